@@ -1,0 +1,270 @@
+"""Answers a turn in this process: engine cache, chat format, diffusion.
+
+torch and transformers are imported here, on the first prompt, and nowhere above.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from llm.parts import Message, StreamEvent
+
+from .. import hub
+from ..catalog import ModelEntry
+from ..chat.messages import PromptEncoder, template_messages
+from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS, ReplyReader
+from ..chat.tokenizer import ChatTokenizer, control_tokens, decode
+from ..errors import CheckpointError
+from ..options import DEFAULT_MAX_TOKENS, Options
+
+if TYPE_CHECKING:
+    from ..diffusion.loading import LoadedModel
+    from ..diffusion.pipeline import Block, BlockDiffusionPipeline
+
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one request asks for."""
+
+    messages: Sequence[Message]
+    options: Options
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """How one canvas went."""
+
+    tokens: int
+    denoising_steps: int
+    converged: bool
+    seconds: float
+
+
+@dataclass
+class Report:
+    """What happened in one reply, as plain values: it becomes `response_json` and the usage."""
+
+    resolved_model: str
+    device: str
+    dtype: str
+    seed: int
+    load_seconds: float
+    input_tokens: int
+    finish_reason: FinishReason = "interrupted"
+    """Until the last block says otherwise, the reply has been cut short."""
+    generate_seconds: float = 0.0
+    blocks: list[BlockReport] = field(default_factory=list)
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(block.tokens for block in self.blocks)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `llm logs --json`. Times are seconds; tokens per forward is the speed-up over one a step."""
+        steps = sum(block.denoising_steps for block in self.blocks)
+        return {
+            "finish_reason": self.finish_reason,
+            "seed": self.seed,
+            "device": self.device,
+            "dtype": self.dtype,
+            "load_seconds": round(self.load_seconds, 3),
+            "generate_seconds": round(self.generate_seconds, 3),
+            "tokens_per_forward": round(self.output_tokens / steps, 2) if steps else 0.0,
+            "blocks": [{**asdict(block), "seconds": round(block.seconds, 3)} for block in self.blocks],
+        }
+
+
+class Engine:
+    """A loaded model with its tokenizer. Lives in the process-wide cache; answers one turn at a time."""
+
+    def __init__(self, loaded: LoadedModel, tokenizer: ChatTokenizer) -> None:
+        from ..diffusion.pipeline import BlockDiffusionPipeline
+
+        self.loaded = loaded
+        self.pipeline: BlockDiffusionPipeline = BlockDiffusionPipeline(loaded.model)
+        self.prompt_encoder = PromptEncoder(tokenizer)
+        self._tokenizer = tokenizer
+        self.control_tokens = control_tokens(tokenizer)
+        # Reentrant: a worker thread holds it for its whole reply, each step takes it again.
+        self.lock = threading.RLock()
+
+    def decode(self, token_ids: list[int]) -> str:
+        return decode(self._tokenizer, token_ids)
+
+    def opens_thought(self, prompt_ids: list[int]) -> bool:
+        """Whether a prompt ends inside a thought, as templates do after a tool's result."""
+        for token_id in reversed(prompt_ids):
+            name = self.control_tokens.get(token_id)
+            if name in (THOUGHT_OPENS, THOUGHT_CLOSES):
+                return name == THOUGHT_OPENS
+        return False
+
+
+_engines: dict[tuple[Path, str], Engine] = {}
+_engines_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An engine, the name to log for it, and what loading it took just now: 0 if it was there."""
+
+    engine: Engine
+    resolved_model: str
+    load_seconds: float
+
+
+def get_engine(entry: ModelEntry) -> Ready:
+    """The engine of a model, loaded if it isn't yet.
+
+    Weights that aren't on this machine are downloaded first, which is not counted as loading.
+
+    Shared by everything in the process: llm makes a new model object for each look-up, and sync and async
+    models must not download or load the same weights twice. Whoever comes during a download waits for it.
+    """
+
+    def check_size(weight_bytes: int) -> None:
+        from ..diffusion.loading import check_fits, resolve_device
+
+        check_fits(weight_bytes, resolve_device(entry.device), chosen=entry.device is not None)
+
+    with _engines_lock:
+        checkpoint = hub.locate(entry, check_size)
+        started = time.perf_counter()
+        from ..diffusion.loading import load_model, resolve_device
+
+        device = resolve_device(entry.device)
+        key = (checkpoint.folder.resolve(), str(device))
+        engine = _engines.get(key)
+        if engine is not None:
+            return Ready(engine, checkpoint.resolved_model, 0.0)
+        check_size(checkpoint.weight_bytes)
+        try:
+            # The model first: its checks say best what is wrong with a folder.
+            loaded = load_model(checkpoint.folder, device)
+            engine = _engines[key] = Engine(loaded, _load_tokenizer(checkpoint.folder))
+        except CheckpointError as error:
+            if isinstance(entry.source, Path):
+                raise
+            raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source)}") from error
+    return Ready(engine, checkpoint.resolved_model, time.perf_counter() - started)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json. A DiffusionGemma checkpoint folder holds config.json, "
+            "*.safetensors, tokenizer.json, tokenizer_config.json and chat_template.jinja."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever it finds wrong is wrong with the folder
+        raise CheckpointError(f"The tokenizer in {folder} can't be read: {error}") from error
+    if not tokenizer.chat_template:
+        raise CheckpointError(
+            f"{folder} has no chat template. Put the checkpoint's chat_template.jinja into the folder."
+        )
+    return tokenizer
+
+
+class LocalReply:
+    """One turn being answered: iterate `steps`, then read `report`."""
+
+    def __init__(self, entry: ModelEntry, turn: Turn) -> None:
+        """Loads the model if need be. Raises what loading or a prompt that can't be answered raises."""
+        # Before the model is loaded: these need none of it.
+        messages = template_messages(turn.messages)
+        options = turn.options
+        ready = get_engine(entry)
+        self._engine = ready.engine
+        prompt_ids = self._engine.prompt_encoder.encode(messages, thinking=bool(options.thinking))
+        self._reader = ReplyReader(
+            self._engine.decode, self._engine.control_tokens, self._engine.opens_thought(prompt_ids)
+        )
+        self._prompt_ids = prompt_ids
+        self._options = options
+        self.has_text = False
+        """Whether anything but blanks and thoughts has been written."""
+        self.report = Report(
+            resolved_model=ready.resolved_model,
+            device=str(self._engine.loaded.device),
+            dtype=str(self._engine.loaded.dtype).removeprefix("torch."),
+            seed=options.seed if options.seed is not None else secrets.randbits(32),
+            load_seconds=ready.load_seconds,
+            input_tokens=len(prompt_ids),
+        )
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Hold it to keep other replies of the same engine waiting."""
+        return self._engine.lock  # type: ignore[return-value]
+
+    def steps(self, *, should_stop: Callable[[], bool] | None = None) -> Generator[list[StreamEvent], None, None]:
+        """The events of each converged block.
+
+        Closing it stops the reply; so does `should_stop`, asked before every denoising step, for those who
+        can't close a generator that is running in another thread.
+        """
+        import torch
+
+        from ..diffusion.pipeline import Block
+        from ..diffusion.sampler import GeneratorRandomness, SamplerSettings
+
+        options = self._options
+        engine = self._engine
+        settings = SamplerSettings.from_generation_config(
+            engine.loaded.model.generation_config,
+            max_denoising_steps=options.max_denoising_steps,
+            entropy_bound=options.entropy_bound,
+            t_min=options.t_min,
+            t_max=options.t_max,
+            confidence_threshold=options.confidence_threshold,
+            stability_threshold=options.stability_threshold,
+        )
+        # On the CPU whatever the model runs on: a seed then draws the same numbers everywhere.
+        generator = torch.Generator().manual_seed(self.report.seed)
+        results = engine.pipeline.generate(
+            self._prompt_ids,
+            settings=settings,
+            max_tokens=options.max_tokens or DEFAULT_MAX_TOKENS,
+            randomness=GeneratorRandomness(generator),
+            should_stop=should_stop,
+        )
+        try:
+            while True:
+                with engine.lock:
+                    started = time.perf_counter()
+                    try:
+                        result = next(results, None)
+                    finally:
+                        self.report.generate_seconds += time.perf_counter() - started
+                if result is None:
+                    break
+                assert isinstance(result, Block)  # no drafts were asked for
+                yield self._take(result)
+        finally:
+            results.close()
+
+    def _take(self, block: Block) -> list[StreamEvent]:
+        self.report.blocks.append(
+            BlockReport(len(block.tokens), block.denoising_steps, block.converged, block.seconds)
+        )
+        events = self._reader.consume(block.tokens)
+        if block.finish_reason is not None:
+            self.report.finish_reason = block.finish_reason
+            events += self._reader.finalize()
+        self.has_text = self.has_text or any(event.type == "text" and event.chunk.strip() for event in events)
+        return events
+
+    def cut_short(self) -> list[StreamEvent]:
+        """What was held back of a reply that won't go on."""
+        return self._reader.finalize()

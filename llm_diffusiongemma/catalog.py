@@ -1,0 +1,39 @@
+"""Which models there are. So far the two built-in ones."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+FULL_REPO = "google/diffusiongemma-26B-A4B-it"
+
+#: A checkpoint folder of one's own, used by `diffusiongemma` instead of the Hub's.
+MODEL_VARIABLE = "LLM_DIFFUSIONGEMMA_MODEL"
+#: The device that models run on, for example "cuda:1" or "cpu".
+DEVICE_VARIABLE = "LLM_DIFFUSIONGEMMA_DEVICE"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model that `llm` can run: its name, and where its weights are."""
+
+    model_id: str
+    source: str | Path
+    """A Hub repository ("owner/name"), or a folder with a checkpoint in the same layout."""
+    device: str | None = None
+    """A torch device; None takes the best there is."""
+
+    def __str__(self) -> str:
+        """How `llm models` shows it."""
+        return f"DiffusionGemma: {self.model_id}"
+
+
+def built_in() -> tuple[ModelEntry, ...]:
+    """The built-in models, with what the environment says. Touches no file."""
+    own_folder = os.environ.get(MODEL_VARIABLE)
+    device = os.environ.get(DEVICE_VARIABLE) or None
+    return (
+        ModelEntry("diffusiongemma", Path(own_folder).expanduser() if own_folder else FULL_REPO, device),
+        ModelEntry("diffusiongemma-tiny", Path(__file__).parent / "tiny" / "checkpoint", device),
+    )

@@ -1,0 +1,166 @@
+"""From llm's messages to prompt tokens, by the checkpoint's own chat template.
+
+**Invariant**: only the template makes control tokens. Whatever stands in the text of a user, a system
+prompt, a tool or the history comes out as plain text, even if it spells `<turn|>`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from llm.parts import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
+
+from ..errors import CheckpointError, PromptError
+from .tokenizer import ChatTokenizer, control_tokens
+
+TemplateMessage = dict[str, Any]
+
+
+def template_messages(messages: Sequence[Message]) -> list[TemplateMessage]:
+    """llm's messages in the shape that chat templates read.
+
+    Raises `PromptError` if there is nothing to answer, or for a part that the model can't read.
+    """
+    converted: list[TemplateMessage] = []
+    for message in messages:
+        if message.role == "tool":
+            converted += [_tool_message(part) for part in message.parts]
+        else:
+            converted.append(_message(message))
+    try:
+        "".join(_texts(converted)).encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            "The prompt holds bytes that are no valid UTF-8. Convert it first, for example with iconv."
+        ) from error
+    if not converted or converted[-1]["role"] not in ("user", "tool"):
+        raise PromptError("There is no question to answer. Give a prompt, or pipe text into the command.")
+    if converted[-1]["role"] == "user" and not converted[-1]["content"].strip():
+        raise PromptError("The prompt is empty. Give a prompt, or pipe text into the command.")
+    return converted
+
+
+def _message(message: Message) -> TemplateMessage:
+    text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
+    converted: TemplateMessage = {"role": message.role, "content": text}
+    reasoning = "".join(part.text for part in message.parts if isinstance(part, ReasoningPart))
+    if reasoning:
+        # Apart from the content: the template shows it in a running tool loop and drops it later.
+        converted["reasoning_content"] = reasoning
+    calls = [part for part in message.parts if isinstance(part, ToolCallPart)]
+    if calls:
+        # The template would put text beside calls behind their results, with no model turn after it.
+        converted["content"] = ""
+        converted["tool_calls"] = [
+            {
+                "id": part.tool_call_id,
+                "type": "function",
+                "function": {"name": part.name, "arguments": part.arguments},
+            }
+            for part in calls
+        ]
+    for part in message.parts:
+        if not isinstance(part, (TextPart, ReasoningPart, ToolCallPart)):
+            raise PromptError(f"This conversation holds {_describe(part)}, which this model can't read.")
+    return converted
+
+
+def _tool_message(part: Part) -> TemplateMessage:
+    if not isinstance(part, ToolResultPart):
+        raise PromptError(f"A tool's message holds {_describe(part)}, which this model can't read.")
+    return {"role": "tool", "name": part.name, "tool_call_id": part.tool_call_id, "content": part.output}
+
+
+def _describe(part: Part) -> str:
+    attachment = getattr(part, "attachment", None)
+    if attachment is not None:
+        return f"an attachment of type {attachment.type or 'unknown'}"
+    return f"a part of type {type(part).__name__}"
+
+
+class PromptEncoder:
+    """Renders messages with a tokenizer's chat template and tokenises them safely."""
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._control_ids = {token: token_id for token_id, token in control_tokens(tokenizer).items()}
+        # Longest first, so that no token hides one that it begins.
+        alternatives = sorted(map(re.escape, self._control_ids), key=len, reverse=True)
+        self._control = re.compile("|".join(alternatives))
+
+    def encode(self, messages: Sequence[TemplateMessage], *, thinking: bool = False) -> list[int]:
+        """Token ids of the whole prompt, ready for the model's turn.
+
+        Raises `CheckpointError` if the checkpoint's template fails.
+        """
+        # A marker in untrusted text is broken by a character that the text doesn't contain. What survives
+        # rendering with the markers whole comes from the template.
+        breaker = _unused_character(_texts(messages))
+
+        def shield(text: str) -> str:
+            return self._control.sub(lambda marker: marker[0][0] + breaker + marker[0][1:], text)
+
+        rendered = self._render([_map_texts(message, shield) for message in messages], thinking)
+        ids: list[int] = []
+        end = 0
+        for marker in self._control.finditer(rendered):
+            ids += self._plain(rendered[end : marker.start()], breaker)
+            ids.append(self._control_ids[marker[0]])
+            end = marker.end()
+        return ids + self._plain(rendered[end:], breaker)
+
+    def _render(self, messages: list[TemplateMessage], thinking: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+            )
+        except TemplateError as error:
+            raise CheckpointError(
+                f"The checkpoint's chat template can't render this conversation: {error}"
+            ) from error
+        assert isinstance(rendered, str)
+        return rendered
+
+    def _plain(self, text: str, breaker: str) -> list[int]:
+        # Both sides of a broken marker are tokenised apart, so that they can't become one again.
+        parts = filter(None, text.split(breaker))
+        # Not verbose: a prompt that is too long is refused with a sentence of our own.
+        return [
+            token
+            for part in parts
+            for token in self._tokenizer.encode(part, add_special_tokens=False, verbose=False)
+        ]
+
+
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {_map_texts(key, change): _map_texts(item, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_map_texts(item, change) for item in value]
+    return value
+
+
+def _texts(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+
+
+def _unused_character(texts: Iterable[str]) -> str:
+    """A private-use character that none of the texts contains: of 137,468 one is always left."""
+    used = set().union(*texts)
+    private_use = itertools.chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+    return next(character for code in private_use if (character := chr(code)) not in used)

@@ -1,0 +1,114 @@
+"""From the tokens of finished blocks to llm's stream events.
+
+Control tokens are recognised by their ids, so a marker is never cut by a block's edge, and text that
+merely spells one stays text. What an edge can cut is a UTF-8 character or the label of a thought: those
+are held back until the rest is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from llm.parts import StreamEvent
+
+REPLACEMENT_CHARACTER = "\ufffd"
+THOUGHT_OPENS, THOUGHT_CLOSES = "<|channel>", "<channel|>"
+# The name of the channel, on a line of its own; not part of the thought.
+THOUGHT_LABEL = "thought\n"
+
+Channel = Literal["text", "reasoning"]
+
+
+class ReplyReader:
+    """Turns one reply's tokens into events: `consume` each block, then `finalize` once.
+
+    `decode` turns token ids into text and loses nothing; `control_tokens` maps the ids of control tokens
+    to their names; `in_thought` says that the prompt has already opened a thought.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        control_tokens: dict[int, str],
+        in_thought: bool = False,
+    ) -> None:
+        self._decode = decode
+        self._control_tokens = control_tokens
+        self._channel: Channel = "reasoning" if in_thought else "text"
+        # The plain tokens since the last control token, and how much of their text is out.
+        self._run: list[int] = []
+        self._emitted = 0
+        # Also at the very start: some replies leave out the token that opens the thought, some repeat the
+        # label after a prompt that has opened it.
+        self._label_pending = True
+        # Blank lines around a thought belong to neither it nor the answer.
+        self._at_start = in_thought
+        self._blank = ""
+
+    def consume(self, token_ids: Sequence[int]) -> list[StreamEvent]:
+        """The events of one more block: at most one of a kind between two changes of kind."""
+        events: list[StreamEvent] = []
+        for token_id in token_ids:
+            name = self._control_tokens.get(token_id)
+            if name is None:
+                self._run.append(token_id)
+                continue
+            events += self._flush(final=True)
+            self._run, self._emitted = [], 0
+            if name == THOUGHT_OPENS:
+                self._switch("reasoning")
+                self._label_pending = True
+            elif name == THOUGHT_CLOSES:
+                self._switch("text")
+        return _merge(events + self._flush(final=False))
+
+    def finalize(self) -> list[StreamEvent]:
+        """What was held back: an incomplete character comes out as U+FFFD."""
+        events = self._flush(final=True)
+        self._run, self._emitted = [], 0
+        return events
+
+    def _switch(self, channel: Channel) -> None:
+        self._channel = channel
+        self._at_start = True
+        self._label_pending = False
+        self._blank = ""
+
+    def _flush(self, final: bool) -> list[StreamEvent]:
+        text = self._decode(self._run) if self._run else ""
+        if not final:
+            # The first bytes of a character decode to replacement characters until the rest is there.
+            text = text.rstrip(REPLACEMENT_CHARACTER)
+        if self._label_pending:
+            if not text or (not final and THOUGHT_LABEL.startswith(text)):
+                return []
+            self._label_pending = False
+            whole = f"{text}\n" if self._channel == "reasoning" else text
+            if whole.startswith(THOUGHT_LABEL):
+                self._emitted = len(THOUGHT_LABEL)
+        fresh = text[self._emitted :]
+        self._emitted = max(self._emitted, len(text))
+        if self._at_start:
+            fresh = fresh.lstrip()
+        if self._channel == "reasoning":
+            # Held until the thought goes on: at its end it is dropped.
+            fresh = self._blank + fresh
+            kept = fresh.rstrip()
+            self._blank = fresh[len(kept) :]
+            fresh = kept
+        if not fresh:
+            return []
+        self._at_start = False
+        return [StreamEvent(type=self._channel, chunk=fresh)]
+
+
+def _merge(events: list[StreamEvent]) -> list[StreamEvent]:
+    """Neighbours of the same kind as one event."""
+    merged: list[StreamEvent] = []
+    for event in events:
+        if merged and merged[-1].type == event.type:
+            merged[-1] = StreamEvent(type=event.type, chunk=merged[-1].chunk + event.chunk)
+        else:
+            merged.append(event)
+    return merged

@@ -1,0 +1,82 @@
+"""Every failure a user can meet, each with the way out in its sentence.
+
+All of them are `llm.ModelError` (what programs that use llm's Python API catch) and
+`click.ClickException` (what makes both `llm prompt` and `llm chat` print one line and exit with
+status 1 instead of a traceback).
+"""
+
+from __future__ import annotations
+
+import click
+import llm
+
+
+class DiffusionGemmaError(llm.ModelError, click.ClickException):
+    """Base of all errors of this plugin. Its text is shown to the user as it is."""
+
+    def __init__(self, message: str) -> None:
+        # Both bases keep the message their own way: click in `.message`, Exception in `.args`.
+        click.ClickException.__init__(self, message)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class CheckpointError(DiffusionGemmaError, ValueError):
+    """A folder is there but can't be used: no DiffusionGemma, files missing, weights missing."""
+
+
+class CheckpointNotFoundError(DiffusionGemmaError, FileNotFoundError):
+    """The weights are not on this machine."""
+
+
+class HubConnectionError(DiffusionGemmaError, ConnectionError):
+    """The weights are not, or not all, on this machine, and the Hub can't be asked or went silent.
+
+    Raised without a network, when the Hub's name or host can't be reached, and under HF_HUB_OFFLINE.
+    """
+
+
+class HubAccessError(DiffusionGemmaError, PermissionError):
+    """The Hub knows the weights and won't hand them out: licence not accepted, or token refused."""
+
+
+class DownloadError(DiffusionGemmaError, OSError):
+    """A download that the Hub or the connection failed: not found, server error, incomplete, damaged."""
+
+
+class DiskSpaceError(DiffusionGemmaError, OSError):
+    """The disk of the Hugging Face cache is too small for what must be downloaded, or has run full."""
+
+
+class DeviceError(DiffusionGemmaError, ValueError):
+    """The asked-for device does not exist here, or can't be used by this PyTorch."""
+
+
+class NoGpuError(DeviceError):
+    """There is no GPU here, and nobody has asked to run so large a model on the CPU."""
+
+
+class DeviceMemoryError(DiffusionGemmaError, MemoryError):
+    """The model, or this prompt, does not fit the memory of the device."""
+
+
+class OptionError(DiffusionGemmaError, ValueError):
+    """Options that are fine one by one but not together, or not with this checkpoint."""
+
+
+class PromptError(DiffusionGemmaError, ValueError):
+    """A prompt that can't be answered: empty, or made of parts this model can't read."""
+
+
+class ContextLengthError(PromptError):
+    """The prompt leaves no room for a canvas in the model's context."""
+
+    def __init__(self, prompt_tokens: int, context_tokens: int, canvas_length: int) -> None:
+        super().__init__(
+            f"The prompt is {prompt_tokens:,} tokens long, but this model's context holds "
+            f"{context_tokens:,} and {canvas_length:,} of them are needed for the reply's first "
+            "canvas. Shorten the prompt, or start a new conversation."
+        )
+        self.prompt_tokens = prompt_tokens
+        self.context_tokens = context_tokens

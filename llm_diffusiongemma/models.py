@@ -1,0 +1,159 @@
+"""llm's face: the sync and the async model. What both need stands once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+import llm
+from llm.parts import StreamEvent
+
+from .catalog import ModelEntry
+from .options import Options
+
+if TYPE_CHECKING:
+    from .backends.local import LocalReply
+
+
+class _DiffusionGemma:
+    """What llm wants to know of the model, sync or async."""
+
+    can_stream = True
+    # mypy takes the nested class of llm's base for a different type; llm documents this very assignment.
+    Options = Options
+
+    def __init__(self, entry: ModelEntry) -> None:
+        self.entry = entry
+        self.model_id = entry.model_id
+
+    def __str__(self) -> str:
+        return str(self.entry)
+
+    def _reply(self, prompt: llm.Prompt) -> LocalReply:
+        from .backends.local import LocalReply, Turn
+
+        options = prompt.options
+        assert isinstance(options, Options)
+        return LocalReply(self.entry, Turn(prompt.messages, options))
+
+
+class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
+    """`llm -m diffusiongemma`: each converged block is one text event."""
+
+    def execute(
+        self,
+        prompt: llm.Prompt,
+        stream: bool,
+        response: llm.Response,
+        conversation: llm.Conversation | None,
+    ) -> Iterator[StreamEvent]:
+        reply = self._reply(prompt)
+        steps = reply.steps()
+        try:
+            for events in steps:
+                yield from events
+        except KeyboardInterrupt:
+            # llm would drop the turn, and `llm chat` would take the loaded weights down with it. The
+            # blocks that are done are worth keeping; the report says that the reply is not whole.
+            steps.close()
+            yield from reply.cut_short()
+            click.echo("\nInterrupted: the reply ends here.", err=True)
+        _record(response, reply)
+
+
+class AsyncDiffusionGemma(_DiffusionGemma, llm.AsyncModel):  # type: ignore[misc]
+    """The same in a worker thread. Cancelling stops the denoising within one step."""
+
+    async def execute(
+        self,
+        prompt: llm.Prompt,
+        stream: bool,
+        response: llm.AsyncResponse,
+        conversation: llm.AsyncConversation | None,
+    ) -> AsyncGenerator[StreamEvent, None]:
+        worker = _Worker(lambda: self._reply(prompt), asyncio.get_running_loop())
+        # Not a daemon: a thread that is inside torch when the interpreter ends takes the process down.
+        threading.Thread(target=worker.run, name="diffusiongemma").start()
+        try:
+            while True:
+                result = await worker.results.get()
+                if isinstance(result, BaseException):
+                    raise result
+                if not isinstance(result, list):
+                    _record(response, result)
+                    return
+                for event in result:
+                    yield event
+                worker.wanted.release()
+        finally:
+            worker.stopped.set()
+
+
+class _Worker:
+    """One reply in a thread of its own, handed over block by block.
+
+    It holds the engine for the whole reply, so that replies queue; but not while nobody asks for the next
+    block, and not a step longer than somebody wants it.
+    """
+
+    PATIENCE_SECONDS = 0.5
+    LOOK_UP_SECONDS = 0.1
+
+    def __init__(self, start_reply: Callable[[], LocalReply], loop: asyncio.AbstractEventLoop) -> None:
+        self._start_reply = start_reply
+        self._loop = loop
+        self.results: asyncio.Queue[list[StreamEvent] | LocalReply | BaseException] = asyncio.Queue()
+        self.wanted = threading.Semaphore(0)
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        try:
+            reply = self._start_reply()
+            while not reply.lock.acquire(timeout=self.LOOK_UP_SECONDS):
+                if self._is_unwanted():
+                    return
+            try:
+                for events in reply.steps(should_stop=self._is_unwanted):
+                    self._hand_over(events)
+                    if not self.wanted.acquire(timeout=self.PATIENCE_SECONDS):
+                        self._wait_without_engine(reply.lock)
+            finally:
+                reply.lock.release()
+            if not self._is_unwanted():
+                self._hand_over(reply)
+        except BaseException as error:  # it is raised again in the loop's thread, where it can be seen
+            self._hand_over(error)
+
+    def _wait_without_engine(self, lock: threading.RLock) -> None:  # type: ignore[valid-type]
+        lock.release()  # type: ignore[attr-defined]
+        try:
+            while not self.wanted.acquire(timeout=self.LOOK_UP_SECONDS):
+                if self._is_unwanted():
+                    return
+        finally:
+            lock.acquire()  # type: ignore[attr-defined]
+
+    def _is_unwanted(self) -> bool:
+        # A program that ends without closing its generators must not wait for this thread for ever.
+        return self.stopped.is_set() or self._loop.is_closed() or not threading.main_thread().is_alive()
+
+    def _hand_over(self, result: list[StreamEvent] | LocalReply | BaseException) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self.results.put_nowait, result)
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            self.stopped.set()
+
+
+def _record(response: Any, reply: LocalReply) -> None:
+    """Put a reply's report where llm keeps it, and say so if the reply is empty."""
+    report = reply.report
+    response.set_usage(input=report.input_tokens, output=report.output_tokens)
+    response.set_resolved_model(report.resolved_model)
+    response.response_json = report.as_json()
+    if not reply.has_text and report.finish_reason != "interrupted":
+        click.echo(
+            "The model's reply is empty. Ask for a whole sentence, or try another seed: -o seed 1", err=True
+        )

@@ -1,0 +1,79 @@
+"""What `-o` accepts.
+
+Every field is None unless the user sets it: a default here would override `llm models options set` and
+be logged on every turn. What None means is the checkpoint's business (its generation_config), but for
+`max_tokens`: the checkpoint's 256 is one canvas and would cut every longer answer.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import llm
+from pydantic import Field, model_validator
+
+DEFAULT_MAX_TOKENS = 8192
+
+
+class Options(llm.Options):
+    """Generation options. Choices of a moment; where and how a model is loaded is not among them."""
+
+    # `Optional[...]` and not `... | None`: `llm models --options` shows the type's name.
+    max_tokens: Optional[int] = Field(  # noqa: UP045
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description=f"Longest reply in tokens, 1 to 1,000,000, cut exactly there (default {DEFAULT_MAX_TOKENS:,})",
+    )
+    seed: Optional[int] = Field(  # noqa: UP045
+        default=None,
+        ge=0,
+        lt=2**63,
+        description="Same seed, same reply on the same device. Without one a seed is drawn and logged",
+    )
+    max_denoising_steps: Optional[int] = Field(  # noqa: UP045
+        default=None,
+        ge=1,
+        le=1000,
+        description="Most denoising steps for a canvas, 1 to 1000 (the checkpoint says 48)",
+    )
+    entropy_bound: Optional[float] = Field(  # noqa: UP045
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Doubt accepted in one step, in nats, above 0: more is faster and riskier (0.1)",
+    )
+    t_max: Optional[float] = Field(  # noqa: UP045
+        default=None,
+        ge=0.01,
+        le=100,
+        description="Temperature at a canvas's first step, above t_min, 0.01 to 100 (0.8)",
+    )
+    t_min: Optional[float] = Field(  # noqa: UP045
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Temperature towards its last step, 0 or more (0.4)",
+    )
+    confidence_threshold: Optional[float] = Field(  # noqa: UP045
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="A canvas may stop when its mean entropy is below this, in nats, above 0 (0.005)",
+    )
+    stability_threshold: Optional[int] = Field(  # noqa: UP045
+        default=None,
+        ge=0,
+        le=1000,
+        description="... and when its tokens stayed the same for this many steps, 0 to 1000 (1)",
+    )
+    thinking: Optional[bool] = Field(  # noqa: UP045
+        default=None,
+        description="true: write down a thought before the answer; -R hides it (default false)",
+    )
+
+    @model_validator(mode="after")
+    def _temperature_falls(self) -> Options:
+        if self.t_min is not None and self.t_max is not None and self.t_min >= self.t_max:
+            raise ValueError(f"t_min ({self.t_min}) must be below t_max ({self.t_max})")
+        return self

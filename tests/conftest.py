@@ -1,0 +1,106 @@
+"""What every test needs: one thread, no network, a log of its own, and `llm` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import click.testing
+import huggingface_hub.constants
+import llm.cli
+import pytest
+import torch
+
+TINY = "diffusiongemma-tiny"
+PATIENCE_SECONDS = 120
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "LLM_LOAD_PLUGINS": "llm-diffusiongemma"}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("LLM_") or name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN"):
+            monkeypatch.delenv(name)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    # It has read its environment when it was imported, maybe before this.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
+
+
+class Llm:
+    """The `llm` command over one log database: in this process (fast), or in a new one (real)."""
+
+    def __call__(self, *arguments: str, input: str | None = None) -> click.testing.Result:  # noqa: A002
+        return click.testing.CliRunner().invoke(llm.cli.cli, arguments, input=input, catch_exceptions=False)
+
+    def ok(self, *arguments: str, input: str | None = None) -> str:  # noqa: A002
+        """Standard output of a command that has to succeed, without the last newline."""
+        result = self(*arguments, input=input)
+        assert result.exit_code == 0, result.output
+        return result.stdout.removesuffix("\n")
+
+    def fails(self, *arguments: str, input: str | None = None) -> str:  # noqa: A002
+        """The message of a command that has to fail: one `Error:`, status 1, no traceback, no new log."""
+        before = len(self.logs())
+        result = self(*arguments, input=input)
+        assert result.exit_code == 1, result.output
+        assert result.stdout == ""
+        assert "Traceback" not in result.stderr
+        # Nothing else on stderr, but for what a download says first.
+        assert result.stderr.startswith(("Error: ", "The weights of ")), result.stderr
+        assert sum(line.startswith("Error: ") for line in result.stderr.splitlines()) == 1
+        assert len(self.logs()) == before
+        return result.stderr.partition("Error: ")[2].strip()
+
+    def logs(self) -> list[dict]:
+        """All logged turns, oldest first."""
+        result = self("logs", "list", "-n", "0", "--json")
+        return json.loads(result.stdout) if result.exit_code == 0 else []
+
+    def process(self, *arguments: str, interactive: bool = False) -> subprocess.Popen[str]:
+        """The command in a process of its own, killed after a while whatever happens.
+
+        Not interactive it gets no standard input: `llm prompt` would read that to its end first.
+        """
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llm", *arguments],
+            stdin=subprocess.PIPE if interactive else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ),
+        )
+        timer = threading.Timer(PATIENCE_SECONDS, process.kill)
+        timer.start()
+        self._started.append((process, timer))
+        return process
+
+    def __init__(self) -> None:
+        self._started: list[tuple[subprocess.Popen[str], threading.Timer]] = []
+
+    def close(self) -> None:
+        for process, timer in self._started:
+            timer.cancel()
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
+
+@pytest.fixture
+def llm_command() -> Iterator[Llm]:
+    command = Llm()
+    yield command
+    command.close()

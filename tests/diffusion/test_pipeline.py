@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
+from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
+from llm_diffusiongemma.errors import ContextLengthError, DeviceMemoryError, OptionError, PromptError
+
+from .tiny_models import NEVER, prompt_of, shared_model, tiny_model
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+CANVAS = 16
+CONTEXT = 128
+PROMPT = prompt_of(20)
+
+
+def start(
+    model: Any = None,
+    *,
+    prompt: Any = PROMPT,
+    max_tokens: int = 3 * CANVAS,
+    seed: int = 0,
+    drafts: bool = False,
+    **settings: Any,
+) -> Generator[Draft | Block, None, None]:
+    model = model or shared_model()
+    return BlockDiffusionPipeline(model).generate(
+        prompt,
+        settings=SamplerSettings.from_generation_config(model.generation_config, **settings),
+        max_tokens=max_tokens,
+        randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
+        drafts=drafts,
+    )
+
+
+def blocks_of(model: Any = None, **arguments: Any) -> list[Block]:
+    blocks = []
+    for record in start(model, **arguments):
+        assert isinstance(record, Block)
+        blocks.append(record)
+    return blocks
+
+
+def tokens_of(blocks: list[Block]) -> list[int]:
+    return [token for block in blocks for token in block.tokens]
+
+
+@contextmanager
+def calls_of(module: torch.nn.Module) -> Iterator[list[bool]]:
+    """One entry for each forward of the module: whether autograd was on in it."""
+    calls: list[bool] = []
+    hook = module.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def ending_with(*eos_token_ids: int) -> Iterator[None]:
+    """Let these tokens end the shared model's replies."""
+    config = shared_model().generation_config
+    config.eos_token_id = list(eos_token_ids)
+    try:
+        yield
+    finally:
+        config.eos_token_id = [NEVER]
+
+
+# --- what a pipeline knows of its model ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("eos", "expected"), [([1, 9], {1, 9}), (5, {5}), (None, set())])
+def test_reads_its_sizes_and_end_tokens_from_the_checkpoint(eos: Any, expected: set[int]) -> None:
+    model = tiny_model(canvas_length=24, vocab_size=300, max_position_embeddings=77)
+    model.generation_config.eos_token_id = eos
+    pipeline = BlockDiffusionPipeline(model)
+    assert (pipeline.canvas_length, pipeline.vocab_size, pipeline.context_length) == (24, 300, 77)
+    assert pipeline.eos_token_ids == expected
+
+
+# --- length ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_tokens", [1, CANVAS - 1, CANVAS, CANVAS + 1, 2 * CANVAS, 2 * CANVAS + 7])
+def test_max_tokens_is_exact(max_tokens: int) -> None:
+    whole = tokens_of(blocks_of(max_tokens=3 * CANVAS))
+    blocks = blocks_of(max_tokens=max_tokens)
+    assert tokens_of(blocks) == whole[:max_tokens]
+    assert len(blocks) == -(-max_tokens // CANVAS)
+    assert [block.index for block in blocks] == list(range(len(blocks)))
+    assert [block.finish_reason for block in blocks] == [None] * (len(blocks) - 1) + ["length"]
+    assert all(block.eos_token_id is None for block in blocks)
+
+
+def test_the_context_ends_a_reply() -> None:
+    blocks = blocks_of(prompt=prompt_of(CONTEXT - 2 * CANVAS - 5), max_tokens=1000)
+    assert [block.finish_reason for block in blocks] == [None, "length"]
+    assert len(tokens_of(blocks)) == 2 * CANVAS
+
+
+def test_a_prompt_that_leaves_room_for_one_canvas_is_answered() -> None:
+    (block,) = blocks_of(prompt=prompt_of(CONTEXT - CANVAS), max_tokens=1000)
+    assert (len(block.tokens), block.finish_reason) == (CANVAS, "length")
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_at_the_call() -> None:
+    with calls_of(shared_model().model.encoder) as encoder_calls:
+        with pytest.raises(ContextLengthError, match="113 tokens") as raised:
+            start(prompt=prompt_of(CONTEXT - CANVAS + 1))
+        assert (raised.value.prompt_tokens, raised.value.context_tokens) == (113, 128)
+    assert encoder_calls == []
+
+
+def test_senseless_arguments_are_refused_at_the_call() -> None:
+    with pytest.raises(PromptError, match="empty"):
+        start(prompt=[])
+    with pytest.raises(OptionError, match="max_tokens must be at least 1, but it is 0"):
+        start(max_tokens=0)
+
+
+# --- end of sequence -------------------------------------------------------------------------------------
+
+
+def test_the_first_end_of_sequence_ends_the_reply() -> None:
+    whole = tokens_of(blocks_of())
+    position = next(i for i in range(CANVAS + 3, 3 * CANVAS) if whole[i] not in whole[:i])
+    later = next(token for token in whole[position + 1 :] if token not in whole[: position + 1])
+    with ending_with(later, whole[position]):
+        blocks = blocks_of()
+        assert tokens_of(blocks) == whole[:position]
+        assert len(blocks) == position // CANVAS + 1
+        assert [block.finish_reason for block in blocks] == [None] * (len(blocks) - 1) + ["stop"]
+        assert [block.eos_token_id for block in blocks] == [None] * (len(blocks) - 1) + [whole[position]]
+
+        # The budget ends where the reply does: it is whole, and says so. One less, and it is not.
+        exact = blocks_of(max_tokens=position)
+        assert (tokens_of(exact), exact[-1].finish_reason) == (whole[:position], "stop")
+        short = blocks_of(max_tokens=position - 1)
+        assert (tokens_of(short), short[-1].finish_reason) == (whole[: position - 1], "length")
+        assert short[-1].eos_token_id is None
+
+
+def test_a_block_may_hold_nothing_but_the_end() -> None:
+    whole = tokens_of(blocks_of())
+    with ending_with(whole[0]):
+        (block,) = blocks_of()
+    assert (block.tokens, block.eos_token_id, block.finish_reason) == ([], whole[0], "stop")
+
+
+# --- denoising -------------------------------------------------------------------------------------------
+
+
+def test_says_whether_a_canvas_converged_and_in_how_many_steps() -> None:
+    with calls_of(shared_model()) as denoiser_calls:
+        blocks = [block for seed in range(6) for block in blocks_of(seed=seed)]
+    assert {block.converged for block in blocks} == {True, False}
+    assert all(block.converged or block.denoising_steps == 20 for block in blocks)
+    assert {block.denoising_steps for block in blocks if block.converged} - {20}
+    assert sum(block.denoising_steps for block in blocks) == len(denoiser_calls)
+    assert all(block.seconds > 0 for block in blocks)
+
+
+def test_the_encoder_reads_the_prompt_once_and_every_block_that_another_follows() -> None:
+    with calls_of(shared_model().model.encoder) as encoder_calls:
+        assert len(blocks_of(max_tokens=3 * CANVAS)) == 3
+        assert len(encoder_calls) == 3  # the prompt, block 0, block 1
+        blocks_of(max_tokens=CANVAS)
+        assert len(encoder_calls) == 4
+
+
+def test_a_prompt_may_be_a_tensor() -> None:
+    assert tokens_of(blocks_of(prompt=torch.tensor(PROMPT, dtype=torch.int32))) == tokens_of(blocks_of())
+
+
+def test_the_prompt_matters() -> None:
+    assert tokens_of(blocks_of(prompt=prompt_of(20, seed=1))) != tokens_of(blocks_of())
+
+
+# --- drafts ----------------------------------------------------------------------------------------------
+
+
+def test_drafts_come_after_every_step_and_the_last_one_is_committed() -> None:
+    records = list(start(drafts=True))
+    blocks = [record for record in records if isinstance(record, Block)]
+    expected = [
+        (block.index, step) for block in blocks for step in [*range(1, block.denoising_steps + 1), "block"]
+    ]
+    assert expected == [
+        (record.block_index, record.step) if isinstance(record, Draft) else (record.index, "block")
+        for record in records
+    ]
+    for before, record in pairwise(records):
+        if isinstance(record, Block):
+            assert isinstance(before, Draft)
+            assert before.tokens == record.tokens
+            assert not record.converged or before.mean_entropy < 0.005
+        elif isinstance(record, Draft):
+            assert len(record.tokens) == len(record.accepted) == CANVAS
+            assert any(record.accepted)
+
+
+def test_watching_changes_nothing() -> None:
+    watched = [record for record in start(drafts=True) if isinstance(record, Block)]
+    assert tokens_of(watched) == tokens_of(blocks_of())
+
+
+def test_time_spent_on_drafts_by_the_consumer_is_not_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("llm_diffusiongemma.diffusion.pipeline.time.perf_counter", lambda: now)
+    for record in start(drafts=True):
+        if isinstance(record, Block):
+            assert record.seconds == 0
+        now += 1
+
+
+# --- stopping --------------------------------------------------------------------------------------------
+
+
+def test_closing_a_watched_reply_stops_within_a_step() -> None:
+    with calls_of(shared_model()) as denoiser_calls:
+        reply = start(drafts=True)
+        assert denoiser_calls == []  # nothing happens before somebody asks
+        drafts = [next(reply) for _ in range(3)]
+        reply.close()
+        assert list(reply) == []
+    assert [draft.step for draft in drafts if isinstance(draft, Draft)] == [1, 2, 3]
+    assert len(denoiser_calls) == 3
+
+
+def test_closing_between_blocks_stops_at_once() -> None:
+    with calls_of(shared_model()) as denoiser_calls, calls_of(shared_model().model.encoder) as encoder_calls:
+        reply = start()
+        block = next(reply)
+        assert isinstance(block, Block)
+        reply.close()
+        assert list(reply) == []
+    assert len(denoiser_calls) == block.denoising_steps
+    assert len(encoder_calls) == 1
+
+
+# --- randomness and autograd -----------------------------------------------------------------------------
+
+
+def test_the_seed_decides() -> None:
+    replies = [tuple(tokens_of(blocks_of(seed=seed))) for seed in (0, 1, 2, 0)]
+    assert replies[0] == replies[3]
+    assert len(set(replies)) == 3
+
+
+def test_the_global_rng_is_not_touched() -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    blocks_of()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("grad_mode", [True, False])
+def test_autograd_is_off_inside_and_the_consumers_own_outside(grad_mode: bool) -> None:
+    """A `with torch.no_grad()` around a `yield` would stay on in whoever consumes the generator."""
+    model = shared_model()
+    with (
+        torch.set_grad_enabled(grad_mode),
+        calls_of(model) as denoiser_calls,
+        calls_of(model.model.encoder) as encoder_calls,
+    ):
+        reply = start(drafts=True)
+        assert torch.is_grad_enabled() is grad_mode
+        num_drafts = 0
+        for record in reply:
+            assert torch.is_grad_enabled() is grad_mode
+            num_drafts += isinstance(record, Draft)
+        assert torch.is_grad_enabled() is grad_mode
+
+        closed_early = start(drafts=True)
+        next(closed_early)
+        closed_early.close()
+        assert torch.is_grad_enabled() is grad_mode
+        with pytest.raises(KeyError):
+            _throw_into_a_reply()
+        assert torch.is_grad_enabled() is grad_mode
+    assert len(denoiser_calls) == num_drafts + 2
+    assert not any(denoiser_calls + encoder_calls)
+
+
+def _throw_into_a_reply() -> None:
+    reply = start(drafts=True)
+    next(reply)
+    reply.throw(KeyError("from the consumer"))
+
+
+# --- memory ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["encoder", "denoiser"])
+def test_running_out_of_memory_names_the_way_out(where: str) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    model = shared_model()
+    hook = (model.model.encoder if where == "encoder" else model).register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(DeviceMemoryError, match=r"cpu ran out of memory .* Shorten the prompt"):
+            list(start())
+    finally:
+        hook.remove()
+    assert torch.is_grad_enabled()

@@ -1,0 +1,226 @@
+"""A Hugging Face Hub on 127.0.0.1: real HTTP, as much of the Hub's interface as a download needs.
+
+It serves the embedded checkpoint under the full model's name, logs each request, and misbehaves on demand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+REPO = "google/diffusiongemma-26B-A4B-it"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FIRST_SHARD = "model-00001-of-00002.safetensors"
+LAST_SHARD = "model-00002-of-00002.safetensors"
+
+LARGE_FILE_SUFFIXES = (".safetensors", ".gguf", ".pt")
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    range: str | None
+    authorization: str | None
+
+    @property
+    def file(self) -> str | None:
+        """The repository's file that was asked for."""
+        match = re.fullmatch(f"/{REPO}/resolve/{COMMIT}/(.+)", self.path)
+        return match.group(1) if match else None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    status: int
+    code: str | None = None
+    """The Hub's X-Error-Code."""
+    message: str | None = None
+    """The Hub's X-Error-Message."""
+
+
+@dataclass
+class LoopbackHub:
+    """Start with `start`, stop with `stop`. What it does wrong can be changed at any time."""
+
+    files: dict[str, bytes]
+    requests: list[Request] = field(default_factory=list)
+    refuse_all: Refusal | None = None
+    refuse_files: Refusal | None = None
+    """Says what it has, but hands it out to nobody, as the Hub does with a gated repository."""
+    refused_file: str | None = None
+    """The only file that `refuse_files` is about."""
+    claimed_sizes: dict[str, int] = field(default_factory=dict)
+    """Sizes in the listing that are not so."""
+    cut_after: int | None = None
+    """Drop the connection after so many bytes of the last shard, once."""
+    pause_after: int | None = None
+    """Send so many bytes of the last shard and wait for `go_on` before the others."""
+    go_on: threading.Event = field(default_factory=threading.Event)
+    paused: threading.Event = field(default_factory=threading.Event)
+    truncate_to: int | None = None
+    """Hand out the last shard as if it were that short."""
+    corrupt: bool = False
+    """Hand out the last shard with one other byte."""
+    instead: bytes | None = None
+    """Answer all with this page."""
+    _server: ThreadingHTTPServer | None = None
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @property
+    def last_shard_ranges(self) -> list[str | None]:
+        """The Range header of each request for the last shard's content."""
+        return [
+            request.range for request in self.requests if request.method == "GET" and request.file == LAST_SHARD
+        ]
+
+    @property
+    def file_gets(self) -> list[str]:
+        """The files whose content was asked for."""
+        return [request.file for request in self.requests if request.method == "GET" and request.file]
+
+    def start(self) -> None:
+        hub = self
+
+        class Handler(_Handler):
+            pass
+
+        Handler.hub = hub
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def stop(self) -> None:
+        self.go_on.set()
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Name, size and ids of each file, as both of the Hub's listings need them."""
+        result = []
+        for name, content in sorted(self.files.items()):
+            size = self.claimed_sizes.get(name, len(content))
+            blob_id = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            entry: dict[str, Any] = {"name": name, "size": size, "blob": blob_id, "sha256": None}
+            if name.endswith(LARGE_FILE_SUFFIXES):
+                entry["sha256"] = hashlib.sha256(content).hexdigest()
+            result.append(entry)
+        return result
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: LoopbackHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path, _, _ = self.path.partition("?")
+        request = Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
+        self.hub.requests.append(request)
+        if self.hub.instead is not None:
+            self._send(200, self.hub.instead)
+        elif self.hub.refuse_all is not None:
+            self._refuse(self.hub.refuse_all)
+        elif request.file is not None:
+            self._send_file(request)
+        elif path in (f"/api/models/{REPO}", f"/api/models/{REPO}/revision/main"):
+            self._send_json({"id": REPO, "sha": COMMIT, "siblings": [_sibling(e) for e in self.hub.listing()]})
+        elif path == f"/api/models/{REPO}/tree/{COMMIT}":
+            self._send_json([_tree_entry(e) for e in self.hub.listing()])
+        else:
+            self._refuse(Refusal(404, "RepoNotFound"))
+
+    def _send_file(self, request: Request) -> None:
+        hub, name = self.hub, request.file
+        if hub.refuse_files is not None and hub.refused_file in (None, name):
+            return self._refuse(hub.refuse_files)
+        entry = next((entry for entry in hub.listing() if entry["name"] == name), None)
+        if entry is None:
+            return self._refuse(Refusal(404, "EntryNotFound"))
+        assert name is not None
+        content = hub.files[name]
+        is_last_shard = name == LAST_SHARD
+        if is_last_shard and hub.truncate_to is not None:
+            content = content[: hub.truncate_to]
+        if is_last_shard and hub.corrupt:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        headers = {
+            "ETag": f'"{entry["sha256"] or entry["blob"]}"',
+            "X-Repo-Commit": COMMIT,
+            "Accept-Ranges": "bytes",
+        }
+        if entry["sha256"]:
+            headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(entry["size"])}
+        status, start = 200, 0
+        if request.range is not None:
+            match = re.fullmatch(r"bytes=(\d+)-", request.range)
+            assert match is not None, request.range
+            status, start = 206, int(match.group(1))
+            if start >= len(content):
+                return self._refuse(Refusal(416))
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        return self._send(status, content[start:], headers, is_last_shard=is_last_shard)
+
+    def _send(
+        self, status: int, body: bytes, headers: dict[str, str] | None = None, *, is_last_shard: bool = False
+    ) -> None:
+        self.send_response(status)
+        for header, value in (headers or {}).items():
+            self.send_header(header, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        hub = self.hub
+        if is_last_shard and hub.cut_after is not None:
+            body, hub.cut_after = body[: hub.cut_after], None
+            self.close_connection = True
+        if is_last_shard and hub.pause_after is not None:
+            first, body, hub.pause_after = body[: hub.pause_after], body[hub.pause_after :], None
+            self.wfile.write(first)
+            self.wfile.flush()
+            hub.paused.set()
+            hub.go_on.wait(60)
+        try:
+            self.wfile.write(body)
+        except OSError:  # the other side has hung up
+            self.close_connection = True
+
+    def _send_json(self, content: Any) -> None:
+        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _refuse(self, refusal: Refusal) -> None:
+        headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
+        self._send(refusal.status, b"{}", {name: value for name, value in headers.items() if value})
+
+
+def _sibling(entry: dict[str, Any]) -> dict[str, Any]:
+    result = {"rfilename": entry["name"], "size": entry["size"], "blobId": entry["blob"]}
+    if entry["sha256"]:
+        result["lfs"] = {"sha256": entry["sha256"], "size": entry["size"], "pointerSize": 135}
+    return result
+
+
+def _tree_entry(entry: dict[str, Any]) -> dict[str, Any]:
+    result = {"type": "file", "path": entry["name"], "size": entry["size"], "oid": entry["blob"]}
+    if entry["sha256"]:
+        result["lfs"] = {"oid": entry["sha256"], "size": entry["size"], "pointerSize": 135}
+    return result

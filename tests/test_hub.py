@@ -1,0 +1,485 @@
+"""The full model's first use, over real HTTP: a hub on loopback has the embedded checkpoint under its name."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub._tree_cache
+import huggingface_hub.constants
+import llm
+import pytest
+import torch
+from huggingface_hub.utils import WeakFileLock
+from safetensors.torch import load_file, save_file
+
+from llm_diffusiongemma import hub as hub_module
+from llm_diffusiongemma.backends import local
+from llm_diffusiongemma.diffusion import loading
+from llm_diffusiongemma.errors import HubConnectionError
+from llm_diffusiongemma.tiny.network import CHECKPOINT
+
+from .conftest import TINY, Llm
+from .loopback_hub import COMMIT, FIRST_SHARD, LAST_SHARD, REPO, LoopbackHub, Refusal
+
+FULL = "diffusiongemma"
+QUICK = ("-o", "seed", "1", "-o", "max_tokens", "20", "-o", "max_denoising_steps", "2")
+QUESTION = "What is a canvas?"
+INDEX = "model.safetensors.index.json"
+
+# huggingface_hub writes in chunks of this size: what is shorter is lost when a connection drops.
+HUB_CHUNK = 10 * 1024 * 1024
+
+
+@pytest.fixture(scope="session")
+def checkpoint_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The embedded checkpoint in two shards, the last longer than two chunks, and files that nobody needs."""
+    folder = tmp_path_factory.mktemp("served")
+    weights = load_file(CHECKPOINT / "model.safetensors")
+    names = sorted(weights)
+    shards = {
+        FIRST_SHARD: {name: weights[name] for name in names[::2]},
+        LAST_SHARD: {name: weights[name] for name in names[1::2]}
+        | {"unused": torch.zeros(22 * 2**20, dtype=torch.uint8)},
+    }
+    for shard, tensors in shards.items():
+        save_file(tensors, folder / shard, metadata={"format": "pt"})
+    weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    for file in CHECKPOINT.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, folder)
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture
+def hub(checkpoint_files: dict[str, bytes]) -> Iterator[LoopbackHub]:
+    not_needed = {
+        "README.md": b"# A model",
+        "same.gguf": b"the same again",
+        "same.pt": b"the same again",
+        "original/model.safetensors": b"the same again",
+    }
+    hub = LoopbackHub({**checkpoint_files, **not_needed})
+    hub.start()
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def in_processes(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The environment of commands that run in a process of their own, as a user sets it."""
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+@pytest.fixture
+def in_process(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for this process, where huggingface_hub has read the environment long ago."""
+    point_to(hub.url, monkeypatch)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    # Nothing of what happens here may be found by another test.
+    monkeypatch.setattr(local, "_engines", {})
+
+
+def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(
+        huggingface_hub.constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        url + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+
+
+def blobs(cache: Path) -> list[Path]:
+    return sorted((cache / f"models--{REPO.replace('/', '--')}" / "blobs").glob("*"))
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    output, errors = process.communicate(timeout=120)
+    assert "Traceback" not in errors
+    return output.removesuffix("\n"), errors
+
+
+def run_on_a_terminal(*arguments: str) -> tuple[int, str, str]:
+    """Run `llm` with a terminal as its standard error, where progress bars are shown."""
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llm", *arguments], stdout=subprocess.PIPE, stderr=theirs, text=True
+    )
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(ours, 4096)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.close(ours)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output.removesuffix("\n"), seen.decode()
+
+
+@pytest.mark.usefixtures("in_processes")
+def test_first_use_then_no_request(
+    hub: LoopbackHub, checkpoint_files: dict[str, bytes], cache: Path, llm_command: Llm
+) -> None:
+    status, answer, shown = run_on_a_terminal("-m", FULL, QUESTION, *QUICK)
+    assert status == 0, shown
+    # First what will be done, then the bar, then the answer.
+    announcement, _, progress = shown.partition("Ctrl-C stops it")
+    assert f"The weights of {REPO} are not on this machine yet." in announcement
+    assert f"Downloading 25.9 MB in 9 files, to {cache}" in announcement
+    assert "%" not in announcement
+    assert f"{LAST_SHARD}: 100%" in progress
+    assert answer == llm_command.ok("-m", TINY, QUESTION, *QUICK)
+    first, embedded = llm_command.logs()
+    assert first["response"] == embedded["response"]
+    assert first["resolved_model"] == f"{REPO}@{COMMIT}"
+    assert first["response_json"]["finish_reason"] in ("stop", "length")
+    # Each file once, and no file that a reply has no use for.
+    assert sorted(hub.file_gets) == sorted(checkpoint_files)
+    assert {request.authorization for request in hub.requests} == {None}
+
+    hub.requests.clear()
+    again, errors = finish(llm_command.process("-m", FULL, QUESTION, *QUICK))
+    assert again == answer
+    assert errors == ""
+    assert hub.requests == []
+    assert llm_command.logs()[-1]["resolved_model"] == f"{REPO}@{COMMIT}"
+
+
+@pytest.mark.usefixtures("in_processes")
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs POSIX signals")
+def test_stopped_and_gone_on_with(
+    hub: LoopbackHub, cache: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of a file, a run without network, then one that fetches only the rest."""
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    hub.pause_after = 15_000_000
+    process = llm_command.process("-m", FULL, QUESTION, *QUICK)
+    assert hub.paused.wait(60)
+    partial = wait_for_size(cache, HUB_CHUNK)
+    process.send_signal(signal.SIGINT)
+    output, errors = finish(process)
+    assert process.returncode == 1
+    assert output == ""
+    here = f"{(len(hub.files[FIRST_SHARD]) + HUB_CHUNK) / 1e6:.1f} MB"
+    assert f"Stopped. {here} of 25.9 MB are on disk" in errors
+    assert "Error:" not in errors
+    assert partial.stat().st_size == HUB_CHUNK
+    assert llm_command.logs() == []
+    assert {request.authorization for request in hub.requests if request.file} == {"Bearer hf_of_a_test"}
+
+    hub.requests.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    process = llm_command.process("-m", FULL, QUESTION, *QUICK)
+    output, errors = finish(process)
+    assert (process.returncode, output) == (1, "")
+    assert errors.startswith("Error: ")
+    assert "only partly in this machine's Hugging Face cache, and HF_HUB_OFFLINE" in errors
+    assert hub.requests == []
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    process = llm_command.process("-m", FULL, QUESTION, *QUICK)
+    output, errors = finish(process)
+    assert process.returncode == 0, errors
+    assert "are not all on this machine yet" in errors
+    assert f"Downloading 25.9 MB in 9 files, {here} of it here already" in errors
+    assert "%" not in errors  # HF_HUB_DISABLE_PROGRESS_BARS
+    assert hub.last_shard_ranges == [f"bytes={HUB_CHUNK}-"]
+    assert FIRST_SHARD not in hub.file_gets
+    assert output == llm_command.ok("-m", TINY, QUESTION, *QUICK)
+    assert not [blob for blob in blobs(cache) if blob.name.endswith(".incomplete")]
+
+
+def wait_for_size(cache: Path, size: int) -> Path:
+    for _ in range(600):
+        for blob in blobs(cache):
+            if blob.name.endswith(".incomplete") and blob.stat().st_size >= size:
+                return blob
+        time.sleep(0.05)
+    raise AssertionError(f"no unfinished file of {size} bytes: {blobs(cache)}")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_dropped_connection(hub: LoopbackHub, llm_command: Llm) -> None:
+    """Within one run, huggingface_hub goes on by itself."""
+    hub.cut_after = 15_000_000
+    llm_command.ok("-m", FULL, QUESTION, *QUICK)
+    assert hub.last_shard_ranges == [None, f"bytes={HUB_CHUNK}-"]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_cut_for_good(hub: LoopbackHub, llm_command: Llm) -> None:
+    """The rest comes with the next prompt, and nothing twice."""
+    hub.truncate_to = 12_000_000
+    message = llm_command.fails("-m", FULL, QUESTION)
+    assert "did not come whole" in message
+    assert "Run the command again" in message
+    assert FIRST_SHARD in hub.file_gets
+    hub.requests.clear()
+    hub.truncate_to = None
+    llm_command.ok("-m", FULL, QUESTION, *QUICK)
+    assert FIRST_SHARD not in hub.file_gets
+    assert hub.last_shard_ranges == ["bytes=12000000-"]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_damaged_on_the_way(hub: LoopbackHub, cache: Path, llm_command: Llm) -> None:
+    hub.corrupt = True
+    message = llm_command.fails("-m", FULL, QUESTION)
+    assert f"{LAST_SHARD} of {REPO} came damaged" in message
+    assert [blob.stat().st_size for blob in blobs(cache)] == [len(hub.files[FIRST_SHARD])]
+    hub.corrupt = False
+    llm_command.ok("-m", FULL, QUESTION, *QUICK)
+    assert hub.file_gets.count(FIRST_SHARD) == 1
+    assert hub.last_shard_ranges == [None, None]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_damaged_on_disk(hub: LoopbackHub, cache: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the file that must go; a link to it would bring the same content back."""
+    llm_command.ok("-m", FULL, QUESTION, *QUICK)
+    blob = max(blobs(cache), key=lambda blob: blob.stat().st_size)
+    os.truncate(blob, 1_000_000)
+    monkeypatch.setattr(local, "_engines", {})
+    hub.requests.clear()
+    message = llm_command.fails("-m", FULL, QUESTION)
+    assert f"Delete {blob}" in message
+    assert f"hf cache rm model/{REPO}" in message
+    assert hub.requests == []
+    blob.unlink()
+    llm_command.ok("-m", FULL, QUESTION, *QUICK)
+    assert hub.file_gets == [LAST_SHARD]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_partial_cache_of_an_older_huggingface_hub(hub: LoopbackHub, cache: Path, llm_command: Llm) -> None:
+    """It kept no list of a snapshot's files, so a missing shard is known from the weights' index only."""
+    llm_command.ok("-m", FULL, QUESTION, *QUICK)
+    repo = cache / f"models--{REPO.replace('/', '--')}"
+    shutil.rmtree(repo / "trees")
+    (repo / "snapshots" / COMMIT / LAST_SHARD).resolve().unlink()
+    huggingface_hub._tree_cache._IN_MEMORY_TREE_CACHE.clear()
+    hub.requests.clear()
+    llm_command.ok("-m", FULL, QUESTION, *QUICK)
+    assert hub.file_gets == [LAST_SHARD]
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    ("refusal", "only_files", "words"),
+    [
+        (Refusal(401, "GatedRepo", "Access is restricted"), True, ("accept a licence", "hf auth login")),
+        (Refusal(403, "GatedRepo", "Not in the list"), False, ("accept a licence", "hf auth login")),
+        (Refusal(401, None, "Invalid credentials in Authorization header"), False, ("401", "HF_TOKEN")),
+        (Refusal(403), True, ("403", "HF_TOKEN")),
+        (Refusal(401, "RepoNotFound"), False, ("does not have", "HF_ENDPOINT", "hf auth login")),
+        (Refusal(404, "RepoNotFound"), False, ("does not have", "HF_ENDPOINT")),
+        (Refusal(404, "EntryNotFound"), True, ("does not have", "not all of its files")),
+        (Refusal(404, "RevisionNotFound"), False, ("not the revision",)),
+        (Refusal(429), False, ("too many requests", "429")),
+        (Refusal(500), False, ("trouble of its own (status 500)", "Try again later")),
+        (Refusal(503), True, ("trouble of its own (status 503)", "Try again later")),
+    ],
+)
+def test_refused_by_the_hub(
+    refusal: Refusal, only_files: bool, words: tuple[str, ...], hub: LoopbackHub, cache: Path, llm_command: Llm
+) -> None:
+    if only_files:
+        hub.refuse_files = refusal
+    else:
+        hub.refuse_all = refusal
+    message = llm_command.fails("-m", FULL, QUESTION)
+    assert REPO in message
+    for word in words:
+        assert word in message
+    # Nothing but an empty begun file.
+    assert sum(blob.stat().st_size for blob in blobs(cache)) == 0
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_small_file_refused(hub: LoopbackHub, llm_command: Llm) -> None:
+    """snapshot_download then complains that it has no local copy; what is said is the Hub's reason."""
+    hub.refuse_files, hub.refused_file = Refusal(403), "config.json"
+    assert "refuses access" in llm_command.fails("-m", FULL, QUESTION)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_no_hub_at_all(llm_command: Llm, monkeypatch: pytest.MonkeyPatch, hub: LoopbackHub) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        point_to(f"http://127.0.0.1:{unused.getsockname()[1]}", monkeypatch)
+        refused = llm_command.fails("-m", FULL, QUESTION)
+    assert "can't be reached" in refused
+    assert "diffusiongemma-tiny" in refused
+
+    # A name that has no address: RFC 2606 keeps this one from ever having one.
+    point_to("http://hub.invalid", monkeypatch)
+    assert "can't be reached" in llm_command.fails("-m", FULL, QUESTION)
+
+    point_to("not a url", monkeypatch)
+    assert "not a url" in llm_command.fails("-m", FULL, QUESTION)
+
+    point_to(hub.url, monkeypatch)
+    hub.instead = b"<html>Accept our terms to use this network</html>"
+    assert "not a Hugging Face Hub" in llm_command.fails("-m", FULL, QUESTION)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_no_weights_on_the_hub(hub: LoopbackHub, llm_command: Llm) -> None:
+    del hub.files[FIRST_SHARD], hub.files[LAST_SHARD]
+    assert "no weights in safetensors files" in llm_command.fails("-m", FULL, QUESTION)
+    assert hub.file_gets == []
+
+
+@pytest.mark.usefixtures("in_process")
+def test_too_large_for_this_machine(
+    hub: LoopbackHub, cache: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused by the size in the listing, before any file is asked for or made."""
+    hub.claimed_sizes[LAST_SHARD] = 51_600_000_000
+    monkeypatch.setattr(loading, "_available_devices", lambda: ["cpu"])
+    message = llm_command.fails("-m", FULL, QUESTION)
+    assert "48.1 GiB" in message
+    assert "no GPU" in message
+    assert "LLM_DIFFUSIONGEMMA_DEVICE=cpu" in message
+    assert "llm -m diffusiongemma-tiny" in message
+
+    monkeypatch.setattr(loading, "_total_memory", lambda device: 24 * 2**30)
+    monkeypatch.setattr(loading, "_available_devices", lambda: ["cuda:0", "cpu"])
+    message = llm_command.fails("-m", FULL, QUESTION)
+    assert "cuda:0 has 24.0 GiB" in message
+    assert "48.1 GiB and 3 GiB more" in message
+
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
+    assert "cpu has 24.0 GiB" in llm_command.fails("-m", FULL, QUESTION)
+    assert [request for request in hub.requests if request.file] == []
+    assert not cache.exists()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_too_large_for_the_disk(
+    hub: LoopbackHub, cache: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.claimed_sizes[LAST_SHARD] = 51_600_000_000
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
+    monkeypatch.setattr(loading, "_total_memory", lambda device: 2**40)
+    asked: list[Path] = []
+
+    def disk_usage(place: Path) -> tuple[int, int, int]:
+        asked.append(place)
+        return namedtuple("Usage", "total used free")(10**12, 10**12 - 10**9, 10**9)
+
+    monkeypatch.setattr(hub_module.shutil, "disk_usage", disk_usage)
+    message = llm_command.fails("-m", FULL, QUESTION)
+    assert "needs 51.6 GB more" in message
+    assert "only 1.0 GB are free" in message
+    assert "HF_HUB_CACHE" in message
+    assert asked == [cache.parent]  # the nearest folder that is there
+    assert [request for request in hub.requests if request.file] == []
+    assert not cache.exists()
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_disk_runs_full(hub: LoopbackHub, cache: Path, llm_command: Llm) -> None:
+    """The kernel's own ENOSPC, from the device that exists for this."""
+    entry = next(entry for entry in hub.listing() if entry["name"] == LAST_SHARD)
+    folder = cache / f"models--{REPO.replace('/', '--')}" / "blobs"
+    folder.mkdir(parents=True)
+    (folder / (entry["sha256"] + hub_module.PARTIAL_SUFFIX)).symlink_to("/dev/full")
+    message = llm_command.fails("-m", FULL, QUESTION)
+    assert "The disk ran full" in message
+    assert "HF_HUB_CACHE" in message
+
+
+@pytest.mark.usefixtures("in_process")
+def test_cache_that_cannot_be_written(cache: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.write_text("a file where a folder should be")
+    message = llm_command.fails("-m", FULL, QUESTION)
+    assert "can't be written" in message
+    assert os.strerror(errno.EEXIST) in message or os.strerror(errno.ENOTDIR) in message
+
+
+@pytest.mark.usefixtures("in_process")
+async def test_two_prompts_at_once_download_once(hub: LoopbackHub, checkpoint_files: dict[str, bytes]) -> None:
+    """The second waits for the first one's download, and the event loop stays free meanwhile."""
+    hub.pause_after = 15_000_000
+    model = llm.get_async_model(FULL)
+
+    async def reply() -> str:
+        return await model.prompt(QUESTION, seed=1, max_tokens=20, max_denoising_steps=2).text()
+
+    replies = asyncio.gather(reply(), reply())
+    ticks = 0
+    while not hub.paused.is_set():
+        await asyncio.sleep(0.005)
+    for _ in range(50):
+        await asyncio.sleep(0.005)
+        ticks += 1
+    assert hub.last_shard_ranges == [None]
+    hub.go_on.set()
+    first, second = await asyncio.wait_for(replies, 60)
+    assert first == second
+    assert ticks == 50
+    assert [request.path for request in hub.requests].count(f"/api/models/{REPO}") == 1
+    assert sorted(hub.file_gets) == sorted(checkpoint_files)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_another_process_is_at_it(hub: LoopbackHub, cache: Path, llm_command: Llm) -> None:
+    """It waits for the cache's lock, which `hf download` takes as well, and says for what."""
+    entry = next(entry for entry in hub.listing() if entry["name"] == LAST_SHARD)
+    lock = cache / ".locks" / f"models--{REPO.replace('/', '--')}" / f"{entry['sha256']}.lock"
+    lock.parent.mkdir(parents=True)
+    taken = threading.Event()
+
+    def hold() -> None:
+        with WeakFileLock(lock):
+            taken.set()
+            time.sleep(hub_module.LOCK_SILENCE_SECONDS + 1)
+
+    threading.Thread(target=hold).start()
+    taken.wait(10)
+    result = llm_command("-m", FULL, QUESTION, *QUICK)
+    assert result.exit_code == 0
+    assert f"Another process is downloading {LAST_SHARD}; waiting for it." in result.stderr
+    assert hub.last_shard_ranges == [None]
+
+
+@pytest.mark.usefixtures("in_process")
+async def test_async_failure(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubConnectionError, match="HF_HUB_OFFLINE") as raised:
+        await llm.get_async_model(FULL).prompt(QUESTION).text()
+    assert isinstance(raised.value, llm.ModelError)
+    assert hub.requests == []

@@ -1,0 +1,41 @@
+"""What the plugin costs every `llm` command: nothing heavy may be imported before a prompt."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def imported_by(code: str) -> set[str]:
+    """Top-level modules in a new process after running some code."""
+    show = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{show}"], capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "import llm_diffusiongemma",
+        "import llm; llm.get_models_with_aliases()",
+        "import llm; llm.get_model('diffusiongemma').Options(seed=1)",
+        "import llm; str(llm.get_async_model('diffusiongemma-tiny'))",
+    ],
+)
+def test_no_heavy_import(use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "")
+    # What llm itself loads for its own models, among them the OpenAI client's options.
+    bare = imported_by("import llm, llm.cli; llm.get_models_with_aliases()")
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-diffusiongemma")
+    added = imported_by(f"import llm, llm.cli\n{use}") - bare
+    # The standard library is free to use; anything else has to be ours.
+    assert {name for name in added if name not in sys.stdlib_module_names} <= {"llm_diffusiongemma"}
+
+
+def test_the_test_would_see_torch() -> None:
+    assert "torch" in imported_by("import llm_diffusiongemma.backends.local, llm_diffusiongemma.diffusion.loading")
