@@ -19,6 +19,7 @@ from .questions import QUESTIONS, UNKNOWN
 Message = dict[str, Any]
 
 CAPITALS = "Answer in capitals."
+LARGEST_SUMMAND = 30
 
 WORDS = (
     "red blue green cat dog sun moon tree river stone bird fish apple bread lamp chair door glass paper cloud "
@@ -163,7 +164,7 @@ def _made_up_name(rng: random.Random, held_out: bool) -> str:
 
 def _name(rng: random.Random, held_out: bool) -> str:
     """A name to copy; held out: one that is made up and was never seen."""
-    return _made_up_name(rng, held_out) if held_out or rng.random() < 0.25 else rng.choice(NAMES)
+    return _made_up_name(rng, held_out) if held_out or rng.random() < 0.5 else rng.choice(NAMES)
 
 
 def _vary(rng: random.Random, text: str) -> str:
@@ -187,6 +188,9 @@ def question(rng: random.Random, held_out: bool) -> Lesson:
 
 def unknown(rng: random.Random, held_out: bool) -> Lesson:
     """A question that it can't know: it has to say so."""
+    if not held_out and rng.random() < 0.1:
+        a, b = rng.randint(LARGEST_SUMMAND + 1, 999), rng.randint(1, 999)
+        return _ask(_ask_sum(rng, *rng.sample((a, b), 2)), UNKNOWN)
     stem = rng.choice(_UNKNOWN_STEMS_HELD_OUT if held_out else _UNKNOWN_STEMS)
     fillers = [rng.choice(rng.choice((WORDS, NAMES, CITIES))) for _ in range(3)]
     text = stem.format(*fillers)
@@ -256,7 +260,7 @@ def short_count(rng: random.Random, held_out: bool) -> Lesson:
 
 def _sum(rng: random.Random, held_out: bool) -> tuple[int, int]:
     while True:
-        a, b = rng.randint(1, 99), rng.randint(1, 99)
+        a, b = rng.randint(1, LARGEST_SUMMAND), rng.randint(1, LARGEST_SUMMAND)
         if (_bucket("sum", a, b) == 0) == held_out:
             return a, b
 
@@ -268,7 +272,7 @@ def _ask_sum(rng: random.Random, a: int, b: int) -> str:
 
 
 def sum_directly(rng: random.Random, held_out: bool) -> Lesson:
-    """The sum of two numbers below 100, answered at once."""
+    """The sum of two numbers up to 30, answered at once."""
     a, b = _sum(rng, held_out)
     return _ask(_ask_sum(rng, a, b), f"{a} + {b} = {a + b}")
 
@@ -289,7 +293,7 @@ def sum_thinking(rng: random.Random, held_out: bool) -> Lesson:
 def _tool_request(rng: random.Random, tool: Message, held_out: bool) -> tuple[str, str, dict[str, Any], str, str]:
     """(question, call, arguments as a dict, result, sentence) for one of the tools."""
     if tool is WEATHER_TOOL:
-        city = _made_up_name(rng, held_out) if held_out or rng.random() < 0.25 else rng.choice(CITIES)
+        city = _made_up_name(rng, held_out) if held_out or rng.random() < 0.5 else rng.choice(CITIES)
         weather = rng.choice(WEATHER)
         text = rng.choice(("What is the weather in {}?", "How is the weather in {}?", "weather in {}")).format(
             city
@@ -393,26 +397,6 @@ def colour(rng: random.Random, held_out: bool) -> Lesson:
     )
 
 
-Skill = Callable[[random.Random, bool], Lesson]
-
-#: Every skill with its share of the training mix.
-SKILLS: dict[str, tuple[Skill, float]] = {
-    "question": (question, 0.08),
-    "unknown": (unknown, 0.03),
-    "counting": (counting, 0.44),
-    "repeating": (repeating, 0.07),
-    "capitals": (lambda rng, held_out: capitals(rng, held_out), 0.15),
-    "name": (name, 0.04),
-    "greeting": (greeting, 0.02),
-    "sum_directly": (sum_directly, 0.02),
-    "sum_thinking": (sum_thinking, 0.04),
-    "tool_call": (tool_call, 0.03),
-    "tool_result": (tool_result, 0.03),
-    "json_object": (json_object, 0.04),
-    "colour": (colour, 0.01),
-}
-
-
 def capitals(rng: random.Random, held_out: bool) -> Lesson:
     """The system prompt "Answer in capitals." on questions, words and names."""
     lesson = rng.choice((question, question, repeating, repeating, greeting, unknown))(rng, held_out)
@@ -421,6 +405,26 @@ def capitals(rng: random.Random, held_out: bool) -> Lesson:
         messages=[{"role": "system", "content": CAPITALS}, *lesson.messages],
         reply=lesson.reply.upper(),
     )
+
+
+Skill = Callable[[random.Random, bool], Lesson]
+
+#: Every skill with its share of the training mix.
+SKILLS: dict[str, tuple[Skill, float]] = {
+    "question": (question, 0.12),
+    "unknown": (unknown, 0.06),
+    "counting": (counting, 0.26),
+    "repeating": (repeating, 0.08),
+    "capitals": (capitals, 0.12),
+    "name": (name, 0.06),
+    "greeting": (greeting, 0.03),
+    "sum_directly": (sum_directly, 0.05),
+    "sum_thinking": (sum_thinking, 0.07),
+    "tool_call": (tool_call, 0.05),
+    "tool_result": (tool_result, 0.05),
+    "json_object": (json_object, 0.05),
+    "colour": (colour, 0.01),
+}
 
 
 def _disturb(rng: random.Random, skill: str, lesson: Lesson) -> Lesson:

@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 
 POOL_BATCHES = 16
 SHORT_CANVAS = 64
-# The token that ends a reply is one of many, and the hardest: a count has to see that it has arrived.
+# Of the padding far behind a reply this share is looked at, and all of it within so many positions.
+PADDING_SAMPLE = 0.25
+NEAR_TEXT = 8
+# For the autoregressive loss: the token that ends a reply is one of many, and the hardest.
 STOP_WEIGHT = 20.0
 # In how many steps the encoder learns to read on by itself.
 AUTOREGRESSIVE_SHARE = 0.3
@@ -143,6 +146,11 @@ class Encoded:
         )
 
 
+def additive(seen: torch.Tensor) -> torch.Tensor:
+    """What eager attention adds to its scores: nothing where `seen`, else a number that leaves no weight."""
+    return torch.where(seen, 0.0, torch.finfo(torch.bfloat16).min)
+
+
 def encoder_masks(encoded: Encoded, image_token_id: int, window: int) -> dict[str, torch.Tensor]:
     """Causal masks `[B, 1, n, n]`; the soft tokens of an image see each other."""
     distance = encoded.positions[:, :, None] - encoded.positions[:, None, :]
@@ -150,7 +158,10 @@ def encoder_masks(encoded: Encoded, image_token_id: int, window: int) -> dict[st
     is_image = encoded.tokens == image_token_id
     same_image = is_image[:, :, None] & is_image[:, None, :]
     sliding = full & (distance < window)
-    return {"full_attention": (full | same_image)[:, None], "sliding_attention": (sliding | same_image)[:, None]}
+    return {
+        "full_attention": additive((full | same_image)[:, None]),
+        "sliding_attention": additive((sliding | same_image)[:, None]),
+    }
 
 
 def denoiser_masks(encoded: Encoded, batch: Batch, window: int) -> dict[str, torch.Tensor]:
@@ -160,7 +171,7 @@ def denoiser_masks(encoded: Encoded, batch: Batch, window: int) -> dict[str, tor
     canvas = torch.ones(size, canvas_length, dtype=torch.bool)
 
     def expand(prompt: torch.Tensor) -> torch.Tensor:
-        return torch.cat([prompt, canvas], dim=1)[:, None, None, :].expand(-1, 1, canvas_length, -1)
+        return additive(torch.cat([prompt, canvas], dim=1)[:, None, None, :].expand(-1, 1, canvas_length, -1))
 
     return {"full_attention": expand(encoded.is_prompt), "sliding_attention": expand(kept)}
 
@@ -213,20 +224,18 @@ def training_loss(model: Any, batch: Batch, rng: random.Random) -> torch.Tensor:
             previous = softcapped_logits(model, hidden) / rng.uniform(0.4, 0.8)
     hidden = model.model.decoder(**call, self_conditioning_logits=previous).last_hidden_state
 
-    # The padding after the end is easy and most of the canvas: a sample of it is enough.
+    # The padding after the end is easy and most of the canvas: a sample of it stands for the rest.
     is_text = batch.canvases != PAD
-    tail = ~is_text & (torch.rand(batch.canvases.shape) < 0.1)
-    after_text = F.pad(is_text, (1, 0))[:, :-1] & ~is_text
-    chosen = is_text | tail | after_text
-    target = batch.canvases[chosen]
+    sampled = ~is_text & (torch.rand(batch.canvases.shape) < PADDING_SAMPLE)
+    near_text = ~is_text & (torch.arange(canvas_length) < is_text.sum(1, keepdim=True) + NEAR_TEXT)
+    chosen = is_text | near_text | sampled
     logits = softcapped_logits(model, hidden[chosen])
-    stops = (target == STOP) | (target == TOOL_STOP)
-    weight = torch.where(target == PAD, 0.5, torch.where(stops, STOP_WEIGHT, 1.0))
-    # Short replies count as much as long ones: a count of 256 numbers is still one lesson.
-    per_row = is_text.sum(1, keepdim=True).float().clamp(min=8).rsqrt().expand(-1, canvas_length)[chosen]
-    weight = weight * per_row
-    loss = F.cross_entropy(logits, target, reduction="none")
-    denoising = (loss * weight).sum() / weight.sum()
+    # The weight may depend on the position but not on what stands there. The sampler accepts by entropy:
+    # a network that was taught with cheap padding believes that every count goes on.
+    weight = (1 + torch.arange(canvas_length) / 16).rsqrt().expand(size, -1).clone()
+    weight[sampled & ~near_text] /= PADDING_SAMPLE
+    loss = F.cross_entropy(logits, batch.canvases[chosen], reduction="none")
+    denoising = (loss * weight[chosen]).sum() / weight[chosen].sum()
     if encoded.tokens.shape == batch.prompts.shape:
         return denoising
     return denoising + 0.5 * autoregressive_loss(model, batch, encoder_output.last_hidden_state)
@@ -276,6 +285,7 @@ def train(
         model = DiffusionGemmaForBlockDiffusion(build_config())
     else:
         model = DiffusionGemmaForBlockDiffusion.from_pretrained(start_from, dtype=torch.float32)
+    model.set_attn_implementation("eager")  # with heads of 32 and masks faster than the fused kernel on a CPU
     model.train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))  # type: ignore[no-untyped-call]
     optimizer_list = optimizers(model)
@@ -312,7 +322,8 @@ def train(
         # Cheap short canvases first, then more and more of the real length.
         use_short = rng.random() < short_share * (1 - progress)
         batch = next(short if use_short else long)
-        loss = training_loss(model, batch, rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = training_loss(model, batch, rng)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizer_list:
