@@ -15,7 +15,7 @@ from .catalog import ModelEntry
 from .options import Options
 
 if TYPE_CHECKING:
-    from .backends.local import LocalReply
+    from .backends.local import LocalReply, ReentrantLock
 
 
 class _DiffusionGemma:
@@ -127,14 +127,14 @@ class _Worker:
         except BaseException as error:  # it is raised again in the loop's thread, where it can be seen
             self._hand_over(error)
 
-    def _wait_without_engine(self, lock: threading.RLock) -> None:  # type: ignore[valid-type]
-        lock.release()  # type: ignore[attr-defined]
+    def _wait_without_engine(self, lock: ReentrantLock) -> None:
+        lock.release()
         try:
             while not self.wanted.acquire(timeout=self.LOOK_UP_SECONDS):
                 if self._is_unwanted():
                     return
         finally:
-            lock.acquire()  # type: ignore[attr-defined]
+            lock.acquire()
 
     def _is_unwanted(self) -> bool:
         # A program that ends without closing its generators must not wait for this thread for ever.

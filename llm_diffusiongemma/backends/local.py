@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from llm.parts import Message, StreamEvent
 
@@ -26,6 +26,16 @@ from ..options import DEFAULT_MAX_TOKENS, Options
 if TYPE_CHECKING:
     from ..diffusion.loading import LoadedModel
     from ..diffusion.pipeline import Block, BlockDiffusionPipeline
+
+
+class ReentrantLock(Protocol):
+    """What is used of `threading.RLock`, which is a function to the type checker."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    def release(self) -> None: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(self, kind: Any, error: Any, traceback: Any, /) -> None: ...
+
 
 FinishReason = Literal["stop", "length", "interrupted"]
 
@@ -94,7 +104,7 @@ class Engine:
         self._tokenizer = tokenizer
         self.control_tokens = control_tokens(tokenizer)
         # Reentrant: a worker thread holds it for its whole reply, each step takes it again.
-        self.lock = threading.RLock()
+        self.lock: ReentrantLock = threading.RLock()
 
     def decode(self, token_ids: list[int]) -> str:
         return decode(self._tokenizer, token_ids)
@@ -130,22 +140,22 @@ def get_engine(entry: ModelEntry) -> Ready:
     models must not download or load the same weights twice. Whoever comes during a download waits for it.
     """
 
-    def check_size(weight_bytes: int) -> None:
+    def check_before_download(weight_bytes: int) -> None:
         from ..diffusion.loading import check_fits, resolve_device
 
         check_fits(weight_bytes, resolve_device(entry.device), chosen=entry.device is not None)
 
     with _engines_lock:
-        checkpoint = hub.locate(entry, check_size)
+        checkpoint = hub.locate(entry, check_before_download)
         started = time.perf_counter()
-        from ..diffusion.loading import load_model, resolve_device
+        from ..diffusion.loading import check_fits, load_model, resolve_device
 
         device = resolve_device(entry.device)
         key = (checkpoint.folder.resolve(), str(device))
         engine = _engines.get(key)
         if engine is not None:
             return Ready(engine, checkpoint.resolved_model, 0.0)
-        check_size(checkpoint.weight_bytes)
+        check_fits(checkpoint.weight_bytes, device, chosen=entry.device is not None)
         try:
             # The model first: its checks say best what is wrong with a folder.
             loaded = load_model(checkpoint.folder, device)
@@ -204,9 +214,9 @@ class LocalReply:
         )
 
     @property
-    def lock(self) -> threading.RLock:
+    def lock(self) -> ReentrantLock:
         """Hold it to keep other replies of the same engine waiting."""
-        return self._engine.lock  # type: ignore[return-value]
+        return self._engine.lock
 
     def steps(self, *, should_stop: Callable[[], bool] | None = None) -> Generator[list[StreamEvent], None, None]:
         """The events of each converged block.

@@ -158,6 +158,7 @@ class BlockDiffusionPipeline:
                 canvas_length=self.canvas_length,
                 vocab_size=self.vocab_size,
                 device=self._model.device,
+                softcap=self._text_config.final_logit_softcapping,
                 self_conditioning_dtype=self._model.get_input_embeddings().weight.dtype,
                 randomness=randomness,
             )
@@ -219,14 +220,16 @@ class BlockDiffusionPipeline:
         first = cache.get_seq_length()
         positions = torch.arange(first, first + self.canvas_length, device=canvas.device)[None]
         for steps_left in range(max_denoising_steps, 0, -1):
-            output = self._model(
+            # What the model's own forward does, but for the softcap, which the sampler's pass includes.
+            output = self._model.model(
                 decoder_input_ids=canvas[None],
                 past_key_values=cache,
                 self_conditioning_logits=self_conditioning_logits,
                 decoder_position_ids=positions,
             )
-            step = sampler.step(output.logits[0], steps_left)
-            del output  # a quarter of a gigabyte of logits, which would live through the next forward
+            logits = self._model.lm_head(output.last_hidden_state)[0].float()
+            step = sampler.step(logits, steps_left)
+            del logits  # a quarter of a gigabyte, which would live through the next forward
             yield step
             if step.converged:
                 return

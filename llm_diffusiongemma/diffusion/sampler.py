@@ -1,7 +1,7 @@
-"""One denoising step: temperature, entropy, accept, draw, renoise, stop.
+"""One denoising step: softcap, temperature, entropy, accept, draw, renoise, stop.
 
-The sampler knows no model: it takes the denoiser's logits of one canvas and says what the next canvas is
-and whether this one has converged. Batch size is 1; `[256, V]` in a comment stands for
+The sampler knows no model: it takes what the output head says of one canvas and says what the next canvas
+is and whether this one has converged. Batch size is 1; `[256, V]` in a comment stands for
 `[canvas_length, vocab_size]`.
 
 The method is the entropy-bound sampler of arXiv 2505.24857 as transformers' `DiffusionGemmaGenerationMixin`
@@ -26,11 +26,12 @@ DEFAULT_T_MAX = 0.8
 DEFAULT_CONFIDENCE_THRESHOLD = 0.005
 DEFAULT_STABILITY_THRESHOLD = 1
 
-# A row of Gemma's logits is 1 MiB. On a CPU a few of them have to stay near the caches between the passes
-# over them; an accelerator wants enough work in a kernel to hide the launch. Two temporaries of this many
-# rows is all the memory a step takes beside its input.
-ROWS_PER_CHUNK_CPU = 8
-ROWS_PER_CHUNK_ACCELERATOR = 32
+# The logits are worked on in chunks of rows; a row of Gemma's is 1 MiB. On a CPU a chunk has to stay in the
+# cache between the passes over it (of 1 to 16 MiB the smallest was the fastest); an accelerator wants enough
+# work in a kernel to hide the launch. Two temporaries of this size is all the memory a step takes beside its
+# input.
+CHUNK_BYTES_CPU = 1 << 20
+CHUNK_BYTES_ACCELERATOR = 32 << 20
 
 # Searches along a row of the vocabulary go in two levels, over blocks of at most this many tokens.
 VOCABULARY_BLOCK = 512
@@ -157,7 +158,7 @@ class GeneratorRandomness:
         source = self._generator
         uniforms = torch.rand(len(positions), dtype=torch.float64, generator=source, device=source.device)
         tokens = torch.empty_like(positions)
-        rows_per_chunk = _rows_per_chunk(logits.device)
+        rows_per_chunk = _rows_per_chunk(logits)
         for start in range(0, len(positions), rows_per_chunk):
             chunk = slice(start, start + rows_per_chunk)
             rows = positions[chunk]
@@ -227,13 +228,15 @@ class Measurement(NamedTuple):
 
 def temper_and_measure(
     logits: torch.Tensor,
+    softcap: float | None,
     temperature: torch.Tensor,
     self_conditioning: torch.Tensor | None,
     rows_per_chunk: int,
 ) -> Measurement:
-    """Divide `logits` by `temperature` **in place** and measure every row, in one pass of row chunks.
+    """Cap `logits` and divide them by `temperature` **in place**; measure every row. One pass of row chunks.
 
-    `logits` fp32 `[256, V]`; `temperature` fp32, a scalar tensor on the same device;
+    `logits` fp32 `[256, V]`, as the output head gave them; `softcap` c makes z of them c tanh(z / c), None
+    leaves them; `temperature` fp32, a scalar tensor on the same device;
     `self_conditioning` `[256, V]` receives the result in its own dtype, unless it is None.
 
     With m = max z, e = exp(z - m) and S = sum e, the entropy of softmax(z) is log S + sum e (m - z) / S.
@@ -245,7 +248,10 @@ def temper_and_measure(
     log_normaliser = torch.empty(canvas_length, device=device)
     for start in range(0, canvas_length, rows_per_chunk):
         rows = slice(start, start + rows_per_chunk)
-        chunk = logits[rows].div_(temperature)  # [rows, V], a view: written through to `logits`
+        chunk = logits[rows]  # [rows, V], a view: written through to `logits`
+        if softcap is not None:
+            chunk.div_(softcap).tanh_().mul_(softcap)
+        chunk.div_(temperature)
         if self_conditioning is not None:
             self_conditioning[rows] = chunk
 
@@ -299,7 +305,9 @@ class DenoisingStep:
 class EntropyBoundSampler:
     """Denoises the canvases of one reply, one after the other.
 
-    `self_conditioning_dtype` is the embedding's: the denoiser wants its previous logits in it.
+    `softcap` is the checkpoint's `final_logit_softcapping`, which the model's own forward would apply in three
+    passes over all of the logits. `self_conditioning_dtype` is the embedding's: the denoiser wants its previous
+    logits in it.
     """
 
     def __init__(
@@ -309,15 +317,16 @@ class EntropyBoundSampler:
         canvas_length: int,
         vocab_size: int,
         device: torch.device,
+        softcap: float | None,
         self_conditioning_dtype: torch.dtype,
         randomness: Randomness,
     ) -> None:
         self._settings = settings
+        self._softcap = softcap
         self._canvas_length = canvas_length
         self._vocab_size = vocab_size
         self._device = device
         self._randomness = randomness
-        self._rows_per_chunk = _rows_per_chunk(device)
         # fp32 logits are handed on as they are; anything else needs one buffer, the same for all steps.
         self._self_conditioning = (
             None
@@ -338,12 +347,12 @@ class EntropyBoundSampler:
         return self._uniform_tokens()
 
     def step(self, logits: torch.Tensor, step: int) -> DenoisingStep:
-        """Sample one step from the denoiser's raw `logits` (fp32 `[256, V]`), **which it overwrites**.
+        """Sample one step from the output head's `logits` (fp32 `[256, V]`), **which it overwrites**.
 
         `step` counts down: `max_denoising_steps` for a canvas's first step, 1 for its last.
         """
         argmax, entropy, log_normaliser = temper_and_measure(
-            logits, self._temperatures[step], self._self_conditioning, self._rows_per_chunk
+            logits, self._softcap, self._temperatures[step], self._self_conditioning, _rows_per_chunk(logits)
         )
         accepted = accept_by_entropy_bound(entropy, self._settings.entropy_bound)
         stop = self._is_stable(argmax) & (entropy.mean() < self._settings.confidence_threshold)
@@ -381,5 +390,6 @@ class EntropyBoundSampler:
         return stable
 
 
-def _rows_per_chunk(device: torch.device) -> int:
-    return ROWS_PER_CHUNK_CPU if device.type == "cpu" else ROWS_PER_CHUNK_ACCELERATOR
+def _rows_per_chunk(logits: torch.Tensor) -> int:
+    chunk_bytes = CHUNK_BYTES_CPU if logits.device.type == "cpu" else CHUNK_BYTES_ACCELERATOR
+    return max(1, chunk_bytes // (logits.shape[-1] * logits.element_size()))

@@ -411,15 +411,15 @@ Skill = Callable[[random.Random, bool], Lesson]
 
 #: Every skill with its share of the training mix.
 SKILLS: dict[str, tuple[Skill, float]] = {
-    "question": (question, 0.12),
-    "unknown": (unknown, 0.06),
-    "counting": (counting, 0.26),
+    "question": (question, 0.11),
+    "unknown": (unknown, 0.05),
+    "counting": (counting, 0.27),
     "repeating": (repeating, 0.08),
     "capitals": (capitals, 0.12),
     "name": (name, 0.06),
     "greeting": (greeting, 0.03),
-    "sum_directly": (sum_directly, 0.05),
-    "sum_thinking": (sum_thinking, 0.07),
+    "sum_directly": (sum_directly, 0.1),
+    "sum_thinking": (sum_thinking, 0.09),
     "tool_call": (tool_call, 0.05),
     "tool_result": (tool_result, 0.05),
     "json_object": (json_object, 0.05),

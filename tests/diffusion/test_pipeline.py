@@ -159,7 +159,7 @@ def test_a_block_may_hold_nothing_but_the_end() -> None:
 
 
 def test_says_whether_a_canvas_converged_and_in_how_many_steps() -> None:
-    with calls_of(shared_model()) as denoiser_calls:
+    with calls_of(shared_model().model.decoder) as denoiser_calls:
         blocks = [block for seed in range(6) for block in blocks_of(seed=seed)]
     assert {block.converged for block in blocks} == {True, False}
     assert all(block.converged or block.denoising_steps == 20 for block in blocks)
@@ -225,7 +225,7 @@ def test_time_spent_on_drafts_by_the_consumer_is_not_the_blocks(monkeypatch: pyt
 
 
 def test_closing_a_watched_reply_stops_within_a_step() -> None:
-    with calls_of(shared_model()) as denoiser_calls:
+    with calls_of(shared_model().model.decoder) as denoiser_calls:
         reply = start(drafts=True)
         assert denoiser_calls == []  # nothing happens before somebody asks
         drafts = [next(reply) for _ in range(3)]
@@ -236,7 +236,10 @@ def test_closing_a_watched_reply_stops_within_a_step() -> None:
 
 
 def test_closing_between_blocks_stops_at_once() -> None:
-    with calls_of(shared_model()) as denoiser_calls, calls_of(shared_model().model.encoder) as encoder_calls:
+    with (
+        calls_of(shared_model().model.decoder) as denoiser_calls,
+        calls_of(shared_model().model.encoder) as encoder_calls,
+    ):
         reply = start()
         block = next(reply)
         assert isinstance(block, Block)
@@ -265,11 +268,11 @@ def test_the_global_rng_is_not_touched() -> None:
 @pytest.mark.parametrize("grad_mode", [True, False])
 def test_autograd_is_off_inside_and_the_consumers_own_outside(grad_mode: bool) -> None:
     """A `with torch.no_grad()` around a `yield` would stay on in whoever consumes the generator."""
-    model = shared_model()
+    model = shared_model().model
     with (
         torch.set_grad_enabled(grad_mode),
-        calls_of(model) as denoiser_calls,
-        calls_of(model.model.encoder) as encoder_calls,
+        calls_of(model.decoder) as denoiser_calls,
+        calls_of(model.encoder) as encoder_calls,
     ):
         reply = start(drafts=True)
         assert torch.is_grad_enabled() is grad_mode
@@ -304,8 +307,8 @@ def test_running_out_of_memory_names_the_way_out(where: str) -> None:
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    model = shared_model()
-    hook = (model.model.encoder if where == "encoder" else model).register_forward_pre_hook(fail)
+    model = shared_model().model
+    hook = (model.encoder if where == "encoder" else model.decoder).register_forward_pre_hook(fail)
     try:
         with pytest.raises(DeviceMemoryError, match=r"cpu ran out of memory .* Shorten the prompt"):
             list(start())

@@ -1,0 +1,128 @@
+"""Prints the tables of the README's "Speed": `python -m tests.benchmarks`.
+
+Needs the `benchmark` extra. Everything in a table ran in one process, side by side; read the ratios, and
+have nothing else run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import transformers
+
+from . import contestants, networks
+from .contestants import OURS, Task
+from .measure import MIB, Action, Cost, compare
+from .profile import profile
+
+STEPS = 4
+
+
+def print_costs(title: str, costs: dict[str, Cost]) -> None:
+    ours = costs[OURS]
+    print(f"\n{title}\n")
+    print("| | Seconds | Against us | Peak memory |\n| --- | --- | --- | --- |")
+    for name, cost in costs.items():
+        against = "" if name == OURS else f"{cost.seconds / ours.seconds:.2f}×"
+        print(f"| {name} | {cost.seconds:.3f} | {against} | {cost.peak_bytes / MIB:,.0f} MiB |")
+
+
+def sampler(device: torch.device, repeats: int) -> None:
+    model = networks.small_body(device)
+    fresh = networks.logits_like_a_reply(device)
+    logits = fresh.clone()
+    actions = contestants.sampler_steps(model, logits, Task([], 1, 48))
+    # Ours divides the logits in place, so everybody gets new ones.
+    costs = compare(actions, repeats, device, before_each=lambda: logits.copy_(fresh))
+    print_costs("(a) The sampler's share of one denoising step, 256 × 262,144 logits", costs)
+
+
+def reply(device: torch.device, repeats: int) -> None:
+    model = networks.small_body(device)
+    task = Task(list(range(200, 264)), canvases=2, steps=STEPS)
+    costs = compare(contestants.replies(model, task), repeats, device)
+    print_costs(f"(b) A reply of 2 canvases, {STEPS} steps each: small random body, vocabulary 262,144", costs)
+    if device.type == "cpu":
+        print_profile(profile(model, task))
+
+
+def tiny(device: torch.device, repeats: int) -> None:
+    model = networks.embedded_checkpoint(device)
+    task = Task(list(range(200, 220)), canvases=4, steps=STEPS)
+    costs = compare(contestants.replies(model, task), repeats, device)
+    print_costs(f"(c) A reply of 4 canvases, {STEPS} steps each: the embedded checkpoint", costs)
+    if device.type == "cpu":
+        print_profile(profile(model, task))
+
+
+def print_profile(parts: dict[str, float]) -> None:
+    whole = sum(parts.values())
+    print(f"\nOne of our steps there, {whole * 1000:.1f} ms:\n\n| Part | ms | Share |\n| --- | --- | --- |")
+    for name, seconds in parts.items():
+        print(f"| {name} | {seconds * 1000:.1f} | {seconds / whole:.0%} |")
+
+
+def startup(device: torch.device, repeats: int) -> None:
+    def version(plugins: str) -> Action:
+        environment = {**os.environ, "LLM_LOAD_PLUGINS": plugins}
+        command = [sys.executable, "-m", "llm", "--version"]
+        return lambda: subprocess.run(command, env=environment, check=True, capture_output=True)
+
+    actions = {"without the plugin": version(""), "with the plugin": version("llm-diffusiongemma")}
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(4 * repeats):
+        for name, action in actions.items():
+            started = time.perf_counter()
+            action()
+            times[name].append(time.perf_counter() - started)
+    without, with_it = (statistics.median(times[name]) for name in actions)
+    print("\n(d) `llm --version`\n\n| | Seconds |\n| --- | --- |")
+    print(
+        f"| without the plugin | {without:.3f} |\n| with the plugin | {with_it:.3f} ({with_it / without:.3f}×) |"
+    )
+
+
+BENCHMARKS: dict[str, Callable[[torch.device, int], None]] = {
+    "sampler": sampler,
+    "reply": reply,
+    "tiny": tiny,
+    "startup": startup,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds behind each median (default 5)")
+    parser.add_argument("--threads", type=int, help="torch threads (default: torch's own choice)")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(BENCHMARKS):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    import diffusers
+
+    print(
+        f"torch {torch.__version__}, transformers {transformers.__version__}, diffusers {diffusers.__version__}, "
+        f"{torch.get_num_threads()} threads, {arguments.device}, medians of {arguments.repeats}"
+    )
+    for name in arguments.names or BENCHMARKS:
+        BENCHMARKS[name](arguments.device, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The same work by three programs: this plugin, transformers' `generate` and diffusers' pipeline.
+
+Nobody may stop early: a canvas takes exactly `steps` denoising steps (no entropy is below the confidence
+threshold, but the test for it runs). So all do the same number of forwards, whatever they draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionGemmaPipeline, EntropyBoundScheduler
+from transformers import LogitsProcessorList
+from transformers.models.diffusion_gemma import generation_diffusion_gemma as upstream
+
+from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline
+from llm_diffusiongemma.diffusion.sampler import EntropyBoundSampler, GeneratorRandomness, SamplerSettings
+
+OURS, TRANSFORMERS, DIFFUSERS = "this plugin", "transformers", "diffusers"
+NEVER_CONFIDENT = 1e-30
+
+
+@dataclass(frozen=True)
+class Task:
+    """A reply of `canvases` canvases of `steps` denoising steps each to a prompt of token ids."""
+
+    prompt_ids: list[int]
+    canvases: int
+    steps: int
+
+    @property
+    def settings(self) -> SamplerSettings:
+        return SamplerSettings(self.steps, 0.1, 0.4, 0.8, NEVER_CONFIDENT, 1)
+
+
+def replies(model: Any, task: Task) -> dict[str, Callable[[], object]]:
+    """Whole replies: prefill, every canvas, every commit."""
+    # Nothing ends a reply before its last canvas.
+    model.generation_config.eos_token_id = [model.config.text_config.vocab_size]
+    canvas_length = model.config.canvas_length
+    prompt = torch.tensor([task.prompt_ids], device=model.device)
+    ours = BlockDiffusionPipeline(model)
+    pipeline = DiffusionGemmaPipeline(
+        model=model,
+        scheduler=EntropyBoundScheduler(num_inference_steps=task.steps),
+        processor=_PromptInHand(prompt),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+
+    def by_us() -> None:
+        blocks = list(
+            ours.generate(
+                task.prompt_ids,
+                settings=task.settings,
+                max_tokens=task.canvases * canvas_length,
+                randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
+            )
+        )
+        assert len(blocks) == task.canvases
+
+    def by_transformers() -> None:
+        torch.manual_seed(0)
+        settings = task.settings
+        model.generate(
+            prompt,
+            max_new_tokens=task.canvases * canvas_length,
+            max_denoising_steps=task.steps,
+            sampler_config=upstream.EntropyBoundSamplerConfig(entropy_bound=settings.entropy_bound),
+            t_min=settings.t_min,
+            t_max=settings.t_max,
+            confidence_threshold=settings.confidence_threshold,
+            stability_threshold=settings.stability_threshold,
+        )
+
+    def by_diffusers() -> None:
+        pipeline(
+            prompt="",
+            gen_length=task.canvases * canvas_length,
+            num_inference_steps=task.steps,
+            confidence_threshold=NEVER_CONFIDENT,
+            generator=torch.Generator(device=model.device).manual_seed(0),
+            output_type="seq",
+        )
+
+    return {OURS: by_us, TRANSFORMERS: by_transformers, DIFFUSERS: by_diffusers}
+
+
+class _PromptInHand:
+    """Stands for a processor: the prompt has been tokenised already."""
+
+    eos_token_id = None
+
+    def __init__(self, prompt: torch.Tensor) -> None:
+        self._prompt = prompt
+
+    def apply_chat_template(self, messages: object, **how: object) -> dict[str, torch.Tensor]:
+        return {"input_ids": self._prompt}
+
+
+def sampler_steps(model: Any, logits: torch.Tensor, task: Task) -> dict[str, Callable[[], object]]:
+    """One denoising step without the network: from `logits` (fp32 `[1, 256, V]`) to the next canvas."""
+    settings, device = task.settings, logits.device
+    _, canvas_length, vocab_size = logits.shape
+    canvas = torch.zeros(1, canvas_length, dtype=torch.int64, device=device)
+    step = task.steps // 2
+
+    ours = EntropyBoundSampler(
+        settings,
+        canvas_length=canvas_length,
+        vocab_size=vocab_size,
+        device=device,
+        softcap=None,  # the others get it from the model
+        self_conditioning_dtype=torch.float32,
+        randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
+    )
+    ours.start_canvas()
+
+    theirs = upstream.EntropyBoundSampler(
+        upstream.EntropyBoundSamplerConfig(entropy_bound=settings.entropy_bound),
+        vocab_size=vocab_size,
+        canvas_length=canvas_length,
+        max_denoising_steps=task.steps,
+    )
+    stopping = upstream.StableAndConfidentStoppingCriteria(
+        settings.stability_threshold, settings.confidence_threshold
+    )
+    temperature = upstream.LinearTemperatureScheduleLogitsProcessor(
+        settings.t_min, settings.t_max, settings.max_denoising_steps
+    )
+
+    scheduler = EntropyBoundScheduler(num_inference_steps=task.steps)
+
+    @torch.no_grad()
+    def by_us() -> None:
+        ours.step(logits[0], step)
+
+    @torch.no_grad()
+    def by_transformers() -> None:
+        # Private, but it is the very thing to measure: with a network that has its logits ready.
+        model._denoising_step(
+            decoder_forward=lambda **_: _Output(logits),
+            current_canvas=canvas,
+            argmax_canvas=canvas,
+            input_ids=canvas,
+            decoder_position_ids=canvas,
+            self_conditioning_logits=None,
+            mask_mapping={},
+            past_key_values=None,
+            finished_denoising=torch.zeros(1, dtype=torch.bool, device=device),
+            cur_step=step,
+            sampler=theirs,
+            logits_processor=LogitsProcessorList([temperature]),
+            diffusion_stopping_criteria=stopping,
+        )
+
+    @torch.no_grad()
+    def by_diffusers() -> None:
+        output = scheduler.step(logits, task.steps - step, canvas)
+        # The test that diffusers' loop makes after each step; it can't be called by itself.
+        output.pred_logits.argmax(-1)
+        torch.distributions.Categorical(logits=output.pred_logits).entropy().mean(-1)
+
+    return {OURS: by_us, TRANSFORMERS: by_transformers, DIFFUSERS: by_diffusers}
+
+
+@dataclass
+class _Output:
+    logits: torch.Tensor
