@@ -200,7 +200,7 @@ def unknown(rng: random.Random, held_out: bool) -> Lesson:
 def counting(rng: random.Random, held_out: bool) -> Lesson:
     """Count from a to b, up to 400 numbers below 1,000."""
     while True:
-        span = rng.choice([rng.randint(1, 12), rng.randint(1, 40), rng.randint(1, 60), rng.randint(20, 399)])
+        span = rng.choice([rng.randint(1, 12), rng.randint(1, 40), rng.randint(20, 150), rng.randint(40, 399)])
         start = rng.choice([1, rng.randint(0, 100), rng.randint(0, 999 - span)])
         stop = start + span
         if stop <= 999 and (_bucket(start, stop) == 0) == held_out:
@@ -412,17 +412,17 @@ Skill = Callable[[random.Random, bool], Lesson]
 #: Every skill with its share of the training mix.
 SKILLS: dict[str, tuple[Skill, float]] = {
     "question": (question, 0.11),
-    "unknown": (unknown, 0.05),
-    "counting": (counting, 0.27),
-    "repeating": (repeating, 0.08),
-    "capitals": (capitals, 0.12),
-    "name": (name, 0.06),
+    "unknown": (unknown, 0.06),
+    "counting": (counting, 0.3),
+    "repeating": (repeating, 0.07),
+    "capitals": (capitals, 0.13),
+    "name": (name, 0.05),
     "greeting": (greeting, 0.03),
-    "sum_directly": (sum_directly, 0.1),
-    "sum_thinking": (sum_thinking, 0.09),
-    "tool_call": (tool_call, 0.05),
-    "tool_result": (tool_result, 0.05),
-    "json_object": (json_object, 0.05),
+    "sum_directly": (sum_directly, 0.07),
+    "sum_thinking": (sum_thinking, 0.07),
+    "tool_call": (tool_call, 0.03),
+    "tool_result": (tool_result, 0.04),
+    "json_object": (json_object, 0.03),
     "colour": (colour, 0.01),
 }
 

@@ -47,6 +47,8 @@ PADDING_SAMPLE = 0.25
 NEAR_TEXT = 8
 # For the autoregressive loss: the token that ends a reply is one of many, and the hardest.
 STOP_WEIGHT = 20.0
+# How often the last block of a long reply is picked whatever its length.
+LAST_BLOCK_SHARE = 0.3
 # In how many steps the encoder learns to read on by itself.
 AUTOREGRESSIVE_SHARE = 0.3
 
@@ -82,7 +84,9 @@ class LessonSource:
         reply = self.tokenizer.encode(lesson.reply, add_special_tokens=False)
         reply.append(TOOL_STOP if lesson.calls_tool else STOP)
         # A long reply is learned block by block: the earlier blocks are part of the prompt.
-        block = self.rng.randrange(math.ceil(len(reply) / canvas_length))
+        # The last block is the hardest, for it has to stop.
+        blocks = math.ceil(len(reply) / canvas_length)
+        block = blocks - 1 if self.rng.random() < LAST_BLOCK_SHARE else self.rng.randrange(blocks)
         prompt = prompt + reply[: block * canvas_length]
         canvas = reply[block * canvas_length : (block + 1) * canvas_length]
         return Example(prompt, canvas + [PAD] * (canvas_length - len(canvas)), lesson.colour)
