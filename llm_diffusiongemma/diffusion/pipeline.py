@@ -6,14 +6,17 @@ Batch size is 1; `[1, 256]` in a comment stands for `[1, canvas_length]`.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from transformers import DynamicCache
 
 from llm_diffusiongemma.diffusion.loading import is_out_of_memory
+from llm_diffusiongemma.diffusion.prefix_cache import EncodedPrefix, Identity, PrefixCache
 from llm_diffusiongemma.diffusion.sampler import (
     DenoisingStep,
     EntropyBoundSampler,
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
     from transformers import DiffusionGemmaForBlockDiffusion
 
 FinishReason = Literal["stop", "length"]
+
+# The encoder reads so many tokens at a time (more where an image would be cut): its masks have a row for
+# each of them and a column for each token of the context, which at once would be gigabytes for a long one.
+MAX_PREFILL_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class Block:
     finish_reason: FinishReason | None
     """Why the reply ends with this block: the model said so ("stop"), or `max_tokens` or the context is
     used up ("length"). None if another block follows."""
+    encoded_tokens: int
+    """Tokens that the encoder read before this canvas: of the prompt what no cache held, or the block before."""
     seconds: float
     """Wall time of encoding what stood before the canvas and of denoising it, without the time the
     consumer spent on drafts."""
@@ -72,15 +81,46 @@ class ImageInputs:
     """`[images, patches, patch pixels]`"""
     image_position_ids: torch.Tensor
     """`[images, patches, 2]`, -1 for padding"""
-    mm_token_type_ids: torch.Tensor
-    """`[1, prompt tokens]`, 1 where an image's soft token stands"""
+    spans: tuple[range, ...]
+    """Where in the prompt the soft tokens of each image stand, in their order."""
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """For each image a name that no image has that the encoder would see differently."""
+        return [
+            hashlib.sha256(pixels.numpy().tobytes() + positions.numpy().tobytes()).hexdigest()
+            for pixels, positions in zip(self.pixel_values.cpu(), self.image_position_ids.cpu(), strict=True)
+        ]
+
+    def token_types(self, length: int) -> torch.Tensor:
+        """`[1, length]`, 1 where a soft token stands among the first `length` tokens of the prompt."""
+        types = torch.zeros(1, length, dtype=torch.int64)
+        for span in self.spans:
+            types[:, span.start : span.stop] = 1
+        return types
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What the encoder reads first. `identities` say what stands at each position (see `prefix_cache`)."""
+
+    tokens: torch.Tensor
+    """`[1, prompt tokens]`"""
+    identities: list[Identity]
+    images: ImageInputs | None
+    stable_length: int
+    """How much of it the next turn of the conversation is sure to begin with."""
 
 
 class BlockDiffusionPipeline:
-    """Replies from a loaded DiffusionGemma, one canvas at a time. Keeps nothing between replies."""
+    """Replies from a loaded DiffusionGemma, one canvas at a time.
+
+    Between replies it keeps nothing but the KV cache of the last one, in `prefix_cache`.
+    """
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
         self._model = model
+        self.prefix_cache = PrefixCache()
         self._encoder = model.model.encoder
         self._text_config = model.config.get_text_config(decoder=True)
         self.canvas_length: int = model.config.canvas_length
@@ -100,13 +140,18 @@ class BlockDiffusionPipeline:
         randomness: Randomness,
         drafts: bool = False,
         images: ImageInputs | None = None,
+        stable_length: int = 0,
         should_stop: Callable[[], bool] | None = None,
     ) -> Generator[Draft | Block, None, None]:
         """Reply to a prompt of token ids (a list, or int `[prompt tokens]`): yields each block when done.
 
         With `drafts` a `Draft` comes after every denoising step, before the `Block` it leads to. Closing
-        the generator ends the reply. So does `should_stop`, asked before every denoising step: a generator
-        can't be closed from another thread while it runs.
+        the generator ends the reply. So does `should_stop`, asked before every denoising step and between
+        the chunks of a long prompt: a generator can't be closed from another thread while it runs.
+
+        What the prompt has in common with the last reply's prompt and text is not encoded again. Its first
+        `stable_length` tokens are what the next turn will begin with even if the end of this one comes
+        back otherwise than it was written, as a template that strips thoughts does.
 
         `max_tokens` counts what the blocks hold, so without the end of sequence; the last canvas is always
         denoised whole.
@@ -115,23 +160,26 @@ class BlockDiffusionPipeline:
         `PromptError` if it is empty, `OptionError` if `max_tokens` is below 1. Raises while it runs:
         `DeviceMemoryError`.
         """
-        prompt = torch.as_tensor(prompt_ids, dtype=torch.int64, device=self._model.device)
-        if len(prompt) == 0:
+        tokens = torch.as_tensor(prompt_ids, dtype=torch.int64, device=self._model.device)
+        if len(tokens) == 0:
             raise PromptError("The prompt is empty. Say something.")
         if max_tokens < 1:
             raise OptionError(f"max_tokens must be at least 1, but it is {max_tokens}.")
-        canvases_in_context = (self.context_length - len(prompt)) // self.canvas_length
+        canvases_in_context = (self.context_length - len(tokens)) // self.canvas_length
         if canvases_in_context < 1:
-            raise ContextLengthError(len(prompt), self.context_length, self.canvas_length)
+            raise ContextLengthError(len(tokens), self.context_length, self.canvas_length)
         num_canvases = min(canvases_in_context, -(-max_tokens // self.canvas_length))
+        identities: list[Identity] = tokens.tolist()
+        if images is not None:
+            for span, digest in zip(images.spans, images.digests, strict=True):
+                identities[span.start : span.stop] = [digest] * len(span)
         return self._reply(
-            prompt[None],
+            Prompt(tokens[None], identities, images, stable_length),
             settings,
             num_canvases,
             max_tokens,
             randomness,
             drafts,
-            images,
             should_stop or (lambda: False),
         )
 
@@ -140,17 +188,17 @@ class BlockDiffusionPipeline:
     @torch.no_grad()
     def _reply(
         self,
-        prompt: torch.Tensor,  # [1, prompt tokens]
+        prompt: Prompt,
         settings: SamplerSettings,
         num_canvases: int,
         max_tokens: int,
         randomness: Randomness,
         drafts: bool,
-        images: ImageInputs | None,
         should_stop: Callable[[], bool],
     ) -> Generator[Draft | Block, None, None]:
-        cache = DynamicCache(config=self._text_config)
-        uncached = prompt
+        prefix = self.prefix_cache.take(prompt.identities)
+        if prefix is None:
+            prefix = EncodedPrefix(DynamicCache(config=self._text_config))
         budget = max_tokens
         try:
             sampler = EntropyBoundSampler(
@@ -166,8 +214,15 @@ class BlockDiffusionPipeline:
                 if should_stop():
                     return
                 started = time.perf_counter()
-                self._encode(uncached, cache, images if index == 0 else None)
-                denoising = self._denoise(cache, sampler, settings.max_denoising_steps)
+                before = len(prefix)
+                if index == 0:
+                    self._prefill(prompt, prefix, should_stop)
+                    if len(prefix) < len(prompt.identities):
+                        return
+                else:
+                    self._encode(step.argmax[None], committed, prefix)
+                encoded_tokens = len(prefix) - before
+                denoising = self._denoise(prefix.cache, sampler, settings.max_denoising_steps)
                 for steps_done, step in enumerate(denoising, start=1):
                     if drafts:
                         draft = Draft(
@@ -183,7 +238,8 @@ class BlockDiffusionPipeline:
                     if should_stop():
                         return
 
-                tokens, eos_token_id = self._cut(step.argmax.tolist(), budget)
+                committed = step.argmax.tolist()
+                tokens, eos_token_id = self._cut(committed, budget)
                 finish_reason: FinishReason | None = None
                 if eos_token_id is not None:
                     finish_reason = "stop"
@@ -196,20 +252,24 @@ class BlockDiffusionPipeline:
                     denoising_steps=steps_done,
                     converged=step.converged,
                     finish_reason=finish_reason,
+                    encoded_tokens=encoded_tokens,
                     seconds=time.perf_counter() - started,
                 )
                 if finish_reason is not None:
                     return
                 budget -= len(tokens)
-                uncached = step.argmax[None]
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            length = len(prefix)
+            prefix = EncodedPrefix(DynamicCache())  # let the next reply have the memory
             raise DeviceMemoryError(
-                f"{self._model.device} ran out of memory with {cache.get_seq_length():,} tokens of context. "
+                f"{self._model.device} ran out of memory with {length:,} tokens of context. "
                 "Shorten the prompt or ask for fewer tokens, free memory that other programs hold on this "
                 "device, or choose another device."
             ) from error
+        finally:
+            self.prefix_cache.keep(prefix)
 
     def _denoise(
         self, cache: DynamicCache, sampler: EntropyBoundSampler, max_denoising_steps: int
@@ -236,11 +296,34 @@ class BlockDiffusionPipeline:
             canvas = step.canvas
             self_conditioning_logits = step.self_conditioning_logits[None]
 
-    def _encode(self, tokens: torch.Tensor, cache: DynamicCache, images: ImageInputs | None) -> None:
-        """Append `tokens` (`[1, n]`) to the KV cache; what is in it already stands before them."""
-        past = cache.get_seq_length()
+    def _prefill(self, prompt: Prompt, prefix: EncodedPrefix, should_stop: Callable[[], bool]) -> None:
+        """Read what `prefix` does not hold of a prompt, or up to where `should_stop` says so."""
+        length = len(prompt.identities)
+        while (start := len(prefix)) < length and not should_stop():
+            stop = min(start + MAX_PREFILL_TOKENS, length)
+            if start < prompt.stable_length < stop:
+                stop = prompt.stable_length
+            for span in prompt.images.spans if prompt.images else ():
+                # The soft tokens of an image see each other, so they have to come at once.
+                if span.start < stop < span.stop:
+                    stop = span.stop
+            self._encode(prompt.tokens[:, start:stop], prompt.identities[start:stop], prefix, prompt.images)
+            if stop == prompt.stable_length:
+                prefix.mark()
+
+    def _encode(
+        self,
+        tokens: torch.Tensor,  # [1, n]
+        identities: Sequence[Identity],
+        prefix: EncodedPrefix,
+        images: ImageInputs | None = None,
+    ) -> None:
+        """Append tokens to the KV cache; what is in it already stands before them."""
+        past = len(prefix)
         length, device = tokens.shape[1], tokens.device
         positions = torch.arange(past, past + length, device=device)[None]
+        # Of the images of a prompt those that stand here.
+        here = [i for i, span in enumerate(images.spans) if past <= span.start < past + length] if images else []
         # The encoder makes masks of its own if it gets none, but forgets the ones for images: without
         # these an image would be read causally.
         masks = self._encoder.create_masks_for_generate(
@@ -248,18 +331,20 @@ class BlockDiffusionPipeline:
             # Read for its shape, dtype and device only.
             inputs_embeds=torch.empty(1, length, 0, dtype=self._model.dtype, device=device),
             attention_mask=torch.ones(1, past + length, dtype=torch.bool, device=device),
-            past_key_values=cache,
+            past_key_values=prefix.cache,
             position_ids=positions,
-            mm_token_type_ids=images.mm_token_type_ids.to(device) if images else None,
+            # From the very first token on: the masks look them up by position.
+            mm_token_type_ids=images.token_types(past + length).to(device) if images and here else None,
         )
         self._encoder(
             input_ids=tokens,
             attention_mask=masks,
-            past_key_values=cache,
+            past_key_values=prefix.cache,
             position_ids=positions,
-            pixel_values=images.pixel_values.to(device) if images else None,
-            image_position_ids=images.image_position_ids.to(device) if images else None,
+            pixel_values=images.pixel_values[here].to(device) if images and here else None,
+            image_position_ids=images.image_position_ids[here].to(device) if images and here else None,
         )
+        prefix.identities += identities
 
     def _cut(self, committed: list[int], budget: int) -> tuple[list[int], int | None]:
         """The part of a committed canvas that belongs to the reply, and the end of sequence that ended it."""

@@ -83,8 +83,8 @@ class Examiner:
             image_token_id = self.model.config.image_token_id
             pixels, counts = images.preprocess([images.plain(lesson.colour, random.Random(seed))])
             prompt = images.expand(prompt, counts[0], image_token_id)
-            kinds = (torch.tensor([prompt]) == image_token_id).long()
-            image_inputs = ImageInputs(**pixels, mm_token_type_ids=kinds)
+            first = prompt.index(image_token_id)
+            image_inputs = ImageInputs(**pixels, spans=(range(first, first + counts[0]),))
         tokens: list[int] = []
         blocks = steps = 0
         end = None

@@ -93,7 +93,7 @@ def test_same_tokens_as_generate(case: Case) -> None:
     assert {block.finish_reason for block in blocks} - {None} == case.finish_reasons
 
 
-def test_same_tokens_as_generate_with_an_image() -> None:
+def test_same_tokens_as_generate_with_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """The encoder must get the image's masks, or it reads the soft tokens causally."""
     model = tiny_model()
     # 12x12 patches pool to a 4x4 grid of soft tokens.
@@ -101,16 +101,14 @@ def test_same_tokens_as_generate_with_an_image() -> None:
     images = ImageInputs(
         pixel_values=torch.rand(1, 144, 3 * 4 * 4, generator=torch.Generator().manual_seed(0)),
         image_position_ids=torch.stack((x.flatten(), y.flatten()), -1)[None],
-        mm_token_type_ids=torch.tensor([[0] * 4 + [1] * 16 + [0] * 6]),
+        spans=(range(4, 20),),
     )
     prompt = [*prompt_of(4), *[IMAGE_TOKEN_ID] * 16, *prompt_of(6, seed=1)]
     compare_with_generate(model, prompt, 2, seed=0, images=images)
 
-    causal = ImageInputs(
-        images.pixel_values, images.image_position_ids, torch.zeros_like(images.mm_token_type_ids)
-    )
+    monkeypatch.setattr(ImageInputs, "token_types", lambda _, length: torch.zeros(1, length, dtype=torch.int64))
     with pytest.raises(AssertionError):
-        compare_with_generate(model, prompt, 2, seed=0, images=causal, upstream_images=images)
+        compare_with_generate(model, prompt, 2, seed=0, images=images)
 
 
 def compare_with_generate(
@@ -119,17 +117,22 @@ def compare_with_generate(
     num_canvases: int,
     seed: int,
     images: ImageInputs | None = None,
-    upstream_images: ImageInputs | None = None,
 ) -> list[Block]:
     """Run both from the same state of the global RNG; returns our blocks, if all is the same."""
     canvas_length, max_tokens = model.config.canvas_length, num_canvases * model.config.canvas_length
 
+    theirs_images = {}
+    if images is not None:
+        types = torch.zeros(1, len(prompt), dtype=torch.int64)
+        for span in images.spans:
+            types[0, list(span)] = 1
+        theirs_images = {
+            "pixel_values": images.pixel_values,
+            "image_position_ids": images.image_position_ids,
+            "mm_token_type_ids": types,
+        }
     torch.manual_seed(seed)
-    theirs = model.generate(
-        torch.tensor([prompt]),
-        max_new_tokens=max_tokens,
-        **(vars(upstream_images or images) if images else {}),
-    )
+    theirs = model.generate(torch.tensor([prompt]), max_new_tokens=max_tokens, **theirs_images)
     their_tokens = theirs.sequences[0, len(prompt) :].tolist()
     their_rng_state = torch.get_rng_state()
 
