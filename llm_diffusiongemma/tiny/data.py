@@ -71,11 +71,27 @@ _UNKNOWN_STEMS = (
     "Can a {} swim?", "How do I learn {}?", "What language do they speak in {}?", "Name three kinds of {}",
     "Are you a {}?", "Please book a flight to {}", "Send an email to {}", "Call {} for me", "{} {} {}",
     "What about {}?", "I lost my {}", "I like {}", "The {} is {}", "My {} is broken", "asdf {}", "lorem ipsum {}",
+    "Where was {} born?", "What is the height of {}?", "Who is the king of {}?", "When did {} die?",
+    "When does the next {} leave?", "How heavy is the {}?", "How big is a {}?", "What is the weight of a {}?",
+    "Recommend a {}", "Recommend a book about {}", "Can you recommend a good {}?", "What is a good {} for {}?",
+    "Why did the {} stop?", "Why does {} love {}?", "Who painted {}?", "Who sang {}?", "Which film has {} in it?",
+    "Compare {} with {}", "What is the difference between {} and {}?", "Should I buy a {}?", "Should I go to {}?",
+    "Write a poem about {}", "Write me an email to {}", "Write a letter", "Write a song about {} and {}",
+    "Who lives in {}?", "Does {} have a {}?", "Is there a {} in {}?", "What is {} famous for?", "How is {}?",
+    "How many {} are there?", "How often does it rain in {}?", "What is the name of the {}?", "Is a {} a {}?",
+    "Show me a picture of {}", "Play {}", "Open the {}", "Close the {} now", "Tell {} that I am late",
+    "What do you think of {}?", "When is {} open?", "Where can I buy a {} and a {}?", "Build me a {}",
+    "Who built {}?", "Describe {} to me", "Define {}", "Explain {}", "What does {} mean?", "{}", "{} and {}",
 )  # fmt: skip
 _UNKNOWN_STEMS_HELD_OUT = (
     "What is the capital of {} and who lives there?", "Who painted the {}?", "How heavy is a {}?",
     "Recommend a film about {}", "Why did {} go to {}?", "When does the {} open?", "Compare {} and {}",
     "Should I sell my {}?", "Who built the {} in {}?", "Write a letter to {}",
+)  # fmt: skip
+# What people say around a question.
+_FRAMES = (
+    "Please: {}", "Hey, {}", "Question: {}", "Quick question: {}", "Hello! {}", "OK. {}", "I am new here. {}",
+    "{} Thanks!", "{} Please.", "{} I am curious.", "{} Be brief.", "And {}", "Now: {}", "One more thing. {}",
 )  # fmt: skip
 _COPYABLE = [*WORDS, *NAMES, *CITIES, *map(str, range(1000))]
 _SYSTEM_PROMPTS = (
@@ -173,8 +189,11 @@ def _vary(rng: random.Random, text: str) -> str:
         text = text.rstrip("?.!")
     if rng.random() < 0.2:
         text = text[0].lower() + text[1:]
-    if rng.random() < 0.06:
-        text = "Please: " + text
+    if rng.random() < 0.2:
+        text = rng.choice(_FRAMES).format(text)
+    if rng.random() < 0.08:
+        at = rng.randrange(len(text) - 1)  # a slip of the fingers: two letters change places
+        text = text[:at] + text[at + 1] + text[at] + text[at + 2 :]
     return text
 
 
@@ -411,18 +430,18 @@ Skill = Callable[[random.Random, bool], Lesson]
 
 #: Every skill with its share of the training mix.
 SKILLS: dict[str, tuple[Skill, float]] = {
-    "question": (question, 0.11),
-    "unknown": (unknown, 0.06),
-    "counting": (counting, 0.3),
-    "repeating": (repeating, 0.07),
-    "capitals": (capitals, 0.13),
-    "name": (name, 0.05),
-    "greeting": (greeting, 0.03),
-    "sum_directly": (sum_directly, 0.07),
-    "sum_thinking": (sum_thinking, 0.07),
+    "question": (question, 0.16),
+    "unknown": (unknown, 0.09),
+    "counting": (counting, 0.27),
+    "repeating": (repeating, 0.1),
+    "capitals": (capitals, 0.14),
+    "name": (name, 0.03),
+    "greeting": (greeting, 0.02),
+    "sum_directly": (sum_directly, 0.03),
+    "sum_thinking": (sum_thinking, 0.05),
     "tool_call": (tool_call, 0.03),
-    "tool_result": (tool_result, 0.04),
-    "json_object": (json_object, 0.03),
+    "tool_result": (tool_result, 0.05),
+    "json_object": (json_object, 0.02),
     "colour": (colour, 0.01),
 }
 
