@@ -56,9 +56,9 @@ async def engine_is_free() -> None:
 
 
 async def test_same_reply_as_sync() -> None:
-    asynchronous = llm.get_async_model(TINY).prompt("Count from 1 to 300", seed=3, max_tokens=300)
+    asynchronous = llm.get_async_model(TINY).prompt("Count from 1 to 320", seed=3, max_tokens=300)
     chunks = [chunk async for chunk in asynchronous]
-    synchronous = llm.get_model(TINY).prompt("Count from 1 to 300", seed=3, max_tokens=300)
+    synchronous = llm.get_model(TINY).prompt("Count from 1 to 320", seed=3, max_tokens=300)
     assert chunks == list(synchronous)
     assert len(chunks) == 2
     ours, theirs = asynchronous.response_json, synchronous.response_json
@@ -123,9 +123,9 @@ async def test_a_reply_nobody_reads_on_gives_the_engine_back(forwards: Forwards)
 
 
 def _endless() -> llm.AsyncResponse:
-    """A reply of several canvases that never converge."""
+    """A reply of two canvases that never converge."""
     return llm.get_async_model(TINY).prompt(
-        "Count from 1 to 400", seed=3, max_denoising_steps=60, confidence_threshold=1e-12
+        "Count from 1 to 400", seed=3, max_denoising_steps=60, confidence_threshold=1e-12, max_tokens=512
     )
 
 
@@ -169,7 +169,7 @@ def test_ctrl_c_in_an_async_program_ends_it_cleanly() -> None:
 import asyncio, llm
 async def main():
     model = llm.get_async_model("diffusiongemma-tiny")
-    slow = {"max_denoising_steps": 100, "confidence_threshold": 1e-12}
+    slow = {"max_denoising_steps": 100, "confidence_threshold": 1e-12, "max_tokens": 512}
     async for chunk in model.prompt("Count from 1 to 400", seed=3, **slow):
         print("block", flush=True)
 asyncio.run(main())
