@@ -69,6 +69,10 @@ class PromptError(DiffusionGemmaError, ValueError):
     """A prompt that can't be answered: empty, or made of parts this model can't read."""
 
 
+class ImageError(PromptError):
+    """An attachment that can't be shown to the model: unreadable, broken, of an impossible size or type."""
+
+
 class ContextLengthError(PromptError):
     """The prompt leaves no room for a canvas in the model's context."""
 

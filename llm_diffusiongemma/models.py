@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 import llm
 from llm.parts import StreamEvent
 
 from .catalog import ModelEntry
+from .chat.images import IMAGE_TYPES, VIDEO_TYPES
 from .options import Options
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ class _DiffusionGemma:
     """What llm wants to know of the model, sync or async."""
 
     can_stream = True
+    supports_tools = True
+    attachment_types: ClassVar[set[str]] = {*IMAGE_TYPES, *VIDEO_TYPES}
     # mypy takes the nested class of llm's base for a different type; llm documents this very assignment.
     Options = Options
 
@@ -37,7 +40,9 @@ class _DiffusionGemma:
 
         options = prompt.options
         assert isinstance(options, Options)
-        return LocalReply(self.entry, Turn(prompt.messages, options))
+        # llm has refused a server's own tools already: this model claims none.
+        tools = [tool for tool in prompt.tools if isinstance(tool, llm.Tool)]
+        return LocalReply(self.entry, Turn(prompt.messages, options, tools))
 
 
 class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
@@ -148,12 +153,20 @@ class _Worker:
 
 
 def _record(response: Any, reply: LocalReply) -> None:
-    """Put a reply's report where llm keeps it, and say so if the reply is empty."""
+    """Put a reply's report where llm keeps it, hand its tool calls over, and say so if it is empty."""
     report = reply.report
-    response.set_usage(input=report.input_tokens, output=report.output_tokens)
+    response.set_usage(
+        input=report.input_tokens,
+        output=report.output_tokens,
+        details={"cached_tokens": report.cached_tokens} if report.cached_tokens else None,
+    )
     response.set_resolved_model(report.resolved_model)
     response.response_json = report.as_json()
-    if not reply.has_text and report.finish_reason != "interrupted":
+    if report.finish_reason == "interrupted":
+        return  # who stops a reply wants none of its tools run
+    for call in reply.tool_calls:
+        response.add_tool_call(call)
+    if not reply.has_text and not reply.tool_calls:
         click.echo(
             "The model's reply is empty. Ask for a whole sentence, or try another seed: -o seed 1", err=True
         )

@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Optional
 
 import llm
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 DEFAULT_MAX_TOKENS = 8192
+# What Gemma 4's image processor accepts.
+IMAGE_TOKENS = (70, 140, 280, 560, 1120)
 
 
 class Options(llm.Options):
@@ -67,10 +69,21 @@ class Options(llm.Options):
         le=1000,
         description="... and when its tokens stayed the same for this many steps, 0 to 1000 (1)",
     )
+    image_tokens: Optional[int] = Field(  # noqa: UP045
+        default=None,
+        description="Most soft tokens for an image: 70, 140, 280, 560 or 1120 (the checkpoint's; video: 70)",
+    )
     thinking: Optional[bool] = Field(  # noqa: UP045
         default=None,
         description="true: write down a thought before the answer; -R hides it (default false)",
     )
+
+    @field_validator("image_tokens")
+    @classmethod
+    def _is_a_budget(cls, value: int | None) -> int | None:
+        if value is not None and value not in IMAGE_TOKENS:
+            raise ValueError(f"must be one of {', '.join(map(str, IMAGE_TOKENS))}")
+        return value
 
     @model_validator(mode="after")
     def _temperature_falls(self) -> Options:

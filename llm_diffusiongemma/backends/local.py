@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import llm
 from llm.parts import Message, StreamEvent
 
 from .. import hub
 from ..catalog import ModelEntry
-from ..chat.messages import PromptEncoder, template_messages
+from ..chat.declarations import declare
+from ..chat.messages import PromptEncoder, read_conversation
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS, ReplyReader
 from ..chat.tokenizer import ChatTokenizer, control_tokens, decode
 from ..errors import CheckpointError
@@ -25,7 +27,7 @@ from ..options import DEFAULT_MAX_TOKENS, Options
 
 if TYPE_CHECKING:
     from ..diffusion.loading import LoadedModel
-    from ..diffusion.pipeline import Block, BlockDiffusionPipeline
+    from ..diffusion.pipeline import Block, BlockDiffusionPipeline, ImageInputs
 
 
 class ReentrantLock(Protocol):
@@ -37,7 +39,10 @@ class ReentrantLock(Protocol):
     def __exit__(self, kind: Any, error: Any, traceback: Any, /) -> None: ...
 
 
-FinishReason = Literal["stop", "length", "interrupted"]
+FinishReason = Literal["stop", "tool_calls", "length", "interrupted"]
+
+# A frame of a video gets the fewest soft tokens there are: there may be sixty of them.
+FRAME_SOFT_TOKENS = 70
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Turn:
 
     messages: Sequence[Message]
     options: Options
+    tools: Sequence[llm.Tool] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class BlockReport:
     tokens: int
     denoising_steps: int
     converged: bool
+    encoded_tokens: int
     seconds: float
 
 
@@ -77,6 +84,11 @@ class Report:
     def output_tokens(self) -> int:
         return sum(block.tokens for block in self.blocks)
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that the engine still had from the last turn."""
+        return self.input_tokens - self.blocks[0].encoded_tokens if self.blocks else 0
+
     def as_json(self) -> dict[str, Any]:
         """For `llm logs --json`. Times are seconds; tokens per forward is the speed-up over one a step."""
         steps = sum(block.denoising_steps for block in self.blocks)
@@ -95,9 +107,11 @@ class Report:
 class Engine:
     """A loaded model with its tokenizer. Lives in the process-wide cache; answers one turn at a time."""
 
-    def __init__(self, loaded: LoadedModel, tokenizer: ChatTokenizer) -> None:
+    def __init__(self, loaded: LoadedModel, tokenizer: ChatTokenizer, folder: Path) -> None:
+        from ..diffusion.images import ImageReader
         from ..diffusion.pipeline import BlockDiffusionPipeline
 
+        self.image_reader = ImageReader(folder, loaded.model.config)
         self.loaded = loaded
         self.pipeline: BlockDiffusionPipeline = BlockDiffusionPipeline(loaded.model)
         self.prompt_encoder = PromptEncoder(tokenizer)
@@ -159,7 +173,7 @@ def get_engine(entry: ModelEntry) -> Ready:
         try:
             # The model first: its checks say best what is wrong with a folder.
             loaded = load_model(checkpoint.folder, device)
-            engine = _engines[key] = Engine(loaded, _load_tokenizer(checkpoint.folder))
+            engine = _engines[key] = Engine(loaded, _load_tokenizer(checkpoint.folder), checkpoint.folder)
         except CheckpointError as error:
             if isinstance(entry.source, Path):
                 raise
@@ -192,15 +206,32 @@ class LocalReply:
     def __init__(self, entry: ModelEntry, turn: Turn) -> None:
         """Loads the model if need be. Raises what loading or a prompt that can't be answered raises."""
         # Before the model is loaded: these need none of it.
-        messages = template_messages(turn.messages)
+        conversation = read_conversation(turn.messages)
         options = turn.options
         ready = get_engine(entry)
         self._engine = ready.engine
-        prompt_ids = self._engine.prompt_encoder.encode(messages, thinking=bool(options.thinking))
+        encoder = self._engine.prompt_encoder
+        prompt_ids = encoder.encode(
+            conversation.messages, tools=declare(turn.tools), thinking=bool(options.thinking)
+        )
+        self._images: ImageInputs | None = None
+        if conversation.pictures:
+            prompt_ids, self._images = self._engine.image_reader.read(
+                prompt_ids,
+                [picture.image for picture in conversation.pictures],
+                [
+                    options.image_tokens or (FRAME_SOFT_TOKENS if picture.timestamp else None)
+                    for picture in conversation.pictures
+                ],
+            )
         self._reader = ReplyReader(
-            self._engine.decode, self._engine.control_tokens, self._engine.opens_thought(prompt_ids)
+            self._engine.decode,
+            self._engine.control_tokens,
+            in_thought=self._engine.opens_thought(prompt_ids),
+            has_tools=bool(turn.tools),
         )
         self._prompt_ids = prompt_ids
+        self._stable_length = encoder.stable_length(prompt_ids)
         self._options = options
         self.has_text = False
         """Whether anything but blanks and thoughts has been written."""
@@ -212,6 +243,11 @@ class LocalReply:
             load_seconds=ready.load_seconds,
             input_tokens=len(prompt_ids),
         )
+
+    @property
+    def tool_calls(self) -> list[llm.ToolCall]:
+        """What the model wants to have run, with the ids that the events have."""
+        return self._reader.tool_calls
 
     @property
     def lock(self) -> ReentrantLock:
@@ -247,6 +283,8 @@ class LocalReply:
             settings=settings,
             max_tokens=options.max_tokens or DEFAULT_MAX_TOKENS,
             randomness=GeneratorRandomness(generator),
+            images=self._images,
+            stable_length=self._stable_length,
             should_stop=should_stop,
         )
         try:
@@ -266,12 +304,15 @@ class LocalReply:
 
     def _take(self, block: Block) -> list[StreamEvent]:
         self.report.blocks.append(
-            BlockReport(len(block.tokens), block.denoising_steps, block.converged, block.seconds)
+            BlockReport(
+                len(block.tokens), block.denoising_steps, block.converged, block.encoded_tokens, block.seconds
+            )
         )
         events = self._reader.consume(block.tokens)
         if block.finish_reason is not None:
-            self.report.finish_reason = block.finish_reason
             events += self._reader.finalize()
+            called = block.finish_reason == "stop" and self.tool_calls
+            self.report.finish_reason = "tool_calls" if called else block.finish_reason
         self.has_text = self.has_text or any(event.type == "text" and event.chunk.strip() for event in events)
         return events
 

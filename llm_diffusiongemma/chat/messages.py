@@ -9,27 +9,61 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from llm.parts import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
+from llm import Attachment
+from llm.parts import AttachmentPart, Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
 from ..errors import CheckpointError, PromptError
+from .images import Picture, pictures
 from .tokenizer import ChatTokenizer, control_tokens
 
 TemplateMessage = dict[str, Any]
 
+# Where the next turn of a conversation may differ from this prompt: the template opens the model's turn
+# here, and what it shows of a past one it decides anew.
+TURN_OPENS = "<|turn>"
 
-def template_messages(messages: Sequence[Message]) -> list[TemplateMessage]:
-    """llm's messages in the shape that chat templates read.
 
-    Raises `PromptError` if there is nothing to answer, or for a part that the model can't read.
+@dataclass(frozen=True)
+class Conversation:
+    """llm's messages in the shape that chat templates read, and the pictures that they show, in order."""
+
+    messages: list[TemplateMessage]
+    pictures: list[Picture]
+
+
+def read_conversation(messages: Sequence[Message]) -> Conversation:
+    """Converts messages, and reads and decodes what is attached to them.
+
+    Raises `PromptError` if there is nothing to answer, or for a part that the model can't read; for an
+    attachment its subclass `ImageError`.
     """
     converted: list[TemplateMessage] = []
+    shown: list[Picture] = []
+
+    def show(attachments: Sequence[Attachment]) -> list[dict[str, str]]:
+        """The template's parts for attachments: for each picture one, a time stamp before a video's frame."""
+        parts: list[dict[str, str]] = []
+        for picture in itertools.chain.from_iterable(map(pictures, attachments)):
+            shown.append(picture)
+            parts += [{"type": "text", "text": picture.timestamp}] if picture.timestamp else []
+            parts.append({"type": "image"})
+        return parts
+
     for message in messages:
         if message.role == "tool":
             converted += [_tool_message(part) for part in message.parts]
+            # A result is a text. What else a tool returns is shown to the model as llm's user would.
+            attached = show([each for part in message.parts for each in getattr(part, "attachments", ())])
+            converted += [{"role": "user", "content": attached}] if attached else []
         else:
             converted.append(_message(message))
+            if message.role == "user" and (attached := show(_attachments(message))):
+                # The model was taught with images before the text.
+                text = {"type": "text", "text": converted[-1]["content"]}
+                converted[-1]["content"] = [*attached, text]
     try:
         "".join(_texts(converted)).encode()
     except UnicodeEncodeError as error:
@@ -38,9 +72,15 @@ def template_messages(messages: Sequence[Message]) -> list[TemplateMessage]:
         ) from error
     if not converted or converted[-1]["role"] not in ("user", "tool"):
         raise PromptError("There is no question to answer. Give a prompt, or pipe text into the command.")
-    if converted[-1]["role"] == "user" and not converted[-1]["content"].strip():
+    content = converted[-1]["content"]
+    if converted[-1]["role"] == "user" and isinstance(content, str) and not content.strip():
         raise PromptError("The prompt is empty. Give a prompt, or pipe text into the command.")
-    return converted
+    return Conversation(converted, shown)
+
+
+def _attachments(message: Message) -> list[Attachment]:
+    parts = (part for part in message.parts if isinstance(part, AttachmentPart))
+    return [part.attachment for part in parts if part.attachment is not None]
 
 
 def _message(message: Message) -> TemplateMessage:
@@ -62,8 +102,9 @@ def _message(message: Message) -> TemplateMessage:
             }
             for part in calls
         ]
+    readable = (TextPart, ReasoningPart, ToolCallPart) + ((AttachmentPart,) if message.role == "user" else ())
     for part in message.parts:
-        if not isinstance(part, (TextPart, ReasoningPart, ToolCallPart)):
+        if not isinstance(part, readable):
             raise PromptError(f"This conversation holds {_describe(part)}, which this model can't read.")
     return converted
 
@@ -91,19 +132,27 @@ class PromptEncoder:
         alternatives = sorted(map(re.escape, self._control_ids), key=len, reverse=True)
         self._control = re.compile("|".join(alternatives))
 
-    def encode(self, messages: Sequence[TemplateMessage], *, thinking: bool = False) -> list[int]:
-        """Token ids of the whole prompt, ready for the model's turn.
+    def encode(
+        self,
+        messages: Sequence[TemplateMessage],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        thinking: bool = False,
+    ) -> list[int]:
+        """Token ids of the whole prompt, ready for the model's turn; one image token for each picture.
+
+        `tools` are declarations as `declarations.declare` makes them.
 
         Raises `CheckpointError` if the checkpoint's template fails.
         """
         # A marker in untrusted text is broken by a character that the text doesn't contain. What survives
         # rendering with the markers whole comes from the template.
-        breaker = _unused_character(_texts(messages))
+        breaker = _unused_character(_texts([messages, tools]))
 
         def shield(text: str) -> str:
             return self._control.sub(lambda marker: marker[0][0] + breaker + marker[0][1:], text)
 
-        rendered = self._render([_map_texts(message, shield) for message in messages], thinking)
+        rendered = self._render(_map_texts(messages, shield), _map_texts(tools, shield), thinking)
         ids: list[int] = []
         end = 0
         for marker in self._control.finditer(rendered):
@@ -112,12 +161,22 @@ class PromptEncoder:
             end = marker.end()
         return ids + self._plain(rendered[end:], breaker)
 
-    def _render(self, messages: list[TemplateMessage], thinking: bool) -> str:
+    def stable_length(self, ids: Sequence[int]) -> int:
+        """How much of a prompt every later prompt of the conversation begins with: what is before the model's
+        turn. Behind that a template may leave out thoughts, or tokenise differently what the model wrote."""
+        turn = self._control_ids.get(TURN_OPENS)
+        return next((i for i in range(len(ids) - 1, -1, -1) if ids[i] == turn), 0)
+
+    def _render(self, messages: list[TemplateMessage], tools: list[dict[str, Any]], thinking: bool) -> str:
         from jinja2 import TemplateError
 
         try:
             rendered = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+                messages,
+                tools=tools or None,
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=thinking,
             )
         except TemplateError as error:
             raise CheckpointError(

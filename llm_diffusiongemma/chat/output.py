@@ -2,15 +2,21 @@
 
 Control tokens are recognised by their ids, so a marker is never cut by a block's edge, and text that
 merely spells one stays text. What an edge can cut is a UTF-8 character or the label of a thought: those
-are held back until the rest is there.
+are held back until the rest is there. So is a tool call, for half a call must never run.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from llm import ToolCall
 from llm.parts import StreamEvent
+from llm.utils import monotonic_ulid
+
+from .tool_calls import CALL_CLOSES, CALL_OPENS, QUOTE, MalformedCallError, parse_call
 
 REPLACEMENT_CHARACTER = "\ufffd"
 THOUGHT_OPENS, THOUGHT_CLOSES = "<|channel>", "<channel|>"
@@ -24,7 +30,8 @@ class ReplyReader:
     """Turns one reply's tokens into events: `consume` each block, then `finalize` once.
 
     `decode` turns token ids into text and loses nothing; `control_tokens` maps the ids of control tokens
-    to their names; `in_thought` says that the prompt has already opened a thought.
+    to their names; `in_thought` says that the prompt has already opened a thought; without `has_tools` a
+    call is text, since nobody could run it. So is one that is cut off or malformed.
     """
 
     def __init__(
@@ -32,7 +39,14 @@ class ReplyReader:
         decode: Callable[[list[int]], str],
         control_tokens: dict[int, str],
         in_thought: bool = False,
+        has_tools: bool = False,
     ) -> None:
+        self.tool_calls: list[ToolCall] = []
+        """The calls so far, each with the id that its events have."""
+        self._has_tools = has_tools
+        # The tokens of a call that is not closed yet, from the one that opens it on.
+        self._call: list[int] = []
+        self._in_string = False
         self._decode = decode
         self._control_tokens = control_tokens
         self._channel: Channel = "reasoning" if in_thought else "text"
@@ -51,23 +65,67 @@ class ReplyReader:
         events: list[StreamEvent] = []
         for token_id in token_ids:
             name = self._control_tokens.get(token_id)
+            if self._call and not (name == CALL_OPENS and not self._in_string):
+                self._call.append(token_id)
+                if name == QUOTE:
+                    self._in_string = not self._in_string
+                elif name == CALL_CLOSES and not self._in_string:
+                    events += self._end_call()
+                continue
             if name is None:
                 self._run.append(token_id)
                 continue
-            events += self._flush(final=True)
-            self._run, self._emitted = [], 0
+            events += self._end_run()
             if name == THOUGHT_OPENS:
                 self._switch("reasoning")
                 self._label_pending = True
             elif name == THOUGHT_CLOSES:
                 self._switch("text")
+            elif name == CALL_OPENS:
+                # It also ends a thought, and a call before it that was never closed.
+                events += self._cut_call()
+                self._switch("text")
+                self._call = [token_id]
         return _merge(events + self._flush(final=False))
 
     def finalize(self) -> list[StreamEvent]:
-        """What was held back: an incomplete character comes out as U+FFFD."""
+        """What was held back: an incomplete character comes out as U+FFFD, an incomplete call as text."""
+        return _merge(self._end_run() + self._cut_call())
+
+    def _end_run(self) -> list[StreamEvent]:
         events = self._flush(final=True)
         self._run, self._emitted = [], 0
         return events
+
+    def _end_call(self) -> list[StreamEvent]:
+        """The events of a call that has just been closed."""
+        try:
+            if not self._has_tools:
+                raise MalformedCallError("no tool was declared")
+            name, arguments = parse_call(self._units(self._call[1:-1]))
+        except MalformedCallError:
+            return self._cut_call()
+        self._call = []
+        call = ToolCall(name, arguments, f"tc_{str(monotonic_ulid()).lower()}")
+        self.tool_calls.append(call)
+        return [
+            StreamEvent("tool_call_name", call.name, tool_call_id=call.tool_call_id),
+            StreamEvent("tool_call_args", json.dumps(call.arguments), tool_call_id=call.tool_call_id),
+        ]
+
+    def _cut_call(self) -> list[StreamEvent]:
+        """A call that is none, as it was written."""
+        text = self._decode(self._call) if self._call else ""
+        self._call, self._in_string = [], False
+        return [StreamEvent("text", text)] if text else []
+
+    def _units(self, token_ids: list[int]) -> list[str]:
+        """The characters of the text, and the names of the control tokens in it."""
+        units: list[str] = []
+        for are_control, group in itertools.groupby(token_ids, lambda token_id: token_id in self._control_tokens):
+            run = list(group)
+            units += [self._control_tokens[token_id] for token_id in run] if are_control else self._decode(run)
+        return units
 
     def _switch(self, channel: Channel) -> None:
         self._channel = channel
@@ -107,7 +165,7 @@ def _merge(events: list[StreamEvent]) -> list[StreamEvent]:
     """Neighbours of the same kind as one event."""
     merged: list[StreamEvent] = []
     for event in events:
-        if merged and merged[-1].type == event.type:
+        if merged and merged[-1].type == event.type and event.type in ("text", "reasoning"):
             merged[-1] = StreamEvent(type=event.type, chunk=merged[-1].chunk + event.chunk)
         else:
             merged.append(event)

@@ -200,6 +200,7 @@ class BlockDiffusionPipeline:
         if prefix is None:
             prefix = EncodedPrefix(DynamicCache(config=self._text_config))
         budget = max_tokens
+        committed: list[int] = []
         try:
             sampler = EntropyBoundSampler(
                 settings,
@@ -220,7 +221,7 @@ class BlockDiffusionPipeline:
                     if len(prefix) < len(prompt.identities):
                         return
                 else:
-                    self._encode(step.argmax[None], committed, prefix)
+                    self._encode(torch.tensor([committed], device=prompt.tokens.device), committed, prefix)
                 encoded_tokens = len(prefix) - before
                 denoising = self._denoise(prefix.cache, sampler, settings.max_denoising_steps)
                 for steps_done, step in enumerate(denoising, start=1):

@@ -22,6 +22,7 @@ import transformers
 
 from . import contestants, networks
 from .contestants import OURS, Task
+from .conversation import TURNS, chat_seconds, conversation
 from .measure import MIB, Action, Cost, compare
 from .profile import profile
 
@@ -92,11 +93,33 @@ def startup(device: torch.device, repeats: int) -> None:
     )
 
 
+def chat(device: torch.device, repeats: int) -> None:
+    costs = conversation(networks.wide_body(device), steps=STEPS, repeats=min(repeats, 3))
+    print(f"\n(e) {TURNS} turns of a chat, replies of 1 canvas, {STEPS} steps: wide random body\n")
+    print("| Turn | Context | Tokens encoded | Without the cache | Prefill | Without | First block | Without |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for turn in (1, 2, 5, 10, 15, 20):
+        ours, fresh = costs[turn - 1]
+        print(
+            f"| {turn} | {ours.context_tokens:,} | {ours.encoded_tokens:,} | {fresh.encoded_tokens:,} "
+            f"| {ours.prefill_seconds:.2f} s | {fresh.prefill_seconds:.2f} s "
+            f"({fresh.prefill_seconds / ours.prefill_seconds:.1f}×) "
+            f"| {ours.first_block_seconds:.2f} s | {fresh.first_block_seconds:.2f} s |"
+        )
+    writing, reading = chat_seconds(4 * repeats)
+    whole = costs[-1][0].first_block_seconds
+    print(
+        f"\nTemplating and tokenising {TURNS} turns takes {writing * 1000:.1f} ms and reading a block "
+        f"{reading * 1000:.1f} ms: {(writing + reading) / whole:.1%} of the last reply."
+    )
+
+
 BENCHMARKS: dict[str, Callable[[torch.device, int], None]] = {
     "sampler": sampler,
     "reply": reply,
     "tiny": tiny,
     "startup": startup,
+    "chat": chat,
 }
 
 

@@ -41,7 +41,6 @@ def replies(model: Any, task: Task) -> dict[str, Callable[[], object]]:
     model.generation_config.eos_token_id = [model.config.text_config.vocab_size]
     canvas_length = model.config.canvas_length
     prompt = torch.tensor([task.prompt_ids], device=model.device)
-    ours = BlockDiffusionPipeline(model)
     pipeline = DiffusionGemmaPipeline(
         model=model,
         scheduler=EntropyBoundScheduler(num_inference_steps=task.steps),
@@ -50,8 +49,9 @@ def replies(model: Any, task: Task) -> dict[str, Callable[[], object]]:
     pipeline.set_progress_bar_config(disable=True)
 
     def by_us() -> None:
+        # A new one: nobody else keeps the prompt's KV cache for the next round.
         blocks = list(
-            ours.generate(
+            BlockDiffusionPipeline(model).generate(
                 task.prompt_ids,
                 settings=task.settings,
                 max_tokens=task.canvases * canvas_length,

@@ -22,11 +22,32 @@ def small_body(device: torch.device) -> Any:
     config = DiffusionGemmaConfig(
         text_config=text, vision_config=tiny.vision_config, canvas_length=tiny.canvas_length
     )
+    return _random(config).to(device)
+
+
+def _random(config: DiffusionGemmaConfig) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = DiffusionGemmaForBlockDiffusion(config).eval()
     model.generation_config.pad_token_id = 0
-    return model.to(device)
+    return model
+
+
+def wide_body(device: torch.device) -> Any:
+    """Random and wide, with a small vocabulary: reading the prompt dominates, as it does at real sizes."""
+    tiny = build_config()
+    sizes = {
+        "hidden_size": 768,
+        "intermediate_size": 1536,
+        "moe_intermediate_size": 768,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 16_384,
+    }
+    text = DiffusionGemmaTextConfig(**{**tiny.text_config.to_dict(), **sizes})
+    config = DiffusionGemmaConfig(
+        text_config=text, vision_config=tiny.vision_config, canvas_length=tiny.canvas_length
+    )
+    return _random(config).to(device)
 
 
 def embedded_checkpoint(device: torch.device) -> Any:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llm.parts import AttachmentPart, Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from transformers import AutoTokenizer
 
-from llm_diffusiongemma.chat.messages import PromptEncoder, template_messages
+from llm_diffusiongemma.chat.messages import PromptEncoder, read_conversation
 from llm_diffusiongemma.chat.tokenizer import control_tokens
 from llm_diffusiongemma.errors import PromptError
 from llm_diffusiongemma.tiny.network import CHECKPOINT
@@ -21,7 +21,7 @@ MARKERS = sorted(CONTROL.values())
 
 
 def rendered(*messages: Message, thinking: bool = False) -> str:
-    return TOKENIZER.decode(ENCODER.encode(template_messages(messages), thinking=thinking))
+    return TOKENIZER.decode(ENCODER.encode(read_conversation(messages).messages, thinking=thinking))
 
 
 def test_user() -> None:
@@ -39,7 +39,7 @@ def test_blanks_around_text_are_trimmed_by_the_template() -> None:
     """Also where the tokenizer has tokens of its own for blanks, as Gemma's has."""
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
     tokenizer.add_tokens(["\n", "\n\n"])
-    ids = PromptEncoder(tokenizer).encode(template_messages([llm.user("\n\nHi\n\nyou\n")]))
+    ids = PromptEncoder(tokenizer).encode(read_conversation([llm.user("\n\nHi\n\nyou\n")]).messages)
     assert tokenizer.decode(ids) == "<bos><|turn>user\nHi\n\nyou<turn|>\n<|turn>model\n"
 
 
@@ -83,13 +83,13 @@ def test_tool_loop_in_the_history() -> None:
 )
 def test_nothing_to_answer(messages: list[Message]) -> None:
     with pytest.raises(PromptError, match="Give a prompt"):
-        template_messages(messages)
+        read_conversation(messages)
 
 
 def test_unreadable_part_in_the_history() -> None:
     attachment = llm.Attachment(type="audio/wav", content=b"RIFF")
     with pytest.raises(PromptError, match="audio/wav"):
-        template_messages([Message("user", [TextPart("Listen"), AttachmentPart(attachment)])])
+        read_conversation([Message("user", [TextPart("Listen"), AttachmentPart(attachment)])])
 
 
 HOSTILE = st.lists(st.sampled_from([*MARKERS, "<", "|", ">", "a", " ", "\n", "turn", "\ue000"]), max_size=8).map(
@@ -108,7 +108,7 @@ def test_text_never_becomes_a_control_token(user: str, system: str, answer: str)
     def encode(*texts: str) -> list[int]:
         system, first, answer, last = texts
         messages = [llm.system(system), llm.user(first), llm.assistant(answer), llm.user(last)]
-        return ENCODER.encode(template_messages(messages))
+        return ENCODER.encode(read_conversation(messages).messages)
 
     hostile = encode(f"s{system}s", f"u{user}u", f"a{answer}a", f"x{user}")
     assert control_ids(hostile) == control_ids(encode("s", "u", "a", "x"))

@@ -1,0 +1,98 @@
+"""Images to what the encoder reads, by the checkpoint's own image processor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from llm_diffusiongemma.diffusion.pipeline import ImageInputs
+from llm_diffusiongemma.errors import CheckpointError, ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from PIL import Image
+    from transformers import DiffusionGemmaConfig
+
+
+class ImageReader:
+    """Prepares the images of a prompt. The processor is loaded with the first of them."""
+
+    def __init__(self, folder: Path, config: DiffusionGemmaConfig) -> None:
+        self._folder = folder
+        self._config = config
+        self._processor: Any = None
+
+    def read(
+        self, prompt_ids: Sequence[int], images: Sequence[Image.Image], soft_tokens: Sequence[int | None]
+    ) -> tuple[list[int], ImageInputs]:
+        """The prompt with room for the soft tokens, and what goes there.
+
+        `prompt_ids` has one image token for each image, in their order. `soft_tokens` has for each the
+        most that it may become, or None for what the checkpoint says.
+
+        Raises `ImageError` for an image that can't be cut into patches, `CheckpointError` if the
+        checkpoint has no image processor or its template does not show every image.
+        """
+        config = self._config
+        expected = sum(token == config.image_token_id for token in prompt_ids)
+        if expected != len(images):
+            raise CheckpointError(
+                f"The checkpoint's chat template shows {expected} of {len(images)} images. Use another checkpoint."
+            )
+        features = [self._process(image, most) for image, most in zip(images, soft_tokens, strict=True)]
+        ids: list[int] = []
+        spans: list[range] = []
+        counts = iter(count for _, _, count in features)
+        for token in prompt_ids:
+            if token != config.image_token_id:
+                ids.append(token)
+                continue
+            start = len(ids) + 1
+            spans.append(range(start, start + next(counts)))
+            ids += [config.boi_token_id, *[token] * len(spans[-1]), config.eoi_token_id]
+        # Images of several budgets become one batch: the model drops the padding again.
+        patches = max(len(pixels) for pixels, _, _ in features)
+        return ids, ImageInputs(
+            pixel_values=torch.stack(
+                [F.pad(pixels, (0, 0, 0, patches - len(pixels))) for pixels, _, _ in features]
+            ),
+            image_position_ids=torch.stack(
+                [F.pad(positions, (0, 0, 0, patches - len(positions)), value=-1) for _, positions, _ in features]
+            ),
+            spans=tuple(spans),
+        )
+
+    def _process(self, image: Image.Image, most: int | None) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """`[patches, patch pixels]`, `[patches, 2]` and the number of soft tokens."""
+        processor = self._processor = self._processor or _load_processor(self._folder)
+        size = f"{image.width} × {image.height}"
+        try:
+            budget = {} if most is None else {"max_soft_tokens": most}
+            features = processor(images=[image], return_tensors="pt", **budget)
+        except ValueError as error:
+            raise ImageError(
+                f"An image of {size} pixels is too long and narrow for this model. Crop it, or cut it in pieces."
+            ) from error
+        positions = features["image_position_ids"][0]
+        if int(positions.max()) >= self._config.vision_config.position_embedding_size:
+            raise ImageError(
+                f"An image of {size} pixels is too long and narrow for this model. Crop it, or set image_tokens "
+                "lower."
+            )
+        return features["pixel_values"][0], positions, int(features["num_soft_tokens_per_image"][0])
+
+
+def _load_processor(folder: Path) -> Any:
+    from transformers import AutoImageProcessor
+
+    try:
+        # Without torchvision, whose build has to match torch's.
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    except Exception as error:  # whatever it finds wrong is wrong with the folder
+        raise CheckpointError(
+            f"{folder} has no image processor that can be read, so it can't be shown images: {error}"
+        ) from error

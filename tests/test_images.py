@@ -1,0 +1,138 @@
+"""Images as a user has them: from a path, standard input, history, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import llm
+import pytest
+from PIL import Image
+
+from .conftest import TINY, Llm
+
+COLOURS = {"red": (220, 25, 25), "green": (25, 160, 45), "blue": (30, 60, 215)}
+QUESTION = "What colour is this image?"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    paths = {}
+    for name, colour in COLOURS.items():
+        paths[name] = str(tmp_path / f"{name}.png")
+        Image.new("RGB", (64, 48), colour).save(paths[name])
+    return paths
+
+
+@pytest.mark.parametrize("name", COLOURS)
+def test_from_a_path(llm_command: Llm, files: dict[str, str], name: str) -> None:
+    assert llm_command.ok("-m", TINY, QUESTION, "-a", files[name]) == f"The image is {name}."
+
+
+def test_from_standard_input(llm_command: Llm, files: dict[str, str]) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "llm", "-m", TINY, QUESTION, "-a", "-"],
+        input=Path(files["blue"]).read_bytes(),
+        capture_output=True,
+        check=False,
+    )
+    assert process.stdout == b"The image is blue.\n", process.stderr
+
+
+def test_on_a_second_turn_in_a_new_process(llm_command: Llm, files: dict[str, str]) -> None:
+    llm_command.ok("-m", TINY, "What is entropy?")
+    process = llm_command.process("-c", QUESTION, "-a", files["green"])
+    output, errors = process.communicate(timeout=120)
+    assert output == "The image is green.\n", errors
+
+
+def test_an_image_of_an_earlier_turn_stays_in_the_prompt(llm_command: Llm, files: dict[str, str]) -> None:
+    llm_command.ok("-m", TINY, QUESTION, "-a", files["red"])
+    llm_command.ok("-c", "What is entropy?")
+    first, second = llm_command.logs()
+    assert second["input_tokens"] > first["input_tokens"] > 70
+
+
+def test_an_earlier_image_that_has_moved(llm_command: Llm, files: dict[str, str]) -> None:
+    llm_command.ok("-m", TINY, QUESTION, "-a", files["red"])
+    Path(files["red"]).unlink()
+    assert files["red"] in llm_command.fails("-c", "What is entropy?")
+
+
+def test_soft_tokens(llm_command: Llm, files: dict[str, str]) -> None:
+    lengths = []
+    for budget in ("70", "140", "280"):
+        llm_command.ok("-m", TINY, QUESTION, "-a", files["red"], "-o", "image_tokens", budget)
+        lengths.append(llm_command.logs()[-1]["input_tokens"])
+    assert lengths[0] < lengths[1] < lengths[2] < lengths[0] + 280
+
+
+def test_several_images(llm_command: Llm, files: dict[str, str]) -> None:
+    llm_command.ok("-m", TINY, QUESTION, "-a", files["red"])
+    llm_command.ok("-m", TINY, QUESTION, "-a", files["red"], "-a", files["blue"])
+    one, two = llm_command.logs()
+    assert two["input_tokens"] > one["input_tokens"] + 60
+
+
+def test_an_image_without_a_question(llm_command: Llm, files: dict[str, str]) -> None:
+    llm_command.ok("-m", TINY, "-a", files["red"], "")
+
+
+def test_async(files: dict[str, str]) -> None:
+    async def ask() -> str:
+        attachment = llm.Attachment(path=files["red"], type="image/png")
+        return await llm.get_async_model(TINY).prompt(QUESTION, attachments=[attachment]).text()
+
+    assert asyncio.run(ask()) == "The image is red."
+
+
+@pytest.mark.parametrize(
+    ("size", "budget", "message"),
+    [((1, 1), "70", "too small"), ((1, 4000), "70", "too small"), ((2, 20_000), "1120", "too long and narrow")],
+)
+def test_impossible_sizes(
+    llm_command: Llm, tmp_path: Path, size: tuple[int, int], budget: str, message: str
+) -> None:
+    path = tmp_path / "odd.png"
+    Image.new("RGB", size).save(path)
+    assert message in llm_command.fails("-m", TINY, QUESTION, "-a", str(path), "-o", "image_tokens", budget)
+
+
+def test_a_broken_image(llm_command: Llm, files: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "broken.png"
+    path.write_bytes(Path(files["red"]).read_bytes()[:60])
+    llm_command.fails("-m", TINY, QUESTION, "-a", str(path))
+
+
+def test_a_budget_that_there_is_not(llm_command: Llm, files: dict[str, str]) -> None:
+    message = llm_command.fails("-m", TINY, QUESTION, "-a", files["red"], "-o", "image_tokens", "100")
+    assert "70, 140, 280, 560, 1120" in message
+
+
+def test_text_that_spells_the_image_token_is_no_image(llm_command: Llm, files: dict[str, str]) -> None:
+    """It would break the count of images."""
+    llm_command.ok("-m", TINY, "What is <|image|>?")
+    llm_command.ok("-m", TINY, "What is <|image|>?", "-a", files["red"])
+
+
+def test_a_video(llm_command: Llm, tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="needs the video extra")
+    path = tmp_path / "red.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(6):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), COLOURS["red"]))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    llm_command.ok("-m", TINY, QUESTION, "-a", str(path))
+    from llm_diffusiongemma.backends import local
+
+    engine = local.get_engine(llm.get_model(TINY).entry).engine
+    kept = engine.pipeline.prefix_cache._kept
+    assert kept is not None
+    text = engine.decode([token for token in kept.identities if isinstance(token, int)])
+    assert re.search(r"user\n00:00<\|image><image\|>00:01<\|image><image\|>00:02<\|image><image\|>What", text)
