@@ -11,7 +11,7 @@ import pytest
 from .conftest import TINY, Llm
 
 # Never sure enough to stop: both canvases take all of their steps, long enough to be interrupted.
-SLOW = "-o seed 3 -o max_denoising_steps 400 -o confidence_threshold 1e-12 -o max_tokens 512".split()
+SLOW = "-o seed 3 -o max_denoising_steps 150 -o confidence_threshold 1e-12 -o max_tokens 512".split()
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs POSIX signals")
 

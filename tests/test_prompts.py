@@ -63,8 +63,9 @@ def test_without_a_seed_one_is_drawn_and_logged(llm_command: Llm) -> None:
         llm_command.ok("-m", TINY, "What is entropy?")
     first, second = (turn["response_json"]["seed"] for turn in llm_command.logs())
     assert first != second
-    # So hot that the seed shows, however sure the network is.
-    asked = ("-m", TINY, "What is entropy?", *"-o t_max 40 -o t_min 20 -o max_tokens 40".split())
+    # Words that it has never seen, and one step to copy them in: what comes out depends on the noise.
+    words = "Repeat: zebra quilt vex jugs wyvern kludge fjord nymph waltz"
+    asked = ("-m", TINY, words, *"-o max_denoising_steps 1 -o max_tokens 40".split())
     llm_command.ok(*asked)
     turn = llm_command.logs()[-1]
     again = llm_command.ok(*asked, "-o", "seed", str(turn["response_json"]["seed"]))
