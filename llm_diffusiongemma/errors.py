@@ -65,6 +65,11 @@ class OptionError(DiffusionGemmaError, ValueError):
     """Options that are fine one by one but not together, or not with this checkpoint."""
 
 
+class ConstraintError(DiffusionGemmaError, ValueError):
+    """A reply can't be held to this: a schema, regular expression or choices that are invalid, that no reply
+    can fulfil, or that need what a finite automaton of reasonable size can't do."""
+
+
 class PromptError(DiffusionGemmaError, ValueError):
     """A prompt that can't be answered: empty, or made of parts this model can't read."""
 
