@@ -1,0 +1,734 @@
+"""JSON schema → regular language.
+
+Every text of the language is a document that is valid by the schema. The other way round not every valid
+document is a text of it: no finite automaton can do all that JSON schema can. Each keyword is enforced, narrowed
+to something stricter, or refused by name; docs/schemas.md says which.
+
+A place in a document must fulfil several schemas at once: what stands there, what its $ref and allOf lead to, a
+branch of its anyOf. `_Compiler` never merges them into one. It gathers them into a *conjunction* of plain
+keyword dictionaries, one for each way through the choices, and reads each keyword from all of them together.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+from urllib.parse import unquote
+
+import jsonschema
+
+from llm_diffusiongemma.errors import ConstraintError
+from llm_diffusiongemma.grammar import scalars
+from llm_diffusiongemma.grammar.dfa import ByteDFA
+from llm_diffusiongemma.grammar.language import (
+    ALL_BYTES,
+    EMPTY_TEXT,
+    MAX_STATES,
+    NOTHING,
+    Language,
+    Literal,
+    OneByte,
+    Repetition,
+    Separated,
+    StateLimitError,
+    byte_range,
+    byte_set,
+    concatenate,
+    embed,
+    intersection,
+    minimal_dfa,
+    optional,
+    unite,
+)
+
+Schema = dict[str, Any] | bool
+Conjunction = tuple[Schema, ...]
+Part = dict[str, Any]
+
+MAX_SCHEMA_LENGTH = 200_000
+
+# Places and choices that are looked at before a schema counts as too large. Each stands for some states.
+MAX_VISITS = 4000
+
+# Multiples are counted by a state for each remainder.
+MAX_MULTIPLE = 2000
+
+TYPES = frozenset(("null", "boolean", "integer", "number", "string", "array", "object"))
+SCALARS = TYPES - {"array", "object"}
+
+# By type: what can't be narrowed to anything useful.
+_REFUSED = {
+    None: ("if", "$dynamicRef", "$recursiveRef", "extends", "disallow"),
+    "array": ("maxContains",),
+}
+
+# In which order `uniqueItems` wants the first characters of strings and integers: the members of a row don't
+# come twice. A letter's two cases are one member.
+_FIRST_CHARACTERS = {
+    "string": [
+        byte_set(b'"'),
+        byte_range(0, ord("A") - 1) & ~byte_set(b'"'),
+        *(byte_set((letter, letter + 32)) for letter in range(ord("A"), ord("Z") + 1)),
+        ALL_BYTES & ~byte_range(0, ord("Z")) & ~byte_range(ord("a"), ord("z")),
+    ],
+    "integer": [byte_set(b"-"), *(byte_set((digit,)) for digit in b"0123456789")],
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of an endless language is kept.
+
+    - `depth`: how often a $ref may lead into itself, and how deep a value of any kind nests;
+    - `length`: the longest string (code points) where a `maxLength` has to be counted at all;
+    - `count`: the most items or properties where a maximum has to be counted at all.
+    """
+
+    depth: int
+    length: int
+    count: int
+
+
+# Tried in this order until the automaton is small enough.
+LIMITS = (Limits(3, 256, 64), Limits(2, 128, 24), Limits(2, 64, 12), Limits(1, 32, 6))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A value must fulfil one of the branches; exactly one where it is `exclusive` (oneOf)."""
+
+    branches: tuple[Schema, ...]
+    exclusive: bool = False
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in a document we are.
+
+    - `path`: for people; `$` is the document;
+    - `nesting`: how many arrays and objects are open;
+    - `free`: how many of them stand where the schema says nothing;
+    - `references`: the $refs that led here.
+    """
+
+    path: str = "$"
+    nesting: int = 0
+    free: int = 0
+    references: tuple[str, ...] = ("#",)
+
+    def inside(self, name: str, conjunction: Conjunction) -> _Place:
+        """The place of a member or item."""
+        return replace(
+            self,
+            path=self.path + name,
+            nesting=self.nesting + 1,
+            free=self.free + (not any(isinstance(schema, dict) for schema in conjunction)),
+        )
+
+
+def schema_language(schema: dict[str, Any] | bool) -> ByteDFA:
+    """JSON documents that are valid by a schema, with `json.dumps`' separators, without spaces or indented by two.
+
+    Raises `ConstraintError` for an invalid schema, one that nothing fulfils, a keyword that can't be guaranteed,
+    and a schema that needs too large an automaton.
+    """
+    validator = _validator(schema)
+    for limits in LIMITS:
+        compiler = _Compiler(validator, limits)
+        try:
+            dfa = minimal_dfa(compiler.language((schema,), _Place()))
+        except StateLimitError:
+            continue
+        except RecursionError:
+            raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
+        if dfa.dead == 0:
+            raise compiler.unsatisfiable()
+        return dfa
+    raise ConstraintError(
+        f"The schema needs an automaton of more than {MAX_STATES:,} states{_largest_counter(schema)}. Use smaller "
+        "bounds, fewer properties or less nesting."
+    )
+
+
+def _validator(schema: Any) -> Any:
+    """A jsonschema validator of the schema's own dialect, the schema having been checked."""
+    try:
+        text = json.dumps(schema, allow_nan=False)
+        if not isinstance(schema, dict | bool):
+            raise ConstraintError(f"A schema is a JSON object, and this is {text[:40]}.")
+        if len(text) > MAX_SCHEMA_LENGTH:
+            raise ConstraintError(
+                f"The schema has {len(text):,} characters; at most {MAX_SCHEMA_LENGTH:,} can be worked on. Take out "
+                "what the reply doesn't need."
+            )
+        with warnings.catch_warnings():
+            # Of an unknown $schema, and of patterns whose meaning Python will change.
+            warnings.simplefilter("ignore")
+            dialect = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+            dialect.check_schema(schema)
+    except RecursionError:
+        raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConstraintError):
+            raise
+        raise ConstraintError(f"The schema is not JSON: {error}.") from None
+    except jsonschema.SchemaError as error:
+        raise ConstraintError(f"The schema is invalid at {error.json_path}: {error.message[:200]}.") from None
+    return dialect(schema)
+
+
+def _largest_counter(schema: Any) -> str:
+    """The largest bound in a schema that has to be counted up to, as part of a sentence."""
+    counters = ("minLength", "minItems", "minProperties", "maxLength", "maxItems", "maxProperties", "multipleOf")
+    largest: tuple[float, str] = (1, "")
+    stack = [schema]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            found = [(value[name], name) for name in counters if isinstance(value.get(name), int | float)]
+            largest = max([largest, *found])
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+    return f" (its largest counter is {largest[1]} {largest[0]})" if largest[1] else ""
+
+
+class _Compiler:
+    """One schema under one set of limits."""
+
+    def __init__(self, validator: Any, limits: Limits) -> None:
+        self.validator = validator
+        self.root: Schema = validator.schema
+        self.limits = limits
+        self.visits = 0
+        # How often recursion was cut, and the first place where nothing is possible.
+        self.cuts = 0
+        self.impossible: str | None = None
+        self.any_value: dict[tuple[int, int], Language] = {}
+
+    def unsatisfiable(self) -> ConstraintError:
+        """Why the language is empty."""
+        if self.cuts:
+            return ConstraintError(
+                f"The schema's recursion has no end within a depth of {self.limits.depth}: each level demands the "
+                "next one. Make the property that leads on optional, or let it be null or an empty list."
+            )
+        return ConstraintError(
+            f"Nothing that can be guaranteed fulfils the schema at {self.impossible or '$'}. Look there for "
+            "keywords that contradict each other."
+        )
+
+    # The conjunctions of a place
+
+    def language(self, conjunction: Conjunction, place: _Place) -> Language:
+        """The texts of the values that fulfil all schemas of a conjunction."""
+        free = all(schema is True or schema == {} for schema in conjunction)
+        key = (place.free, place.nesting)
+        if free and key in self.any_value:
+            return self.any_value[key]
+        branches = [self._value(parts, where) for parts, where in self._alternatives(conjunction, (), place)]
+        language = unite(branches)
+        if language is NOTHING and self.impossible is None:
+            self.impossible = place.path
+        if free:
+            language = self.any_value[key] = embed(minimal_dfa(language))
+        return language
+
+    def _alternatives(
+        self, pending: Sequence[Schema | _Choice], parts: tuple[Part, ...], place: _Place
+    ) -> list[tuple[tuple[Part, ...], _Place]]:
+        """The ways to fulfil `parts` and what is pending, each as keyword dictionaries without choices to make."""
+        self.visits += 1
+        if self.visits > MAX_VISITS:
+            raise StateLimitError
+        if not pending:
+            return [(parts, place)]
+        first, *rest = pending
+        if isinstance(first, _Choice):
+            return self._choose(first, rest, parts, place)
+        if first is False:
+            return []
+        if first is True:
+            return self._alternatives(rest, parts, place)
+        assert isinstance(first, dict)
+        if "$ref" in first:
+            reference = first["$ref"]
+            if place.references.count(reference) >= self.limits.depth + (reference != "#"):
+                self.cuts += 1
+                return []
+            place = replace(place, references=(*place.references, reference))
+            rest = [self._resolve(reference), *rest]
+        parts = (*parts, first)
+        if not _types(parts):
+            return []
+        return self._alternatives([*first.get("allOf", ()), *rest, *_choices(first)], parts, place)
+
+    def _choose(
+        self, choice: _Choice, rest: list[Schema | _Choice], parts: tuple[Part, ...], place: _Place
+    ) -> list[tuple[tuple[Part, ...], _Place]]:
+        found = []
+        for index, branch in enumerate(choice.branches):
+            others = choice.branches[:index] + choice.branches[index + 1 :]
+            for alternative, where in self._alternatives([branch, *rest], parts, place):
+                if choice.exclusive and _values(alternative) is None:
+                    # A list of values is checked value by value, this keyword included.
+                    for other in others:
+                        alternative = self._exclude(other, alternative, where)
+                found.append((alternative, where))
+        return found
+
+    def _exclude(self, other: Schema, parts: tuple[Part, ...], place: _Place) -> tuple[Part, ...]:
+        """`parts`, strengthened where needed so that nothing that fulfils them fulfils the other branch."""
+        cuts = self.cuts
+        for rival, _ in self._alternatives([other], (), place):
+            if self._disjoint(parts, rival, place):
+                continue
+            missing = _required(rival).keys() - _required(parts).keys()
+            if _types(parts) != {"object"} or not missing:
+                raise self._refused("oneOf", "its branches may both be fulfilled", place, "Use anyOf")
+            # The other one demands what this one can do without. Best something this one doesn't know at all.
+            declared = _declared(parts)
+            name = min(missing, key=lambda name: (name in declared, name))
+            parts = (*parts, {"properties": {name: False}})
+        if self.cuts != cuts:
+            raise self._refused("oneOf", "its branches recurse before they can be told apart", place, "Use anyOf")
+        return parts
+
+    def _disjoint(self, one: tuple[Part, ...], two: tuple[Part, ...], place: _Place) -> bool:
+        """Whether it is certain that no value fulfils both."""
+        for first, second in ((one, two), (two, one)):
+            values = _values(first)
+            if values is not None:
+                return not any(self._valid(value, (*first, *second)) for value in values)
+        return all(self._disjoint_as(kind, one, two, place) for kind in _types(one) & _types(two))
+
+    def _disjoint_as(self, kind: str, one: tuple[Part, ...], two: tuple[Part, ...], place: _Place) -> bool:
+        for first, second in ((one, two), (two, one)):
+            if kind in ("integer", "number"):
+                high, low = _bounds(first)[1], _bounds(second)[0]
+                if high is not None and low is not None and high < low:
+                    return True
+            if kind == "array" and _most(first, "maxItems", math.inf) < _least(second, "minItems"):
+                return True
+            if kind == "string" and _most(first, "maxLength", math.inf) < _least(second, "minLength"):
+                return True
+            if kind == "object":
+                for name in _required(first):
+                    there, here = self._member(second, name), self._member(first, name)
+                    if there and all(
+                        self._disjoint(a, b, place)
+                        for (a, _), (b, _) in itertools.product(
+                            self._alternatives(here, (), place), self._alternatives(there, (), place)
+                        )
+                    ):
+                        return True
+        return False
+
+    def _resolve(self, reference: str) -> Schema:
+        target: Any = self.root
+        if reference != "#" and not reference.startswith("#/"):
+            raise ConstraintError(f"The $ref {reference!r} doesn't lead to a place in the schema itself (#/...).")
+        for step in unquote(reference[2:]).split("/") if reference != "#" else ():
+            key = step.replace("~1", "/").replace("~0", "~")
+            try:
+                target = target[int(key)] if isinstance(target, list) else target[key]
+            except (KeyError, IndexError, ValueError, TypeError):
+                raise ConstraintError(f"The $ref {reference!r} leads nowhere in the schema.") from None
+        if not isinstance(target, dict | bool):
+            raise ConstraintError(f"The $ref {reference!r} leads to something that is no schema.")
+        return target
+
+    def _valid(self, value: Any, parts: Sequence[Schema]) -> bool:
+        return all(self.validator.evolve(schema=part).is_valid(value) for part in parts)
+
+    def _refused(self, keyword: str, reason: str, place: _Place, way_out: str = "Leave it out") -> ConstraintError:
+        return ConstraintError(f"The keyword {keyword} at {place.path} can't be guaranteed: {reason}. {way_out}.")
+
+    # The values of a conjunction
+
+    def _value(self, parts: tuple[Part, ...], place: _Place) -> Language:
+        values = _values(parts)
+        if values is not None:
+            return unite([self._literal(value) for value in values if self._valid(value, parts)])
+        types = _types(parts)
+        if place.free > self.limits.depth:
+            types &= SCALARS
+        for kind, keywords in _REFUSED.items():
+            for keyword in keywords:
+                if (kind is None or kind in types) and any(keyword in part for part in parts):
+                    raise self._refused(keyword, "no finite automaton does it in general", place)
+        if any(_excluded_types(part) is None for part in parts):
+            raise self._refused("not", "only types, and values out of a list, can be excluded", place)
+        branches = []
+        if "null" in types:
+            branches.append(Literal(b"null"))
+        if "boolean" in types:
+            branches.append(unite([Literal(b"true"), Literal(b"false")]))
+        if types & {"integer", "number"}:
+            branches.append(self._number(parts, "number" in types, place))
+        if "string" in types:
+            branches.append(self._string(parts, place))
+        if "array" in types:
+            branches.append(self._array(parts, place))
+        if "object" in types:
+            branches.append(self._object(parts, place))
+        return unite(branches)
+
+    def _literal(self, value: Any) -> Language:
+        try:
+            return Literal(scalars.json_text(value))
+        except ValueError:
+            return NOTHING
+
+    def _number(self, parts: tuple[Part, ...], fractions: bool, place: _Place) -> Language:
+        low, high, above, below = _bounds(parts)
+        multiple = self._multiple(parts, place)
+        if fractions and multiple == 1 and not any("multipleOf" in part for part in parts):
+            if (low, high, above, below) == (None, None, None, None):
+                return scalars.number()
+            largest = 10**scalars.SIGNIFICANT_DIGITS
+            if any(bound is not None and bound >= largest for bound in (low, above)) or any(
+                bound is not None and bound <= -largest for bound in (high, below)
+            ):
+                raise self._refused("minimum or maximum", "it leaves only numbers of 16 digits or more", place)
+            return scalars.bounded_number(low, above, high, below)
+        lows = [math.ceil(low)] if low is not None else []
+        lows += [math.floor(above) + 1] if above is not None else []
+        highs = [math.floor(high)] if high is not None else []
+        highs += [math.ceil(below) - 1] if below is not None else []
+        if any(abs(bound) >= 10**300 for bound in lows + highs):
+            raise self._refused("minimum or maximum", "it has more than 300 digits", place)
+        try:
+            return scalars.integer(max(lows, default=None), min(highs, default=None), multiple)
+        except StateLimitError:
+            raise self._refused("multipleOf", "it needs too large an automaton", place) from None
+
+    def _multiple(self, parts: tuple[Part, ...], place: _Place) -> int:
+        """The integer of which all numbers are made multiples."""
+        multiple = 1
+        for part in parts:
+            if "multipleOf" not in part:
+                continue
+            factor = part["multipleOf"]
+            exact = Fraction(str(factor))
+            # Multiples of p/q that are integers: those of p. jsonschema divides in floating point, which is exact
+            # for integers if the double next to p/q is so near that the quotient is rounded back.
+            error = abs(Fraction(factor) / exact - 1)
+            if exact.numerator > MAX_MULTIPLE or error > Fraction(1, 1 << 54) or exact.denominator > 1000:
+                raise self._refused("multipleOf", f"{factor} is no factor that can be counted by", place)
+            multiple = math.lcm(multiple, exact.numerator)
+        if multiple > MAX_MULTIPLE:
+            raise self._refused("multipleOf", "the common multiple is too large to be counted by", place)
+        return multiple
+
+    def _string(self, parts: tuple[Part, ...], place: _Place) -> Language:
+        least = _least(parts, "minLength")
+        most = _most(parts, "maxLength", None)
+        if most is not None:
+            most = min(most, max(least, self.limits.length))
+            if most < least:
+                return NOTHING
+        if least > MAX_STATES:
+            raise self._refused("minLength", f"{least:,} is too much to be counted", place)
+        patterns = frozenset(part["pattern"] for part in parts if "pattern" in part)
+        formats = frozenset(part["format"] for part in parts if part.get("format") in scalars.FORMATS)
+        try:
+            return scalars.string(least, most, patterns, formats)
+        except ConstraintError as error:
+            raise ConstraintError(f"The keyword pattern at {place.path} can't be guaranteed: {error}") from None
+
+    # Arrays
+
+    def _array(self, parts: tuple[Part, ...], place: _Place) -> Language:
+        least = _least(parts, "minItems")
+        most = _most(parts, "maxItems", None)
+        contained: Conjunction = ()
+        for part in parts:
+            if "contains" in part and part.get("minContains", 1) > 0:
+                # They come first.
+                needed = int(part.get("minContains", 1))
+                if contained and needed != 1:
+                    raise self._refused("minContains", "it stands beside another contains", place)
+                contained = (*contained, part["contains"])
+        leading = max([int(part.get("minContains", 1)) for part in parts if "contains" in part], default=0)
+        least = max(least, leading)
+        if least > MAX_STATES:
+            raise self._refused("minItems", f"{least:,} is too much to be counted", place)
+        if most is not None:
+            most = min(most, max(least, self.limits.count))
+            if most < least:
+                return NOTHING
+        if any(part.get("uniqueItems") for part in parts) and most not in (0, 1):
+            return self._unique_array(parts, least, most, place)
+        fixed = max([leading, *(len(_prefix(part)) for part in parts)])
+        rest = self._item(parts, fixed, place) if most is None or most > fixed else NOTHING
+        comma, opening, closing = _gaps(place.nesting)
+        if fixed == 0:
+            items: Language = Separated((), rest, comma, least, most)
+        else:
+            more = None if most is None else max(0, most - fixed)
+            items = Repetition(concatenate(comma, rest), max(0, least - fixed), more)
+            if rest is NOTHING:
+                items = EMPTY_TEXT if least <= fixed else NOTHING
+            for index in reversed(range(fixed if most is None else min(fixed, most))):
+                item = self._item(parts, index, place, contained if index < leading else ())
+                items = concatenate(comma, item, items) if index else concatenate(item, items)
+                if index >= least:
+                    items = EMPTY_TEXT if items is NOTHING else optional(items)
+        if items is NOTHING:
+            return NOTHING
+        return concatenate(Literal(b"["), opening, items, closing, Literal(b"]"))
+
+    def _item(self, parts: tuple[Part, ...], index: int, place: _Place, extra: Conjunction = ()) -> Language:
+        conjunction = _item_schemas(parts, index) + extra
+        return self.language(conjunction, place.inside("[]", conjunction))
+
+    def _unique_array(self, parts: tuple[Part, ...], least: int, most: int | None, place: _Place) -> Language:
+        """Arrays whose items come in one fixed order, which keeps them different from each other."""
+        if any(_prefix(part) or "contains" in part for part in parts):
+            raise self._refused("uniqueItems", "it stands beside prefixItems or contains", place)
+        conjunction = _item_schemas(parts, 0)
+        inside = place.inside("[]", conjunction)
+        members: list[Language] = []
+        alternatives = self._alternatives(conjunction, (), inside)
+        kinds = frozenset[str]().union(*(_types(alternative) for alternative, _ in alternatives))
+        listed = [_values(alternative) for alternative, _ in alternatives]
+        if all(values is not None for values in listed) or kinds <= {"null", "boolean"}:
+            values = itertools.chain(*(values for values in listed if values is not None))
+            distinct: list[Any] = []
+            for value in itertools.chain(values, *([None, False, True] if None in listed else [])):
+                if value not in distinct and self._valid(value, conjunction):
+                    distinct.append(value)
+            members = [self._literal(value) for value in distinct]
+        elif kinds <= {"string"} or kinds <= {"integer"}:
+            kind = next(iter(kinds))
+            item = minimal_dfa(self.language(conjunction, inside))
+            anything = Repetition(OneByte(ALL_BYTES), 0, None)
+            quote = Literal(b'"' if kind == "string" else b"")
+            for first in _FIRST_CHARACTERS[kind]:
+                group = minimal_dfa(concatenate(quote, OneByte(first), anything))
+                members.append(embed(intersection(item, group)))
+        elif least > 1:
+            raise self._refused("uniqueItems", "items of this kind can't be kept different", place)
+        else:
+            members = [self.language(conjunction, inside)]
+        comma, opening, closing = _gaps(place.nesting)
+        items = Separated(tuple((member, False) for member in members), None, comma, least, most)
+        return concatenate(Literal(b"["), opening, items, closing, Literal(b"]"))
+
+    # Objects
+
+    def _object(self, parts: tuple[Part, ...], place: _Place) -> Language:
+        least = _least(parts, "minProperties")
+        most = _most(parts, "maxProperties", None)
+        required = _required(parts)
+        names = _declared(parts) | required
+        if names:
+            members: list[tuple[Language, bool]] = []
+            for name in names:
+                conjunction = self._member(parts, name)
+                value = self.language(conjunction, place.inside(f".{name}", conjunction))
+                if value is NOTHING and name in required:
+                    return NOTHING
+                key = scalars.json_text(name)
+                members.append((concatenate(Literal(key + b":"), _SPACE, value), name in required))
+            rest = None
+            most = None if most is None or most >= len(members) else most
+            # Counting is free where it can't matter.
+            least = 0 if least <= len(required) else least
+            if least > len(members):
+                raise self._refused("minProperties", "there are fewer properties than it demands", place)
+        else:
+            members = []
+            rest = self._entry(parts, place)
+            if least > 1:
+                raise self._refused("minProperties", "names that the schema doesn't list may repeat", place)
+            if most is not None:
+                most = min(most, max(least, self.limits.count))
+        if most is not None and most < least:
+            return NOTHING
+        comma, opening, closing = _gaps(place.nesting)
+        content = Separated(tuple(members), rest, comma, least, most)
+        return concatenate(Literal(b"{"), opening, content, closing, Literal(b"}"))
+
+    def _member(self, parts: tuple[Part, ...], name: str) -> Conjunction:
+        """What the value of a property must fulfil."""
+        schemas: list[Schema] = []
+        for part in parts:
+            found = [schema for pattern, schema in _patterns(part).items() if re.search(pattern, name)]
+            if name in part.get("properties", {}):
+                found.append(part["properties"][name])
+            if not found and "additionalProperties" in part:
+                found.append(part["additionalProperties"])
+            if "propertyNames" in part and not self._valid(name, [part["propertyNames"]]):
+                found.append(False)
+            schemas += found
+        return tuple(schemas)
+
+    def _entry(self, parts: tuple[Part, ...], place: _Place) -> Language:
+        """A property of an object whose properties the schema doesn't list."""
+        keys: list[Schema] = [{"type": "string"}, *(p["propertyNames"] for p in parts if "propertyNames" in p)]
+        values: list[Schema] = []
+        for part in parts:
+            patterns = _patterns(part)
+            if len(patterns) > 1:
+                raise self._refused("patternProperties", "a name may match several of its patterns", place)
+            if patterns:
+                [(pattern, schema)] = patterns.items()
+                keys.append({"pattern": pattern})
+                values.append(schema)
+            elif "additionalProperties" in part:
+                values.append(part["additionalProperties"])
+        inside = place.inside(".*", tuple(values))
+        value = self.language(tuple(values), inside)
+        if value is NOTHING:
+            return NOTHING
+        return concatenate(self.language(tuple(keys), inside), Literal(b":"), _SPACE, value)
+
+
+_SPACE = optional(Literal(b" "))
+
+
+def _gaps(nesting: int) -> tuple[Language, Language, Language]:
+    """The separator, what follows the opening and what precedes the closing bracket of an array or object.
+
+    On one line with or without spaces, or on lines of their own that are indented by two spaces a level.
+    """
+    inner, outer = b"\n" + b"  " * (nesting + 1), b"\n" + b"  " * nesting
+    comma = concatenate(Literal(b","), unite([_SPACE, Literal(inner)]))
+    return comma, optional(Literal(inner)), optional(Literal(outer))
+
+
+# Keywords, read from all parts of a conjunction
+
+
+def _choices(part: Part) -> Iterator[_Choice]:
+    """The choices that a schema leaves."""
+    if "anyOf" in part:
+        yield _Choice(tuple(part["anyOf"]))
+    if "oneOf" in part:
+        yield _Choice(tuple(part["oneOf"]), exclusive=len(part["oneOf"]) > 1)
+    conditions = part.get("dependentRequired", {}) | part.get("dependentSchemas", {}) | part.get("dependencies", {})
+    for name, consequence in conditions.items():
+        if isinstance(consequence, str):
+            consequence = [consequence]
+        if isinstance(consequence, list):
+            consequence = {"required": [name, *consequence]}
+        absent = {"properties": {name: False}}
+        yield _Choice((absent, {"allOf": [{"required": [name]}, consequence]}))
+
+
+def _types(parts: Sequence[Part]) -> frozenset[str]:
+    """The types that a value may have. Of a number that may have a fraction both number and integer are."""
+    types = TYPES
+    for part in parts:
+        if "type" in part:
+            named = frozenset([part["type"]] if isinstance(part["type"], str) else part["type"])
+            types &= named | {"integer"} if "number" in named else named
+        types -= _excluded_types(part) or frozenset()
+    return types
+
+
+def _excluded_types(part: Part) -> frozenset[str] | None:
+    """What `not` excludes; None if that is more than types."""
+    excluded = part.get("not", False)
+    if excluded is False:
+        return frozenset()
+    if excluded is True or excluded.keys() - {"title", "description", "$comment"} != {"type"}:
+        return None
+    types = frozenset([excluded["type"]] if isinstance(excluded["type"], str) else excluded["type"])
+    if "number" in types:
+        return types | {"integer"}
+    return None if "integer" in types else types
+
+
+def _values(parts: Sequence[Part]) -> list[Any] | None:
+    """The values that an enum or const leaves, not yet held against the other keywords; None without either."""
+    for part in parts:
+        if "const" in part:
+            return [part["const"]]
+        if "enum" in part:
+            return list(part["enum"])
+    return None
+
+
+def _least(parts: Sequence[Part], keyword: str) -> int:
+    return max((int(part[keyword]) for part in parts if keyword in part), default=0)
+
+
+def _most(parts: Sequence[Part], keyword: str, default: Any) -> Any:
+    return min((int(part[keyword]) for part in parts if keyword in part), default=default)
+
+
+def _bounds(parts: Sequence[Part]) -> tuple[Decimal | None, Decimal | None, Decimal | None, Decimal | None]:
+    """The strictest minimum, maximum, exclusiveMinimum and exclusiveMaximum."""
+    found: dict[str, list[Decimal]] = {}
+    for part in parts:
+        for inclusive, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+            strict = part.get(exclusive, False)
+            if inclusive in part:
+                # Draft 4 says by a boolean that the bound itself is excluded.
+                found.setdefault(exclusive if strict is True else inclusive, []).append(_decimal(part[inclusive]))
+            if not isinstance(strict, bool):
+                found.setdefault(exclusive, []).append(_decimal(strict))
+    return (
+        max(found.get("minimum", ()), default=None),
+        min(found.get("maximum", ()), default=None),
+        max(found.get("exclusiveMinimum", ()), default=None),
+        min(found.get("exclusiveMaximum", ()), default=None),
+    )
+
+
+def _decimal(bound: float) -> Decimal:
+    # By its text, not its double: 0.1 must not exclude what is written 0.1.
+    return Decimal(repr(bound))
+
+
+def _prefix(part: Part) -> list[Schema]:
+    """The schemas of the first items; before 2020-12 a list under `items`."""
+    prefix: list[Schema] = part.get("prefixItems", part["items"] if isinstance(part.get("items"), list) else [])
+    return prefix
+
+
+def _item_schemas(parts: Sequence[Part], index: int) -> Conjunction:
+    """What the item at an index must fulfil."""
+    schemas: list[Schema] = []
+    for part in parts:
+        prefix = _prefix(part)
+        others = part.get("additionalItems") if isinstance(part.get("items"), list) else part.get("items")
+        if index < len(prefix):
+            schemas.append(prefix[index])
+        elif others is not None:
+            schemas.append(others)
+    return tuple(schemas)
+
+
+def _required(parts: Sequence[Part]) -> dict[str, None]:
+    """The names of the properties that must be there, in order."""
+    names: dict[str, None] = {}
+    for part in parts:
+        # Draft 3 had a boolean here.
+        if isinstance(part.get("required"), list):
+            names |= dict.fromkeys(part["required"])
+    return names
+
+
+def _declared(parts: Sequence[Part]) -> dict[str, None]:
+    """The names of the properties that the schemas list, in their order."""
+    names: dict[str, None] = {}
+    for part in parts:
+        names |= dict.fromkeys(part.get("properties", {}))
+    return names
+
+
+def _patterns(part: Part) -> dict[str, Schema]:
+    patterns: dict[str, Schema] = part.get("patternProperties", {})
+    return patterns
