@@ -27,11 +27,11 @@ from llm_diffusiongemma.grammar.dfa import ByteDFA
 MAX_STATES = 4096
 
 # A nondeterministic automaton has more: the copies that a union's branches or a counter make before they merge.
-MAX_NFA_STATES = 16 * MAX_STATES
+MAX_NFA_STATES = 4 * MAX_STATES
 
 # States of the nondeterministic automaton in all states of the deterministic one together. Some expressions have
 # both few and large ones; half a second's worth.
-MAX_SUBSET_SIZES = 64 * MAX_STATES
+MAX_SUBSET_SIZES = 32 * MAX_STATES
 
 Mask = int  # A set of bytes: bit b stands for byte b.
 
@@ -147,13 +147,16 @@ def embed(dfa: ByteDFA) -> Language:
     """The language of `dfa`, as a part for others. `NOTHING` if it is empty."""
     if dfa.dead == 0:
         return NOTHING
-    arcs = []
-    for state, row in enumerate(dfa.transitions[: dfa.dead]):
-        masks: dict[int, Mask] = {}
-        for byte in np.flatnonzero(row != dfa.dead).tolist():
-            target = int(row[byte])
-            masks[target] = masks.get(target, 0) | 1 << byte
-        arcs += [(state, mask, target) for target, mask in masks.items()]
+    # Once a class of bytes, not once a byte.
+    _, byte, byte_class = np.unique(dfa.transitions, axis=1, return_index=True, return_inverse=True)
+    masks = [byte_set(np.flatnonzero(byte_class.reshape(-1) == number).tolist()) for number in range(len(byte))]
+    arcs: list[tuple[int, Mask, int]] = []
+    for state, row in enumerate(dfa.transitions[: dfa.dead, byte].tolist()):
+        by_target: dict[int, Mask] = {}
+        for target, mask in zip(row, masks, strict=True):
+            by_target[target] = by_target.get(target, 0) | mask
+        by_target.pop(dfa.dead, None)
+        arcs += [(state, mask, target) for target, mask in by_target.items()]
     return Embedded(dfa, tuple(arcs))
 
 
@@ -368,7 +371,9 @@ class _Nfa:
                 if number is None:
                     number = numbers[subset] = len(subsets)
                     subsets.append(subset)
-                    accepting.append(self.accept in (self._closure(subset, Anchor.END) if self.anchored else subset))
+                    accepting.append(
+                        self.accept in (self._closure(subset, Anchor.END) if self.anchored else subset)
+                    )
                     if number > MAX_STATES:
                         raise StateLimitError
                 row[byte] = number

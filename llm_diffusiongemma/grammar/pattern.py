@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.dfa import ByteDFA
@@ -28,7 +28,6 @@ from llm_diffusiongemma.grammar.language import (
     concatenate,
     embed,
     minimal_dfa,
-    optional,
     unite,
 )
 
@@ -137,7 +136,7 @@ def search_language(pattern: str, encode: Callable[[Ranges], Language]) -> Langu
     return concatenate(anything, pattern_language(pattern, encode), anything)
 
 
-@cache
+@lru_cache(maxsize=256)
 def utf8(ranges: Ranges) -> Language:
     """The UTF-8 of one character out of the ranges; surrogates have none."""
     sequences: list[Language] = []
@@ -168,7 +167,7 @@ def _utf8_sequences(first: int, last: int) -> list[Language]:
     return [bytes_[0] if len(bytes_) == 1 else concatenate(*bytes_)]
 
 
-@cache
+@lru_cache(maxsize=256)
 def json_string_character(ranges: Ranges) -> Language:
     """One character out of the ranges as it stands between the quotes of a JSON string.
 

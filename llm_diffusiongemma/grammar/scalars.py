@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ def json_text(value: Any) -> bytes:
         return json.dumps(value, allow_nan=False).encode()
 
 
-@cache
+@lru_cache(maxsize=256)
 def string(
     minimum: int = 0,
     maximum: int | None = None,
@@ -101,7 +101,9 @@ def string(
     contents += [minimal_dfa(pattern_language(FORMATS[name], json_string_character)) for name in sorted(formats)]
     character = json_string_character(EVERY_CHARACTER)
     if not contents:
-        return embed(minimal_dfa(concatenate(_QUOTE, Repetition(character, minimum, maximum), _QUOTE)))
+        text = concatenate(_QUOTE, Repetition(character, minimum, maximum), _QUOTE)
+        # A counter is minimal as it stands, and the surrounding automaton will be made minimal in any case.
+        return text if minimum or maximum else embed(minimal_dfa(text))
     if minimum > 0 or maximum is not None:
         contents.append(minimal_dfa(Repetition(character, minimum, maximum)))
     content = contents[0]
@@ -110,7 +112,7 @@ def string(
     return embed(minimal_dfa(concatenate(_QUOTE, embed(content), _QUOTE)))
 
 
-@cache
+@lru_cache(maxsize=256)
 def number() -> Language:
     """JSON numbers of at most 15 digits before and after the point, with an exponent of at most two digits."""
     fraction = concatenate(Literal(b"."), Repetition(_DIGIT, 1, SIGNIFICANT_DIGITS))
@@ -123,18 +125,18 @@ def number() -> Language:
 
 
 def _whole_numeral() -> Language:
-    return unite(
-        [Literal(b"0"), concatenate(_NONZERO_DIGIT, Repetition(_DIGIT, 0, SIGNIFICANT_DIGITS - 1))]
-    )
+    return unite([Literal(b"0"), concatenate(_NONZERO_DIGIT, Repetition(_DIGIT, 0, SIGNIFICANT_DIGITS - 1))])
 
 
-@cache
+@lru_cache(maxsize=256)
 def integer(minimum: int | None = None, maximum: int | None = None, multiple_of: int = 1) -> Language:
     """Integers within the bounds; of at most 15 digits where a bound doesn't say how many.
 
     Raises `StateLimitError`.
     """
-    longest = max([SIGNIFICANT_DIGITS, *(len(str(abs(bound))) for bound in (minimum, maximum) if bound is not None)])
+    longest = max(
+        [SIGNIFICANT_DIGITS, *(len(str(abs(bound))) for bound in (minimum, maximum) if bound is not None)]
+    )
     largest = 10**longest - 1
     low = -largest if minimum is None else minimum
     high = largest if maximum is None else maximum
@@ -159,8 +161,9 @@ def _multiples(factor: int) -> ByteDFA:
     return intersection(dfa, dfa)
 
 
-@cache
-def bounded_number(minimum: Decimal | None, above: Decimal | None, maximum: Decimal | None, below: Decimal | None
+@lru_cache(maxsize=256)
+def bounded_number(
+    minimum: Decimal | None, above: Decimal | None, maximum: Decimal | None, below: Decimal | None
 ) -> Language:
     """Decimal numbers x without an exponent: minimum <= x <= maximum, above < x < below.
 

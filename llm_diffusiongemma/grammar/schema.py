@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -56,7 +57,7 @@ Part = dict[str, Any]
 MAX_SCHEMA_LENGTH = 200_000
 
 # Places and choices that are looked at before a schema counts as too large. Each stands for some states.
-MAX_VISITS = 4000
+MAX_VISITS = 1000
 
 # Multiples are counted by a state for each remainder.
 MAX_MULTIPLE = 2000
@@ -66,7 +67,7 @@ SCALARS = TYPES - {"array", "object"}
 
 # By type: what can't be narrowed to anything useful.
 _REFUSED = {
-    None: ("if", "$dynamicRef", "$recursiveRef", "extends", "disallow"),
+    None: ("if", "$dynamicRef", "$recursiveRef"),
     "array": ("maxContains",),
 }
 
@@ -130,7 +131,7 @@ class _Place:
             self,
             path=self.path + name,
             nesting=self.nesting + 1,
-            free=self.free + (not any(isinstance(schema, dict) for schema in conjunction)),
+            free=self.free + (not conjunction),
         )
 
 
@@ -166,14 +167,16 @@ def _validator(schema: Any) -> Any:
             raise ConstraintError(f"A schema is a JSON object, and this is {text[:40]}.")
         if len(text) > MAX_SCHEMA_LENGTH:
             raise ConstraintError(
-                f"The schema has {len(text):,} characters; at most {MAX_SCHEMA_LENGTH:,} can be worked on. Take out "
-                "what the reply doesn't need."
+                f"The schema has {len(text):,} characters; at most {MAX_SCHEMA_LENGTH:,} can be worked on. "
+                "Take out what the reply doesn't need."
             )
         with warnings.catch_warnings():
             # Of an unknown $schema, and of patterns whose meaning Python will change.
             warnings.simplefilter("ignore")
             dialect = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
             dialect.check_schema(schema)
+        if dialect is jsonschema.Draft3Validator:
+            raise ConstraintError("The schema is of draft 3, whose keywords mean other things. Use a later draft.")
     except RecursionError:
         raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
     except (TypeError, ValueError) as error:
@@ -291,16 +294,27 @@ class _Compiler:
         for rival, _ in self._alternatives([other], (), place):
             if self._disjoint(parts, rival, place):
                 continue
-            missing = _required(rival).keys() - _required(parts).keys()
-            if _types(parts) != {"object"} or not missing:
+            exclusion = self._exclusion(parts, rival, place)
+            if exclusion is None:
                 raise self._refused("oneOf", "its branches may both be fulfilled", place, "Use anyOf")
-            # The other one demands what this one can do without. Best something this one doesn't know at all.
-            declared = _declared(parts)
-            name = min(missing, key=lambda name: (name in declared, name))
-            parts = (*parts, {"properties": {name: False}})
+            parts = (*parts, exclusion)
         if self.cuts != cuts:
             raise self._refused("oneOf", "its branches recurse before they can be told apart", place, "Use anyOf")
         return parts
+
+    def _exclusion(self, parts: tuple[Part, ...], rival: tuple[Part, ...], place: _Place) -> Part | None:
+        """What an object must or must not have, so that it fulfils `parts` and not the rival; None if nothing."""
+        if _types(parts) != {"object"}:
+            return None
+        declared = _declared(parts)
+        missing = [name for name in _required(rival) if name not in _required(parts)]
+        for name in missing:
+            if name not in declared:
+                return {"properties": {name: False}}
+        for name in declared:
+            if self._disjoint((*parts, {"required": [name]}), rival, place):
+                return {"required": [name]}
+        return {"properties": {missing[0]: False}} if missing else None
 
     def _disjoint(self, one: tuple[Part, ...], two: tuple[Part, ...], place: _Place) -> bool:
         """Whether it is certain that no value fulfils both."""
@@ -322,7 +336,7 @@ class _Compiler:
                 return True
             if kind == "object":
                 for name in _required(first):
-                    there, here = self._member(second, name), self._member(first, name)
+                    there, here = self._member(second, name, place), self._member(first, name, place)
                     if there and all(
                         self._disjoint(a, b, place)
                         for (a, _), (b, _) in itertools.product(
@@ -359,7 +373,7 @@ class _Compiler:
         if values is not None:
             return unite([self._literal(value) for value in values if self._valid(value, parts)])
         types = _types(parts)
-        if place.free > self.limits.depth:
+        if place.free >= self.limits.depth:
             types &= SCALARS
         for kind, keywords in _REFUSED.items():
             for keyword in keywords:
@@ -367,7 +381,7 @@ class _Compiler:
                     raise self._refused(keyword, "no finite automaton does it in general", place)
         if any(_excluded_types(part) is None for part in parts):
             raise self._refused("not", "only types, and values out of a list, can be excluded", place)
-        branches = []
+        branches: list[Language] = []
         if "null" in types:
             branches.append(Literal(b"null"))
         if "boolean" in types:
@@ -489,33 +503,36 @@ class _Compiler:
 
     def _item(self, parts: tuple[Part, ...], index: int, place: _Place, extra: Conjunction = ()) -> Language:
         conjunction = _item_schemas(parts, index) + extra
+        for part in parts:
+            if "unevaluatedItems" in part and not any(
+                index < len(_prefix(beside)) or _other_items(beside) is not None
+                for beside in self._in_place(part, parts, place)
+            ):
+                conjunction = (*conjunction, part["unevaluatedItems"])
         return self.language(conjunction, place.inside("[]", conjunction))
 
     def _unique_array(self, parts: tuple[Part, ...], least: int, most: int | None, place: _Place) -> Language:
         """Arrays whose items come in one fixed order, which keeps them different from each other."""
-        if any(_prefix(part) or "contains" in part for part in parts):
-            raise self._refused("uniqueItems", "it stands beside prefixItems or contains", place)
+        if any(_prefix(part) or "contains" in part or "unevaluatedItems" in part for part in parts):
+            raise self._refused("uniqueItems", "it stands beside prefixItems, contains or unevaluatedItems", place)
         conjunction = _item_schemas(parts, 0)
         inside = place.inside("[]", conjunction)
         members: list[Language] = []
         alternatives = self._alternatives(conjunction, (), inside)
         kinds = frozenset[str]().union(*(_types(alternative) for alternative, _ in alternatives))
         listed = [_values(alternative) for alternative, _ in alternatives]
-        if all(values is not None for values in listed) or kinds <= {"null", "boolean"}:
-            values = itertools.chain(*(values for values in listed if values is not None))
+        if kinds <= {"null", "boolean"}:
+            listed = [[None, False, True]]
+        if None not in listed:
             distinct: list[Any] = []
-            for value in itertools.chain(values, *([None, False, True] if None in listed else [])):
+            for value in itertools.chain(*(values for values in listed if values is not None)):
+                # By Python's equality, which is coarser than JSON schema's: 1 is True.
                 if value not in distinct and self._valid(value, conjunction):
                     distinct.append(value)
             members = [self._literal(value) for value in distinct]
         elif kinds <= {"string"} or kinds <= {"integer"}:
             kind = next(iter(kinds))
-            item = minimal_dfa(self.language(conjunction, inside))
-            anything = Repetition(OneByte(ALL_BYTES), 0, None)
-            quote = Literal(b'"' if kind == "string" else b"")
-            for first in _FIRST_CHARACTERS[kind]:
-                group = minimal_dfa(concatenate(quote, OneByte(first), anything))
-                members.append(embed(intersection(item, group)))
+            members = list(_by_first_character(kind, self.language(conjunction, inside)))
         elif least > 1:
             raise self._refused("uniqueItems", "items of this kind can't be kept different", place)
         else:
@@ -534,7 +551,7 @@ class _Compiler:
         if names:
             members: list[tuple[Language, bool]] = []
             for name in names:
-                conjunction = self._member(parts, name)
+                conjunction = self._member(parts, name, place)
                 value = self.language(conjunction, place.inside(f".{name}", conjunction))
                 if value is NOTHING and name in required:
                     return NOTHING
@@ -559,7 +576,7 @@ class _Compiler:
         content = Separated(tuple(members), rest, comma, least, most)
         return concatenate(Literal(b"{"), opening, content, closing, Literal(b"}"))
 
-    def _member(self, parts: tuple[Part, ...], name: str) -> Conjunction:
+    def _member(self, parts: tuple[Part, ...], name: str, place: _Place) -> Conjunction:
         """What the value of a property must fulfil."""
         schemas: list[Schema] = []
         for part in parts:
@@ -570,8 +587,24 @@ class _Compiler:
                 found.append(part["additionalProperties"])
             if "propertyNames" in part and not self._valid(name, [part["propertyNames"]]):
                 found.append(False)
+            if "unevaluatedProperties" in part and not any(
+                name in beside.get("properties", {})
+                or beside.get("additionalProperties", False) is not False
+                or any(re.search(pattern, name) for pattern in _patterns(beside))
+                for beside in self._in_place(part, parts, place)
+            ):
+                found.append(part["unevaluatedProperties"])
             schemas += found
         return tuple(schemas)
+
+    def _in_place(self, part: Part, parts: tuple[Part, ...], place: _Place) -> list[Part]:
+        """Those of `parts` that `part` itself leads to, which is what its `unevaluated...` keywords look at."""
+        return [
+            beside
+            for alternative, _ in self._alternatives([part], (), place)
+            if all(beside in parts for beside in alternative)
+            for beside in alternative
+        ]
 
     def _entry(self, parts: tuple[Part, ...], place: _Place) -> Language:
         """A property of an object whose properties the schema doesn't list."""
@@ -587,11 +620,23 @@ class _Compiler:
                 values.append(schema)
             elif "additionalProperties" in part:
                 values.append(part["additionalProperties"])
+            if "unevaluatedProperties" in part:
+                values.append(part["unevaluatedProperties"])
         inside = place.inside(".*", tuple(values))
         value = self.language(tuple(values), inside)
         if value is NOTHING:
             return NOTHING
         return concatenate(self.language(tuple(keys), inside), Literal(b":"), _SPACE, value)
+
+
+@lru_cache(maxsize=64)
+def _by_first_character(kind: str, item: Language) -> tuple[Language, ...]:
+    """The texts of strings or integers in groups that have none in common. Raises `StateLimitError`."""
+    dfa = minimal_dfa(item)
+    quote = Literal(b'"' if kind == "string" else b"")
+    anything = Repetition(OneByte(ALL_BYTES), 0, None)
+    groups = [minimal_dfa(concatenate(quote, OneByte(first), anything)) for first in _FIRST_CHARACTERS[kind]]
+    return tuple(embed(intersection(dfa, group)) for group in groups)
 
 
 _SPACE = optional(Literal(b" "))
@@ -616,7 +661,9 @@ def _choices(part: Part) -> Iterator[_Choice]:
         yield _Choice(tuple(part["anyOf"]))
     if "oneOf" in part:
         yield _Choice(tuple(part["oneOf"]), exclusive=len(part["oneOf"]) > 1)
-    conditions = part.get("dependentRequired", {}) | part.get("dependentSchemas", {}) | part.get("dependencies", {})
+    conditions = (
+        part.get("dependentRequired", {}) | part.get("dependentSchemas", {}) | part.get("dependencies", {})
+    )
     for name, consequence in conditions.items():
         if isinstance(consequence, str):
             consequence = [consequence]
@@ -694,7 +741,8 @@ def _decimal(bound: float) -> Decimal:
 
 def _prefix(part: Part) -> list[Schema]:
     """The schemas of the first items; before 2020-12 a list under `items`."""
-    prefix: list[Schema] = part.get("prefixItems", part["items"] if isinstance(part.get("items"), list) else [])
+    items = part.get("items")
+    prefix: list[Schema] = items if isinstance(items, list) else part.get("prefixItems", [])
     return prefix
 
 
@@ -703,7 +751,7 @@ def _item_schemas(parts: Sequence[Part], index: int) -> Conjunction:
     schemas: list[Schema] = []
     for part in parts:
         prefix = _prefix(part)
-        others = part.get("additionalItems") if isinstance(part.get("items"), list) else part.get("items")
+        others = _other_items(part)
         if index < len(prefix):
             schemas.append(prefix[index])
         elif others is not None:
@@ -711,13 +759,17 @@ def _item_schemas(parts: Sequence[Part], index: int) -> Conjunction:
     return tuple(schemas)
 
 
+def _other_items(part: Part) -> Schema | None:
+    """The schema of the items that follow the first ones."""
+    others: Schema | None = part.get("additionalItems" if isinstance(part.get("items"), list) else "items")
+    return others
+
+
 def _required(parts: Sequence[Part]) -> dict[str, None]:
     """The names of the properties that must be there, in order."""
     names: dict[str, None] = {}
     for part in parts:
-        # Draft 3 had a boolean here.
-        if isinstance(part.get("required"), list):
-            names |= dict.fromkeys(part["required"])
+        names |= dict.fromkeys(part.get("required", ()))
     return names
 
 
