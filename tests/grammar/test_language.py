@@ -1,0 +1,272 @@
+"""Regular languages against brute force, regular expressions against `re`."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+import time
+
+import pytest
+
+from llm_diffusiongemma.errors import ConstraintError
+from llm_diffusiongemma.grammar.language import (
+    MAX_STATES,
+    NOTHING,
+    Language,
+    Literal,
+    OneByte,
+    Repetition,
+    Separated,
+    StateLimitError,
+    byte_set,
+    concatenate,
+    difference,
+    embed,
+    intersection,
+    minimal_dfa,
+    optional,
+    unite,
+)
+from llm_diffusiongemma.grammar.pattern import choices_language, regex_language, search_language, utf8
+from tests.grammar.walks import check_promises, random_texts
+
+
+def words(alphabet: bytes, longest: int) -> list[bytes]:
+    return [bytes(word) for n in range(longest + 1) for word in itertools.product(alphabet, repeat=n)]
+
+
+def random_regex(rng: random.Random, depth: int, anchors: bool) -> str:
+    if depth == 0:
+        return rng.choice(["a", "b", ".", "[ab]", "[^a]", *(["^", "$"] if anchors else [])])
+    inner = random_regex(rng, depth - 1, anchors)
+    match rng.randrange(5):
+        case 0:
+            return inner + random_regex(rng, depth - 1, anchors)
+        case 1:
+            return f"(?:{inner}|{random_regex(rng, depth - 1, anchors)})"
+        case 2:
+            return f"(?:{inner}){rng.choice(['*', '+', '?', '*?'])}"
+        case 3:
+            low = rng.randrange(3)
+            return f"(?:{inner}){rng.choice([f'{{{low}}}', f'{{{low},}}', f'{{{low},{low + 2}}}'])}"
+        case _:
+            return inner
+
+
+def expression(rng: random.Random, depth: int) -> tuple[Language, str]:
+    """A random language and the regular expression that says the same."""
+    if depth == 0:
+        return rng.choice(
+            [(Literal(b"ab"), "ab"), (OneByte(byte_set(b"ab")), "[ab]"), (Literal(b"a"), "a"), (Literal(b""), "")]
+        )
+    (one, first), (two, second) = expression(rng, depth - 1), expression(rng, depth - 1)
+    low, extra = rng.randrange(3), rng.choice([0, 2, None])
+    high = None if extra is None else low + extra
+    return rng.choice(
+        [
+            (concatenate(one, two), first + second),
+            (unite([one, two]), f"(?:{first}|{second})"),
+            (optional(one), f"(?:{first})?"),
+            (Repetition(one, low, high), f"(?:{first}){{{low},{'' if high is None else high}}}"),
+            (embed(minimal_dfa(one)), first),
+        ]
+    )
+
+
+def test_expressions_are_what_they_say_and_their_automata_minimal() -> None:
+    rng = random.Random(1)
+    for _ in range(150):
+        language, pattern = expression(rng, 3)
+        dfa = minimal_dfa(language)
+        check_promises(dfa)
+        for word in words(b"ab", 6):
+            assert dfa.accepts(word) == bool(re.fullmatch(pattern.encode(), word)), pattern
+
+
+def test_intersection_and_difference() -> None:
+    rng = random.Random(2)
+    for _ in range(100):
+        (first, one), (second, two) = expression(rng, 3), expression(rng, 3)
+        both = intersection(minimal_dfa(first), minimal_dfa(second))
+        rest = difference(minimal_dfa(first), minimal_dfa(second))
+        check_promises(both)
+        check_promises(rest)
+        for word in words(b"ab", 5):
+            matches = [bool(re.fullmatch(pattern.encode(), word)) for pattern in (one, two)]
+            assert both.accepts(word) == all(matches)
+            assert rest.accepts(word) == (matches == [True, False])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_separated_parts(seed: int) -> None:
+    rng = random.Random(seed)
+    required = [rng.random() < 0.4 for _ in range(rng.randrange(5))]
+    parts = tuple((Literal(b"%d" % number), needed) for number, needed in enumerate(required))
+    minimum = rng.randrange(3)
+    maximum = rng.choice([None, minimum, minimum + 2])
+    rest = rng.choice([None, Literal(b"r")])
+    dfa = minimal_dfa(Separated(parts, rest, Literal(b","), minimum, maximum))
+    check_promises(dfa)
+    expected = set()
+    for chosen in itertools.product(*([True] if needed else [True, False] for needed in required)):
+        for repeats in range(5 if rest else 1):
+            names = [str(number) for number, there in enumerate(chosen) if there] + ["r"] * repeats
+            if minimum <= len(names) <= (99 if maximum is None else maximum):
+                expected.add(",".join(names).encode())
+    tried = {",".join(names) for n in range(5) for names in itertools.product([*"0123r"], repeat=n)}
+    assert {text for text in (name.encode() for name in tried) if dfa.accepts(text)} == {
+        text for text in expected if text.count(b",") < 4
+    }
+
+
+def test_nothing_has_one_dead_state() -> None:
+    for language in (NOTHING, concatenate(Literal(b"a"), NOTHING), Repetition(NOTHING, 1, None)):
+        dfa = minimal_dfa(language)
+        assert len(dfa.accepting) == 1
+        assert not dfa.accepts(b"")
+    assert minimal_dfa(Repetition(NOTHING, 0, None)).accepts(b"")
+
+
+def test_a_language_too_large() -> None:
+    with pytest.raises(StateLimitError):
+        minimal_dfa(Literal(b"a" * (MAX_STATES + 1)))
+    # Small as an expression; which of the last 14 bytes were an `a` takes 2^14 states to remember.
+    with pytest.raises(StateLimitError):
+        minimal_dfa(search_language("a[ab]{14}$", utf8))
+
+
+@pytest.mark.parametrize("anchors", [False, True])
+def test_random_regular_expressions(anchors: bool) -> None:
+    rng = random.Random(3)
+    texts = [word.decode() for word in words(b"ab", 4)]
+    compared = 0
+    for _ in range(400):
+        pattern = random_regex(rng, 3, anchors)
+        expected = [text for text in texts if re.fullmatch(pattern, text)]
+        try:
+            dfa = regex_language(pattern)
+        except ConstraintError:
+            assert not expected, pattern
+            continue
+        found = minimal_dfa(search_language(pattern, utf8))
+        assert [text for text in texts if dfa.accepts(text.encode())] == expected, pattern
+        assert [t for t in texts if found.accepts(t.encode())] == [t for t in texts if re.search(pattern, t)], (
+            pattern
+        )
+        compared += 1
+    assert compared > 150
+
+
+REGEXES = [
+    r"\d{4}-\d{2}-\d{2}",
+    r"(?P<year>\d+)(?#comment)-?",
+    r"[\w.-]+@[\w-]+\.[a-z]{2,}",
+    r"\S+\s\D\W.",
+    r"[^\W\d_]+",
+    r"[^\w\s]{1,3}",
+    r"[^\D]+|[\S]+",
+    r"é[à-ü]|[^a-z]",
+    r"[\U0001F600-\U0001F64F]+x?",
+    "\\u00e9\\x41\\n\\t\\0[\\b]",
+    r"[]a-]|[^]]|\]|a{|{x|a{,2}",
+    r"\A(yes|no)\Z|^maybe$|",
+    r"\$\d+(?:\.\d\d)?",
+    r"[\u0000-\u00ff]{2}",
+    r"[^\x00-\x7f]",
+]
+
+
+@pytest.mark.parametrize("pattern", REGEXES)
+def test_texts_of_a_regular_expression_match(pattern: str) -> None:
+    dfa = regex_language(pattern)
+    check_promises(dfa)
+    for text in random_texts(dfa, 200, soft_length=20):
+        assert re.fullmatch(pattern, text.decode()), text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "texts"),
+    [
+        (r"\d{4}-\d{2}-\d{2}", ["2024-01-31"]),
+        (r".+", ["é", "日本", "😀 \t", "\x00\x7f\x80߿ࠀ￿\U00010000\U0010ffff"]),
+        (r"[^a]", ["b", "\n", "é", "\ud7ff", "\ue000", "\U0010ffff"]),
+        (r"\S\D", ["éa", "#b"]),
+        (r"(a|b)*?c", ["c", "abac"]),
+    ],
+)
+def test_regular_expressions_accept(pattern: str, texts: list[str]) -> None:
+    dfa = regex_language(pattern)
+    for text in texts:
+        assert dfa.accepts(text.encode()), text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "cause"),
+    [
+        ("(?=a)b", "look-ahead"),
+        ("a(?!b)", "look-ahead"),
+        ("(?<=a)b", "look-behind"),
+        ("(?<!a)b", "look-behind"),
+        (r"(a)\1", "back-reference"),
+        (r"(?P<x>a)(?P=x)", "back-reference"),
+        ("(?>a)", "atomic group"),
+        ("(a)?(?(1)b|c)", "conditional"),
+        ("a++", "possessive"),
+        (r"\bword", "word boundary"),
+        ("(?i)a", "inline flag"),
+        (r"\p{L}", r"\\p"),
+        ("a{0,100000}", "100000"),
+        ("a{99999999999999999999}", "counts up to"),
+        ("((a{0,1000}){0,1000}){0,1000}", "4,096 states"),
+        ("(a|b)*a(a|b){500}", "4,096 states"),
+        ("(.*a){20}.{900}", "4,096 states"),
+        ("a$b", "No text"),
+        ("[^\\s\\S]", "No text"),
+        ("\ud800", "No text"),
+        ("(", "valid"),
+        ("a)", "valid"),
+        ("[a", "valid"),
+        ("*", "valid"),
+        ("a{3,2}", "valid"),
+        ("[b-a]", "valid"),
+        ("\\", "valid"),
+        (r"\x4", "valid"),
+        ("(" * 300 + ")" * 300, "groups"),
+        ("a" * 20_000, "longer"),
+        ("a" * 5_000, "4,096 states"),
+    ],
+)
+def test_regular_expressions_refused(pattern: str, cause: str) -> None:
+    start = time.process_time()
+    with pytest.raises(ConstraintError, match=cause) as caught:
+        regex_language(pattern)
+    assert time.process_time() - start < 2
+    assert len(str(caught.value)) < 300
+
+
+def test_choices() -> None:
+    dfa = choices_language(["yes", "no", "non", "ünsure"])
+    check_promises(dfa)
+    assert [text for text in ("yes", "no", "non", "ünsure", "n", "yesno", "") if dfa.accepts(text.encode())] == [
+        "yes",
+        "no",
+        "non",
+        "ünsure",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("choices", "cause"),
+    [
+        ([], "no choices"),
+        (["yes", ""], "empty"),
+        (["yes", "no", "yes"], "'yes' is there twice"),
+        (["\ud800"], "surrogate"),
+        (["x" * 200_000], "100,000 characters"),
+        ([f"{number:050}" for number in range(1000)], "4,096 states"),
+    ],
+)
+def test_choices_refused(choices: list[str], cause: str) -> None:
+    with pytest.raises(ConstraintError, match=cause):
+        choices_language(choices)
