@@ -270,41 +270,43 @@ class _Nfa:
         most = max(minimum, 1) if maximum is None else maximum
         end = self.new_state()
 
-        def add_after(states: dict[int, int], part: Language, following: dict[int, int]) -> None:
-            """From `states` (by count) through `part`, with its separator where it isn't the first."""
-            for count, state in states.items():
-                if count == most and maximum is not None:
-                    continue
-                after = min(count + 1, most)
+        def add_part(
+            part: Language, count: int, state: int, begins: dict[int, int], following: dict[int, int]
+        ) -> None:
+            """From `state` through `part`, with a separator unless it is the first, to its place in `following`.
+
+            `begins` are where the part has been drawn already, by the count that it leads to.
+            """
+            if count == most and maximum is not None:
+                return
+            after = min(count + 1, most)
+            if after not in begins:
+                begins[after] = self.new_state()
                 if after not in following:
                     following[after] = self.new_state()
-                begin = self.new_state()
-                self._skip(self.add(language.separator, state) if count else state, begin)
-                self._skip(self.add(part, begin), following[after])
+                self._skip(self.add(part, begins[after]), following[after])
+            self._skip(self.add(language.separator, state) if count else state, begins[after])
 
         states = {0: source}
         for part, required in language.parts:
+            begins: dict[int, int] = {}
             following: dict[int, int] = {}
-            if part is not NOTHING:
-                add_after(states, part, following)
+            for count, state in states.items():
+                add_part(part, count, state, begins, following)
             if not required:
                 for count, state in states.items():
                     if count not in following:
                         following[count] = self.new_state()
                     self._skip(state, following[count])
             states = following
-        while states:
-            for count, state in states.items():
-                if count >= minimum:
-                    self._skip(state, end)
-            if language.rest is None or language.rest is NOTHING:
-                break
-            following = {}
-            add_after(states, language.rest, following)
-            if following.keys() == states.keys() == {most}:
-                self._skip(following[most], states[most])
-                break
-            states = following
+        if language.rest is not None:
+            begins = {}
+            for count in range(most + 1):
+                if count in states:
+                    add_part(language.rest, count, states[count], begins, states)
+        for count, state in states.items():
+            if count >= minimum:
+                self._skip(state, end)
         return end
 
     def _closure(self, states: Iterable[int], *anchors: Anchor) -> frozenset[int]:

@@ -59,6 +59,9 @@ MAX_SCHEMA_LENGTH = 200_000
 # Places and choices that are looked at before a schema counts as too large. Each stands for some states.
 MAX_VISITS = 1000
 
+# Arrays and objects deeper than this stand on one line.
+INDENTED_LEVELS = 6
+
 # Multiples are counted by a state for each remainder.
 MAX_MULTIPLE = 2000
 
@@ -234,7 +237,7 @@ class _Compiler:
     def language(self, conjunction: Conjunction, place: _Place) -> Language:
         """The texts of the values that fulfil all schemas of a conjunction."""
         free = all(schema is True or schema == {} for schema in conjunction)
-        key = (place.free, place.nesting)
+        key = (place.free, min(place.nesting, INDENTED_LEVELS))
         if free and key in self.any_value:
             return self.any_value[key]
         branches = [self._value(parts, where) for parts, where in self._alternatives(conjunction, (), place)]
@@ -361,7 +364,7 @@ class _Compiler:
         return target
 
     def _valid(self, value: Any, parts: Sequence[Schema]) -> bool:
-        return all(self.validator.evolve(schema=part).is_valid(value) for part in parts)
+        return all(part in (True, {}) or self.validator.evolve(schema=part).is_valid(value) for part in parts)
 
     def _refused(self, keyword: str, reason: str, place: _Place, way_out: str = "Leave it out") -> ConstraintError:
         return ConstraintError(f"The keyword {keyword} at {place.path} can't be guaranteed: {reason}. {way_out}.")
@@ -371,7 +374,11 @@ class _Compiler:
     def _value(self, parts: tuple[Part, ...], place: _Place) -> Language:
         values = _values(parts)
         if values is not None:
-            return unite([self._literal(value) for value in values if self._valid(value, parts)])
+            # Where the values come from they need not be looked up again.
+            first = next(part for part in parts if "enum" in part or "const" in part)
+            source = "const" if "const" in first else "enum"
+            others = [{k: v for k, v in part.items() if part is not first or k != source} for part in parts]
+            return unite([self._literal(value) for value in values if self._valid(value, others)])
         types = _types(parts)
         if place.free >= self.limits.depth:
             types &= SCALARS
@@ -647,6 +654,8 @@ def _gaps(nesting: int) -> tuple[Language, Language, Language]:
 
     On one line with or without spaces, or on lines of their own that are indented by two spaces a level.
     """
+    if nesting >= INDENTED_LEVELS:
+        return concatenate(Literal(b","), _SPACE), EMPTY_TEXT, EMPTY_TEXT
     inner, outer = b"\n" + b"  " * (nesting + 1), b"\n" + b"  " * nesting
     comma = concatenate(Literal(b","), unite([_SPACE, Literal(inner)]))
     return comma, optional(Literal(inner)), optional(Literal(outer))

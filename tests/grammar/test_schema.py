@@ -1,0 +1,615 @@
+"""JSON schema as a language: sound always, complete where a keyword counts as enforced, refused by name else."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jsonschema
+import pytest
+
+from llm_diffusiongemma.errors import ConstraintError
+from llm_diffusiongemma.grammar.dfa import ByteDFA
+from llm_diffusiongemma.grammar.language import MAX_STATES
+from llm_diffusiongemma.grammar.schema import schema_language
+from tests.grammar.schemas import SCHEMAS
+from tests.grammar.walks import check_promises, random_texts
+
+DATE_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d))")
+
+
+def format_checker() -> jsonschema.FormatChecker:
+    """jsonschema's own checks, and those that it makes only where further packages are installed."""
+    checker = jsonschema.FormatChecker()
+
+    @checker.checks("date-time", raises=ValueError)
+    def date_time(text: object) -> bool:
+        return not isinstance(text, str) or bool(
+            DATE_TIME.fullmatch(text) and datetime.datetime.fromisoformat(text)
+        )
+
+    @checker.checks("time", raises=ValueError)
+    def clock_time(text: object) -> bool:
+        return not isinstance(text, str) or date_time(f"2000-01-01T{text}")
+
+    @checker.checks("uri")
+    def uri(text: object) -> bool:
+        return not isinstance(text, str) or bool(
+            re.fullmatch(r"https?://[\w.-]+\.[a-zA-Z]+(:\d+)?([/?#]\S*)?", text)
+        )
+
+    @checker.checks("hostname")
+    def hostname(text: object) -> bool:
+        return not isinstance(text, str) or bool(re.fullmatch(r"([a-zA-Z\d]([a-zA-Z\d-]*[a-zA-Z\d])?\.?)+", text))
+
+    @checker.checks("duration")
+    def duration(text: object) -> bool:
+        pattern = r"P(?=.)(\d+W|(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+S)?)?)"
+        return not isinstance(text, str) or bool(re.fullmatch(pattern, text))
+
+    return checker
+
+
+CHECKER = format_checker()
+
+
+def check_walks(schema: Any, count: int, soft_length: int = 60) -> ByteDFA:
+    """Compile the schema; fails if a random text of the language isn't JSON that is valid by it."""
+    dfa = schema_language(schema)
+    dialect = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    validator = dialect(schema, format_checker=CHECKER)
+    for text in random_texts(dfa, count, soft_length=soft_length):
+        document = json.loads(text, parse_constant=pytest.fail)
+        assert not [error.message for error in validator.iter_errors(document)], text
+    return dfa
+
+
+def text_of(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_real_world_schemas_are_sound(name: str) -> None:
+    dfa = check_walks(SCHEMAS[name], 60)
+    assert len(dfa.accepting) <= MAX_STATES
+    if len(dfa.accepting) < 1000:
+        check_promises(dfa)
+
+
+def test_there_are_schemas_enough() -> None:
+    assert len(SCHEMAS) >= 40
+
+
+# Completeness: schemas of enforced keywords, made together with values that are valid by them.
+
+Maker = Callable[[], Any]
+
+
+def random_text(rng: random.Random, least: int, most: int) -> str:
+    letters = 'ab z"\\/\n\t\b\f\r\x7fé߿ࠀ\ud7ff\ue000￿\U00010000😀\U0010ffff'
+    return "".join(rng.choice(letters) for _ in range(rng.randint(least, most)))
+
+
+def scalar_case(rng: random.Random) -> tuple[dict[str, Any], Maker]:
+    low = rng.choice([-1000, -20, -1, 0, 1, 7, 95])
+    high = low + rng.choice([0, 3, 10, 999, 12345])
+    least = rng.randint(0, 3)
+    choices = rng.sample([1, 2.5, "x", "ü\u0001", None, True, -7], 3)
+    inside = {"minimum": low, "maximum": high}
+    outside = {"exclusiveMinimum": low, "exclusiveMaximum": high + 2}
+    return rng.choice(
+        [
+            ({"type": "string"}, lambda: random_text(rng, 0, 8)),
+            (
+                {"type": "string", "minLength": least, "maxLength": least + 2},
+                lambda: random_text(rng, least, least + 2),
+            ),
+            ({"type": "string", "maxLength": least}, lambda: random_text(rng, 0, least)),
+            ({"type": "string", "minLength": least}, lambda: random_text(rng, least, 9)),
+            ({"type": "string", "pattern": "^[a-c]+$"}, lambda: "".join(rng.choices("abc", k=rng.randint(1, 5)))),
+            (
+                {"type": "string", "pattern": "[xy]\\d"},
+                lambda: random_text(rng, 0, 3) + "x7" + random_text(rng, 0, 3),
+            ),
+            ({"type": "string", "pattern": "^a", "maxLength": 4}, lambda: "a" + random_text(rng, 0, 3)),
+            (
+                {"type": "string", "format": "date"},
+                lambda: datetime.date.fromordinal(rng.randint(1, datetime.date.max.toordinal())).isoformat(),
+            ),
+            (
+                {"type": "string", "format": "date-time"},
+                lambda: datetime.datetime.fromtimestamp(rng.random() * 1e9, datetime.UTC).isoformat(),
+            ),
+            ({"type": "string", "format": "uuid"}, lambda: f"{rng.getrandbits(128):032x}".replace("x", "")),
+            ({"type": "string", "format": "ipv4"}, lambda: ".".join(str(rng.randint(0, 255)) for _ in range(4))),
+            ({"type": "string", "format": "email"}, lambda: f"a.b+c{rng.randint(0, 99)}@mail.example.org"),
+            ({"type": "integer"}, lambda: rng.randint(-(10**15) + 1, 10**15 - 1)),
+            ({"type": "integer", **inside}, lambda: rng.randint(low, high)),
+            ({"type": "integer", **outside}, lambda: rng.randint(low + 1, high + 1)),
+            ({"type": "integer", "minimum": low}, lambda: low + rng.randint(0, 10**6)),
+            (
+                {"type": "integer", "multipleOf": 5, "maximum": high},
+                lambda: high // 5 * 5 - 5 * rng.randint(0, 1000),
+            ),
+            (
+                {"type": "number"},
+                lambda: float(f"{rng.uniform(-9, 9):.{rng.randint(1, 15)}g}e{rng.choice([0, 5, -20, 70])}"),
+            ),
+            ({"type": "number", **inside}, lambda: round(rng.uniform(low, high), rng.randint(0, 6)) or 0),
+            ({"type": "boolean"}, lambda: rng.choice([True, False])),
+            ({"type": "null"}, lambda: None),
+            ({"enum": choices}, lambda: rng.choice(choices)),
+            ({"const": choices[0]}, lambda: choices[0]),
+            ({"type": ["integer", "null", "string"]}, lambda: rng.choice([None, 5, "a"])),
+        ]
+    )
+
+
+def random_case(rng: random.Random, depth: int) -> tuple[dict[str, Any], Maker]:
+    if depth == 0:
+        return scalar_case(rng)
+    cases = [random_case(rng, depth - 1) for _ in range(3)]
+    schemas, makers = [schema for schema, _ in cases], [maker for _, maker in cases]
+    least = rng.randint(0, 2)
+
+    def array() -> list[Any]:
+        return [makers[0]() for _ in range(rng.randint(least, least + 2))]
+
+    names = rng.sample(["a", "b c", 'q"', "ü"], 3)
+    required = rng.sample(names, rng.randint(0, 3))
+
+    def members() -> dict[str, Any]:
+        return {
+            name: make()
+            for name, make in zip(names, makers, strict=True)
+            if name in required or rng.random() < 0.5
+        }
+
+    record = {"type": "object", "properties": dict(zip(names, schemas, strict=True)), "required": required}
+    return rng.choice(
+        [
+            ({"type": "array", "items": schemas[0], "minItems": least, "maxItems": least + 2}, array),
+            ({"type": "array", "items": schemas[0], "minItems": least}, array),
+            ({"prefixItems": schemas[:2], "items": False, "type": "array"}, lambda: [makers[0](), makers[1]()]),
+            (
+                {"type": "array", "prefixItems": schemas[:2], "items": schemas[2]},
+                lambda: [make() for make in makers],
+            ),
+            (record, members),
+            ({**record, "additionalProperties": False}, members),
+            ({"anyOf": schemas}, lambda: rng.choice(makers)()),
+            ({"allOf": [record, {"type": ["object", "null"]}]}, members),
+            ({"$defs": {"x": schemas[0]}, "anyOf": [{"$ref": "#/$defs/x"}, {"type": "null"}]}, makers[0]),
+            ({"type": "object", "additionalProperties": schemas[0]}, lambda: {"k": makers[0](), "é": makers[0]()}),
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_random_schemas_are_sound_and_accept_their_instances(seed: int) -> None:
+    rng = random.Random(seed)
+    schema, make = random_case(rng, depth=seed % 3)
+    # A $ref starts at the root, and the definitions that the cases above bring are not there.
+    dfa = check_walks(inlined(schema), 20, soft_length=30)
+    for _ in range(20):
+        value = make()
+        if not jsonschema.Draft202012Validator(inlined(schema), format_checker=CHECKER).is_valid(value):
+            continue
+        for text in (text_of(value), json.dumps(value, ensure_ascii=False, indent=2).encode()):
+            assert dfa.accepts(text), (schema, text)
+
+
+def inlined(schema: Any) -> Any:
+    """The schema with its definitions put in for its $refs, except where it has both at its own top."""
+
+    def walk(part: Any, top: bool) -> Any:
+        if isinstance(part, dict):
+            if not top and "$defs" in part:
+                part = {**part, "anyOf": [part["$defs"]["x"], *part["anyOf"][1:]]}
+                del part["$defs"]
+            return {key: walk(value, False) for key, value in part.items()}
+        return [walk(value, False) for value in part] if isinstance(part, list) else part
+
+    return walk(schema, True)
+
+
+# Keyword by keyword: texts that belong to the language and texts that don't.
+
+OBJECT = {"type": "object"}
+AB = {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+
+KEYWORDS: list[tuple[str, Any, list[str], list[str]]] = [
+    ("true", True, ["1", '"a"', "[[[1]]]", '{"a": {"b": [1]}}'], ["[[[[1]]]]", "x", ""]),
+    ("type", {"type": ["integer", "null"]}, ["1", "-5", "null"], ["1.0", "-0", "01", '"1"', "true"]),
+    ("number", {"type": "number"}, ["1", "1.5", "-0.25e-7", "1E5"], [".5", "1.", "01", "+1", "1e400", "NaN"]),
+    ("string", {"type": "string"}, ['"a\\n\\"é"', '""'], ['"\n"', '"\\x"', '"\\ud800"', '"', "a"]),
+    ("const", {"const": {"a": [1, None]}}, ['{"a": [1, null]}'], ['{"a": [1]}', "{}"]),
+    ("enum", {"type": "string", "enum": ["a", 1, "b"]}, ['"a"', '"b"'], ["1"]),
+    ("enum minLength", {"enum": ["a", "bb"], "minLength": 2}, ['"bb"'], ['"a"']),
+    ("enum not", {"enum": ["a", "b"], "not": {"const": "a"}}, ['"b"'], ['"a"']),
+    ("enum if", {"enum": [1, 20], "if": {"minimum": 10}, "then": {"minimum": 30}}, ["1"], ["20"]),
+    ("enum oneOf", {"enum": [1, 2, 3], "oneOf": [{"minimum": 2}, {"maximum": 2}]}, ["1", "3"], ["2"]),
+    ("minLength", {"type": "string", "minLength": 2, "maxLength": 3}, ['"éé"', '"\\n\\"😀"'], ['"é"', '"aaaa"']),
+    ("pattern", {"type": "string", "pattern": "b.d"}, ['"abcde"', '"b\\"d"'], ['"bd"', '"b\\nd"']),
+    (
+        "pattern and length",
+        {"type": "string", "pattern": "^a+$", "maxLength": 2},
+        ['"aa"'],
+        ['"aaa"', '"b"', '""'],
+    ),
+    ("patterns", {"type": "string", "allOf": [{"pattern": "a"}, {"pattern": "b"}]}, ['"ba"'], ['"a"', '"b"']),
+    ("format", {"type": "string", "format": "date"}, ['"2024-02-29"'], ['"2023-02-29"', '"2024-13-01"']),
+    (
+        "leap",
+        {"type": "string", "format": "date"},
+        ['"2000-02-29"', '"0004-02-29"'],
+        ['"1900-02-29"', '"0000-01-01"'],
+    ),
+    ("format unknown", {"type": "string", "format": "chess-move"}, ['"Nf3"'], []),
+    ("minimum", {"type": "integer", "minimum": -5, "maximum": 12}, ["-5", "0", "12"], ["-6", "13", "-0"]),
+    (
+        "minimum of a number",
+        {"type": "number", "minimum": 0.1, "maximum": 1},
+        ["0.1", "1.0", "1"],
+        ["0.09", "1.01"],
+    ),
+    (
+        "exclusiveMinimum",
+        {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        ["0.5"],
+        ["0", "0.0", "1"],
+    ),
+    ("both minima", {"type": "integer", "minimum": 3, "exclusiveMinimum": 3}, ["4"], ["3"]),
+    ("fractional bound", {"type": "integer", "minimum": 2.5, "maximum": 4.5}, ["3", "4"], ["2", "5"]),
+    ("multipleOf", {"type": "integer", "multipleOf": 12}, ["0", "24", "-36"], ["6", "-0"]),
+    ("multipleOf of a number", {"type": "number", "multipleOf": 0.5}, ["3"], ["0.3"]),
+    ("multipleOf twice", {"type": "integer", "allOf": [{"multipleOf": 4}, {"multipleOf": 6}]}, ["12"], ["4", "6"]),
+    (
+        "properties",
+        OBJECT | AB,
+        ["{}", '{"a": 1}', '{"b": 1}', '{"a": 1, "b": 2}'],
+        ['{"b": 1, "a": 2}', '{"c": 1}'],
+    ),
+    ("required", OBJECT | AB | {"required": ["b"]}, ['{"b": 1}', '{"a":1,"b":1}'], ["{}", '{"a": 1}']),
+    (
+        "false property",
+        OBJECT | {"properties": {"a": False, "b": {"type": "null"}}},
+        ['{"b": null}'],
+        ['{"a": 1}'],
+    ),
+    ("required unlisted", {"type": "object", "required": ["x"]}, ['{"x": [1]}'], ["{}", '{"y": 1}']),
+    (
+        "required by additionalProperties",
+        {"type": "object", "required": ["x"], "additionalProperties": {"type": "null"}},
+        ['{"x": null}'],
+        ['{"x": 1}'],
+    ),
+    (
+        "additionalProperties",
+        {"type": "object", "additionalProperties": {"type": "null"}},
+        ["{}", '{"é": null, "b": null}'],
+        ['{"a": 1}'],
+    ),
+    ("no properties", {"type": "object", "additionalProperties": False}, ["{}"], ['{"a": 1}']),
+    (
+        "patternProperties",
+        {"type": "object", "patternProperties": {"^x": {"type": "null"}}, "additionalProperties": False},
+        ['{"x1": null}'],
+        ['{"y": null}', '{"x": 1}'],
+    ),
+    (
+        "patternProperties of a listed name",
+        {"type": "object", "properties": {"x": {"minimum": 1}}, "patternProperties": {"x": {"type": "integer"}}},
+        ['{"x": 3}'],
+        ['{"x": 0}', '{"x": "a"}'],
+    ),
+    ("propertyNames", {"type": "object", "propertyNames": {"enum": ["a", "b"]}}, ['{"a": 1}'], ['{"c": 1}']),
+    (
+        "propertyNames listed",
+        OBJECT | AB | {"propertyNames": {"maxLength": 1, "pattern": "a"}},
+        ['{"a": 1}'],
+        ['{"b": 1}'],
+    ),
+    ("minProperties", OBJECT | AB | {"minProperties": 1}, ['{"b": 1}', '{"a": 1, "b": 1}'], ["{}"]),
+    ("maxProperties", OBJECT | AB | {"maxProperties": 1}, ["{}", '{"b": 1}'], ['{"a": 1, "b": 1}']),
+    ("dependentRequired", OBJECT | AB | {"dependentRequired": {"a": ["b"]}}, ["{}", '{"b": 1}'], ['{"a": 1}']),
+    (
+        "dependentSchemas",
+        OBJECT | AB | {"dependentSchemas": {"a": {"properties": {"b": {"minimum": 5}}, "required": ["b"]}}},
+        ['{"b": 1}', '{"a": 1, "b": 5}'],
+        ['{"a": 1, "b": 1}', '{"a": 1}'],
+    ),
+    (
+        "items",
+        {"type": "array", "items": {"type": "integer"}},
+        ["[]", "[1, 2]", "[1,2]"],
+        ["[1.5]", "[1,]", "[,1]"],
+    ),
+    (
+        "minItems",
+        {"type": "array", "items": {"const": 0}, "minItems": 1, "maxItems": 2},
+        ["[0]", "[0, 0]"],
+        ["[]", "[0, 0, 0]"],
+    ),
+    (
+        "prefixItems",
+        {"type": "array", "prefixItems": [{"const": 1}, {"const": 2}], "items": {"const": 3}, "minItems": 1},
+        ["[1]", "[1, 2]", "[1, 2, 3, 3]"],
+        ["[]", "[2]", "[1, 3]"],
+    ),
+    (
+        "prefix cut",
+        {"type": "array", "prefixItems": [{"const": 1}, {"const": 2}], "maxItems": 1},
+        ["[]", "[1]"],
+        ["[1, 2]"],
+    ),
+    ("impossible item", {"type": "array", "items": False}, ["[]"], ["[1]"]),
+    ("impossible second", {"type": "array", "prefixItems": [{"const": 1}, False]}, ["[]", "[1]"], ["[1, 2]"]),
+    (
+        "contains",
+        {"type": "array", "items": {"type": "integer"}, "contains": {"const": 7}},
+        ["[7]", "[7, 1]"],
+        ["[]", "[1]"],
+    ),
+    (
+        "minContains",
+        {"type": "array", "items": {"type": "null"}, "contains": True, "minContains": 2},
+        ["[null,null]"],
+        ["[null]"],
+    ),
+    (
+        "uniqueItems",
+        {"type": "array", "items": {"enum": [1, 2, 3]}, "uniqueItems": True},
+        ["[1, 3]", "[]"],
+        ["[1, 1]"],
+    ),
+    (
+        "unique strings",
+        {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+        ['["a", "b"]'],
+        ['["a", "a"]'],
+    ),
+    (
+        "unique integers",
+        {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
+        ["[1, 20, 3]"],
+        ["[1, 1]"],
+    ),
+    (
+        "unique booleans",
+        {"type": "array", "items": {"type": "boolean"}, "uniqueItems": True},
+        ["[false, true]"],
+        ["[true, true]"],
+    ),
+    (
+        "unique objects",
+        {"type": "array", "items": {"type": "object"}, "uniqueItems": True},
+        ["[{}]"],
+        ["[{}, {}]"],
+    ),
+    (
+        "unique equal values",
+        {"type": "array", "items": {"enum": [1, 1.0]}, "uniqueItems": True},
+        ["[1]"],
+        ["[1, 1.0]"],
+    ),
+    ("anyOf", {"anyOf": [{"type": "null"}, {"const": 5}]}, ["null", "5"], ["6"]),
+    ("anyOf beside", {"type": "integer", "anyOf": [{"minimum": 8}, {"maximum": 2}]}, ["8", "2"], ["5"]),
+    ("oneOf", {"oneOf": [{"type": "null"}, {"type": "integer"}]}, ["null", "5"], ["true"]),
+    ("oneOf ranges", {"type": "integer", "oneOf": [{"minimum": 8}, {"maximum": 2}]}, ["8", "2"], ["5"]),
+    (
+        "oneOf lengths",
+        {"type": "string", "oneOf": [{"maxLength": 1}, {"minLength": 3}]},
+        ['"a"', '"abc"'],
+        ['"ab"'],
+    ),
+    (
+        "oneOf required",
+        OBJECT | AB | {"oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        ['{"a": 1}', '{"b": 1}'],
+        ["{}", '{"a": 1, "b": 1}'],
+    ),
+    (
+        "oneOf with an optional tag",
+        {"oneOf": [OBJECT | {"properties": {"t": {"const": 1}}}, OBJECT | {"properties": {"t": {"const": 2}}}]},
+        ['{"t": 1}', '{"t": 2}'],
+        ["{}", '{"t": 3}'],
+    ),
+    (
+        "allOf",
+        {"allOf": [OBJECT | AB, {"properties": {"a": {"minimum": 5}}, "required": ["a"]}]},
+        ['{"a": 5}'],
+        ['{"a": 4}', "{}"],
+    ),
+    (
+        "allOf with additionalProperties",
+        {"allOf": [OBJECT | AB, {"properties": {"a": True}, "additionalProperties": False}]},
+        ['{"a": 1}', "{}"],
+        ['{"b": 1}'],
+    ),
+    (
+        "unevaluatedProperties",
+        {"allOf": [OBJECT | AB], "unevaluatedProperties": False, "required": ["a"]},
+        ['{"a": 1, "b": 1}'],
+        ['{"a": 1, "c": 1}'],
+    ),
+    (
+        "unevaluatedProperties of a cousin",
+        {"allOf": [OBJECT | AB, {"properties": {"a": True}, "unevaluatedProperties": False}]},
+        ['{"a": 1}'],
+        ['{"b": 1}'],
+    ),
+    (
+        "unevaluatedItems",
+        {"type": "array", "prefixItems": [{"const": 1}], "unevaluatedItems": False},
+        ["[1]", "[]"],
+        ["[1, 2]"],
+    ),
+    ("not", {"not": {"type": ["object", "array", "string"]}}, ["1", "null"], ['"a"', "[]", "{}"]),
+    ("$ref beside", {"$ref": "#/$defs/a", "minimum": 3, "$defs": {"a": {"type": "integer"}}}, ["3"], ["2", "3.5"]),
+    (
+        "$ref to the root",
+        {"type": "array", "items": {"$ref": "#"}},
+        ["[]", "[[], []]", "[[[]]]"],
+        ["[[[[[]]]]]", "[1]"],
+    ),
+    ("nullable is not a keyword", {"type": "integer", "nullable": True}, ["1"], ["null"]),
+    (
+        "annotations",
+        {"type": "null", "title": 1 and "t", "default": 5, "examples": [1], "x-y": {}},
+        ["null"],
+        ["5"],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("schema", "inside", "outside"), [case[1:] for case in KEYWORDS], ids=[c[0] for c in KEYWORDS]
+)
+def test_keywords(schema: Any, inside: list[str], outside: list[str]) -> None:
+    dfa = check_walks(schema, 40)
+    assert [text for text in inside if not dfa.accepts(text.encode())] == []
+    assert [text for text in outside if dfa.accepts(text.encode())] == []
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "number", "exclusiveMinimum": 0.30000000000000004},
+        {"type": "number", "exclusiveMaximum": 0.1, "minimum": -0.1},
+        {"type": "number", "minimum": 1e-9, "maximum": 2e-9},
+        {"type": "number", "exclusiveMinimum": 123456789.12345678},
+        {"type": "number", "maximum": -1e14},
+        {"type": "integer", "minimum": 10**20, "maximum": 10**20 + 7},
+        {"type": "number", "multipleOf": 0.01},
+        {"type": "array", "uniqueItems": True, "items": {"type": "string", "format": "date"}},
+        {"type": "array", "uniqueItems": True, "items": {"type": "integer", "minimum": -30}, "minItems": 2},
+        {"type": "array", "uniqueItems": True, "items": {"type": "string", "maxLength": 2}, "maxItems": 3},
+    ],
+)
+def test_bounds_and_differences_hold_after_parsing(schema: Any) -> None:
+    check_walks(schema, 300, soft_length=20)
+
+
+@functools.cache
+def deep(levels: int) -> dict[str, Any]:
+    return {"type": "array", "items": deep(levels - 1)} if levels else {"type": "null"}
+
+
+def comb(levels: int) -> dict[str, Any]:
+    """Each level refers to the next one twice."""
+    definitions: dict[str, Any] = {
+        str(level): {"type": "array", "prefixItems": [{"$ref": f"#/$defs/{level + 1}"}] * 2, "minItems": 2}
+        for level in range(levels)
+    }
+    return {"$ref": "#/$defs/0", "$defs": definitions | {str(levels): {"type": "null"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "cause"),
+    [
+        ({"not": {"const": 1}}, "keyword not "),
+        ({"type": "string", "not": {"pattern": "a"}}, "keyword not "),
+        ({"if": {"type": "string"}, "then": {"minLength": 1}}, "keyword if "),
+        ({"$dynamicRef": "#x"}, r"\$dynamicRef"),
+        ({"$ref": "https://example.com/schema.json"}, r"\$ref 'https://example.com"),
+        ({"$ref": "#/$defs/absent"}, "leads nowhere"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "recursion has no end"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "keyword oneOf "),
+        ({"oneOf": [{"type": "string"}, {"minLength": 2}]}, "keyword oneOf "),
+        ({"oneOf": [{"type": "object"}, {"type": "object"}]}, "keyword oneOf "),
+        ({"type": "array", "contains": {}, "maxContains": 2}, "keyword maxContains "),
+        ({"type": "object", "minProperties": 2}, "keyword minProperties "),
+        ({"type": "object", "patternProperties": {"a": {}, "b": {}}}, "keyword patternProperties "),
+        (
+            {"type": "array", "items": {"type": "object"}, "uniqueItems": True, "minItems": 2},
+            "keyword uniqueItems ",
+        ),
+        ({"type": "array", "prefixItems": [{}], "uniqueItems": True}, "keyword uniqueItems "),
+        ({"type": "number", "multipleOf": 0.00001}, "keyword multipleOf "),
+        ({"type": "integer", "multipleOf": 12345}, "keyword multipleOf "),
+        ({"type": "number", "minimum": 1e20}, "keyword minimum "),
+        ({"type": "string", "pattern": "(?=a)b"}, r"keyword pattern at \$ .*look-ahead"),
+        ({"type": "string", "pattern": "a{0,5000}"}, "keyword pattern .*5000"),
+        ({"type": "string", "minLength": 1500}, "minLength 1500"),
+        ({"type": "string", "minLength": 10**9}, "keyword minLength "),
+        ({"type": "array", "items": {"type": "string"}, "minItems": 5000}, "keyword minItems "),
+        ({"type": "array", "items": {"type": "string"}, "minItems": 900}, "minItems 900"),
+        (
+            {
+                "type": "object",
+                "properties": {"a": {"type": "number", "minimum": 5, "maximum": 4}},
+                "required": ["a"],
+            },
+            r"\$\.a",
+        ),
+        ({"type": "string", "minLength": 3, "maxLength": 2}, "contradict"),
+        ({"type": "string", "pattern": "a$b"}, "contradict"),
+        ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "contradict"),
+        ({"enum": ["a"], "type": "integer"}, "contradict"),
+        (False, "contradict"),
+        ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "recursion has no end"),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "recursion has no end"),
+        ({"type": "text"}, r"invalid at \$\.type: 'text'"),
+        ({"type": "object", "properties": {"a": {"minimum": "1"}}}, r"invalid at \$\.properties\.a\.minimum"),
+        ({"type": "string", "pattern": "("}, "invalid"),
+        ({"required": "name"}, "invalid"),
+        ([], "JSON object"),
+        ("string", "JSON object"),
+        ({"enum": [float("nan")]}, "not JSON"),
+        ({"default": {1, 2}}, "not JSON"),
+        ({"$schema": "http://json-schema.org/draft-03/schema#"}, "draft 3"),
+        ({"description": "x" * 1_000_000}, "1,000,0.* characters"),
+        ({"enum": [f"{number:040}" for number in range(4000)]}, "4,096 states"),
+        (
+            {"type": "object", "properties": {f"property {n}": {"type": "string"} for n in range(3000)}},
+            "4,096 states",
+        ),
+        ({"allOf": [{"anyOf": [{"minimum": n}, {"maximum": -n}]} for n in range(1, 30)]}, "4,096 states"),
+        (deep(200), "nested too deeply"),
+        (deep(30) | {"minItems": 1}, None),
+        (comb(20), "4,096 states"),
+        (dict(jsonschema.Draft202012Validator.META_SCHEMA), r"\$"),
+    ],
+)
+def test_what_cannot_be_done_is_said_soon(schema: Any, cause: str | None) -> None:
+    start = time.process_time()
+    if cause is None:
+        schema_language(schema)
+    else:
+        with pytest.raises(ConstraintError, match=cause) as caught:
+            schema_language(schema)
+        assert len(str(caught.value)) < 500
+    assert time.process_time() - start < 2
+
+
+def test_the_schema_of_schemas() -> None:
+    """Forty properties, most of them recursive: only a recursion depth of 1 fits."""
+    check_walks(dict(jsonschema.Draft7Validator.META_SCHEMA), 100)
+
+
+def test_a_maximum_is_lowered_until_the_automaton_fits() -> None:
+    texts = {"type": "object", "properties": {name: {"type": "string", "maxLength": 4000} for name in "abcdef"}}
+    one = schema_language({"type": "string", "maxLength": 4000})
+    assert one.accepts(text_of("é" * 256))
+    assert not one.accepts(text_of("é" * 257))
+    many = check_walks(texts, 20)
+    assert many.accepts(text_of({"a": "x" * 32, "f": "😀" * 32}))
+
+
+@pytest.mark.parametrize("name", ["dsl", "function call", "openai strict"])
+def test_compact_and_indented_documents(name: str) -> None:
+    documents = {
+        "dsl": {"name": "Ada", "age": 36},
+        "function call": {"location": "Köln", "days": 3},
+        "openai strict": {"steps": [{"explanation": "a", "output": "b"}] * 2, "final_answer": "c"},
+    }
+    dfa = schema_language(SCHEMAS[name])
+    for options in ({}, {"indent": 2}, {"separators": (",", ":")}):
+        assert dfa.accepts(json.dumps(documents[name], ensure_ascii=False, **options).encode())
