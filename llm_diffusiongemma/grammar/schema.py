@@ -265,6 +265,8 @@ class _Compiler:
         if first is True:
             return self._alternatives(rest, parts, place)
         assert isinstance(first, dict)
+        if first is not self.root and not str(first.get("$id", "#")).startswith("#"):
+            raise self._refused("$id", "inside of a schema it changes what a $ref refers to", place)
         if "$ref" in first:
             reference = first["$ref"]
             if place.references.count(reference) >= self.limits.depth + (reference != "#"):
@@ -324,7 +326,12 @@ class _Compiler:
         for first, second in ((one, two), (two, one)):
             values = _values(first)
             if values is not None:
-                return not any(self._valid(value, (*first, *second)) for value in values)
+                # What these lead to stands among the parts; the oneOf in question would exclude the value itself.
+                plain = [
+                    {k: v for k, v in part.items() if k not in ("$ref", "allOf", "anyOf", "oneOf")}
+                    for part in (*first, *second)
+                ]
+                return not any(self._valid(value, plain) for value in values)
         return all(self._disjoint_as(kind, one, two, place) for kind in _types(one) & _types(two))
 
     def _disjoint_as(self, kind: str, one: tuple[Part, ...], two: tuple[Part, ...], place: _Place) -> bool:
