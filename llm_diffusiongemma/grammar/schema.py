@@ -53,6 +53,7 @@ from llm_diffusiongemma.grammar.language import (
 Schema = dict[str, Any] | bool
 Conjunction = tuple[Schema, ...]
 Part = dict[str, Any]
+Alternative = tuple[Part, ...]
 
 MAX_SCHEMA_LENGTH = 200_000
 
@@ -73,6 +74,9 @@ _REFUSED = {
     None: ("if", "$dynamicRef", "$recursiveRef"),
     "array": ("maxContains",),
 }
+
+# What these lead to is among the parts of every alternative.
+_IN_PLACE = ("$ref", "allOf", "anyOf")
 
 # In which order `uniqueItems` wants the first characters of strings and integers: the members of a row don't
 # come twice. A letter's two cases are one member.
@@ -113,6 +117,10 @@ class _Choice:
     exclusive: bool = False
 
 
+# What a place must fulfil besides, and the $refs that led to it from there.
+_Pending = tuple[Schema | _Choice, tuple[str, ...]]
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where in a document we are.
@@ -120,13 +128,14 @@ class _Place:
     - `path`: for people; `$` is the document;
     - `nesting`: how many arrays and objects are open;
     - `free`: how many of them stand where the schema says nothing;
-    - `references`: the $refs that led here.
+    - `references`: the $refs that led here; `here`: those that have been followed at this place.
     """
 
     path: str = "$"
     nesting: int = 0
     free: int = 0
-    references: tuple[str, ...] = ("#",)
+    references: tuple[str, ...] = ()
+    here: tuple[str, ...] = ()
 
     def inside(self, name: str, conjunction: Conjunction) -> _Place:
         """The place of a member or item."""
@@ -135,6 +144,8 @@ class _Place:
             path=self.path + name,
             nesting=self.nesting + 1,
             free=self.free + (not conjunction),
+            references=self.references + self.here,
+            here=(),
         )
 
 
@@ -148,7 +159,7 @@ def schema_language(schema: dict[str, Any] | bool) -> ByteDFA:
     for limits in LIMITS:
         compiler = _Compiler(validator, limits)
         try:
-            dfa = minimal_dfa(compiler.language((schema,), _Place()))
+            dfa = minimal_dfa(compiler.language(({"$ref": "#"},), _Place()))
         except StateLimitError:
             continue
         except RecursionError:
@@ -240,7 +251,7 @@ class _Compiler:
         key = (place.free, min(place.nesting, INDENTED_LEVELS))
         if free and key in self.any_value:
             return self.any_value[key]
-        branches = [self._value(parts, where) for parts, where in self._alternatives(conjunction, (), place)]
+        branches = [self._value(parts, where) for parts, where in self._alternatives(conjunction, place)]
         language = unite(branches)
         if language is NOTHING and self.impossible is None:
             self.impossible = place.path
@@ -248,44 +259,56 @@ class _Compiler:
             language = self.any_value[key] = embed(minimal_dfa(language))
         return language
 
-    def _alternatives(
-        self, pending: Sequence[Schema | _Choice], parts: tuple[Part, ...], place: _Place
-    ) -> list[tuple[tuple[Part, ...], _Place]]:
-        """The ways to fulfil `parts` and what is pending, each as keyword dictionaries without choices to make."""
+    def _alternatives(self, conjunction: Conjunction, place: _Place) -> list[tuple[Alternative, _Place]]:
+        """The ways to fulfil a conjunction, each as keyword dictionaries without choices left to make."""
+        return self._expand([(schema, ()) for schema in conjunction], (), place)
+
+    def _expand(
+        self, pending: Sequence[_Pending], parts: Alternative, place: _Place
+    ) -> list[tuple[Alternative, _Place]]:
+        """The ways to fulfil `parts` and what is pending."""
         self.visits += 1
         if self.visits > MAX_VISITS:
             raise StateLimitError
         if not pending:
             return [(parts, place)]
-        first, *rest = pending
+        (first, chain), *rest = pending
         if isinstance(first, _Choice):
-            return self._choose(first, rest, parts, place)
+            return self._choose(first, chain, rest, parts, place)
         if first is False:
             return []
         if first is True:
-            return self._alternatives(rest, parts, place)
+            return self._expand(rest, parts, place)
         assert isinstance(first, dict)
         if first is not self.root and not str(first.get("$id", "#")).startswith("#"):
             raise self._refused("$id", "inside of a schema it changes what a $ref refers to", place)
         if "$ref" in first:
             reference = first["$ref"]
-            if place.references.count(reference) >= self.limits.depth + (reference != "#"):
+            if reference in chain:
+                raise ConstraintError(
+                    f"The schema's recursion has no end: the $ref {reference!r} at {place.path} leads back to "
+                    "itself without going into a property or an item."
+                )
+            if place.references.count(reference) >= self.limits.depth:
                 self.cuts += 1
                 return []
-            place = replace(place, references=(*place.references, reference))
-            rest = [self._resolve(reference), *rest]
+            if reference not in place.here:
+                place = replace(place, here=(*place.here, reference))
+            rest = [(self._resolve(reference), (*chain, reference)), *rest]
         parts = (*parts, first)
         if not _types(parts):
             return []
-        return self._alternatives([*first.get("allOf", ()), *rest, *_choices(first)], parts, place)
+        # Choices come last: what is the same in all branches is then looked at once.
+        certain = [(schema, chain) for schema in first.get("allOf", ())]
+        return self._expand([*certain, *rest, *((choice, chain) for choice in _choices(first))], parts, place)
 
     def _choose(
-        self, choice: _Choice, rest: list[Schema | _Choice], parts: tuple[Part, ...], place: _Place
-    ) -> list[tuple[tuple[Part, ...], _Place]]:
+        self, choice: _Choice, chain: tuple[str, ...], rest: list[_Pending], parts: Alternative, place: _Place
+    ) -> list[tuple[Alternative, _Place]]:
         found = []
         for index, branch in enumerate(choice.branches):
             others = choice.branches[:index] + choice.branches[index + 1 :]
-            for alternative, where in self._alternatives([branch, *rest], parts, place):
+            for alternative, where in self._expand([(branch, chain), *rest], parts, place):
                 if choice.exclusive and _values(alternative) is None:
                     # A list of values is checked value by value, this keyword included.
                     for other in others:
@@ -293,10 +316,10 @@ class _Compiler:
                 found.append((alternative, where))
         return found
 
-    def _exclude(self, other: Schema, parts: tuple[Part, ...], place: _Place) -> tuple[Part, ...]:
+    def _exclude(self, other: Schema, parts: Alternative, place: _Place) -> Alternative:
         """`parts`, strengthened where needed so that nothing that fulfils them fulfils the other branch."""
         cuts = self.cuts
-        for rival, _ in self._alternatives([other], (), place):
+        for rival, _ in self._alternatives((other,), place):
             if self._disjoint(parts, rival, place):
                 continue
             exclusion = self._exclusion(parts, rival, place)
@@ -307,7 +330,7 @@ class _Compiler:
             raise self._refused("oneOf", "its branches recurse before they can be told apart", place, "Use anyOf")
         return parts
 
-    def _exclusion(self, parts: tuple[Part, ...], rival: tuple[Part, ...], place: _Place) -> Part | None:
+    def _exclusion(self, parts: Alternative, rival: Alternative, place: _Place) -> Part | None:
         """What an object must or must not have, so that it fulfils `parts` and not the rival; None if nothing."""
         if _types(parts) != {"object"}:
             return None
@@ -321,20 +344,17 @@ class _Compiler:
                 return {"required": [name]}
         return {"properties": {missing[0]: False}} if missing else None
 
-    def _disjoint(self, one: tuple[Part, ...], two: tuple[Part, ...], place: _Place) -> bool:
+    def _disjoint(self, one: Alternative, two: Alternative, place: _Place) -> bool:
         """Whether it is certain that no value fulfils both."""
         for first, second in ((one, two), (two, one)):
             values = _values(first)
             if values is not None:
                 # What these lead to stands among the parts; the oneOf in question would exclude the value itself.
-                plain = [
-                    {k: v for k, v in part.items() if k not in ("$ref", "allOf", "anyOf", "oneOf")}
-                    for part in (*first, *second)
-                ]
+                plain = [_without(part, *_IN_PLACE, "oneOf") for part in (*first, *second)]
                 return not any(self._valid(value, plain) for value in values)
         return all(self._disjoint_as(kind, one, two, place) for kind in _types(one) & _types(two))
 
-    def _disjoint_as(self, kind: str, one: tuple[Part, ...], two: tuple[Part, ...], place: _Place) -> bool:
+    def _disjoint_as(self, kind: str, one: Alternative, two: Alternative, place: _Place) -> bool:
         for first, second in ((one, two), (two, one)):
             if kind in ("integer", "number"):
                 high, low = _bounds(first)[1], _bounds(second)[0]
@@ -347,10 +367,11 @@ class _Compiler:
             if kind == "object":
                 for name in _required(first):
                     there, here = self._member(second, name, place), self._member(first, name, place)
+                    inside = place.inside(f".{name}", here)
                     if there and all(
-                        self._disjoint(a, b, place)
+                        self._disjoint(a, b, inside)
                         for (a, _), (b, _) in itertools.product(
-                            self._alternatives(here, (), place), self._alternatives(there, (), place)
+                            self._alternatives(here, inside), self._alternatives(there, inside)
                         )
                     ):
                         return True
@@ -378,13 +399,13 @@ class _Compiler:
 
     # The values of a conjunction
 
-    def _value(self, parts: tuple[Part, ...], place: _Place) -> Language:
+    def _value(self, parts: Alternative, place: _Place) -> Language:
         values = _values(parts)
         if values is not None:
-            # Where the values come from they need not be looked up again.
+            # Where the values come from they need not be looked up again, nor what stands among the parts itself.
             first = next(part for part in parts if "enum" in part or "const" in part)
             source = "const" if "const" in first else "enum"
-            others = [{k: v for k, v in part.items() if part is not first or k != source} for part in parts]
+            others = [_without(part, *_IN_PLACE, *([source] if part is first else [])) for part in parts]
             return unite([self._literal(value) for value in values if self._valid(value, others)])
         types = _types(parts)
         if place.free >= self.limits.depth:
@@ -416,7 +437,7 @@ class _Compiler:
         except ValueError:
             return NOTHING
 
-    def _number(self, parts: tuple[Part, ...], fractions: bool, place: _Place) -> Language:
+    def _number(self, parts: Alternative, fractions: bool, place: _Place) -> Language:
         low, high, above, below = _bounds(parts)
         multiple = self._multiple(parts, place)
         if fractions and multiple == 1 and not any("multipleOf" in part for part in parts):
@@ -439,7 +460,7 @@ class _Compiler:
         except StateLimitError:
             raise self._refused("multipleOf", "it needs too large an automaton", place) from None
 
-    def _multiple(self, parts: tuple[Part, ...], place: _Place) -> int:
+    def _multiple(self, parts: Alternative, place: _Place) -> int:
         """The integer of which all numbers are made multiples."""
         multiple = 1
         for part in parts:
@@ -457,7 +478,7 @@ class _Compiler:
             raise self._refused("multipleOf", "the common multiple is too large to be counted by", place)
         return multiple
 
-    def _string(self, parts: tuple[Part, ...], place: _Place) -> Language:
+    def _string(self, parts: Alternative, place: _Place) -> Language:
         least = _least(parts, "minLength")
         most = _most(parts, "maxLength", None)
         if most is not None:
@@ -475,7 +496,7 @@ class _Compiler:
 
     # Arrays
 
-    def _array(self, parts: tuple[Part, ...], place: _Place) -> Language:
+    def _array(self, parts: Alternative, place: _Place) -> Language:
         least = _least(parts, "minItems")
         most = _most(parts, "maxItems", None)
         contained: Conjunction = ()
@@ -515,7 +536,7 @@ class _Compiler:
             return NOTHING
         return concatenate(Literal(b"["), opening, items, closing, Literal(b"]"))
 
-    def _item(self, parts: tuple[Part, ...], index: int, place: _Place, extra: Conjunction = ()) -> Language:
+    def _item(self, parts: Alternative, index: int, place: _Place, extra: Conjunction = ()) -> Language:
         conjunction = _item_schemas(parts, index) + extra
         for part in parts:
             if "unevaluatedItems" in part and not any(
@@ -525,14 +546,14 @@ class _Compiler:
                 conjunction = (*conjunction, part["unevaluatedItems"])
         return self.language(conjunction, place.inside("[]", conjunction))
 
-    def _unique_array(self, parts: tuple[Part, ...], least: int, most: int | None, place: _Place) -> Language:
+    def _unique_array(self, parts: Alternative, least: int, most: int | None, place: _Place) -> Language:
         """Arrays whose items come in one fixed order, which keeps them different from each other."""
         if any(_prefix(part) or "contains" in part or "unevaluatedItems" in part for part in parts):
             raise self._refused("uniqueItems", "it stands beside prefixItems, contains or unevaluatedItems", place)
         conjunction = _item_schemas(parts, 0)
         inside = place.inside("[]", conjunction)
         members: list[Language] = []
-        alternatives = self._alternatives(conjunction, (), inside)
+        alternatives = self._alternatives(conjunction, inside)
         kinds = frozenset[str]().union(*(_types(alternative) for alternative, _ in alternatives))
         listed = [_values(alternative) for alternative, _ in alternatives]
         if kinds <= {"null", "boolean"}:
@@ -557,7 +578,7 @@ class _Compiler:
 
     # Objects
 
-    def _object(self, parts: tuple[Part, ...], place: _Place) -> Language:
+    def _object(self, parts: Alternative, place: _Place) -> Language:
         least = _least(parts, "minProperties")
         most = _most(parts, "maxProperties", None)
         required = _required(parts)
@@ -590,7 +611,7 @@ class _Compiler:
         content = Separated(tuple(members), rest, comma, least, most)
         return concatenate(Literal(b"{"), opening, content, closing, Literal(b"}"))
 
-    def _member(self, parts: tuple[Part, ...], name: str, place: _Place) -> Conjunction:
+    def _member(self, parts: Alternative, name: str, place: _Place) -> Conjunction:
         """What the value of a property must fulfil."""
         schemas: list[Schema] = []
         for part in parts:
@@ -611,16 +632,16 @@ class _Compiler:
             schemas += found
         return tuple(schemas)
 
-    def _in_place(self, part: Part, parts: tuple[Part, ...], place: _Place) -> list[Part]:
+    def _in_place(self, part: Part, parts: Alternative, place: _Place) -> list[Part]:
         """Those of `parts` that `part` itself leads to, which is what its `unevaluated...` keywords look at."""
         return [
             beside
-            for alternative, _ in self._alternatives([part], (), place)
+            for alternative, _ in self._alternatives((part,), place)
             if all(beside in parts for beside in alternative)
             for beside in alternative
         ]
 
-    def _entry(self, parts: tuple[Part, ...], place: _Place) -> Language:
+    def _entry(self, parts: Alternative, place: _Place) -> Language:
         """A property of an object whose properties the schema doesn't list."""
         keys: list[Schema] = [{"type": "string"}, *(p["propertyNames"] for p in parts if "propertyNames" in p)]
         values: list[Schema] = []
@@ -669,6 +690,10 @@ def _gaps(nesting: int) -> tuple[Language, Language, Language]:
 
 
 # Keywords, read from all parts of a conjunction
+
+
+def _without(part: Part, *keywords: str) -> Part:
+    return {keyword: value for keyword, value in part.items() if keyword not in keywords}
 
 
 def _choices(part: Part) -> Iterator[_Choice]:

@@ -459,6 +459,19 @@ KEYWORDS: list[tuple[str, Any, list[str], list[str]]] = [
         ["[]", "[[], []]", "[[[]]]"],
         ["[[[[[]]]]]", "[1]"],
     ),
+    (
+        "$ref from two sides",
+        {
+            "$defs": {
+                "a": {"type": "integer"},
+                "b": {"$ref": "#/$defs/a"},
+                "c": {"$ref": "#/$defs/a", "minimum": 0},
+            },
+            "allOf": [{"$ref": "#/$defs/b"}, {"$ref": "#/$defs/c"}, {"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}],
+        },
+        ["0", "5"],
+        ["-1"],
+    ),
     ("nullable is not a keyword", {"type": "integer", "nullable": True}, ["1"], ["null"]),
     (
         "annotations",
@@ -522,6 +535,8 @@ def comb(levels: int) -> dict[str, Any]:
         ({"items": {"$id": "http://a.b/c", "$ref": "#"}, "type": "array"}, r"keyword \$id "),
         ({"$ref": "#/$defs/absent"}, "leads nowhere"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "recursion has no end"),
+        # No validator comes to an end with this one, though its other branch would.
+        ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "recursion has no end: the \\$ref '#' at \\$ leads back"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "keyword oneOf "),
         ({"oneOf": [{"type": "string"}, {"minLength": 2}]}, "keyword oneOf "),
         ({"oneOf": [{"type": "object"}, {"type": "object"}]}, "keyword oneOf "),
