@@ -1,0 +1,335 @@
+"""From an automaton over bytes to one over a tokenizer's tokens.
+
+A token moves every state somewhere; tokens that move all states alike form a *class*, of which a vocabulary
+of a quarter of a million has a hundred or so. What a constraint has to know of a token is its class.
+
+Moves from state to state are grouped twice more: all classes that lead from one state to another are one
+*arc*, and arcs with the same set of classes share a *label*. Work on a canvas is done per label or per arc.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_diffusiongemma.errors import ConstraintError
+from llm_diffusiongemma.grammar.dfa import ByteDFA
+
+Ints = npt.NDArray[np.int32]
+
+# Farther than any budget: the end can't be reached from there.
+UNREACHABLE = np.int32(1 << 30)
+
+# Classes times states of an automaton. Real schemas have up to some 200,000; at this bound it takes a
+# quarter of a gigabyte.
+MAX_TABLE_CELLS = 1 << 26
+
+
+class Vocabulary:
+    """What a tokenizer's tokens stand for, laid out for building automata. Make one and keep it.
+
+    `token_bytes` holds each token's bytes, None for one that no text may contain (a shorter list than
+    `size`, the model's `vocab_size`, is filled up with None). `eos_token_ids` end a text, and
+    `pad_token_id` may stand behind its end; both come from the checkpoint's generation_config.
+
+    Raises `ConstraintError` if no token ends a text.
+    """
+
+    def __init__(
+        self,
+        token_bytes: Sequence[bytes | None],
+        *,
+        size: int,
+        eos_token_ids: Collection[int],
+        pad_token_id: int | None,
+    ) -> None:
+        self.size = size
+        self.eos_token_ids = tuple(sorted(token for token in eos_token_ids if 0 <= token < size))
+        if not self.eos_token_ids:
+            raise ConstraintError(
+                "This checkpoint can't be held to a form: its generation_config.json names no end-of-sequence "
+                "token. Add its eos_token_id there."
+            )
+        texts = [token_bytes[token] or b"" if token < len(token_bytes) else b"" for token in range(size)]
+        for token in self.eos_token_ids:
+            texts[token] = b""
+        # A padding token that stands for text is text.
+        may_pad = pad_token_id is not None and 0 <= pad_token_id < size and not texts[pad_token_id]
+        self.pad_token_id = pad_token_id if may_pad and pad_token_id not in self.eos_token_ids else None
+
+        lengths = np.fromiter(map(len, texts), np.int64, size)
+        # Longest first: the tokens that have a byte at some place are the first so many.
+        self.tokens: npt.NDArray[np.int64] = np.argsort(-lengths, kind="stable")
+        at_least = np.cumsum(np.bincount(lengths)[::-1])[::-1]
+        joined = np.frombuffer(b"".join(texts), np.uint8)
+        starts = np.cumsum(lengths) - lengths
+        self.columns: list[npt.NDArray[np.uint8]] = [
+            joined[starts[self.tokens[:count]] + place] for place, count in enumerate(at_least[1:])
+        ]
+        """For each place in a token its byte there, of those of `tokens` that are long enough."""
+
+        digest = hashlib.sha256(repr((size, self.eos_token_ids, self.pad_token_id)).encode())
+        digest.update(lengths.tobytes())
+        digest.update(joined.tobytes())
+        self.digest = digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Arcs:
+    """Single-token moves between states, each kind of it in one array of the same length."""
+
+    source: npt.NDArray[np.int64]
+    target: npt.NDArray[np.int64]
+    label: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def sorted_by(self, key: npt.NDArray[np.int64]) -> Arcs:
+        order = np.argsort(key, kind="stable")
+        return Arcs(self.source[order], self.target[order], self.label[order])
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Runs of equal values in a sorted array: what numpy's `reduceat` needs."""
+
+    values: npt.NDArray[np.int64]
+    """The value of each run."""
+    starts: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, sorted_values: npt.NDArray[np.int64]) -> Segments:
+        starts = np.flatnonzero(np.r_[True, np.diff(sorted_values) != 0]) if len(sorted_values) else np.arange(0)
+        return cls(sorted_values[starts], starts, np.diff(np.r_[starts, len(sorted_values)]))
+
+
+@dataclass(frozen=True, eq=False)
+class TokenAutomaton:
+    """A deterministic automaton over tokens. State 0 is the start.
+
+    Classes are numbered: first those of text, then `eos_class`, `pad_class` (which may be empty) and
+    `illegal_class`, whose tokens no text has. States are those of the byte automaton, its dead sink
+    included, and `end`, where an end of sequence leads from every accepting state. Only there a text ends,
+    and what follows it is end of sequence and padding.
+    """
+
+    token_class: Ints
+    """`[V]`"""
+    moves: Ints
+    """`[text classes, byte states]`: where a token of the class leads."""
+    accepting: npt.NDArray[np.bool_]
+    """`[byte states]`"""
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+
+    @property
+    def dead(self) -> int:
+        return len(self.accepting) - 1
+
+    @property
+    def end(self) -> int:
+        return len(self.accepting)
+
+    @property
+    def num_states(self) -> int:
+        return len(self.accepting) + 1
+
+    @property
+    def eos_class(self) -> int:
+        return len(self.moves)
+
+    @property
+    def pad_class(self) -> int:
+        return len(self.moves) + 1
+
+    @property
+    def illegal_class(self) -> int:
+        return len(self.moves) + 2
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.moves) + 3
+
+    def advance(self, state: int, tokens: Sequence[int]) -> int:
+        """The state that the tokens lead to; `end` once a text has ended, whatever follows."""
+        for token in tokens:
+            if state in (self.end, self.dead):
+                break
+            token_class = int(self.token_class[token])
+            if token_class < self.eos_class:
+                state = int(self.moves[token_class, state])
+            else:
+                ends = token_class == self.eos_class and self.accepting[state]
+                state = self.end if ends else self.dead
+        return state
+
+    @cached_property
+    def _graph(self) -> tuple[Arcs, list[npt.NDArray[np.int64]], Ints]:
+        """See `arcs`, `label_classes`, `distance`. Holds only moves from which the end can be reached."""
+        classes, sources = np.nonzero(self.moves != self.dead)
+        targets = self.moves[classes, sources].astype(np.int64)
+        accepting = np.flatnonzero(self.accepting)
+        sources = np.r_[sources, accepting]
+        targets = np.r_[targets, np.full(len(accepting), self.end)]
+        classes = np.r_[classes, np.full(len(accepting), self.eos_class)]
+
+        pair = sources * self.num_states + targets
+        order = np.lexsort((classes, pair))
+        classes = classes[order]
+        pairs = Segments.of(pair[order])
+        source, target = pairs.values // self.num_states, pairs.values % self.num_states
+        distance = self._distances(source, target)
+        numbers: dict[bytes, int] = {}
+        label_classes: list[npt.NDArray[np.int64]] = []
+        kept = np.flatnonzero(distance[target] < UNREACHABLE)
+        label = np.empty(len(kept), np.int64)
+        for i, arc in enumerate(kept):
+            members = classes[pairs.starts[arc] : pairs.starts[arc] + pairs.sizes[arc]]
+            label[i] = numbers.setdefault(members.tobytes(), len(label_classes))
+            if label[i] == len(label_classes):
+                label_classes.append(members)
+        return Arcs(source[kept], target[kept], label), label_classes, distance
+
+    def _distances(self, source: npt.NDArray[np.int64], target: npt.NDArray[np.int64]) -> Ints:
+        """Breadth first from the end; `source` is sorted."""
+        segments = Segments.of(source)
+        distance = np.full(self.num_states, UNREACHABLE, np.int32)
+        distance[self.end] = 0
+        while len(source):
+            nearest = np.minimum.reduceat(distance[target], segments.starts) + 1
+            nearer = nearest < distance[segments.values]
+            if not nearer.any():
+                break
+            distance[segments.values[nearer]] = nearest[nearer]
+        return distance
+
+    @property
+    def arcs(self) -> Arcs:
+        """All moves but the one from `end` to itself, sorted by source."""
+        return self._graph[0]
+
+    @property
+    def label_classes(self) -> list[npt.NDArray[np.int64]]:
+        """The classes of each label, ascending."""
+        return self._graph[1]
+
+    @property
+    def distance(self) -> Ints:
+        """`[states]`: the fewest tokens from there to `end`, the end of sequence counted; else `UNREACHABLE`."""
+        return self._graph[2]
+
+
+def build(dfa: ByteDFA, vocabulary: Vocabulary) -> TokenAutomaton:
+    """The automaton of the token sequences that spell a text of `dfa` and end it.
+
+    Raises `ConstraintError` if the vocabulary can't spell any, or the automaton would be too large.
+    """
+    token_class, moves = _classify(dfa, vocabulary)
+    return assemble(token_class, moves, dfa, vocabulary)
+
+
+def assemble(token_class: Ints, moves: Ints, dfa: ByteDFA, vocabulary: Vocabulary) -> TokenAutomaton:
+    """The automaton from what a build found out: see `TokenAutomaton`. Raises `ConstraintError`."""
+    automaton = TokenAutomaton(
+        token_class, moves, dfa.accepting, vocabulary.eos_token_ids, vocabulary.pad_token_id
+    )
+    if automaton.distance[0] >= UNREACHABLE:
+        raise ConstraintError(
+            "No text fits: either the constraint contradicts itself, or it asks for characters that this "
+            "model's tokenizer can't write."
+        )
+    return automaton
+
+
+def _classify(dfa: ByteDFA, vocabulary: Vocabulary) -> tuple[Ints, Ints]:
+    """Class of each token, and where each class of text leads.
+
+    The map of a token is that of its prefix followed by the move of its last byte, so maps are built for all
+    tokens at once, byte by byte, and each product of a map and a byte is computed once.
+    """
+    maps = _Maps(dfa)
+    current = np.full(vocabulary.size, _Maps.DEAD, np.int32)  # in the order of vocabulary.tokens
+    alive = np.arange(len(vocabulary.columns[0]) if vocabulary.columns else 0)
+    current[alive] = _Maps.IDENTITY
+    for column in vocabulary.columns:
+        alive = alive[: np.searchsorted(alive, len(column))]
+        following = maps.append(current[alive], column[alive])
+        current[alive] = following
+        alive = alive[following != _Maps.DEAD]
+    return _number(current, maps.stacked(), vocabulary)
+
+
+class _Maps:
+    """Maps of byte states to byte states, closed step by step under the moves of single bytes."""
+
+    DEAD, IDENTITY = 0, 1
+
+    def __init__(self, dfa: ByteDFA) -> None:
+        states = len(dfa.accepting)
+        # Bytes that move every state alike are one.
+        moves, kind = np.unique(dfa.transitions.T, axis=0, return_inverse=True)
+        self._byte_moves: Ints = moves.astype(np.int32)  # [byte kinds, states]
+        self._byte_kind = kind.reshape(256).astype(np.int32)
+        self._maps: list[Ints] = []
+        self._numbers: dict[bytes, int] = {}
+        # [maps, byte kinds]: the map that follows, -1 where it has not been computed yet.
+        self._products: Ints = np.full((64, len(moves)), -1, np.int32)
+        self._number_of(np.full(states, dfa.dead, np.int32))
+        self._number_of(np.arange(states, dtype=np.int32))
+        self._products[self.DEAD] = self.DEAD
+
+    def append(self, maps: Ints, last_bytes: npt.NDArray[np.uint8]) -> Ints:
+        """The maps that do what `maps` do and then move by a byte. `ConstraintError` if that gets too much."""
+        kinds = self._products.shape[1]
+        pairs = maps * np.int32(kinds) + self._byte_kind[last_bytes]
+        following: Ints = self._products.reshape(-1)[pairs]
+        missing = np.zeros(len(self._maps) * kinds, np.bool_)
+        missing[pairs[following < 0]] = True
+        fresh = np.flatnonzero(missing)
+        if not len(fresh):
+            return following
+        for pair in fresh:
+            product = self._byte_moves[pair % kinds][self._maps[pair // kinds]]
+            number = self._number_of(product)
+            self._products[pair // kinds, pair % kinds] = number
+        self._products.reshape(-1).take(pairs, out=following)
+        return following
+
+    def stacked(self) -> Ints:
+        """All of them, `[maps, states]`."""
+        return np.stack(self._maps)
+
+    def _number_of(self, states: Ints) -> int:
+        number = self._numbers.setdefault(states.tobytes(), len(self._maps))
+        if number == len(self._maps):
+            if (number + 1) * len(states) > MAX_TABLE_CELLS:
+                raise ConstraintError(
+                    "The constraint is too complicated: it tells too many kinds of tokens apart. Make it simpler, "
+                    "for example by shorter maximum lengths."
+                )
+            self._maps.append(states)
+            if number == len(self._products):
+                self._products = np.concatenate([self._products, np.full_like(self._products, -1)])
+        return number
+
+
+def _number(current: Ints, maps: Ints, vocabulary: Vocabulary) -> tuple[Ints, Ints]:
+    """Number the maps that tokens have, and the other classes behind them."""
+    used = np.flatnonzero(np.bincount(current, minlength=len(maps)))
+    used = used[used != _Maps.DEAD]
+    eos_class, pad_class, illegal_class = len(used), len(used) + 1, len(used) + 2
+    number = np.full(len(maps), illegal_class, np.int32)
+    number[used] = np.arange(len(used))
+    token_class = np.empty(vocabulary.size, np.int32)
+    token_class[vocabulary.tokens] = number[current]
+    token_class[list(vocabulary.eos_token_ids)] = eos_class
+    if vocabulary.pad_token_id is not None:
+        token_class[vocabulary.pad_token_id] = pad_class
+    return token_class, maps[used]
