@@ -7,6 +7,7 @@ Batch size is 1; `[1, 256]` in a comment stands for `[1, canvas_length]`.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,12 +24,20 @@ from llm_diffusiongemma.diffusion.sampler import (
     Randomness,
     SamplerSettings,
 )
-from llm_diffusiongemma.errors import ContextLengthError, DeviceMemoryError, OptionError, PromptError
+from llm_diffusiongemma.errors import (
+    ConstraintError,
+    ContextLengthError,
+    DeviceMemoryError,
+    OptionError,
+    PromptError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
     from transformers import DiffusionGemmaForBlockDiffusion
+
+    from llm_diffusiongemma.grammar.constraint import ConstraintReport, TextConstraint
 
 FinishReason = Literal["stop", "length"]
 
@@ -71,6 +80,8 @@ class Block:
     seconds: float
     """Wall time of encoding what stood before the canvas and of denoising it, without the time the
     consumer spent on drafts."""
+    constraint: ConstraintReport | None = None
+    """What the constraint did here; None if the canvas was free."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +123,26 @@ class Prompt:
     """How much of it the next turn of the conversation is sure to begin with."""
 
 
+@dataclass(eq=False)
+class Room:
+    """What a reply may still take."""
+
+    tokens: int
+    """of text, without its end of sequence"""
+    canvases: int
+    canvas_length: int
+
+    @property
+    def positions(self) -> int:
+        """For the tokens of a text and its end of sequence, which may stand right behind the last of them."""
+        return min(self.tokens + 1, self.canvases * self.canvas_length)
+
+    def take(self, tokens: int) -> None:
+        """One more canvas has been committed, with so many tokens."""
+        self.tokens -= tokens
+        self.canvases -= 1
+
+
 class BlockDiffusionPipeline:
     """Replies from a loaded DiffusionGemma, one canvas at a time.
 
@@ -141,6 +172,8 @@ class BlockDiffusionPipeline:
         drafts: bool = False,
         images: ImageInputs | None = None,
         stable_length: int = 0,
+        constraint: TextConstraint | None = None,
+        thought_closes: int | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Generator[Draft | Block, None, None]:
         """Reply to a prompt of token ids (a list, or int `[prompt tokens]`): yields each block when done.
@@ -156,19 +189,25 @@ class BlockDiffusionPipeline:
         `max_tokens` counts what the blocks hold, so without the end of sequence; the last canvas is always
         denoised whole.
 
+        A fresh `constraint` holds the reply to a language: it ends with "stop", and its text belongs to it.
+        With `thought_closes` the reply begins with a thought, which is free: the constraint holds from the
+        canvas behind the one that this token closes the thought in. A thought that does not close itself in
+        time is closed; a prompt should open it, or what is free need not be one.
+
         Raises at the call, before any work: `ContextLengthError` if the prompt leaves no room for a canvas,
-        `PromptError` if it is empty, `OptionError` if `max_tokens` is below 1. Raises while it runs:
-        `DeviceMemoryError`.
+        `ConstraintError` if not even the shortest text fits, `PromptError` if the prompt is empty,
+        `OptionError` if `max_tokens` is below 1. Raises while it runs: `DeviceMemoryError`.
         """
         tokens = torch.as_tensor(prompt_ids, dtype=torch.int64, device=self._model.device)
         if len(tokens) == 0:
             raise PromptError("The prompt is empty. Say something.")
         if max_tokens < 1:
             raise OptionError(f"max_tokens must be at least 1, but it is {max_tokens}.")
-        canvases_in_context = (self.context_length - len(tokens)) // self.canvas_length
-        if canvases_in_context < 1:
+        room = Room(max_tokens, (self.context_length - len(tokens)) // self.canvas_length, self.canvas_length)
+        if room.canvases < 1:
             raise ContextLengthError(len(tokens), self.context_length, self.canvas_length)
-        num_canvases = min(canvases_in_context, -(-max_tokens // self.canvas_length))
+        if constraint is not None:
+            _check_shortest_fits(constraint.fewest_tokens, room, with_thought=thought_closes is not None)
         identities: list[Identity] = tokens.tolist()
         if images is not None:
             for span, digest in zip(images.spans, images.digests, strict=True):
@@ -176,10 +215,11 @@ class BlockDiffusionPipeline:
         return self._reply(
             Prompt(tokens[None], identities, images, stable_length),
             settings,
-            num_canvases,
-            max_tokens,
+            room,
             randomness,
             drafts,
+            constraint,
+            thought_closes,
             should_stop or (lambda: False),
         )
 
@@ -190,16 +230,16 @@ class BlockDiffusionPipeline:
         self,
         prompt: Prompt,
         settings: SamplerSettings,
-        num_canvases: int,
-        max_tokens: int,
+        room: Room,
         randomness: Randomness,
         drafts: bool,
+        constraint: TextConstraint | None,
+        thought_closes: int | None,
         should_stop: Callable[[], bool],
     ) -> Generator[Draft | Block, None, None]:
         prefix = self.prefix_cache.take(prompt.identities)
         if prefix is None:
             prefix = EncodedPrefix(DynamicCache(config=self._text_config))
-        budget = max_tokens
         committed: list[int] = []
         try:
             sampler = EntropyBoundSampler(
@@ -211,7 +251,7 @@ class BlockDiffusionPipeline:
                 self_conditioning_dtype=self._model.get_input_embeddings().weight.dtype,
                 randomness=randomness,
             )
-            for index in range(num_canvases):
+            for index in itertools.count():
                 if should_stop():
                     return
                 started = time.perf_counter()
@@ -223,7 +263,10 @@ class BlockDiffusionPipeline:
                 else:
                     self._encode(torch.tensor([committed], device=prompt.tokens.device), committed, prefix)
                 encoded_tokens = len(prefix) - before
-                denoising = self._denoise(prefix.cache, sampler, settings.max_denoising_steps)
+                held_to = constraint if thought_closes is None else None
+                if held_to is not None:
+                    held_to.start_canvas(self.canvas_length, room.positions)
+                denoising = self._denoise(prefix.cache, sampler, settings.max_denoising_steps, held_to)
                 for steps_done, step in enumerate(denoising, start=1):
                     if drafts:
                         draft = Draft(
@@ -240,11 +283,19 @@ class BlockDiffusionPipeline:
                         return
 
                 committed = step.argmax.tolist()
-                tokens, eos_token_id = self._cut(committed, budget)
+                eos_token_id: int | None = None
                 finish_reason: FinishReason | None = None
+                if constraint is not None and thought_closes is not None:
+                    tokens, closed = self._cut_thought(committed, thought_closes, room, constraint.fewest_tokens)
+                    committed = tokens
+                    thought_closes = None if closed else thought_closes
+                else:
+                    tokens, eos_token_id = self._cut(committed, room.tokens)
+                room.take(len(tokens))
                 if eos_token_id is not None:
                     finish_reason = "stop"
-                elif index == num_canvases - 1:
+                # A constraint sees to it that it ends in time. It may have its last word right behind the budget.
+                elif constraint is None and (room.tokens == 0 or room.canvases == 0):
                     finish_reason = "length"
                 yield Block(
                     index=index,
@@ -255,10 +306,10 @@ class BlockDiffusionPipeline:
                     finish_reason=finish_reason,
                     encoded_tokens=encoded_tokens,
                     seconds=time.perf_counter() - started,
+                    constraint=None if held_to is None else held_to.commit(committed),
                 )
                 if finish_reason is not None:
                     return
-                budget -= len(tokens)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -273,10 +324,14 @@ class BlockDiffusionPipeline:
             self.prefix_cache.keep(prefix)
 
     def _denoise(
-        self, cache: DynamicCache, sampler: EntropyBoundSampler, max_denoising_steps: int
+        self,
+        cache: DynamicCache,
+        sampler: EntropyBoundSampler,
+        max_denoising_steps: int,
+        constraint: TextConstraint | None,
     ) -> Iterator[DenoisingStep]:
         """Denoise one canvas behind what is in the KV cache: the steps until it has converged, or all."""
-        canvas = sampler.start_canvas()
+        canvas = sampler.start_canvas(constraint)
         self_conditioning_logits = None
         first = cache.get_seq_length()
         positions = torch.arange(first, first + self.canvas_length, device=canvas.device)[None]
@@ -354,3 +409,37 @@ class BlockDiffusionPipeline:
         if end is not None and end <= budget:
             return committed[:end], committed[end]
         return committed[:budget], None
+
+    def _cut_thought(
+        self, committed: list[int], closes: int, room: Room, fewest_tokens: int
+    ) -> tuple[list[int], bool]:
+        """The part of a committed canvas that belongs to a thought, `closes` included, and whether it ends there.
+
+        It ends with `closes`; where the model ended its reply instead; or where another canvas of it would
+        leave too little room for a text of `fewest_tokens`, its end of sequence counted.
+        """
+        ends = (i for i, token in enumerate(committed) if token == closes or token in self.eos_token_ids)
+        end = next(ends, self.canvas_length)
+        left_over = room.tokens - (fewest_tokens - 1)
+        canvases_left_over = room.canvases - -(-fewest_tokens // self.canvas_length)
+        if end == self.canvas_length < left_over and canvases_left_over > 1:
+            return committed, False
+        return [*committed[: min(end, self.canvas_length - 1, left_over - 1)], closes], True
+
+
+def _check_shortest_fits(fewest_tokens: int, room: Room, *, with_thought: bool) -> None:
+    """Raises `ConstraintError` unless a text of `fewest_tokens`, its end of sequence counted, has room."""
+    # A thought takes its canvas, and of the tokens the one that closes it.
+    least = fewest_tokens - 1 + with_thought
+    if least > room.tokens:
+        raise ConstraintError(
+            f"Not even the shortest reply of the form asked for fits: it takes {least:,} tokens, but max_tokens "
+            f"is {room.tokens:,}. Set max_tokens to {least:,} or more."
+        )
+    positions = (room.canvases - with_thought) * room.canvas_length
+    if fewest_tokens > positions:
+        raise ConstraintError(
+            f"Not even the shortest reply of the form asked for fits: it takes {fewest_tokens:,} tokens, but the "
+            f"prompt leaves room for {positions:,} in this model's context. Shorten the prompt, or start a new "
+            "conversation."
+        )

@@ -11,7 +11,9 @@ runs it. Given the same random numbers it makes the same tokens; tests/diffusion
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -226,6 +228,23 @@ class Measurement(NamedTuple):
     """fp32, log-sum-exp of the temperature-scaled logits"""
 
 
+class Constraint(Protocol):
+    """What a canvas is held to, whatever the network says of it.
+
+    Each denoising step calls `observe` for all rows, chunk by chunk, then `decide`, then `reweigh` for all
+    rows. `logits` and their chunks are temperature-scaled, fp32 `[256, V]` and `[rows, V]`.
+    """
+
+    def observe(self, rows: slice, chunk: torch.Tensor) -> None:
+        """Take in some rows, and leave them as they are."""
+
+    def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is to be committed if this step is the last, int64 `[256]`, and entropies, fp32 `[256]`."""
+
+    def reweigh(self, rows: slice, chunk: torch.Tensor) -> None:
+        """Replace some rows **in place** by log-probabilities under the constraint, all of them finite."""
+
+
 def temper_and_measure(
     logits: torch.Tensor,
     softcap: float | None,
@@ -246,12 +265,7 @@ def temper_and_measure(
     argmax = torch.empty(canvas_length, dtype=torch.int64, device=device)
     entropy = torch.empty(canvas_length, device=device)
     log_normaliser = torch.empty(canvas_length, device=device)
-    for start in range(0, canvas_length, rows_per_chunk):
-        rows = slice(start, start + rows_per_chunk)
-        chunk = logits[rows]  # [rows, V], a view: written through to `logits`
-        if softcap is not None:
-            chunk.div_(softcap).tanh_().mul_(softcap)
-        chunk.div_(temperature)
+    for rows, chunk in _temper(logits, softcap, temperature, rows_per_chunk):
         if self_conditioning is not None:
             self_conditioning[rows] = chunk
 
@@ -270,6 +284,45 @@ def temper_and_measure(
         log_normaliser[rows] = maximum + log_sum_e
         entropy[rows] = log_sum_e - below_max.mul_(e).sum(-1) / sum_e
     return Measurement(argmax, entropy, log_normaliser)
+
+
+def temper_and_constrain(
+    constraint: Constraint,
+    logits: torch.Tensor,
+    softcap: float | None,
+    temperature: torch.Tensor,
+    self_conditioning: torch.Tensor | None,
+    rows_per_chunk: int,
+) -> Measurement:
+    """What `temper_and_measure` does, for a canvas that is held to `constraint`.
+
+    What it measures, what it leaves in `logits` and what `self_conditioning` receives is the constraint's
+    view. Two passes, since what is allowed at one position depends on all the others.
+    """
+    for rows, chunk in _temper(logits, softcap, temperature, rows_per_chunk):
+        constraint.observe(rows, chunk)
+    argmax, entropy = constraint.decide(logits)
+    for rows in _row_chunks(logits, rows_per_chunk):
+        chunk = logits[rows]
+        constraint.reweigh(rows, chunk)
+        if self_conditioning is not None:
+            self_conditioning[rows] = chunk
+    return Measurement(argmax, entropy, log_normaliser=torch.zeros_like(entropy))
+
+
+def _temper(
+    logits: torch.Tensor, softcap: float | None, temperature: torch.Tensor, rows_per_chunk: int
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Cap `logits` and divide them by `temperature` **in place**, chunk by chunk: the rows, and a view of them."""
+    for rows in _row_chunks(logits, rows_per_chunk):
+        chunk = logits[rows]  # [rows, V], a view: written through to `logits`
+        if softcap is not None:
+            chunk.div_(softcap).tanh_().mul_(softcap)
+        yield rows, chunk.div_(temperature)
+
+
+def _row_chunks(logits: torch.Tensor, rows_per_chunk: int) -> Iterator[slice]:
+    return (slice(start, start + rows_per_chunk) for start in range(0, len(logits), rows_per_chunk))
 
 
 def accept_by_entropy_bound(entropy: torch.Tensor, entropy_bound: float) -> torch.Tensor:
@@ -291,7 +344,8 @@ class DenoisingStep:
     canvas: torch.Tensor
     """The next canvas: drawn tokens where accepted, fresh uniform ones elsewhere."""
     argmax: torch.Tensor
-    """The most likely token of every position; what is committed if this step is the last."""
+    """The most likely token of every position, or the most likely canvas that a constraint allows; what is
+    committed if this step is the last."""
     accepted: torch.Tensor
     """bool"""
     entropy: torch.Tensor
@@ -340,10 +394,12 @@ class EntropyBoundSampler:
         fraction_left = steps / settings.max_denoising_steps
         self._temperatures = settings.t_min + (settings.t_max - settings.t_min) * fraction_left
         self._argmax_history = self._empty_history()
+        self._constraint: Constraint | None = None
 
-    def start_canvas(self) -> torch.Tensor:
-        """A canvas of pure noise, int64 `[256]`; forgets the canvas before."""
+    def start_canvas(self, constraint: Constraint | None = None) -> torch.Tensor:
+        """A canvas of pure noise, int64 `[256]`, held to `constraint`; forgets the canvas before."""
         self._argmax_history = self._empty_history()
+        self._constraint = constraint
         return self._uniform_tokens()
 
     def step(self, logits: torch.Tensor, step: int) -> DenoisingStep:
@@ -351,14 +407,17 @@ class EntropyBoundSampler:
 
         `step` counts down: `max_denoising_steps` for a canvas's first step, 1 for its last.
         """
-        argmax, entropy, log_normaliser = temper_and_measure(
+        measure = (
+            temper_and_measure if self._constraint is None else partial(temper_and_constrain, self._constraint)
+        )
+        argmax, entropy, log_normaliser = measure(
             logits, self._softcap, self._temperatures[step], self._self_conditioning, _rows_per_chunk(logits)
         )
         accepted = accept_by_entropy_bound(entropy, self._settings.entropy_bound)
         stop = self._is_stable(argmax) & (entropy.mean() < self._settings.confidence_threshold)
 
-        # The step's only wait for the device: everything before and after is queued without the host
-        # knowing a value.
+        # Without a constraint the step's only wait for the device: everything before and after is queued
+        # without the host knowing a value.
         num_accepted, converged = torch.stack((accepted.sum(), stop.long())).tolist()
 
         # A stable sort brings the accepted positions to the front, in order; indexing with the mask

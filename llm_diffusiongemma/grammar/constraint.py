@@ -1,0 +1,310 @@
+"""Holds the canvases of one reply to a language: exactly, at every denoising step.
+
+The network says of each position how likely each token is there. Of the canvases whose text belongs to the
+language this finds the most probable one (Viterbi), which is what gets committed, and what each position
+looks like on average over all of them, weighted by their probability (forward–backward), which is what the
+sampler works with. Neither depends on the network being right, so nor does the guarantee.
+
+**Invariant**: from the state at the start of a canvas the end can be reached with the tokens that are left.
+Only canvases that keep it are counted, so the last one ends the text.
+
+Sizes in comments: L positions of a canvas, V tokens, C classes, S states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from llm_diffusiongemma.errors import ConstraintError
+from llm_diffusiongemma.grammar.automaton import Segments, TokenAutomaton
+from llm_diffusiongemma.grammar.lattice import LOG_ZERO, Floats, Integers, Lattice, log_sums
+
+# A position behind the end of a text costs at most so many nats. A vague network is far from sure of an empty
+# position; without a bound it would have to pay for each of them, with one at nothing the shortest text would
+# win before the network has made up its mind (of truncated documents .47 of the fields came out right at
+# nothing, .72 at 4).
+TAIL_WEIGHT = 4.0
+
+# The log-probability of what can't be, to the rest of a denoising step: so low that its exponential is zero
+# in any floating-point format, and yet a number in all of them.
+IMPOSSIBLE = -3e4
+
+# A class is reduced in blocks of at most so many tokens, as the sampler's own searches are.
+BLOCK = 512
+
+# So much of the small blocks is worked on at a time.
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ConstraintReport:
+    """How much a constraint mattered to a committed canvas."""
+
+    log_probability: float
+    """nats: how much of what the network would have written here was allowed, in the last step. The positions
+    behind the end of the text count as `TAIL_WEIGHT` says."""
+    changed_positions: int
+    """At how many positions of the text, its end of sequence included, the network preferred another token."""
+
+
+class _Group(NamedTuple):
+    """Blocks of the same size in a row of tokens sorted by `_Layout.order`."""
+
+    width: int
+    tokens: slice
+    blocks: slice
+
+    def of(self, ordered: torch.Tensor, skipped: int = 0) -> torch.Tensor:
+        """Their tokens: `[rows, V - skipped]`, of which the first ones are missing, to `[rows, blocks, width]`."""
+        tokens = ordered[:, self.tokens.start - skipped : self.tokens.stop - skipped]
+        return tokens.view(len(ordered), self.blocks.stop - self.blocks.start, self.width)
+
+
+class _Layout:
+    """The tokens sorted by class, in blocks whose sizes are powers of two, so that none has to be filled up.
+
+    A class of 1,300 tokens is two blocks of 512, one of 256, one of 16 and one of 4. Blocks of the same size
+    stand together, the largest first: one reduction serves them all.
+    """
+
+    def __init__(self, token_class: npt.NDArray[np.int32], num_classes: int, device: torch.device) -> None:
+        by_class = np.argsort(token_class, kind="stable")  # [V]
+        sizes = np.bincount(token_class, minlength=num_classes)
+        firsts = np.cumsum(sizes) - sizes
+        groups, classes, begins = [], [], []
+        width, num_tokens, self.num_blocks = BLOCK, 0, 0
+        while width:
+            counts = sizes // width if width == BLOCK else sizes // width % 2
+            in_larger = np.zeros_like(sizes) if width == BLOCK else sizes // (2 * width) * (2 * width)
+            of_class = np.repeat(np.arange(num_classes), counts)
+            nth = np.arange(len(of_class)) - np.repeat(np.cumsum(counts) - counts, counts)
+            classes.append(of_class)
+            begins.append((firsts + in_larger)[of_class] + nth * width)
+            tokens = slice(num_tokens, num_tokens + width * len(of_class))
+            blocks = slice(self.num_blocks, self.num_blocks + len(of_class))
+            groups.append(_Group(width, tokens, blocks))
+            width, num_tokens, self.num_blocks = width // 2, tokens.stop, blocks.stop
+        self.large, *self.small = groups
+        begin, block_class = np.concatenate(begins), np.concatenate(classes)
+        widths = np.repeat([g.width for g in groups], [g.blocks.stop - g.blocks.start for g in groups])
+        within = np.arange(num_tokens) - np.repeat(np.cumsum(widths) - widths, widths)
+        self.order = torch.from_numpy(by_class[np.repeat(begin, widths) + within]).int().to(device)
+        """`[V]`: the tokens, block by block"""
+        self.blocks_by_class = np.argsort(block_class, kind="stable")
+        self.classes = Segments.of(block_class[self.blocks_by_class])
+        """Of the blocks in the order `blocks_by_class`; classes without tokens are not in it."""
+        self._by_class, self._begin, self._widths = by_class, begin, widths
+
+    def tokens_of(self, blocks: Integers) -> Integers:
+        """The tokens of each block, `[n, BLOCK]`; a smaller block repeats its last one."""
+        within = np.minimum(np.arange(BLOCK), self._widths[blocks, None] - 1)
+        tokens: Integers = self._by_class[self._begin[blocks, None] + within]
+        return tokens
+
+
+class _Measured:
+    """What the network says of the classes at each position. All fp64 `[L, C]`; nats, of the whole row."""
+
+    def __init__(self, statistics: Floats, layout: _Layout, num_classes: int) -> None:
+        """`statistics` `[3, L, blocks]`: of each block m = max z, sum exp(z - m) and sum exp(z - m) (z - m)."""
+        block_max, block_sum, block_slope = statistics[:, :, layout.blocks_by_class]
+        segments = layout.classes
+        maximum = np.maximum.reduceat(block_max, segments.starts, axis=1)
+        below = block_max - np.repeat(maximum, segments.sizes, axis=1)
+        scale = np.exp(below)
+        # The blocks' sums relative to the maximum of the class: exp(z - M) = exp(z - m) exp(m - M).
+        sums = np.add.reduceat(scale * block_sum, segments.starts, axis=1)
+        slopes = np.add.reduceat(scale * (block_slope + below * block_sum), segments.starts, axis=1)
+
+        def of_all_classes(values: Floats, without_tokens: float) -> Floats:
+            result = np.full((len(values), num_classes), without_tokens)
+            result[:, segments.values] = values
+            return result
+
+        self.best_block: Floats = block_max
+        """max z of each block, the blocks sorted by class"""
+        self.normaliser: Floats = np.logaddexp.reduce(maximum + np.log(sums), axis=1, keepdims=True)
+        """`[L, 1]`: log sum exp z over the whole vocabulary"""
+        self.best = of_all_classes(maximum - self.normaliser, LOG_ZERO)
+        """log-probability of the class's best token"""
+        self.total = of_all_classes(maximum + np.log(sums) - self.normaliser, LOG_ZERO)
+        """log-probability of the class"""
+        self.entropy = of_all_classes(np.log(sums) - slopes / sums, 0.0)
+        """of the tokens of the class among themselves"""
+
+
+class TextConstraint:
+    """One reply's: which state it has come to, and what that means for a canvas.
+
+    A canvas begins with `start_canvas`. Each denoising step calls `observe` for all rows, chunk by chunk,
+    then `decide`, then `reweigh` for all rows. The canvas ends with `commit`. Rows are positions, and logits
+    are divided by the temperature already.
+    """
+
+    def __init__(self, automaton: TokenAutomaton, device: torch.device, tail_weight: float = TAIL_WEIGHT) -> None:
+        """`device` is the model's. `tail_weight` (nats, >= 0) bounds what an empty position costs."""
+        self._automaton = automaton
+        self._tail_weight = tail_weight
+        self._lattice = Lattice(automaton)
+        self._layout = _Layout(automaton.token_class, automaton.num_classes, device)
+        self._token_class = torch.from_numpy(automaton.token_class).to(device)  # int32 [V]
+        # Classes of all labels, once label by label and once class by class.
+        sizes = [len(classes) for classes in automaton.label_classes]
+        self._label_classes = np.concatenate(automaton.label_classes)
+        self._labels = Segments.of(np.repeat(np.arange(len(sizes)), sizes))
+        self._by_class = np.argsort(self._label_classes, kind="stable")
+        self._label_of = np.repeat(np.arange(len(sizes)), sizes)[self._by_class]
+        self._classes = Segments.of(self._label_classes[self._by_class])
+        # What the positions behind the end show. Anything would do: a constant is stable.
+        self._filler = automaton.eos_token_ids[0] if automaton.pad_token_id is None else automaton.pad_token_id
+        self._state = 0
+        self._positions = 0
+        self._may_end = np.zeros(0, np.bool_)
+        self._statistics = torch.empty(3, 0, self._layout.num_blocks, device=device)
+        # The tokens in other than the largest blocks.
+        num_small = len(automaton.token_class) - self._layout.large.tokens.stop
+        self._small = torch.empty(0, num_small, device=device)
+        self._bias = torch.empty(0, automaton.num_classes, device=device)
+        self._log_total = 0.0
+        self._changed = np.zeros(0, np.bool_)
+
+    @property
+    def fewest_tokens(self) -> int:
+        """How many tokens the shortest text still takes from here, its end of sequence counted. 0 at its end."""
+        return int(self._automaton.distance[self._state])
+
+    def start_canvas(self, canvas_length: int, tokens_left: int) -> None:
+        """Begin a canvas of a reply that may have `tokens_left` more tokens, its end of sequence counted."""
+        assert self.fewest_tokens <= tokens_left
+        # Behind the budget everything is tail.
+        self._positions = min(canvas_length, tokens_left)
+        self._may_end = self._automaton.distance <= tokens_left - self._positions
+        if self._statistics.shape[1] != canvas_length:
+            self._statistics = self._statistics.new_empty(3, canvas_length, self._layout.num_blocks)
+            self._small = self._small.new_empty(canvas_length, self._small.shape[1])
+
+    def observe(self, rows: slice, chunk: torch.Tensor) -> None:
+        """Take in what the network says of some rows: `chunk` fp32 `[rows, V]`, which is left as it is."""
+        layout = self._layout
+        # Of a single row without its axis: many times as fast on a CPU, and then a chunk is a row.
+        ordered = chunk.squeeze(0).index_select(-1, layout.order).view(len(chunk), -1)
+        _reduce_blocks(layout.large.of(ordered), self._statistics[:, rows, layout.large.blocks])
+        # Together with those of other rows: there are many sizes of them, each with few tokens.
+        self._small[rows] = ordered[:, layout.large.tokens.stop :]
+
+    def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The canvas to commit if this step is the last, int64 `[L]`, and entropies, fp32 `[L]`, nats.
+
+        The entropies are those of each position averaged over all canvases that are allowed. `logits` fp32
+        `[L, V]` are all the rows that have been observed. Raises `ConstraintError` if they are no numbers.
+        """
+        self._reduce_small()
+        statistics = self._statistics.cpu().double().numpy()
+        if not np.isfinite(statistics).all():
+            raise ConstraintError(
+                "The network's output is not a number, so no reply can be made of it. The weights may be "
+                "damaged, or too large for their format on this device."
+            )
+        measured = _Measured(statistics, self._layout, self._automaton.num_classes)
+        tail = np.logaddexp(
+            measured.total[:, self._automaton.eos_class], measured.total[:, self._automaton.pad_class]
+        )
+        tail_weight = np.maximum(tail, -self._tail_weight)
+        canvas = self._best_canvas(measured, tail_weight, logits)
+        shares = self._class_shares(measured, tail, tail_weight)
+
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_shares = np.log(shares)
+            surprise = np.where(shares > 0, shares * log_shares, 0.0)
+        entropy = (shares * measured.entropy - surprise).sum(1)
+        # log q - log p for a token of the class, the row's normaliser included.
+        bias = np.where(shares > 0, log_shares - measured.total - measured.normaliser, IMPOSSIBLE)
+        self._bias = torch.from_numpy(bias).float().to(logits.device)
+        return canvas, torch.from_numpy(entropy).float().to(logits.device)
+
+    def reweigh(self, rows: slice, chunk: torch.Tensor) -> None:
+        """Replace the logits of some rows **in place** by log-probabilities under the constraint."""
+        # See `observe` for the axis.
+        bias = self._bias[rows].squeeze(0).index_select(-1, self._token_class)
+        chunk += bias.view(len(chunk), -1)
+
+    def commit(self, canvas: Sequence[int]) -> ConstraintReport:
+        """Go on from the canvas that was decided on last."""
+        self._state = self._automaton.advance(self._state, canvas)
+        assert self._state != self._automaton.dead, "a committed text has left the language"
+        return ConstraintReport(self._log_total, int(self._changed.sum()))
+
+    def _reduce_small(self) -> None:
+        small, skipped = self._small, self._layout.large.tokens.stop
+        rows_per_chunk = max(1, CHUNK_BYTES // max(1, small.shape[1] * small.element_size()))
+        for start in range(0, len(small), rows_per_chunk):
+            rows = slice(start, start + rows_per_chunk)
+            for group in self._layout.small:
+                _reduce_blocks(group.of(small[rows], skipped), self._statistics[:, rows, group.blocks])
+
+    def _best_canvas(self, measured: _Measured, tail_weight: Floats, logits: torch.Tensor) -> torch.Tensor:
+        """The most probable canvas: Viterbi, then of each class the best token. Notes where it differs."""
+        best = measured.best[: self._positions, self._label_classes]
+        weights = np.maximum.reduceat(best, self._labels.starts, axis=1)
+        path = self._lattice.best_path(_with_tail(weights, tail_weight), self._state, self._may_end)
+        in_text = np.flatnonzero(path != self._lattice.tail)
+        blocks = np.array([self._best_block(measured, i, path[i]) for i in in_text.tolist()], np.int64)
+        candidates = torch.from_numpy(self._layout.tokens_of(self._layout.blocks_by_class[blocks]))
+        rows = torch.from_numpy(in_text)
+        device = logits.device
+        nth = logits[rows[:, None].to(device), candidates.to(device)].argmax(1).cpu()
+        canvas = torch.full((len(logits),), self._filler)
+        canvas[rows] = candidates[torch.arange(len(nth)), nth]
+        self._changed = np.zeros(len(logits), np.bool_)
+        self._changed[in_text] = measured.best_block[in_text, blocks] < measured.best_block[in_text].max(1)
+        return canvas.to(device)
+
+    def _best_block(self, measured: _Measured, position: int, label: int) -> int:
+        """Where the best token of a label's classes is, among the blocks sorted by class."""
+        classes = self._automaton.label_classes[label]
+        best_class = classes[measured.best[position, classes].argmax()]
+        segments = self._layout.classes
+        at = int(np.searchsorted(segments.values, best_class))
+        start = int(segments.starts[at])
+        return start + int(measured.best_block[position, start : start + segments.sizes[at]].argmax())
+
+    def _class_shares(self, measured: _Measured, tail: Floats, tail_weight: Floats) -> Floats:
+        """`[L, C]`: in what share of all canvases a token of the class stands there. Notes their log-sum."""
+        total = measured.total[: self._positions]
+        weights = log_sums(total[:, self._label_classes], self._labels)
+        posterior = self._lattice.posterior(_with_tail(weights, tail_weight), self._state, self._may_end)
+        self._log_total = posterior.log_total + float(tail_weight[self._positions :].sum())
+        # A label's share falls to its classes by their probabilities, and so does the tail's.
+        within_label = np.exp(total[:, self._label_classes[self._by_class]] - weights[:, self._label_of])
+        parts = posterior.labels[:, self._label_of] * within_label
+        shares = np.zeros_like(measured.total)
+        shares[: self._positions, self._classes.values] = np.add.reduceat(parts, self._classes.starts, axis=1)
+        in_tail = np.ones(len(shares))
+        in_tail[: self._positions] = posterior.labels[:, self._lattice.tail]
+        for token_class in (self._automaton.eos_class, self._automaton.pad_class):
+            shares[:, token_class] += in_tail * np.exp(measured.total[:, token_class] - tail)
+        return shares
+
+
+def _with_tail(weights: Floats, tail_weight: Floats) -> Floats:
+    """Log-weights of the text's labels `[positions, labels]` with those of the tail behind them."""
+    return np.concatenate([weights, tail_weight[: len(weights), None]], axis=1)
+
+
+def _reduce_blocks(blocks: torch.Tensor, statistics: torch.Tensor) -> None:
+    """Write m = max z, sum exp(z - m) and sum exp(z - m) (z - m) of each block into `statistics`.
+
+    `[rows, blocks, width]` to `[3, rows, blocks]`.
+    """
+    maximum = blocks.amax(-1)
+    below = blocks - maximum[..., None]
+    e = below.exp()
+    statistics[0] = maximum
+    statistics[1] = e.sum(-1)
+    statistics[2] = below.mul_(e).sum(-1)

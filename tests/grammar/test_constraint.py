@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness
+from llm_diffusiongemma.errors import ConstraintError
+from llm_diffusiongemma.grammar import constraint as constraint_module
+from llm_diffusiongemma.grammar.automaton import UNREACHABLE, TokenAutomaton, build
+from llm_diffusiongemma.grammar.constraint import TAIL_WEIGHT, TextConstraint
+
+from .languages import BYTE_TOKENS, EOS, OTHER_EOS, PAD, random_dfa, random_tokens, regex_dfa, vocabulary_of
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Exact:
+    """The answers, by looking at every canvas there is."""
+
+    log_total: float
+    best_text: tuple[int, ...]
+    margin: float
+    """By how many nats the best text is better than the second."""
+    marginals: np.ndarray
+    entropies: np.ndarray
+
+
+def brute_force(automaton: TokenAutomaton, logits: torch.Tensor, state: int, tokens_left: int) -> Exact:
+    length, vocab_size = logits.shape
+    log_p = logits.double().log_softmax(-1).numpy()
+    tail_tokens = [*automaton.eos_token_ids, *([] if automaton.pad_token_id is None else [automaton.pad_token_id])]
+    log_tail = np.logaddexp.reduce(log_p[:, tail_tokens], axis=1)
+    tail_weight = np.maximum(log_tail, -TAIL_WEIGHT)
+
+    canvases: list[tuple[int, ...]] = []
+    weights: list[float] = []
+    texts: dict[tuple[int, ...], float] = {}
+
+    def extend(canvas: tuple[int, ...], weight: float, state: int, text: int) -> None:
+        i = len(canvas)
+        if automaton.distance[state] > max(tokens_left - i, 0):
+            return
+        if i == length:
+            canvases.append(canvas)
+            weights.append(weight)
+            texts[canvas[:text]] = np.logaddexp(texts.get(canvas[:text], -np.inf), weight)
+            return
+        if state == automaton.end:
+            for token in tail_tokens:
+                extend((*canvas, token), weight + tail_weight[i] + log_p[i, token] - log_tail[i], state, text)
+        else:
+            for token in range(vocab_size):
+                extend((*canvas, token), weight + log_p[i, token], automaton.advance(state, [token]), i + 1)
+
+    extend((), 0.0, state, 0)
+    weight = np.array(weights)
+    log_total = float(np.logaddexp.reduce(weight))
+    share = np.exp(weight - log_total)
+    marginals = np.zeros((length, vocab_size))
+    for i in range(length):
+        np.add.at(marginals[i], np.array(canvases)[:, i], share)
+    entropies = -(marginals * np.log(np.where(marginals > 0, marginals, 1))).sum(1)
+    ranked = sorted(texts.items(), key=lambda item: -item[1])
+    margin = ranked[0][1] - ranked[1][1] if len(ranked) > 1 else np.inf
+    return Exact(log_total, ranked[0][0], margin, marginals, entropies)
+
+
+def step(constraint: TextConstraint, logits: torch.Tensor, rows_per_chunk: int = 1) -> tuple[Any, Any, Any]:
+    """One denoising step's calls, on a copy: the canvas, entropies and log-probabilities."""
+    logits = logits.clone()
+    chunks = [slice(i, i + rows_per_chunk) for i in range(0, len(logits), rows_per_chunk)]
+    for rows in chunks:
+        constraint.observe(rows, logits[rows])
+    canvas, entropies = constraint.decide(logits)
+    for rows in chunks:
+        constraint.reweigh(rows, logits[rows])
+    return canvas, entropies, logits
+
+
+def random_cases(count: int) -> Iterator[tuple[np.random.Generator, TokenAutomaton, int]]:
+    """Automata over vocabularies of nine to twelve tokens that can be written."""
+    seeds = itertools.count()
+    while count:
+        rng = np.random.default_rng(next(seeds))
+        size = int(rng.integers(9, 13))
+        tokens = random_tokens(rng, b"ab", size)
+        eos = (EOS, OTHER_EOS) if rng.random() < 0.5 else (EOS,)
+        try:
+            automaton = build(random_dfa(rng, b"ab", int(rng.integers(1, 6))), vocabulary_of(tokens, eos))
+        except ConstraintError:
+            continue
+        yield rng, automaton, size
+        count -= 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 6.0, 60.0])
+@pytest.mark.parametrize("block", [1, 2, 512])
+def test_it_is_exact(scale: float, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Best text, log of the sum, marginals and entropies, over automata, start states and budgets.
+
+    At a scale of 60 what is allowed is e^-100 against what is not, as it is for a sharp network at a low
+    temperature: nothing may underflow. Small blocks make classes consist of several.
+    """
+    monkeypatch.setattr(constraint_module, "BLOCK", block)
+    compared = 0
+    for rng, automaton, size in random_cases(12):
+        length = int(rng.integers(1, 5))
+        logits = torch.from_numpy(rng.normal(size=(length, size)) * scale).float()
+        for state in range(automaton.num_states):
+            fewest = int(automaton.distance[state])
+            for tokens_left in {fewest, length, length + 1, length + 100}:
+                if fewest >= UNREACHABLE or not fewest <= tokens_left:
+                    continue
+                exact = brute_force(automaton, logits, state, tokens_left)
+                constraint = TextConstraint(automaton, CPU)
+                constraint._state = state
+                constraint.start_canvas(length, tokens_left)
+                canvas, entropies, log_q = step(constraint, logits, int(rng.integers(1, length + 1)))
+                if exact.margin > 1e-4 * scale:
+                    assert tuple(canvas.tolist())[: len(exact.best_text)] == exact.best_text
+                behind = set(canvas.tolist()[len(exact.best_text) :])
+                assert behind <= {automaton.pad_token_id if automaton.pad_token_id is not None else EOS}
+                probabilities = log_q.double().exp().numpy()
+                # fp32 has 24 bits for logits of up to 4 times the scale.
+                tolerance = 1e-5 + scale * 2e-6
+                np.testing.assert_allclose(probabilities, exact.marginals, rtol=tolerance, atol=1e-6)
+                np.testing.assert_allclose(entropies.numpy(), exact.entropies, rtol=1e-4, atol=1e-5)
+                assert constraint.commit(canvas.tolist()).log_probability == pytest.approx(
+                    exact.log_total, rel=1e-5, abs=1e-4
+                )
+                assert torch.isfinite(log_q).all()
+                compared += 1
+    assert compared > 100
+
+
+def test_what_is_impossible_has_probability_zero_in_every_format() -> None:
+    automaton = build(regex_dfa("[ab]{2}"), vocabulary_of(BYTE_TOKENS))
+    constraint = TextConstraint(automaton, CPU)
+    constraint.start_canvas(4, 10)
+    _, _, log_q = step(
+        constraint, torch.randn(4, len(BYTE_TOKENS), generator=torch.Generator().manual_seed(0)) * 40
+    )
+    allowed = torch.zeros_like(log_q, dtype=torch.bool)
+    allowed[:2, [4 + ord("a"), 4 + ord("b")]] = True
+    allowed[2, [EOS, OTHER_EOS]] = True
+    allowed[3, [PAD, EOS, OTHER_EOS]] = True
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        cast = log_q.to(dtype)
+        assert torch.isfinite(cast).all()
+        assert (cast.softmax(-1)[~allowed] == 0).all()
+        assert (cast.float().exp()[~allowed] == 0).all()
+    assert torch.allclose(log_q.exp().sum(-1), torch.ones(4), atol=1e-4)
+
+
+def test_ties_are_broken_the_same_way_each_time() -> None:
+    automaton = build(regex_dfa("[ab]{2}|c"), vocabulary_of(BYTE_TOKENS))
+    canvases = set()
+    for rows_per_chunk in (1, 3, 6):
+        constraint = TextConstraint(automaton, CPU)
+        constraint.start_canvas(6, 10)
+        canvases.add(tuple(step(constraint, torch.zeros(6, len(BYTE_TOKENS)), rows_per_chunk)[0].tolist()))
+    assert len(canvases) == 1
+
+
+def test_large_classes_are_exact_too() -> None:
+    """A class of thousands of tokens, of which a few weigh nearly everything."""
+    size = 3000
+    tokens = [None, None, None, None, *(b"a" if i % 7 else b"b" for i in range(size - 4))]
+    automaton = build(regex_dfa("a{3}"), vocabulary_of(tokens))
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, size, generator=generator) * 12
+    constraint = TextConstraint(automaton, CPU)
+    constraint.start_canvas(4, 4)
+    canvas, entropies, log_q = step(constraint, logits)
+    is_a = torch.tensor([token == b"a" for token in tokens])
+    expected = logits.double().masked_fill(~is_a, -torch.inf)[:3]
+    assert canvas[:3].tolist() == expected.argmax(-1).tolist()
+    assert torch.allclose(log_q[:3].double().exp(), expected.softmax(-1), atol=1e-6, rtol=1e-4)
+    assert torch.allclose(
+        entropies[:3].double(), torch.distributions.Categorical(logits=expected).entropy(), atol=1e-5, rtol=1e-4
+    )
+
+
+# --- over several canvases ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_budget_that_suffices_ends_the_text_inside_it(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pattern = ["[ab]*", "(ab){5,}", "a{7}|b{3}", r'\["a"(, "b")*\]', "(a|bb)+c"][seed % 5]
+    dfa = regex_dfa(pattern)
+    automaton = build(dfa, vocabulary_of(BYTE_TOKENS))
+    length = int(rng.integers(1, 6))
+    constraint = TextConstraint(automaton, CPU)
+    tokens_left = constraint.fewest_tokens + int(rng.integers(0, 8))
+    text = b""
+    while constraint.fewest_tokens:
+        assert constraint.fewest_tokens <= tokens_left
+        constraint.start_canvas(length, tokens_left)
+        logits = torch.from_numpy(rng.normal(size=(length, len(BYTE_TOKENS)))).float() * 20
+        canvas = step(constraint, logits)[0].tolist()
+        constraint.commit(canvas)
+        for token in canvas:
+            if token in (EOS, OTHER_EOS):
+                break
+            text += BYTE_TOKENS[token] or b"\xff"
+        tokens_left -= length
+    assert dfa.accepts(text)
+
+
+def test_the_tail_weight_keeps_a_vague_network_from_the_shortest_text() -> None:
+    """At nothing an empty position costs what the network says of it, which before it knows is a lot."""
+    size = len(BYTE_TOKENS)
+    automaton = build(regex_dfa("[a-z]*"), vocabulary_of(BYTE_TOKENS))
+    vague = torch.zeros(32, size)
+    lengths = []
+    for tail_weight in (0.0, TAIL_WEIGHT, 100.0):
+        constraint = TextConstraint(automaton, CPU, tail_weight)
+        constraint.start_canvas(32, 33)
+        log_q = step(constraint, vague)[2]
+        lengths.append(float(1 - log_q.exp()[:, [PAD, EOS, OTHER_EOS]].sum(1).mean()))
+    assert lengths == sorted(lengths)
+    assert lengths[0] < 0.1 < 0.5 < lengths[1]
+
+
+def test_the_report_says_what_the_constraint_changed() -> None:
+    automaton = build(regex_dfa("aa"), vocabulary_of(BYTE_TOKENS))
+    logits = torch.zeros(5, len(BYTE_TOKENS))
+    logits[range(5), [4 + ord("a"), 4 + ord("z"), EOS, PAD, PAD]] = 30.0
+    constraint = TextConstraint(automaton, CPU)
+    constraint.start_canvas(5, 100)
+    canvas, _, _ = step(constraint, logits)
+    report = constraint.commit(canvas.tolist())
+    assert canvas.tolist() == [4 + ord("a"), 4 + ord("a"), EOS, PAD, PAD]
+    assert report.changed_positions == 1
+    assert report.log_probability == pytest.approx(-30, abs=1e-3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_output_that_is_no_number_is_refused(value: float) -> None:
+    constraint = TextConstraint(build(regex_dfa("a+"), vocabulary_of(BYTE_TOKENS)), CPU)
+    constraint.start_canvas(3, 100)
+    logits = torch.zeros(3, len(BYTE_TOKENS))
+    logits[1, 100] = value
+    with pytest.raises(ConstraintError, match="not a number"):
+        step(constraint, logits)
+
+
+# --- draws -------------------------------------------------------------------------------------------------
+
+
+def test_drawn_tokens_follow_the_constrained_marginals() -> None:
+    draws, length = 4000, 4
+    for rng, automaton, size in random_cases(3):
+        logits = torch.from_numpy(rng.normal(size=(length, size))).float()
+        exact = brute_force(automaton, logits, 0, 100)
+        constraint = TextConstraint(automaton, CPU)
+        constraint.start_canvas(length, 100)
+        log_q = step(constraint, logits)[2]
+        randomness = GeneratorRandomness(torch.Generator().manual_seed(0))
+        for i in range(length):
+            positions = torch.full((draws,), i)
+            drawn = randomness.draw_tokens(log_q, torch.zeros(length), positions)
+            counts = np.bincount(drawn.numpy(), minlength=size)
+            possible = exact.marginals[i] > 0
+            assert counts[~possible].sum() == 0
+            if possible.sum() > 1:
+                expected = exact.marginals[i, possible] / exact.marginals[i].sum() * draws
+                often = expected >= 5  # what the test asks for; the rest is one bin
+                observed = np.append(counts[possible][often], counts[possible][~often].sum())
+                expected = np.append(expected[often], expected[~often].sum() + 1e-9)
+                assert scipy.stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-4
