@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+from llm_diffusiongemma.errors import ConstraintError
 
 
 class ChatTokenizer(Protocol):
     """The part of `PreTrainedTokenizerFast` that is used here. It does not need torch."""
 
     added_tokens_decoder: dict[int, Any]
+    backend_tokenizer: Any
+
+    def get_vocab(self) -> dict[str, int]: ...
 
     def encode(self, text: str, **kwargs: Any) -> list[int]: ...
 
@@ -16,6 +24,12 @@ class ChatTokenizer(Protocol):
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
 
+
+# Rows of Gemma's vocabulary that stand for nothing; not all of them are flagged as special.
+RESERVED = re.compile(r"<unused\d+>|<mask>|\[multimodal\]")
+
+# Tokens of a vocabulary with byte fallback for what it has no other token for.
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 # The markers of Gemma 4's chat format. They are control tokens even if a tokenizer's file forgets to call
 # one of them special.
@@ -41,3 +55,70 @@ def decode(tokenizer: ChatTokenizer, token_ids: list[int]) -> str:
     text = tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
+
+
+def token_bytes(tokenizer: ChatTokenizer) -> list[bytes | None]:
+    """The bytes of each token, by id; None for control tokens, reserved ones and holes, which no text has.
+
+    Byte-level BPE and Gemma's kind of SentencePiece BPE (`▁` for a blank, `<0xNN>` for a byte) stand for
+    bytes one by one, whatever surrounds them. Raises `ConstraintError` for a tokenizer of another kind.
+    """
+    spell = _speller(tokenizer.backend_tokenizer)
+    control = control_tokens(tokenizer)
+    added = tokenizer.added_tokens_decoder
+    vocabulary = tokenizer.get_vocab()
+    table: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
+    for token, token_id in vocabulary.items():
+        if token_id in control or RESERVED.fullmatch(token):
+            continue
+        # Added tokens, runs of blanks and HTML tags, are spelled as they are written.
+        table[token_id] = token.replace("▁", " ").encode() if token_id in added else spell(token)
+    return table
+
+
+def table_decoder(tokenizer: ChatTokenizer, table: Sequence[bytes | None]) -> Callable[[list[int]], str]:
+    """What turns tokens into text by putting their bytes together, for a reply that is held to a form.
+
+    Unlike `decode` it can't depend on anything but the tokens: what a tokenizer's decoder strips or cleans
+    up was part of what the form asked for. Control tokens are written as their names.
+    """
+
+    def to_bytes(token_id: int) -> bytes:
+        text = table[token_id] if token_id < len(table) else None
+        return decode(tokenizer, [token_id]).encode() if text is None else text
+
+    return lambda token_ids: b"".join(map(to_bytes, token_ids)).decode(errors="replace")
+
+
+def _speller(backend: Any) -> Callable[[str], bytes | None]:
+    """How the vocabulary of a `tokenizers.Tokenizer` spells bytes. Raises `ConstraintError`."""
+    # The state of a part is its entry in tokenizer.json.
+    decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder else {}
+    steps = {step["type"]: step for step in decoder.get("decoders", [decoder]) if step}
+    if set(steps) == {"ByteLevel"}:
+        characters = _byte_level_characters()
+        return lambda token: bytes(characters[c] for c in token) if all(c in characters for c in token) else None
+    blanks = steps.get("Replace", {})
+    replaces_blanks = (blanks.get("pattern"), blanks.get("content")) == ({"String": "▁"}, " ")
+    if replaces_blanks and "ByteFallback" in steps and getattr(backend.model, "byte_fallback", False):
+        return _spell_sentencepiece
+    raise ConstraintError(
+        "A reply can't be held to a form with this checkpoint's tokenizer: it is neither a byte-level BPE nor "
+        "one with byte fallback, so what bytes its tokens stand for is not known. Ask without a schema, or use "
+        "another checkpoint."
+    )
+
+
+def _spell_sentencepiece(token: str) -> bytes:
+    byte = BYTE_TOKEN.fullmatch(token)
+    return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
+
+
+def _byte_level_characters() -> dict[str, int]:
+    """The bytes that the characters of a byte-level vocabulary stand for (GPT-2's table).
+
+    Printable characters of Latin-1 stand for themselves, the rest in their order for U+0100 and on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -1,0 +1,316 @@
+"""Replies held to a language, by networks that know nothing of it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from llm_diffusiongemma.chat.tokenizer import token_bytes
+from llm_diffusiongemma.diffusion.loading import load_model
+from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
+from llm_diffusiongemma.diffusion.sampler import EntropyBoundSampler, GeneratorRandomness, SamplerSettings
+from llm_diffusiongemma.errors import ConstraintError
+from llm_diffusiongemma.grammar.automaton import TokenAutomaton, build
+from llm_diffusiongemma.grammar.constraint import TextConstraint
+from llm_diffusiongemma.tiny.network import CHECKPOINT
+from tests.grammar.languages import BYTE_TOKENS, EOS, PAD, regex_dfa, text_of, vocabulary_of
+
+from .tiny_models import prompt_of, tiny_model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CANVAS = 16
+CPU = torch.device("cpu")
+STRING = r'"[^"\\\x00-\x1f\x7f]*"'
+# A text that is short or long, short only, long only, of multi-byte characters, of one form only.
+PATTERNS = [
+    r'\{"name": ' + STRING + r', "age": (0|[1-9][0-9]{0,2})\}',
+    r"\d{4}-\d{2}-\d{2}",
+    r"yes|no|unsure",
+    r"\[(\d+(, \d+){20,})\]",
+    r"[☃é日]+",
+    r"(ab){30}",
+    r"",
+    r"(\+|-)?\d+(\.\d+)?",
+]
+# Ends a thought; not text.
+CLOSES = 3
+
+
+@functools.cache
+def automaton_of(pattern: str) -> TokenAutomaton:
+    return build(regex_dfa(pattern), vocabulary_of(BYTE_TOKENS, eos=(EOS,)))
+
+
+@functools.cache
+def nonsense(seed: int = 0, sharpness: float = 12.0, dtype: torch.dtype = torch.float32) -> Any:
+    """A random network with a vocabulary of bytes and words."""
+    model = tiny_model(vocab_size=len(BYTE_TOKENS), sharpness=sharpness, seed=seed, dtype=dtype)
+    model.generation_config.eos_token_id = [EOS]
+    return model
+
+
+@dataclass
+class Reply:
+    blocks: list[Block]
+    drafts: list[Draft]
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for block in self.blocks for token in block.tokens]
+
+    @property
+    def text(self) -> bytes:
+        return text_of(BYTE_TOKENS, self.tokens)
+
+
+def reply(
+    model: Any,
+    constraint: TextConstraint | None,
+    *,
+    max_tokens: int,
+    seed: int = 0,
+    steps: int = 4,
+    prompt: Sequence[int] = (20, 30, 40),
+    thought_closes: int | None = None,
+    pipeline: BlockDiffusionPipeline | None = None,
+) -> Reply:
+    records = list(
+        (pipeline or BlockDiffusionPipeline(model)).generate(
+            prompt,
+            settings=SamplerSettings.from_generation_config(model.generation_config, max_denoising_steps=steps),
+            max_tokens=max_tokens,
+            randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
+            drafts=True,
+            constraint=constraint,
+            thought_closes=thought_closes,
+        )
+    )
+    blocks = [record for record in records if isinstance(record, Block)]
+    return Reply(blocks, [record for record in records if isinstance(record, Draft)])
+
+
+# --- the guarantee -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_reply_belongs_to_the_language(pattern: str) -> None:
+    automaton, dfa = automaton_of(pattern), regex_dfa(pattern)
+    fewest = int(automaton.distance[0])
+    budgets = sorted({max(fewest - 1, 1), fewest + 2, CANVAS, 4 * CANVAS - 1, 6 * CANVAS + 3})
+    for seed, max_tokens in itertools.product(range(2), budgets):
+        if max_tokens < fewest - 1:
+            continue
+        model = nonsense(seed, sharpness=(2.0, 40.0)[seed])
+        result = reply(model, TextConstraint(automaton, CPU), max_tokens=max_tokens, seed=seed, steps=3)
+        assert dfa.accepts(result.text), (seed, max_tokens, result.text)
+        assert len(result.tokens) <= max_tokens
+        last = result.blocks[-1]
+        assert (last.finish_reason, last.eos_token_id) == ("stop", EOS)
+        assert all(block.constraint is not None for block in result.blocks)
+        # At any step it could have stopped: what stands in a draft up to its end is allowed.
+        state = 0
+        for index, drafts in itertools.groupby(result.drafts, lambda draft: draft.block_index):
+            assert all(automaton.advance(state, draft.tokens) != automaton.dead for draft in drafts)
+            state = automaton.advance(state, result.blocks[index].tokens)
+
+
+def test_texts_over_several_canvases() -> None:
+    result = reply(nonsense(), TextConstraint(automaton_of("(ab){30}"), CPU), max_tokens=100)
+    assert result.text == b"ab" * 30
+    assert len(result.blocks) == 4
+    assert [block.finish_reason for block in result.blocks] == [None, None, None, "stop"]
+
+
+def test_the_end_may_come_right_behind_the_last_token_of_the_budget() -> None:
+    """Where the last canvas is full of text as well: the end then has one to itself."""
+    automaton = automaton_of(r"a{16}")
+    result = reply(nonsense(), TextConstraint(automaton, CPU), max_tokens=CANVAS)
+    assert result.text == b"a" * CANVAS
+    assert [block.tokens for block in result.blocks[1:]] == [[]]
+    assert result.blocks[-1].finish_reason == "stop"
+
+
+def test_bfloat16_is_held_to_it_too() -> None:
+    for pattern in PATTERNS[:3]:
+        model = nonsense(dtype=torch.bfloat16)
+        result = reply(model, TextConstraint(automaton_of(pattern), CPU), max_tokens=40)
+        assert regex_dfa(pattern).accepts(result.text)
+
+
+def test_the_same_seed_makes_the_same_reply() -> None:
+    texts = {
+        reply(nonsense(), TextConstraint(automaton_of(PATTERNS[0]), CPU), max_tokens=50, seed=seed).text
+        for seed in (1, 1, 2)
+    }
+    assert len(texts) == 2
+
+
+def test_the_next_turn_finds_what_was_committed() -> None:
+    """The prefix cache holds what the encoder has read of a constrained reply."""
+    pipeline = BlockDiffusionPipeline(nonsense())
+    prompt = prompt_of(10)
+    first = reply(nonsense(), TextConstraint(automaton_of("(ab){30}"), CPU), max_tokens=100, prompt=prompt)
+    again = reply(
+        nonsense(), TextConstraint(automaton_of("(ab){30}"), CPU), max_tokens=100, prompt=prompt, pipeline=pipeline
+    )
+    assert again.tokens == first.tokens
+    longer = [*prompt, *first.tokens, 50, 51]
+    cached = reply(
+        nonsense(), TextConstraint(automaton_of("[ab]{20}"), CPU), max_tokens=40, prompt=longer, pipeline=pipeline
+    )
+    assert cached.blocks[0].encoded_tokens < len(longer) - 3 * CANVAS + 1
+    fresh = reply(nonsense(), TextConstraint(automaton_of("[ab]{20}"), CPU), max_tokens=40, prompt=longer)
+    assert cached.tokens == fresh.tokens
+
+
+# --- what is refused ---------------------------------------------------------------------------------------
+
+
+def test_a_budget_too_small_for_any_text_is_refused_with_the_least_one() -> None:
+    automaton = automaton_of("(ab){30}")
+    with pytest.raises(ConstraintError, match=r"takes 60 tokens, but max_tokens is 59.* 60 or more"):
+        reply(nonsense(), TextConstraint(automaton, CPU), max_tokens=59)
+    assert reply(nonsense(), TextConstraint(automaton, CPU), max_tokens=60).text == b"ab" * 30
+    with pytest.raises(ConstraintError, match=r"takes 61 tokens.* 61 or more"):
+        reply(nonsense(), TextConstraint(automaton, CPU), max_tokens=60, thought_closes=CLOSES)
+
+
+def test_a_context_too_small_for_any_text_is_refused() -> None:
+    context = nonsense().config.text_config.max_position_embeddings
+    automaton = automaton_of("(ab){30}")  # 61 tokens with its end: 4 canvases
+    fits = prompt_of(context - 4 * CANVAS)
+    assert reply(nonsense(), TextConstraint(automaton, CPU), max_tokens=500, prompt=fits).text == b"ab" * 30
+    for prompt, thought_closes in ((prompt_of(context - 4 * CANVAS + 1), None), (fits, CLOSES)):
+        with pytest.raises(ConstraintError, match="takes 61 tokens, but the prompt leaves room for 48"):
+            reply(
+                nonsense(),
+                TextConstraint(automaton, CPU),
+                max_tokens=500,
+                prompt=prompt,
+                thought_closes=thought_closes,
+            )
+
+
+def test_the_context_bounds_the_text_as_max_tokens_does() -> None:
+    context = nonsense().config.text_config.max_position_embeddings
+    for canvases in (1, 2):
+        result = reply(
+            nonsense(),
+            TextConstraint(automaton_of("a*b"), CPU),
+            max_tokens=500,
+            prompt=prompt_of(context - canvases * CANVAS),
+        )
+        assert regex_dfa("a*b").accepts(result.text)
+        assert len(result.blocks) <= canvases
+
+
+# --- behind a thought --------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """Predicts what it is told to: a canvas of tokens after the other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *canvases: Sequence[int]) -> None:
+        self._canvases = [list(canvas) + [PAD] * (CANVAS - len(canvas)) for canvas in canvases]
+        self._index = -1
+        start, step = EntropyBoundSampler.start_canvas, EntropyBoundSampler.step
+
+        def next_canvas(sampler: EntropyBoundSampler, *arguments: Any) -> torch.Tensor:
+            self._index += 1
+            return start(sampler, *arguments)
+
+        def predict(sampler: EntropyBoundSampler, logits: torch.Tensor, steps_left: int) -> Any:
+            canvas = self._canvases[min(self._index, len(self._canvases) - 1)]
+            told = torch.zeros_like(logits).scatter(1, torch.tensor(canvas)[:, None], 1000.0)
+            return step(sampler, told, steps_left)
+
+        monkeypatch.setattr(EntropyBoundSampler, "start_canvas", next_canvas)
+        monkeypatch.setattr(EntropyBoundSampler, "step", predict)
+
+
+def letters(text: str) -> list[int]:
+    return [4 + byte for byte in text.encode()]
+
+
+def behind_thought(pattern: str, max_tokens: int, **options: Any) -> Reply:
+    constraint = TextConstraint(automaton_of(pattern), CPU)
+    return reply(nonsense(), constraint, max_tokens=max_tokens, thought_closes=CLOSES, **options)
+
+
+def test_the_text_begins_in_the_canvas_behind_the_thought(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stood behind the marker is forgotten: by the reply, and by the encoder."""
+    thought = [*letters("hm"), CLOSES]
+    Scripted(monkeypatch, letters("a long thought, "), [*thought, *letters("nonsense")], [*letters("ab"), EOS])
+    result = behind_thought("(ab)+", 100)
+    assert [block.tokens for block in result.blocks] == [letters("a long thought, "), thought, letters("ab")]
+    assert [block.constraint is None for block in result.blocks] == [True, True, False]
+    assert [block.encoded_tokens for block in result.blocks] == [3, CANVAS, 3]
+    assert result.blocks[-1].finish_reason == "stop"
+
+
+def test_a_reply_that_ends_inside_its_thought_goes_on_with_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    Scripted(monkeypatch, [*letters("hm"), EOS, CLOSES], letters("?"))
+    result = behind_thought("(ab){3}", 100)
+    assert [block.tokens for block in result.blocks] == [[*letters("hm"), CLOSES], letters("ababab")]
+
+
+@pytest.mark.parametrize("max_tokens", [61, 62, 61 + CANVAS - 1, 61 + CANVAS, 61 + CANVAS + 1, 61 + 3 * CANVAS])
+def test_an_endless_thought_is_closed_while_there_is_room_for_the_text(
+    monkeypatch: pytest.MonkeyPatch, max_tokens: int
+) -> None:
+    Scripted(monkeypatch, letters("on and on and on"))
+    result = behind_thought("(ab){30}", max_tokens)
+    assert len(result.tokens) == max_tokens
+    thought, text = result.tokens[:-60], result.tokens[-60:]
+    assert (text, thought[-1], thought.count(CLOSES)) == (letters("ab" * 30), CLOSES, 1)
+
+
+def test_a_thought_that_ends_too_late_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    Scripted(monkeypatch, [*letters("too long"), CLOSES])
+    assert behind_thought("(ab){30}", 64).tokens == [*letters("too"), CLOSES, *letters("ab" * 30)]
+
+
+def test_an_endless_thought_is_closed_before_the_context_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    Scripted(monkeypatch, letters("on and on and on"))
+    context = nonsense().config.text_config.max_position_embeddings
+    result = behind_thought("(ab){30}", 10_000, prompt=prompt_of(context - 7 * CANVAS))
+    assert [len(block.tokens) for block in result.blocks[:3]] == [CANVAS] * 3
+    assert result.blocks[2].tokens[-1] == CLOSES
+    assert result.tokens[-60:] == letters("ab" * 30)
+
+
+def test_a_thought_of_nonsense_leads_to_a_text_all_the_same() -> None:
+    for seed in range(4):
+        result = behind_thought(PATTERNS[0], 60, seed=seed)
+        text = result.tokens[result.tokens.index(CLOSES) + 1 :]
+        assert regex_dfa(PATTERNS[0]).accepts(text_of(BYTE_TOKENS, text))
+
+
+# --- the embedded checkpoint -------------------------------------------------------------------------------
+
+
+@functools.cache
+def embedded() -> tuple[Any, Any, list[bytes | None]]:
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
+    return load_model(CHECKPOINT, CPU).model, tokenizer, token_bytes(tokenizer)
+
+
+@pytest.mark.parametrize("pattern", [PATTERNS[0], PATTERNS[1], r"yes|no|unsure"])
+def test_the_embedded_checkpoint_keeps_to_it_on_a_prompt_it_has_never_seen(pattern: str) -> None:
+    model, tokenizer, table = embedded()
+    config = model.generation_config
+    vocabulary = vocabulary_of(table, eos=tuple(config.eos_token_id), size=model.config.text_config.vocab_size)
+    automaton = build(regex_dfa(pattern), vocabulary)
+    prompt = tokenizer.encode("What do the birds think of the price of tea?", add_special_tokens=False)
+    result = reply(model, TextConstraint(automaton, CPU), max_tokens=300, prompt=prompt, steps=6)
+    text = text_of(table, result.tokens)
+    assert regex_dfa(pattern).accepts(text), text
+    text.decode()
