@@ -21,6 +21,12 @@ Integers = npt.NDArray[np.int64]
 # positions of a canvas can add up to.
 LOG_ZERO = -1e30
 
+# Nothing to be seen beside one in fp64. The exponential of less takes many times as long, for it underflows.
+NEGLIGIBLE = -700.0
+
+# So many positions at a time, where each takes a number for every arc: large automata have thousands.
+ROWS_PER_CHUNK = 32
+
 
 class Posterior(NamedTuple):
     """What the paths look like on average, each weighted by its probability."""
@@ -39,12 +45,22 @@ class Lattice:
         self.tail = len(automaton.label_classes)
         self._num_states = automaton.num_states
         # The end is the last state, so the arcs stay sorted by source.
-        self._by_source = Arcs(
+        by_source = Arcs(
             np.append(arcs.source, end), np.append(arcs.target, end), np.append(arcs.label, self.tail)
         )
-        self._by_target = self._by_source.sorted_by(self._by_source.target)
-        self._sources = Segments.of(self._by_source.source)
-        self._targets = Segments.of(self._by_target.target)
+        self._by_target = by_target = by_source.sorted_by(by_source.target)
+        self._targets = Segments.of(by_target.target)
+        bounds = zip(self._targets.values, self._targets.starts, self._targets.sizes, strict=True)
+        self._into = {int(state): slice(first, first + size) for state, first, size in bounds}
+        self._by_label = by_source.sorted_by(by_source.label)
+        self._labels = Segments.of(self._by_label.label)
+        # The way there and the way back as one automaton: the states twice, and the arcs, once turned round.
+        self._both = Arcs(
+            np.concatenate([by_target.source, by_source.target + self._num_states]),
+            np.concatenate([by_target.target, by_source.source + self._num_states]),
+            np.concatenate([by_target.label, by_source.label + self.tail + 1]),
+        )
+        self._both_targets = Segments.of(self._both.target)
 
     def best_path(self, weights: Floats, start: int, may_end: npt.NDArray[np.bool_]) -> Integers:
         """The labels of the heaviest path (Viterbi), `[positions]`.
@@ -60,38 +76,51 @@ class Lattice:
         state = int(np.where(may_end, best[-1], -np.inf).argmax())
         path = np.empty(len(weights), np.int64)
         for i in reversed(range(len(weights))):
-            into = slice(*np.searchsorted(arcs.target, (state, state + 1)))
-            arc = into.start + int((best[i, arcs.source[into]] + weights[i, arcs.label[into]]).argmax())
+            into = self._into[state]
+            arc = into.start + (best[i, arcs.source[into]] + weights[i, arcs.label[into]]).argmax()
             path[i], state = arcs.label[arc], int(arcs.source[arc])
         assert state == start, "no path"
         return path
 
     def posterior(self, weights: Floats, start: int, may_end: npt.NDArray[np.bool_]) -> Posterior:
         """The average over all the paths that `best_path` chooses from (forward–backward)."""
-        arcs, targets = self._by_target, self._targets
-        forward = np.full((len(weights) + 1, self._num_states), LOG_ZERO)
-        forward[0, start] = 0
-        for row, here, following in zip(weights, forward, forward[1:], strict=False):
-            following[targets.values] = log_sums(here[arcs.source] + row[arcs.label], targets)
-        backward = np.where(may_end, 0.0, LOG_ZERO)
-        last = np.where(may_end)[0]
-        log_total = float(np.logaddexp.reduce(forward[-1, last]))
+        forward, backward = self._sums(weights, start, may_end)
+        log_total = float(np.logaddexp.reduce(forward[-1, may_end]))
+        arcs = self._by_label
         labels = np.empty_like(weights)
-        arcs, sources = self._by_source, self._sources
-        for i in reversed(range(len(weights))):
-            onwards = weights[i, arcs.label] + backward[arcs.target]
-            share = np.exp(forward[i, arcs.source] + onwards - log_total)
-            labels[i] = np.bincount(arcs.label, share, self.tail + 1)
-            backward = np.full(self._num_states, LOG_ZERO)
-            backward[sources.values] = log_sums(onwards, sources)
+        for chunk in range(0, len(weights), ROWS_PER_CHUNK):
+            rows = slice(chunk, min(chunk + ROWS_PER_CHUNK, len(weights)))
+            behind = slice(rows.start + 1, rows.stop + 1)
+            share = forward[rows][:, arcs.source] + backward[behind][:, arcs.target]
+            share += weights[rows][:, arcs.label] - log_total
+            np.exp(np.maximum(share, NEGLIGIBLE, out=share), out=share)
+            labels[rows] = np.add.reduceat(share, self._labels.starts, axis=1)
         # Only rounding keeps them from it.
         labels /= labels.sum(1, keepdims=True)
         return Posterior(log_total, labels)
 
+    def _sums(self, weights: Floats, start: int, may_end: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        """log-sums of all paths from `start` to each state, and from it to where they may end.
+
+        Both `[positions + 1, states]`. The two go side by side from the two ends: an automaton is so small
+        that numpy's calls cost more than what they do.
+        """
+        arcs, targets, states = self._both, self._both_targets, self._num_states
+        sums = np.full((len(weights) + 1, 2 * states), LOG_ZERO)
+        sums[0, start] = 0
+        sums[0, states:][may_end] = 0
+        run = np.repeat(np.arange(len(targets.sizes)), targets.sizes)
+        for row, here, following in zip(np.hstack([weights, weights[::-1]]), sums, sums[1:], strict=False):
+            values = here[arcs.source] + row[arcs.label]
+            top = np.maximum.reduceat(values, targets.starts)
+            scaled = np.exp(np.maximum(values - top[run], NEGLIGIBLE))
+            following[targets.values] = top + np.log(np.add.reduceat(scaled, targets.starts))
+        return sums[:, :states], sums[::-1, states:]
+
 
 def log_sums(values: Floats, segments: Segments) -> Floats:
-    """log sum exp of each segment along the last axis: `[..., n]` to `[..., segments]`."""
-    top = np.maximum.reduceat(values, segments.starts, axis=-1)
-    scaled = np.exp(values - np.repeat(top, segments.sizes, axis=-1))
-    result: Floats = top + np.log(np.add.reduceat(scaled, segments.starts, axis=-1))
+    """log sum exp of each segment of the columns: `[rows, n]` to `[rows, segments]`."""
+    top = np.maximum.reduceat(values, segments.starts, axis=1)
+    scaled = np.exp(values - np.repeat(top, segments.sizes, axis=1))
+    result: Floats = top + np.log(np.add.reduceat(scaled, segments.starts, axis=1))
     return result

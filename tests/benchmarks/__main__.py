@@ -14,13 +14,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
 
-from . import contestants, networks
+from llm_diffusiongemma.grammar.automaton import Vocabulary
+
+from . import constrained, contestants, networks
 from .contestants import OURS, Task
 from .conversation import TURNS, chat_seconds, conversation
 from .measure import MIB, Action, Cost, compare
@@ -114,12 +117,42 @@ def chat(device: torch.device, repeats: int) -> None:
     )
 
 
+def constraint(device: torch.device, repeats: int) -> None:
+    vocabulary = constrained.gemma_like_vocabulary()
+    print("\n(f) From a byte automaton to the classes of 262,144 tokens\n")
+    print("| | States | Classes | Arcs | First | Cached |\n| --- | --- | --- | --- | --- | --- |")
+    for name, cost in constrained.build_costs(vocabulary, repeats).items():
+        print(
+            f"| {name} | {cost.states} | {cost.classes} | {cost.arcs:,} "
+            f"| {cost.first_seconds * 1000:.0f} ms | {cost.cached_seconds * 1000:.1f} ms |"
+        )
+    small = networks.small_body(device)
+    print_constrained(f"small random body, vocabulary 262,144, {STEPS} steps", small, vocabulary, device, repeats)
+    tiny = networks.embedded_checkpoint(device)
+    print_constrained(
+        f"the embedded checkpoint, {STEPS} steps", tiny, constrained.tiny_vocabulary(tiny), device, repeats
+    )
+
+
+def print_constrained(title: str, model: Any, vocabulary: Vocabulary, device: torch.device, repeats: int) -> None:
+    task = Task(list(range(200, 264)), canvases=1, steps=STEPS)
+    costs = compare(constrained.replies(model, vocabulary, task), repeats, device)
+    free = costs[constrained.FREE]
+    print(
+        f"\nA canvas held to it: {title}\n\n| | Seconds | Against free | Peak memory |\n| --- | --- | --- | --- |"
+    )
+    for name, cost in costs.items():
+        against = "" if cost is free else f"{cost.seconds / free.seconds:.2f}×"
+        print(f"| {name} | {cost.seconds:.3f} | {against} | {cost.peak_bytes / MIB:,.0f} MiB |")
+
+
 BENCHMARKS: dict[str, Callable[[torch.device, int], None]] = {
     "sampler": sampler,
     "reply": reply,
     "tiny": tiny,
     "startup": startup,
     "chat": chat,
+    "constraint": constraint,
 }
 
 

@@ -1,0 +1,153 @@
+"""What it costs to hold a reply to a language: its automaton once, then every denoising step."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from llm_diffusiongemma.chat.tokenizer import token_bytes
+from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline
+from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness
+from llm_diffusiongemma.grammar.automaton import TokenAutomaton, Vocabulary
+from llm_diffusiongemma.grammar.cache import load_or_build
+from llm_diffusiongemma.grammar.constraint import TextConstraint
+from llm_diffusiongemma.grammar.dfa import ByteDFA
+from llm_diffusiongemma.tiny.network import CHECKPOINT
+from tests.grammar.languages import regex_dfa
+
+from .contestants import Task
+from .networks import GEMMA_VOCABULARY
+
+FREE = "free"
+
+_STRING = r'"([^"\\\x00-\x1f\x7f]|\\["\\/bfnrt])*"'
+_PRODUCT = (
+    r'\{"sku": ?"[A-Z]{3}[0-9]{5}", ?"label": ?' + _STRING + r', ?"price": ?[0-9]{1,5}\.[0-9]{2}, '
+    r'?"email": ?"[a-z0-9._]{1,30}@[a-z0-9]{1,20}\.[a-z]{2,5}", ?"active": ?(true|false)\}'
+)
+LANGUAGES = {
+    "a date": r"\d{4}-\d{2}-\d{2}",
+    "a person": r'\{"name": ?' + _STRING + r', ?"age": ?(0|[1-9][0-9]{0,5})\}',
+    "an article": (
+        r'\{ ?"title": ?' + _STRING + r', ?"tags": ?\[(' + _STRING + r"(, ?" + _STRING + r")*)?\], "
+        r'?"kind": ?("alpha"|"beta"|"gamma"), ?"score": ?-?(0|[1-9][0-9]{0,8})(\.[0-9]{1,6})?, '
+        r'?"when": ?"[0-9]{4}-[0-1][0-9]-[0-3][0-9]"(, ?"note": ?(' + _STRING + r"|null))? ?\}"
+    ),
+    "a price list": r'\{ ?"items": ?\[(' + _PRODUCT + r"(, ?" + _PRODUCT + r')*)?\], ?"note": ?' + _STRING + r"\}",
+}
+
+
+@dataclass(frozen=True)
+class BuildCost:
+    """Seconds to the classes of all tokens, and how much came out."""
+
+    states: int
+    classes: int
+    arcs: int
+    first_seconds: float
+    cached_seconds: float
+
+
+def gemma_like_tokens() -> list[bytes | None]:
+    """As many tokens as Gemma has, made up: words of Latin and other scripts, punctuation, runs of blanks."""
+    dice = random.Random(0)
+    onsets, rimes = "b c d f g h k l m n p r s t v w z st tr ch sh".split(), "a e i o u er ing".split()
+    syllables = [onset + rime for onset in onsets for rime in rimes]
+    # Han, Cyrillic, Hiragana, Greek, Devanagari, Hangul
+    scripts = [(0x4E00, 0x9FA5), (0x430, 0x44F), (0x3041, 0x3096), (0x391, 0x3C9), (0x905, 0x939)]
+    scripts.append((0xAC00, 0xD7A3))
+    punctuation = "{}[]\":,.;!?()<>/\\|=+-*&^%$#@~`'_"
+
+    def word() -> str:
+        kind = dice.random()
+        if kind < 0.65:
+            text = "".join(dice.choice(syllables) for _ in range(dice.randint(1, 5)))
+            text = text.capitalize() if dice.random() < 0.3 else text
+        elif kind < 0.92:
+            first, last = dice.choice(scripts)
+            text = "".join(chr(dice.randint(first, last)) for _ in range(dice.randint(1, 4)))
+        else:
+            text = "".join(dice.choice(punctuation) for _ in range(dice.randint(1, 4)))
+            text += dice.choice(["", dice.choice(syllables)])
+        return f" {text}" if dice.random() < 0.4 else text
+
+    blanks = [blank * count for blank in (" ", "\n", "\t") for count in range(1, 32)]
+    special: list[bytes | None] = [None] * 100
+    tokens = [*special, *(bytes([byte]) for byte in range(256)), *(blank.encode() for blank in blanks)]
+    words: dict[bytes, None] = {}
+    while len(tokens) + len(words) < GEMMA_VOCABULARY:
+        words[word().encode()] = None
+    return [*tokens, *words]
+
+
+def gemma_like_vocabulary() -> Vocabulary:
+    return Vocabulary(gemma_like_tokens(), size=GEMMA_VOCABULARY, eos_token_ids=[1], pad_token_id=0)
+
+
+def tiny_vocabulary(model: Any) -> Vocabulary:
+    table = token_bytes(AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True))
+    size = model.config.text_config.vocab_size
+    return Vocabulary(table, size=size, eos_token_ids=[1], pad_token_id=0)
+
+
+def build_costs(vocabulary: Vocabulary, repeats: int) -> dict[str, BuildCost]:
+    """Medians for each language, its byte automaton in hand: into an empty cache, and out of it."""
+    costs = {}
+    for name, pattern in LANGUAGES.items():
+        dfa = regex_dfa(pattern)
+        first, cached = [], []
+        for _ in range(repeats):
+            with tempfile.TemporaryDirectory() as folder:
+                first.append(_seconds(dfa, vocabulary, Path(folder)))
+                cached.append(_seconds(dfa, vocabulary, Path(folder)))
+                automaton = load_or_build(dfa, vocabulary, Path(folder))
+        costs[name] = BuildCost(
+            states=len(dfa.accepting),
+            classes=automaton.num_classes,
+            arcs=len(automaton.arcs),
+            first_seconds=sorted(first)[repeats // 2],
+            cached_seconds=sorted(cached)[repeats // 2],
+        )
+    return costs
+
+
+def _seconds(dfa: ByteDFA, vocabulary: Vocabulary, folder: Path) -> float:
+    started = time.perf_counter()
+    load_or_build(dfa, vocabulary, folder)
+    return time.perf_counter() - started
+
+
+def replies(model: Any, vocabulary: Vocabulary, task: Task) -> dict[str, Callable[[], object]]:
+    """A reply of one canvas, free and held to each of the languages; the automata are in hand."""
+    model.generation_config.eos_token_id = [1]
+    with tempfile.TemporaryDirectory() as folder:
+        automata: dict[str, TokenAutomaton | None] = {
+            name: load_or_build(regex_dfa(pattern), vocabulary, Path(folder))
+            for name, pattern in LANGUAGES.items()
+        }
+
+    def action(automaton: TokenAutomaton | None) -> Callable[[], None]:
+        def run() -> None:
+            constraint = None if automaton is None else TextConstraint(automaton, model.device)
+            results = BlockDiffusionPipeline(model).generate(
+                task.prompt_ids,
+                settings=task.settings,
+                max_tokens=model.config.canvas_length,
+                randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
+                constraint=constraint,
+            )
+            block = next(results)
+            results.close()
+            assert block.denoising_steps == task.steps
+
+        return run
+
+    return {name: action(automaton) for name, automaton in {FREE: None, **automata}.items()}
