@@ -171,6 +171,41 @@ def test_the_next_turn_finds_what_was_committed() -> None:
     assert cached.tokens == fresh.tokens
 
 
+def test_a_step_sees_the_constraint_in_all_it_does() -> None:
+    """Draws, self-conditioning and stop: where everything is forced, the first two canvases settle it."""
+    automaton = automaton_of("(ab){4}")
+    forced = torch.tensor([*[4 + ord("a"), 4 + ord("b")] * 4, EOS])
+    size = len(BYTE_TOKENS)
+    settings = SamplerSettings(48, 0.1, 0.4, 0.8, 0.005, 1)
+    for dtype in (torch.float32, torch.bfloat16):
+        sampler = EntropyBoundSampler(
+            settings,
+            canvas_length=len(forced),
+            vocab_size=size,
+            device=CPU,
+            softcap=30.0,
+            self_conditioning_dtype=dtype,
+            randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
+        )
+        constraint = TextConstraint(automaton, CPU)
+        constraint.start_canvas(len(forced), len(forced))
+        sampler.start_canvas(constraint)
+        for steps_left in (48, 47):
+            logits = torch.randn(len(forced), size, generator=torch.Generator().manual_seed(steps_left)) * 20
+            step = sampler.step(logits, steps_left)
+            assert step.argmax.tolist() == forced.tolist()
+            assert step.entropy.max() < 1e-6
+            assert step.accepted.all()
+            assert step.canvas.tolist() == forced.tolist()
+            assert step.self_conditioning_logits.dtype == dtype
+            shares = step.self_conditioning_logits.float().softmax(-1)
+            assert torch.allclose(shares[range(len(forced)), forced], torch.ones(len(forced)))
+            assert step.converged == (steps_left == 47)
+    free = sampler.start_canvas()
+    assert free.shape == forced.shape
+    assert sampler.step(torch.randn(len(forced), size), 48).argmax.tolist() != forced.tolist()
+
+
 # --- what is refused ---------------------------------------------------------------------------------------
 
 
@@ -197,19 +232,6 @@ def test_a_context_too_small_for_any_text_is_refused() -> None:
                 prompt=prompt,
                 thought_closes=thought_closes,
             )
-
-
-def test_the_context_bounds_the_text_as_max_tokens_does() -> None:
-    context = nonsense().config.text_config.max_position_embeddings
-    for canvases in (1, 2):
-        result = reply(
-            nonsense(),
-            TextConstraint(automaton_of("a*b"), CPU),
-            max_tokens=500,
-            prompt=prompt_of(context - canvases * CANVAS),
-        )
-        assert regex_dfa("a*b").accepts(result.text)
-        assert len(result.blocks) <= canvases
 
 
 # --- behind a thought --------------------------------------------------------------------------------------
@@ -243,6 +265,15 @@ def letters(text: str) -> list[int]:
 def behind_thought(pattern: str, max_tokens: int, **options: Any) -> Reply:
     constraint = TextConstraint(automaton_of(pattern), CPU)
     return reply(nonsense(), constraint, max_tokens=max_tokens, thought_closes=CLOSES, **options)
+
+
+@pytest.mark.parametrize("canvases", [1, 2])
+def test_the_context_bounds_the_text_as_max_tokens_does(monkeypatch: pytest.MonkeyPatch, canvases: int) -> None:
+    Scripted(monkeypatch, letters("a" * CANVAS))
+    context = nonsense().config.text_config.max_position_embeddings
+    prompt = prompt_of(context - canvases * CANVAS)
+    result = reply(nonsense(), TextConstraint(automaton_of("a*b"), CPU), max_tokens=500, prompt=prompt)
+    assert result.text == b"a" * (canvases * CANVAS - 2) + b"b"
 
 
 def test_the_text_begins_in_the_canvas_behind_the_thought(monkeypatch: pytest.MonkeyPatch) -> None:

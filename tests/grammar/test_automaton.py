@@ -112,6 +112,15 @@ def test_characters_may_be_split_over_tokens() -> None:
     assert automaton.distance[0] == 4
 
 
+def test_a_move_from_which_the_tokens_can_not_go_on_is_none() -> None:
+    automaton = build(regex_dfa("ab|cd"), vocabulary_of([None, None, None, None, b"a", b"cd"]))
+    stuck = automaton.advance(0, [4])
+    assert stuck != automaton.dead
+    assert automaton.distance[stuck] == UNREACHABLE
+    assert stuck not in automaton.arcs.target
+    assert automaton.distance[0] == 2
+
+
 def test_an_end_of_sequence_token_is_never_text_even_if_it_has_bytes() -> None:
     automaton = build(regex_dfa("a"), vocabulary_of([None, b"a", None, b"a"], eos=(1,)))
     assert automaton.advance(0, [1]) == automaton.dead
