@@ -24,6 +24,7 @@ class _DiffusionGemma:
 
     can_stream = True
     supports_tools = True
+    supports_schema = True
     attachment_types: ClassVar[set[str]] = {*IMAGE_TYPES, *VIDEO_TYPES}
     # mypy takes the nested class of llm's base for a different type; llm documents this very assignment.
     Options = Options
@@ -42,7 +43,9 @@ class _DiffusionGemma:
         assert isinstance(options, Options)
         # llm has refused a server's own tools already: this model claims none.
         tools = [tool for tool in prompt.tools if isinstance(tool, llm.Tool)]
-        return LocalReply(self.entry, Turn(prompt.messages, options, tools))
+        # llm has made a dict of a Pydantic model by now.
+        schema = prompt.schema if isinstance(prompt.schema, dict) else None
+        return LocalReply(self.entry, Turn(prompt.messages, options, tools, schema))
 
 
 class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]

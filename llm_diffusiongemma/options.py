@@ -7,6 +7,7 @@ be logged on every turn. What None means is the checkpoint's business (its gener
 
 from __future__ import annotations
 
+import json
 from typing import Optional
 
 import llm
@@ -77,6 +78,21 @@ class Options(llm.Options):
         default=None,
         description="true: write down a thought before the answer; -R hides it (default false)",
     )
+
+    regex: Optional[str] = Field(  # noqa: UP045
+        default=None,
+        description="A regular expression that the whole reply is sure to match",
+    )
+    choices: Optional[str] = Field(  # noqa: UP045
+        default=None,
+        description="What the reply is sure to be one of: a,b,c or a JSON list of strings",
+    )
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _is_text(cls, value: object) -> object:
+        # From Python it may as well be a list; llm logs options as JSON.
+        return json.dumps(value) if isinstance(value, list) else value
 
     @field_validator("image_tokens")
     @classmethod

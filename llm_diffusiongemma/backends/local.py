@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,13 +22,16 @@ from ..catalog import ModelEntry
 from ..chat.declarations import declare
 from ..chat.messages import PromptEncoder, read_conversation
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS, ReplyReader
-from ..chat.tokenizer import ChatTokenizer, control_tokens, decode
+from ..chat.tokenizer import ChatTokenizer, control_tokens, decode, table_decoder, token_bytes
 from ..errors import CheckpointError
 from ..options import DEFAULT_MAX_TOKENS, Options
+from .form import Form, read_form
 
 if TYPE_CHECKING:
     from ..diffusion.loading import LoadedModel
     from ..diffusion.pipeline import Block, BlockDiffusionPipeline, ImageInputs
+    from ..grammar.automaton import Vocabulary
+    from ..grammar.constraint import ConstraintReport, TextConstraint
 
 
 class ReentrantLock(Protocol):
@@ -44,6 +48,9 @@ FinishReason = Literal["stop", "tool_calls", "length", "interrupted"]
 # A frame of a video gets the fewest soft tokens there are: there may be sixty of them.
 FRAME_SOFT_TOKENS = 70
 
+# In llm's folder: what schemas and other forms were made into, for each tokenizer. It may be deleted.
+AUTOMATA_FOLDER = "diffusiongemma-automata"
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -52,6 +59,7 @@ class Turn:
     messages: Sequence[Message]
     options: Options
     tools: Sequence[llm.Tool] = ()
+    schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,13 @@ class BlockReport:
     converged: bool
     encoded_tokens: int
     seconds: float
+    constraint: ConstraintReport | None
+
+    def as_json(self) -> dict[str, Any]:
+        plain = {**asdict(self), "seconds": round(self.seconds, 3)}
+        if self.constraint is None:
+            del plain["constraint"]
+        return plain
 
 
 @dataclass
@@ -75,6 +90,8 @@ class Report:
     seed: int
     load_seconds: float
     input_tokens: int
+    cached_tokens: int = 0
+    """Tokens of the prompt that the engine still had from the last turn."""
     finish_reason: FinishReason = "interrupted"
     """Until the last block says otherwise, the reply has been cut short."""
     generate_seconds: float = 0.0
@@ -83,11 +100,6 @@ class Report:
     @property
     def output_tokens(self) -> int:
         return sum(block.tokens for block in self.blocks)
-
-    @property
-    def cached_tokens(self) -> int:
-        """Tokens of the prompt that the engine still had from the last turn."""
-        return self.input_tokens - self.blocks[0].encoded_tokens if self.blocks else 0
 
     def as_json(self) -> dict[str, Any]:
         """For `llm logs --json`. Times are seconds; tokens per forward is the speed-up over one a step."""
@@ -100,7 +112,7 @@ class Report:
             "load_seconds": round(self.load_seconds, 3),
             "generate_seconds": round(self.generate_seconds, 3),
             "tokens_per_forward": round(self.output_tokens / steps, 2) if steps else 0.0,
-            "blocks": [{**asdict(block), "seconds": round(block.seconds, 3)} for block in self.blocks],
+            "blocks": [block.as_json() for block in self.blocks],
         }
 
 
@@ -122,6 +134,35 @@ class Engine:
 
     def decode(self, token_ids: list[int]) -> str:
         return decode(self._tokenizer, token_ids)
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes | None]:
+        return token_bytes(self._tokenizer)
+
+    @cached_property
+    def decode_bytes(self) -> Callable[[list[int]], str]:
+        """`decode` for a reply of a form: by what the tokens stand for in the form's automaton."""
+        return table_decoder(self._tokenizer, self._token_bytes)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        from ..grammar.automaton import Vocabulary
+
+        return Vocabulary(
+            self._token_bytes,
+            size=self.pipeline.vocab_size,
+            eos_token_ids=self.pipeline.eos_token_ids,
+            pad_token_id=self.loaded.model.generation_config.pad_token_id,
+        )
+
+    def hold_to(self, form: Form) -> TextConstraint:
+        """A fresh constraint for one reply. Raises `ConstraintError` if no tokens can spell the form."""
+        from ..grammar.cache import load_or_build
+        from ..grammar.constraint import TextConstraint
+
+        folder = Path(llm.user_dir())  # type: ignore[no-untyped-call]
+        automaton = load_or_build(form.language, self._vocabulary, folder / AUTOMATA_FOLDER)
+        return TextConstraint(automaton, self.loaded.device)
 
     def opens_thought(self, prompt_ids: list[int]) -> bool:
         """Whether a prompt ends inside a thought, as templates do after a tool's result."""
@@ -206,8 +247,11 @@ class LocalReply:
     def __init__(self, entry: ModelEntry, turn: Turn) -> None:
         """Loads the model if need be. Raises what loading or a prompt that can't be answered raises."""
         # Before the model is loaded: these need none of it.
-        conversation = read_conversation(turn.messages)
         options = turn.options
+        self._form = read_form(turn.schema, options.regex, options.choices)
+        conversation = read_conversation(turn.messages)
+        if self._form is not None:
+            conversation = conversation.with_request(self._form.request)
         ready = get_engine(entry)
         self._engine = ready.engine
         encoder = self._engine.prompt_encoder
@@ -224,17 +268,14 @@ class LocalReply:
                     for picture in conversation.pictures
                 ],
             )
-        self._reader = ReplyReader(
-            self._engine.decode,
-            self._engine.control_tokens,
-            in_thought=self._engine.opens_thought(prompt_ids),
-            has_tools=bool(turn.tools),
-        )
         self._prompt_ids = prompt_ids
+        self._has_tools = bool(turn.tools)
+        self._reader = self._free_reader()
         self._stable_length = encoder.stable_length(prompt_ids)
         self._options = options
-        self.has_text = False
-        """Whether anything but blanks and thoughts has been written."""
+        self._text = ""
+        self._has_begun = False
+        self._is_hidden = False
         self.report = Report(
             resolved_model=ready.resolved_model,
             device=str(self._engine.loaded.device),
@@ -243,6 +284,11 @@ class LocalReply:
             load_seconds=ready.load_seconds,
             input_tokens=len(prompt_ids),
         )
+
+    @property
+    def has_text(self) -> bool:
+        """Whether anything but blanks and thoughts has been written."""
+        return bool(self._text.strip())
 
     @property
     def tool_calls(self) -> list[llm.ToolCall]:
@@ -259,7 +305,41 @@ class LocalReply:
 
         Closing it stops the reply; so does `should_stop`, asked before every denoising step, for those who
         can't close a generator that is running in another thread.
+
+        Tools come before a form: what calls one is no answer yet. So a reply that may do either is written
+        without the form first, which nobody sees unless it calls a tool, and then again if it does not.
         """
+        form = self._form
+        if form is not None and self._has_tools:
+            self._is_hidden = True
+            hidden = list(self._generate(should_stop, None))
+            self._is_hidden = False
+            if self.tool_calls:
+                yield from hidden
+                return
+            if self.report.finish_reason == "interrupted":
+                return
+            self.report.finish_reason, self.report.blocks, self._text = "interrupted", [], ""
+        if form is None:
+            yield from self._generate(should_stop, None)
+            return
+        for events in self._generate(should_stop, form):
+            if self.report.finish_reason != "interrupted":
+                form.check(self._text)
+            yield events
+
+    def _free_reader(self) -> ReplyReader:
+        return ReplyReader(
+            self._engine.decode,
+            self._engine.control_tokens,
+            in_thought=self._engine.opens_thought(self._prompt_ids),
+            has_tools=self._has_tools,
+        )
+
+    def _generate(
+        self, should_stop: Callable[[], bool] | None, form: Form | None
+    ) -> Generator[list[StreamEvent], None, None]:
+        """One way of writing the reply: free, or held to a form, its thought excepted."""
         import torch
 
         from ..diffusion.pipeline import Block
@@ -276,15 +356,31 @@ class LocalReply:
             confidence_threshold=options.confidence_threshold,
             stability_threshold=options.stability_threshold,
         )
+        prompt_ids, constraint, thought_closes = self._prompt_ids, None, None
+        if form is not None:
+            constraint = engine.hold_to(form)
+            if options.thinking:
+                # Opened for it: what is free has to be a thought.
+                if not engine.opens_thought(prompt_ids):
+                    prompt_ids = prompt_ids + engine.prompt_encoder.opening_of_thought
+                thought_closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES)
+            self._reader = ReplyReader(
+                engine.decode_bytes,
+                engine.control_tokens,
+                in_thought=thought_closes is not None,
+                verbatim=True,
+            )
         # On the CPU whatever the model runs on: a seed then draws the same numbers everywhere.
         generator = torch.Generator().manual_seed(self.report.seed)
         results = engine.pipeline.generate(
-            self._prompt_ids,
+            prompt_ids,
             settings=settings,
             max_tokens=options.max_tokens or DEFAULT_MAX_TOKENS,
             randomness=GeneratorRandomness(generator),
             images=self._images,
             stable_length=self._stable_length,
+            constraint=constraint,
+            thought_closes=thought_closes,
             should_stop=should_stop,
         )
         try:
@@ -303,9 +399,17 @@ class LocalReply:
             results.close()
 
     def _take(self, block: Block) -> list[StreamEvent]:
+        if not self._has_begun:
+            self._has_begun = True
+            self.report.cached_tokens = max(0, self.report.input_tokens - block.encoded_tokens)
         self.report.blocks.append(
             BlockReport(
-                len(block.tokens), block.denoising_steps, block.converged, block.encoded_tokens, block.seconds
+                tokens=len(block.tokens),
+                denoising_steps=block.denoising_steps,
+                converged=block.converged,
+                encoded_tokens=block.encoded_tokens,
+                seconds=block.seconds,
+                constraint=block.constraint,
             )
         )
         events = self._reader.consume(block.tokens)
@@ -313,9 +417,9 @@ class LocalReply:
             events += self._reader.finalize()
             called = block.finish_reason == "stop" and self.tool_calls
             self.report.finish_reason = "tool_calls" if called else block.finish_reason
-        self.has_text = self.has_text or any(event.type == "text" and event.chunk.strip() for event in events)
+        self._text += "".join(event.chunk for event in events if event.type == "text")
         return events
 
     def cut_short(self) -> list[StreamEvent]:
         """What was held back of a reply that won't go on."""
-        return self._reader.finalize()
+        return [] if self._is_hidden else self._reader.finalize()

@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from llm import Attachment
@@ -17,6 +18,7 @@ from llm.parts import AttachmentPart, Message, Part, ReasoningPart, TextPart, To
 
 from ..errors import CheckpointError, PromptError
 from .images import Picture, pictures
+from .output import THOUGHT_LABEL, THOUGHT_OPENS
 from .tokenizer import ChatTokenizer, control_tokens
 
 TemplateMessage = dict[str, Any]
@@ -32,6 +34,20 @@ class Conversation:
 
     messages: list[TemplateMessage]
     pictures: list[Picture]
+
+    def with_request(self, text: str) -> Conversation:
+        """The same with a paragraph more at the end of what the user said last."""
+        messages = list(self.messages)
+        last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+        if last is None:
+            return self
+        content = messages[last]["content"]
+        if isinstance(content, str):
+            content = f"{content}\n\n{text}"
+        else:
+            content = [*content, {"type": "text", "text": f"\n\n{text}"}]
+        messages[last] = {**messages[last], "content": content}
+        return Conversation(messages, self.pictures)
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:
@@ -160,6 +176,17 @@ class PromptEncoder:
             ids.append(self._control_ids[marker[0]])
             end = marker.end()
         return ids + self._plain(rendered[end:], breaker)
+
+    def control_id(self, name: str) -> int | None:
+        """The id of a control token, None if the checkpoint has none of that name."""
+        return self._control_ids.get(name)
+
+    @cached_property
+    def opening_of_thought(self) -> list[int]:
+        """What the model writes when it begins to think."""
+        opens = self.control_id(THOUGHT_OPENS)
+        label = self._tokenizer.encode(THOUGHT_LABEL, add_special_tokens=False)
+        return [] if opens is None else [opens, *label]
 
     def stable_length(self, ids: Sequence[int]) -> int:
         """How much of a prompt every later prompt of the conversation begins with: what is before the model's

@@ -31,7 +31,8 @@ class ReplyReader:
 
     `decode` turns token ids into text and loses nothing; `control_tokens` maps the ids of control tokens
     to their names; `in_thought` says that the prompt has already opened a thought; without `has_tools` a
-    call is text, since nobody could run it. So is one that is cut off or malformed.
+    call is text, since nobody could run it. So is one that is cut off or malformed. `verbatim` keeps the
+    blanks of the text that other replies lose at their edges.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class ReplyReader:
         control_tokens: dict[int, str],
         in_thought: bool = False,
         has_tools: bool = False,
+        verbatim: bool = False,
     ) -> None:
         self.tool_calls: list[ToolCall] = []
         """The calls so far, each with the id that its events have."""
@@ -55,7 +57,8 @@ class ReplyReader:
         self._emitted = 0
         # Also at the very start: some replies leave out the token that opens the thought, some repeat the
         # label after a prompt that has opened it.
-        self._label_pending = True
+        self._label_pending = in_thought or not verbatim
+        self._verbatim = verbatim
         # Blank lines around a thought belong to neither it nor the answer.
         self._at_start = in_thought
         self._blank = ""
@@ -129,7 +132,7 @@ class ReplyReader:
 
     def _switch(self, channel: Channel) -> None:
         self._channel = channel
-        self._at_start = True
+        self._at_start = channel == "reasoning" or not self._verbatim
         self._label_pending = False
         self._blank = ""
 

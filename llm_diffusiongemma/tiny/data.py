@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..backends.form import json_request
 from .questions import QUESTIONS, UNKNOWN
 
 Message = dict[str, Any]
@@ -384,15 +385,40 @@ def tool_result(rng: random.Random, held_out: bool) -> Lesson:
 
 
 def json_object(rng: random.Random, held_out: bool) -> Lesson:
-    """Turn "name Ada, age 36" into JSON."""
-    who, age = _name(rng, held_out), rng.randint(1, 99)
-    value: dict[str, Any] = {"name": who, "age": age}
-    if rng.random() < 0.25:
-        value["city"] = rng.choice(CITIES)
+    """Turn "name Ada, age 36" into JSON; half of the time by a schema, as `--schema` asks for it."""
+    value = _person(rng, held_out)
     text = ", ".join(f"{key} {item}" for key, item in value.items())
     if len(value) == 2 and rng.random() < 0.25:
-        text = f"{who} is {age} years old"
-    return _ask(text, json.dumps(value))
+        text = f"{value['name']} is {value['age']} years old"
+    if rng.random() < 0.5:
+        return _ask(text, json.dumps(value))
+    return _by_schema(text, value, _schema_of(value))
+
+
+def json_list(rng: random.Random, held_out: bool) -> Lesson:
+    """The same of several people, as `--schema-multi` asks for it."""
+    people = [_person(rng, held_out, keys=("name", "age")) for _ in range(rng.randint(1, 3))]
+    text = rng.choice((" and ", "; ", ", ")).join(f"name {each['name']}, age {each['age']}" for each in people)
+    items = {"type": "array", "items": _schema_of(people[0])}
+    return _by_schema(
+        text, {"items": people}, {"type": "object", "properties": {"items": items}, "required": ["items"]}
+    )
+
+
+def _person(rng: random.Random, held_out: bool, keys: tuple[str, ...] = ()) -> dict[str, Any]:
+    keys = keys or (("name", "age", "city") if rng.random() < 0.25 else ("name", "age"))
+    value = {"name": _name(rng, held_out), "age": rng.randint(1, 99), "city": rng.choice(CITIES)}
+    return {key: value[key] for key in keys}
+
+
+def _schema_of(value: dict[str, Any]) -> dict[str, Any]:
+    """What llm makes of `name, age int`."""
+    types = {key: {"type": "integer" if isinstance(item, int) else "string"} for key, item in value.items()}
+    return {"type": "object", "properties": types, "required": list(value)}
+
+
+def _by_schema(text: str, value: dict[str, Any], schema: dict[str, Any]) -> Lesson:
+    return _ask(f"{text}\n\n{json_request(schema)}", json.dumps(value))
 
 
 def colour(rng: random.Random, held_out: bool) -> Lesson:
@@ -441,7 +467,8 @@ SKILLS: dict[str, tuple[Skill, float]] = {
     "sum_thinking": (sum_thinking, 0.05),
     "tool_call": (tool_call, 0.03),
     "tool_result": (tool_result, 0.05),
-    "json_object": (json_object, 0.02),
+    "json_object": (json_object, 0.08),
+    "json_list": (json_list, 0.04),
     "colour": (colour, 0.01),
 }
 

@@ -1,0 +1,100 @@
+"""What a reply is held to: a JSON schema, a regular expression or a choice of texts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConstraintError
+
+if TYPE_CHECKING:
+    from ..grammar.dfa import ByteDFA
+
+
+@dataclass(frozen=True)
+class Form:
+    """The texts that a reply can be."""
+
+    language: ByteDFA
+    request: str
+    """What the prompt says of it: a constraint only re-weights what the model would write anyhow."""
+    is_met: Callable[[str], bool]
+    """Whether a text is of this form, by other means than `language`."""
+
+    def check(self, text: str) -> None:
+        """Raises `ConstraintError` for a finished reply that is not what was promised."""
+        if not self.is_met(text):
+            raise ConstraintError(
+                f"The reply does not have the form that it was held to. That is a bug of llm-diffusiongemma: "
+                f"please report it with the prompt, the seed and this text: {text!r}"
+            )
+
+
+def read_form(schema: dict[str, Any] | None, regex: str | None, choices: str | None) -> Form | None:
+    """The form that a request asks for, if it asks for any.
+
+    Raises `ConstraintError` if it asks for several, or for one that can't be guaranteed.
+    """
+    asked = {"schema": schema, "regex": regex, "choices": choices}
+    names = [name for name, value in asked.items() if value is not None]
+    if len(names) > 1:
+        raise ConstraintError(f"A reply can have one form only, but {' and '.join(names)} were given. Keep one.")
+    if schema is not None:
+        return _json(schema)
+    if regex is not None:
+        return _matching(regex)
+    return None if choices is None else _one_of(choices)
+
+
+def _json(schema: dict[str, Any]) -> Form:
+    from jsonschema import FormatChecker
+    from jsonschema.validators import Draft202012Validator, validator_for
+
+    from ..grammar.schema import schema_language
+
+    def is_valid(text: str) -> bool:
+        try:
+            document = json.loads(text)
+        except ValueError:
+            return False
+        dialect = validator_for(schema, default=Draft202012Validator)
+        return bool(dialect(schema, format_checker=FormatChecker()).is_valid(document))
+
+    language = schema_language(schema)
+    return Form(language, json_request(schema), is_valid)
+
+
+def json_request(schema: dict[str, Any]) -> str:
+    """What a prompt says that is to be answered by a schema."""
+    return f"Answer in JSON by this schema: {json.dumps(schema, ensure_ascii=False)}"
+
+
+def _matching(pattern: str) -> Form:
+    from ..grammar.pattern import regex_language
+
+    language = regex_language(pattern)
+    request = f"Answer with a text that matches this regular expression: {pattern}"
+    return Form(language, request, lambda text: re.fullmatch(pattern, text) is not None)
+
+
+def _one_of(text: str) -> Form:
+    from ..grammar.pattern import choices_language
+
+    choices = parse_choices(text)
+    return Form(choices_language(choices), f"Answer with one of: {', '.join(choices)}", choices.__contains__)
+
+
+def parse_choices(text: str) -> list[str]:
+    """`yes,no` or, where a choice has a comma in it, a JSON list of strings. Raises `ConstraintError`."""
+    if not text.lstrip().startswith("["):
+        return [choice.strip() for choice in text.split(",")] if text.strip() else []
+    try:
+        choices = json.loads(text)
+    except ValueError as error:
+        raise ConstraintError(f"The choices begin like a JSON list, but are none: {error}.") from error
+    if not all(isinstance(choice, str) for choice in choices):
+        raise ConstraintError('Choices are texts: give a JSON list of strings, such as ["1", "2"].')
+    return list(choices)
