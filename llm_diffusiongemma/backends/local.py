@@ -8,8 +8,8 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -20,7 +20,7 @@ from llm.parts import Message, StreamEvent
 from .. import hub
 from ..catalog import ModelEntry
 from ..chat.declarations import declare
-from ..chat.messages import PromptEncoder, read_conversation
+from ..chat.messages import Conversation, PromptEncoder, read_conversation
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS, ReplyReader
 from ..chat.tokenizer import ChatTokenizer, control_tokens, decode, table_decoder, token_bytes
 from ..errors import CheckpointError
@@ -241,6 +241,15 @@ def _load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+@dataclass(frozen=True)
+class _Prompt:
+    """What the pipeline is given to read."""
+
+    ids: list[int]
+    images: ImageInputs | None
+    stable_length: int
+
+
 class LocalReply:
     """One turn being answered: iterate `steps`, then read `report`."""
 
@@ -250,29 +259,16 @@ class LocalReply:
         options = turn.options
         self._form = read_form(turn.schema, options.regex, options.choices)
         conversation = read_conversation(turn.messages)
-        if self._form is not None:
-            conversation = conversation.with_request(self._form.request)
         ready = get_engine(entry)
         self._engine = ready.engine
-        encoder = self._engine.prompt_encoder
-        prompt_ids = encoder.encode(
-            conversation.messages, tools=declare(turn.tools), thinking=bool(options.thinking)
-        )
-        self._images: ImageInputs | None = None
-        if conversation.pictures:
-            prompt_ids, self._images = self._engine.image_reader.read(
-                prompt_ids,
-                [picture.image for picture in conversation.pictures],
-                [
-                    options.image_tokens or (FRAME_SOFT_TOKENS if picture.timestamp else None)
-                    for picture in conversation.pictures
-                ],
-            )
-        self._prompt_ids = prompt_ids
-        self._has_tools = bool(turn.tools)
-        self._reader = self._free_reader()
-        self._stable_length = encoder.stable_length(prompt_ids)
         self._options = options
+        self._tools = turn.tools
+        # Without a form's request there is one to be written freely: the reply, or the try that may call a tool.
+        self._free = self._read(conversation) if self._form is None or turn.tools else None
+        self._formed = None if self._form is None else self._read(conversation.with_request(self._form.request))
+        prompt = self._free or self._formed
+        assert prompt is not None
+        self._reader = self._free_reader(prompt)
         self._text = ""
         self._has_begun = False
         self._is_hidden = False
@@ -282,8 +278,25 @@ class LocalReply:
             dtype=str(self._engine.loaded.dtype).removeprefix("torch."),
             seed=options.seed if options.seed is not None else secrets.randbits(32),
             load_seconds=ready.load_seconds,
-            input_tokens=len(prompt_ids),
+            input_tokens=len(prompt.ids),
         )
+
+    def _read(self, conversation: Conversation) -> _Prompt:
+        encoder = self._engine.prompt_encoder
+        ids = encoder.encode(
+            conversation.messages, tools=declare(self._tools), thinking=bool(self._options.thinking)
+        )
+        images: ImageInputs | None = None
+        if conversation.pictures:
+            ids, images = self._engine.image_reader.read(
+                ids,
+                [picture.image for picture in conversation.pictures],
+                [
+                    self._options.image_tokens or (FRAME_SOFT_TOKENS if picture.timestamp else None)
+                    for picture in conversation.pictures
+                ],
+            )
+        return _Prompt(ids, images, encoder.stable_length(ids))
 
     @property
     def has_text(self) -> bool:
@@ -310,9 +323,12 @@ class LocalReply:
         without the form first, which nobody sees unless it calls a tool, and then again if it does not.
         """
         form = self._form
-        if form is not None and self._has_tools:
+        if form is None:
+            yield from self._write_freely(should_stop)
+            return
+        if self._free is not None:
             self._is_hidden = True
-            hidden = list(self._generate(should_stop, None))
+            hidden = list(self._write_freely(should_stop))
             self._is_hidden = False
             if self.tool_calls:
                 yield from hidden
@@ -320,26 +336,46 @@ class LocalReply:
             if self.report.finish_reason == "interrupted":
                 return
             self.report.finish_reason, self.report.blocks, self._text = "interrupted", [], ""
-        if form is None:
-            yield from self._generate(should_stop, None)
-            return
-        for events in self._generate(should_stop, form):
+        for events in self._write_in(form, should_stop):
             if self.report.finish_reason != "interrupted":
                 form.check(self._text)
             yield events
 
-    def _free_reader(self) -> ReplyReader:
+    def _free_reader(self, prompt: _Prompt) -> ReplyReader:
         return ReplyReader(
             self._engine.decode,
             self._engine.control_tokens,
-            in_thought=self._engine.opens_thought(self._prompt_ids),
-            has_tools=self._has_tools,
+            in_thought=self._engine.opens_thought(prompt.ids),
+            has_tools=bool(self._tools),
         )
 
+    def _write_freely(self, should_stop: Callable[[], bool] | None) -> Iterator[list[StreamEvent]]:
+        assert self._free is not None
+        return self._generate(self._free, should_stop)
+
+    def _write_in(self, form: Form, should_stop: Callable[[], bool] | None) -> Iterator[list[StreamEvent]]:
+        """The reply held to a form, its thought excepted."""
+        engine, prompt = self._engine, self._formed
+        assert prompt is not None
+        thought_closes: int | None = None
+        if self._options.thinking:
+            # Opened for it: what is free has to be a thought.
+            if not engine.opens_thought(prompt.ids):
+                prompt = replace(prompt, ids=prompt.ids + engine.prompt_encoder.opening_of_thought)
+            thought_closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES)
+        self.report.input_tokens = len(prompt.ids)
+        self._reader = ReplyReader(
+            engine.decode_bytes, engine.control_tokens, in_thought=thought_closes is not None, verbatim=True
+        )
+        return self._generate(prompt, should_stop, engine.hold_to(form), thought_closes)
+
     def _generate(
-        self, should_stop: Callable[[], bool] | None, form: Form | None
+        self,
+        prompt: _Prompt,
+        should_stop: Callable[[], bool] | None,
+        constraint: TextConstraint | None = None,
+        thought_closes: int | None = None,
     ) -> Generator[list[StreamEvent], None, None]:
-        """One way of writing the reply: free, or held to a form, its thought excepted."""
         import torch
 
         from ..diffusion.pipeline import Block
@@ -356,29 +392,15 @@ class LocalReply:
             confidence_threshold=options.confidence_threshold,
             stability_threshold=options.stability_threshold,
         )
-        prompt_ids, constraint, thought_closes = self._prompt_ids, None, None
-        if form is not None:
-            constraint = engine.hold_to(form)
-            if options.thinking:
-                # Opened for it: what is free has to be a thought.
-                if not engine.opens_thought(prompt_ids):
-                    prompt_ids = prompt_ids + engine.prompt_encoder.opening_of_thought
-                thought_closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES)
-            self._reader = ReplyReader(
-                engine.decode_bytes,
-                engine.control_tokens,
-                in_thought=thought_closes is not None,
-                verbatim=True,
-            )
         # On the CPU whatever the model runs on: a seed then draws the same numbers everywhere.
         generator = torch.Generator().manual_seed(self.report.seed)
         results = engine.pipeline.generate(
-            prompt_ids,
+            prompt.ids,
             settings=settings,
             max_tokens=options.max_tokens or DEFAULT_MAX_TOKENS,
             randomness=GeneratorRandomness(generator),
-            images=self._images,
-            stable_length=self._stable_length,
+            images=prompt.images,
+            stable_length=prompt.stable_length,
             constraint=constraint,
             thought_closes=thought_closes,
             should_stop=should_stop,

@@ -20,8 +20,8 @@ from llm_diffusiongemma.grammar.automaton import TokenAutomaton, Vocabulary
 from llm_diffusiongemma.grammar.cache import load_or_build
 from llm_diffusiongemma.grammar.constraint import TextConstraint
 from llm_diffusiongemma.grammar.dfa import ByteDFA
+from llm_diffusiongemma.grammar.pattern import regex_language
 from llm_diffusiongemma.tiny.network import CHECKPOINT
-from tests.grammar.languages import regex_dfa
 
 from .contestants import Task
 from .networks import GEMMA_VOCABULARY
@@ -102,7 +102,7 @@ def build_costs(vocabulary: Vocabulary, repeats: int) -> dict[str, BuildCost]:
     """Medians for each language, its byte automaton in hand: into an empty cache, and out of it."""
     costs = {}
     for name, pattern in LANGUAGES.items():
-        dfa = regex_dfa(pattern)
+        dfa = regex_language(pattern)
         first, cached = [], []
         for _ in range(repeats):
             with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +130,7 @@ def replies(model: Any, vocabulary: Vocabulary, task: Task) -> dict[str, Callabl
     model.generation_config.eos_token_id = [1]
     with tempfile.TemporaryDirectory() as folder:
         automata: dict[str, TokenAutomaton | None] = {
-            name: load_or_build(regex_dfa(pattern), vocabulary, Path(folder))
+            name: load_or_build(regex_language(pattern), vocabulary, Path(folder))
             for name, pattern in LANGUAGES.items()
         }
 

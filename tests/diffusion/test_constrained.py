@@ -18,8 +18,9 @@ from llm_diffusiongemma.diffusion.sampler import EntropyBoundSampler, GeneratorR
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.automaton import TokenAutomaton, build
 from llm_diffusiongemma.grammar.constraint import TextConstraint
+from llm_diffusiongemma.grammar.pattern import regex_language
 from llm_diffusiongemma.tiny.network import CHECKPOINT
-from tests.grammar.languages import BYTE_TOKENS, EOS, PAD, regex_dfa, text_of, vocabulary_of
+from tests.grammar.languages import BYTE_TOKENS, EOS, PAD, text_of, vocabulary_of
 
 from .tiny_models import prompt_of, tiny_model
 
@@ -46,7 +47,7 @@ CLOSES = 3
 
 @functools.cache
 def automaton_of(pattern: str) -> TokenAutomaton:
-    return build(regex_dfa(pattern), vocabulary_of(BYTE_TOKENS, eos=(EOS,)))
+    return build(regex_language(pattern), vocabulary_of(BYTE_TOKENS, eos=(EOS,)))
 
 
 @functools.cache
@@ -102,7 +103,7 @@ def reply(
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_reply_belongs_to_the_language(pattern: str) -> None:
-    automaton, dfa = automaton_of(pattern), regex_dfa(pattern)
+    automaton, dfa = automaton_of(pattern), regex_language(pattern)
     fewest = int(automaton.distance[0])
     budgets = sorted({max(fewest - 1, 1), fewest + 2, CANVAS, 4 * CANVAS - 1, 6 * CANVAS + 3})
     for seed, max_tokens in itertools.product(range(2), budgets):
@@ -142,7 +143,7 @@ def test_bfloat16_is_held_to_it_too() -> None:
     for pattern in PATTERNS[:3]:
         model = nonsense(dtype=torch.bfloat16)
         result = reply(model, TextConstraint(automaton_of(pattern), CPU), max_tokens=40)
-        assert regex_dfa(pattern).accepts(result.text)
+        assert regex_language(pattern).accepts(result.text)
 
 
 def test_the_same_seed_makes_the_same_reply() -> None:
@@ -322,7 +323,7 @@ def test_a_thought_of_nonsense_leads_to_a_text_all_the_same() -> None:
     for seed in range(4):
         result = behind_thought(PATTERNS[0], 60, seed=seed)
         text = result.tokens[result.tokens.index(CLOSES) + 1 :]
-        assert regex_dfa(PATTERNS[0]).accepts(text_of(BYTE_TOKENS, text))
+        assert regex_language(PATTERNS[0]).accepts(text_of(BYTE_TOKENS, text))
 
 
 # --- the embedded checkpoint -------------------------------------------------------------------------------
@@ -339,9 +340,9 @@ def test_the_embedded_checkpoint_keeps_to_it_on_a_prompt_it_has_never_seen(patte
     model, tokenizer, table = embedded()
     config = model.generation_config
     vocabulary = vocabulary_of(table, eos=tuple(config.eos_token_id), size=model.config.text_config.vocab_size)
-    automaton = build(regex_dfa(pattern), vocabulary)
+    automaton = build(regex_language(pattern), vocabulary)
     prompt = tokenizer.encode("What do the birds think of the price of tea?", add_special_tokens=False)
     result = reply(model, TextConstraint(automaton, CPU), max_tokens=300, prompt=prompt, steps=6)
     text = text_of(table, result.tokens)
-    assert regex_dfa(pattern).accepts(text), text
+    assert regex_language(pattern).accepts(text), text
     text.decode()

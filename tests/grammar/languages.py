@@ -5,36 +5,11 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from outlines_core import Index
-from outlines_core import Vocabulary as ByteVocabulary
 
 from llm_diffusiongemma.grammar.automaton import TokenAutomaton, Vocabulary
 from llm_diffusiongemma.grammar.dfa import ByteDFA
 
 PAD, EOS, OTHER_EOS = 0, 1, 2
-
-
-def regex_dfa(pattern: str) -> ByteDFA:
-    """The automaton of all texts that the regular expression matches whole. They must not hold a NUL.
-
-    outlines-core (0.2.14) drops every move from an accepting state to one that is not: of `(ab)*` only the
-    empty text is left. With a NUL behind it no accepting state has moves, and what accepts is what a NUL
-    leads on from.
-    """
-    index = Index(f"(?:{pattern})\\x00", ByteVocabulary(256, {bytes([byte]): [byte] for byte in range(256)}))
-    rows, finals = index.get_transitions(), set(index.get_final_states())
-    states = sorted(set(rows) | {target for row in rows.values() for target in row.values()})
-    number = {state: i for i, state in enumerate(states)}
-    dead = len(states)
-    transitions = np.full((dead + 1, 256), dead, np.int32)
-    accepting = np.zeros(dead + 1, np.bool_)
-    for state, row in rows.items():
-        for byte, target in row.items():
-            if byte == 0:
-                accepting[number[state]] |= target in finals
-            elif byte < 256:  # the last is the end of the text
-                transitions[number[state], byte] = number[target]
-    return minimal(transitions, accepting, number[index.get_initial_state()])
 
 
 def minimal(transitions: np.ndarray, accepting: np.ndarray, start: int) -> ByteDFA:

@@ -13,6 +13,7 @@ from llm_diffusiongemma.grammar import cache as cache_module
 from llm_diffusiongemma.grammar.automaton import UNREACHABLE, TokenAutomaton, build
 from llm_diffusiongemma.grammar.cache import load_or_build
 from llm_diffusiongemma.grammar.dfa import ByteDFA
+from llm_diffusiongemma.grammar.pattern import regex_language
 
 from .languages import (
     BYTE_TOKENS,
@@ -23,7 +24,6 @@ from .languages import (
     naive_distance,
     random_dfa,
     random_tokens,
-    regex_dfa,
     vocabulary_of,
 )
 
@@ -46,7 +46,7 @@ JSON = r'\{"name": "[^"\\\x00-\x1f]*", "age": (0|[1-9][0-9]{0,2})\}'
     ],
 )
 def test_languages(pattern: str, inside: list[bytes], outside: list[bytes]) -> None:
-    dfa = regex_dfa(pattern)
+    dfa = regex_language(pattern)
     assert all(dfa.accepts(text) for text in inside)
     assert not any(dfa.accepts(text) for text in outside)
     assert (dfa.transitions[dfa.dead] == dfa.dead).all()
@@ -98,14 +98,14 @@ def test_classes_are_as_few_as_can_be_and_arcs_are_all_moves_that_can_end(seed: 
 def test_a_token_that_changes_nothing_is_text_and_one_without_bytes_is_not() -> None:
     """A map that is the identity once stood for both."""
     tokens = [None, None, None, None, b"a", b"b", b"", b"ab"]
-    automaton = build(regex_dfa("[ab]*"), vocabulary_of(tokens))
+    automaton = build(regex_language("[ab]*"), vocabulary_of(tokens))
     assert [int(c) for c in automaton.token_class[[4, 5, 7]]] == [0, 0, 0]
     assert automaton.token_class[3] == automaton.token_class[6] == automaton.illegal_class
     assert automaton.token_class[PAD] == automaton.pad_class
 
 
 def test_characters_may_be_split_over_tokens() -> None:
-    automaton = build(regex_dfa("☃+"), vocabulary_of(BYTE_TOKENS))
+    automaton = build(regex_language("☃+"), vocabulary_of(BYTE_TOKENS))
     snowman = [4 + byte for byte in "☃".encode()]
     assert automaton.advance(0, [*snowman, *snowman, EOS]) == automaton.end
     assert automaton.advance(0, [*snowman, *snowman[:2], EOS]) == automaton.dead
@@ -113,7 +113,7 @@ def test_characters_may_be_split_over_tokens() -> None:
 
 
 def test_a_move_from_which_the_tokens_can_not_go_on_is_none() -> None:
-    automaton = build(regex_dfa("ab|cd"), vocabulary_of([None, None, None, None, b"a", b"cd"]))
+    automaton = build(regex_language("ab|cd"), vocabulary_of([None, None, None, None, b"a", b"cd"]))
     stuck = automaton.advance(0, [4])
     assert stuck != automaton.dead
     assert automaton.distance[stuck] == UNREACHABLE
@@ -122,21 +122,21 @@ def test_a_move_from_which_the_tokens_can_not_go_on_is_none() -> None:
 
 
 def test_an_end_of_sequence_token_is_never_text_even_if_it_has_bytes() -> None:
-    automaton = build(regex_dfa("a"), vocabulary_of([None, b"a", None, b"a"], eos=(1,)))
+    automaton = build(regex_language("a"), vocabulary_of([None, b"a", None, b"a"], eos=(1,)))
     assert automaton.advance(0, [1]) == automaton.dead
     assert automaton.advance(0, [3, 1]) == automaton.end
 
 
 def test_the_padding_token_may_be_missing_be_text_or_end_the_text() -> None:
     for tokens, eos in (([b"a", None], (1,)), ([None, b"a"], (0,))):
-        automaton = build(regex_dfa("a"), vocabulary_of(tokens, eos=eos))
+        automaton = build(regex_language("a"), vocabulary_of(tokens, eos=eos))
         assert automaton.pad_token_id is None
         assert (automaton.token_class != automaton.pad_class).all()
 
 
 def test_a_vocabulary_that_can_not_write_it_is_refused() -> None:
     with pytest.raises(ConstraintError, match="tokenizer can't write"):
-        build(regex_dfa("b"), vocabulary_of([None, None, None, b"a", b"bb"]))
+        build(regex_language("b"), vocabulary_of([None, None, None, b"a", b"bb"]))
 
 
 def test_a_checkpoint_that_names_no_end_is_refused() -> None:
@@ -147,7 +147,7 @@ def test_a_checkpoint_that_names_no_end_is_refused() -> None:
 def test_an_automaton_beyond_all_bounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(automaton_module, "MAX_TABLE_CELLS", 100)
     with pytest.raises(ConstraintError, match="too complicated"):
-        build(regex_dfa(JSON), vocabulary_of(BYTE_TOKENS))
+        build(regex_language(JSON), vocabulary_of(BYTE_TOKENS))
 
 
 # --- the cache ---------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[ByteDFA]:
 
 
 def test_the_second_time_it_comes_from_disk(tmp_path: Path, builds: list[ByteDFA]) -> None:
-    dfa, vocabulary, folder = regex_dfa(JSON), vocabulary_of(BYTE_TOKENS), tmp_path / "new" / "folder"
+    dfa, vocabulary, folder = regex_language(JSON), vocabulary_of(BYTE_TOKENS), tmp_path / "new" / "folder"
     first = load_or_build(dfa, vocabulary, folder)
     again = load_or_build(dfa, vocabulary, folder)
     assert len(builds) == 1
@@ -183,7 +183,7 @@ def test_the_second_time_it_comes_from_disk(tmp_path: Path, builds: list[ByteDFA
 
 
 def test_what_differs_is_never_mixed_up(tmp_path: Path, builds: list[ByteDFA]) -> None:
-    dfa, other = regex_dfa("a+"), regex_dfa("a*")
+    dfa, other = regex_language("a+"), regex_language("a*")
     variants = [
         (dfa, vocabulary_of(BYTE_TOKENS)),
         (other, vocabulary_of(BYTE_TOKENS)),
@@ -200,7 +200,7 @@ def test_what_differs_is_never_mixed_up(tmp_path: Path, builds: list[ByteDFA]) -
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise", "flipped", "other arrays", "folder"])
 def test_a_damaged_entry_is_built_anew(tmp_path: Path, damage: str, builds: list[ByteDFA]) -> None:
-    dfa, vocabulary = regex_dfa(JSON), vocabulary_of(BYTE_TOKENS)
+    dfa, vocabulary = regex_language(JSON), vocabulary_of(BYTE_TOKENS)
     expected = load_or_build(dfa, vocabulary, tmp_path)
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
@@ -227,7 +227,7 @@ def test_a_damaged_entry_is_built_anew(tmp_path: Path, damage: str, builds: list
 
 def test_the_folder_is_bounded_and_keeps_what_was_used_last(tmp_path: Path, builds: list[ByteDFA]) -> None:
     vocabulary = vocabulary_of(BYTE_TOKENS)
-    dfas = [regex_dfa("a" * n) for n in range(1, 7)]
+    dfas = [regex_language("a" * n) for n in range(1, 7)]
     now = 1_000_000_000
     for i, dfa in enumerate(dfas[:4]):
         load_or_build(dfa, vocabulary, tmp_path, max_entries=4)
@@ -248,15 +248,15 @@ def test_the_folder_is_bounded_and_keeps_what_was_used_last(tmp_path: Path, buil
 
 def test_the_folder_is_bounded_in_bytes(tmp_path: Path) -> None:
     vocabulary = vocabulary_of(BYTE_TOKENS)
-    load_or_build(regex_dfa("a"), vocabulary, tmp_path)
+    load_or_build(regex_language("a"), vocabulary, tmp_path)
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     for n in range(2, 8):
-        load_or_build(regex_dfa("a" * n), vocabulary, tmp_path, max_bytes=4 * size)
+        load_or_build(regex_language("a" * n), vocabulary, tmp_path, max_bytes=4 * size)
     assert 1 <= sum(path.stat().st_size for path in tmp_path.iterdir()) <= 4 * size
 
 
 def test_without_a_folder_to_write_to_it_is_built(tmp_path: Path) -> None:
     blocked = tmp_path / "a file"
     blocked.write_text("")
-    dfa, vocabulary = regex_dfa("a"), vocabulary_of(BYTE_TOKENS)
+    dfa, vocabulary = regex_language("a"), vocabulary_of(BYTE_TOKENS)
     assert same(load_or_build(dfa, vocabulary, blocked), build(dfa, vocabulary))

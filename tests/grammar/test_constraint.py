@@ -15,8 +15,9 @@ from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar import constraint as constraint_module
 from llm_diffusiongemma.grammar.automaton import UNREACHABLE, TokenAutomaton, build
 from llm_diffusiongemma.grammar.constraint import TAIL_WEIGHT, TextConstraint
+from llm_diffusiongemma.grammar.pattern import regex_language
 
-from .languages import BYTE_TOKENS, EOS, OTHER_EOS, PAD, random_dfa, random_tokens, regex_dfa, vocabulary_of
+from .languages import BYTE_TOKENS, EOS, OTHER_EOS, PAD, random_dfa, random_tokens, vocabulary_of
 
 CPU = torch.device("cpu")
 
@@ -142,7 +143,7 @@ def test_it_is_exact(scale: float, block: int, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_is_impossible_is_never_drawn_whatever_the_format() -> None:
-    automaton = build(regex_dfa("[ab]{2}"), vocabulary_of(BYTE_TOKENS))
+    automaton = build(regex_language("[ab]{2}"), vocabulary_of(BYTE_TOKENS))
     constraint = TextConstraint(automaton, CPU)
     constraint.start_canvas(4, 10)
     _, _, log_q = step(
@@ -161,7 +162,7 @@ def test_what_is_impossible_is_never_drawn_whatever_the_format() -> None:
 
 
 def test_ties_are_broken_the_same_way_each_time() -> None:
-    automaton = build(regex_dfa("[ab]{2}|c"), vocabulary_of(BYTE_TOKENS))
+    automaton = build(regex_language("[ab]{2}|c"), vocabulary_of(BYTE_TOKENS))
     canvases = set()
     for rows_per_chunk in (1, 3, 6):
         constraint = TextConstraint(automaton, CPU)
@@ -174,7 +175,7 @@ def test_large_classes_are_exact_too() -> None:
     """A class of thousands of tokens, of which a few weigh nearly everything."""
     size = 3000
     tokens = [None, None, None, None, *(b"a" if i % 7 else b"b" for i in range(size - 4))]
-    automaton = build(regex_dfa("a{3}"), vocabulary_of(tokens))
+    automaton = build(regex_language("a{3}"), vocabulary_of(tokens))
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, size, generator=generator) * 12
     constraint = TextConstraint(automaton, CPU)
@@ -196,7 +197,7 @@ def test_large_classes_are_exact_too() -> None:
 def test_any_budget_that_suffices_ends_the_text_inside_it(seed: int) -> None:
     rng = np.random.default_rng(seed)
     pattern = ["[ab]*", "(ab){5,}", "a{7}|b{3}", r'\["a"(, "b")*\]', "(a|bb)+c"][seed % 5]
-    dfa = regex_dfa(pattern)
+    dfa = regex_language(pattern)
     automaton = build(dfa, vocabulary_of(BYTE_TOKENS))
     length = int(rng.integers(1, 6))
     constraint = TextConstraint(automaton, CPU)
@@ -219,7 +220,7 @@ def test_any_budget_that_suffices_ends_the_text_inside_it(seed: int) -> None:
 def test_the_tail_weight_keeps_a_vague_network_from_the_shortest_text() -> None:
     """At nothing an empty position costs what the network says of it, which before it knows is a lot."""
     size = len(BYTE_TOKENS)
-    automaton = build(regex_dfa("[a-z]*"), vocabulary_of(BYTE_TOKENS))
+    automaton = build(regex_language("[a-z]*"), vocabulary_of(BYTE_TOKENS))
     vague = torch.zeros(32, size)
     lengths = []
     for tail_weight in (0.0, TAIL_WEIGHT, 100.0):
@@ -232,7 +233,7 @@ def test_the_tail_weight_keeps_a_vague_network_from_the_shortest_text() -> None:
 
 
 def test_the_report_says_what_the_constraint_changed() -> None:
-    automaton = build(regex_dfa("aa"), vocabulary_of(BYTE_TOKENS))
+    automaton = build(regex_language("aa"), vocabulary_of(BYTE_TOKENS))
     logits = torch.zeros(5, len(BYTE_TOKENS))
     logits[range(5), [4 + ord("a"), 4 + ord("z"), EOS, PAD, PAD]] = 30.0
     constraint = TextConstraint(automaton, CPU)
@@ -246,7 +247,7 @@ def test_the_report_says_what_the_constraint_changed() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_output_that_is_no_number_is_refused(value: float) -> None:
-    constraint = TextConstraint(build(regex_dfa("a+"), vocabulary_of(BYTE_TOKENS)), CPU)
+    constraint = TextConstraint(build(regex_language("a+"), vocabulary_of(BYTE_TOKENS)), CPU)
     constraint.start_canvas(3, 100)
     logits = torch.zeros(3, len(BYTE_TOKENS))
     logits[1, 100] = value
