@@ -466,7 +466,9 @@ def test_another_process_is_at_it(hub: LoopbackHub, cache: Path, llm_command: Ll
     def hold() -> None:
         with WeakFileLock(lock):
             taken.set()
-            time.sleep(hub_module.LOCK_SILENCE_SECONDS + 1)
+            while not hub.requests:  # however long it takes to get so far
+                time.sleep(0.01)
+            time.sleep(hub_module.LOCK_SILENCE_SECONDS + 2)
 
     threading.Thread(target=hold).start()
     taken.wait(10)

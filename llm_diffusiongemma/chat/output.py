@@ -31,8 +31,8 @@ class ReplyReader:
 
     `decode` turns token ids into text and loses nothing; `control_tokens` maps the ids of control tokens
     to their names; `in_thought` says that the prompt has already opened a thought; without `has_tools` a
-    call is text, since nobody could run it. So is one that is cut off or malformed. `verbatim` keeps the
-    blanks of the text that other replies lose at their edges.
+    call is text, since nobody could run it. So is one that is cut off or malformed. `verbatim` is for a reply
+    held to a form: its text keeps the blanks at its edges, and no call ends the thought before it.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ReplyReader:
                 self._label_pending = True
             elif name == THOUGHT_CLOSES:
                 self._switch("text")
-            elif name == CALL_OPENS:
+            elif name == CALL_OPENS and not (self._verbatim and self._channel == "reasoning"):
                 # It also ends a thought, and a call before it that was never closed.
                 events += self._cut_call()
                 self._switch("text")

@@ -467,8 +467,8 @@ SKILLS: dict[str, tuple[Skill, float]] = {
     "sum_thinking": (sum_thinking, 0.05),
     "tool_call": (tool_call, 0.03),
     "tool_result": (tool_result, 0.05),
-    "json_object": (json_object, 0.08),
-    "json_list": (json_list, 0.04),
+    "json_object": (json_object, 0.25),
+    "json_list": (json_list, 0.08),
     "colour": (colour, 0.01),
 }
 

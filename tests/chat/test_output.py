@@ -104,3 +104,18 @@ def test_any_split_gives_the_same(text: str, thought: bool, cuts: list[int]) -> 
     edges = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
     pieces = [ids[start:end] for start, end in itertools.pairwise(edges)]
     assert read(pieces) == read([ids])
+
+
+def test_verbatim_text_keeps_its_blanks_and_nothing_in_a_thought_is_text() -> None:
+    """Of a reply that is held to a form every character was asked for."""
+    reader = ReplyReader(TOKENIZER.decode, CONTROL, in_thought=True, verbatim=True)
+    ids = TOKENIZER.encode(
+        "thought\nhm <|tool_call>call:f{}<tool_call|> so\n<channel|>\n thought\n ", add_special_tokens=False
+    )
+    events = reader.consume(ids) + reader.finalize()
+    assert [(event.type, event.chunk) for event in events] == [
+        ("reasoning", "hm call:f{} so"),
+        ("text", "\n thought\n "),
+    ]
+    plain = ReplyReader(TOKENIZER.decode, CONTROL, verbatim=True)
+    assert "".join(event.chunk for event in plain.consume(ids[:3]) + plain.finalize()) == TOKENIZER.decode(ids[:3])

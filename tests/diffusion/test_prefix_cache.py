@@ -28,7 +28,11 @@ SOFT_TOKENS = 16
 
 @functools.cache
 def model() -> Any:
-    return tiny_model(max_position_embeddings=2048)
+    random_model = tiny_model(max_position_embeddings=2048)
+    with torch.no_grad():
+        # It must not write the token that stands for an image: a prompt with it would be short of one.
+        random_model.get_input_embeddings().weight[IMAGE_TOKEN_ID] = 0
+    return random_model
 
 
 @pytest.fixture
