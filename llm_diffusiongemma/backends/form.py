@@ -50,7 +50,7 @@ def read_form(schema: dict[str, Any] | None, regex: str | None, choices: str | N
 
 
 def _json(schema: dict[str, Any]) -> Form:
-    from jsonschema import FormatChecker
+    import referencing
     from jsonschema.validators import Draft202012Validator, validator_for
 
     from ..grammar.schema import schema_language
@@ -61,7 +61,8 @@ def _json(schema: dict[str, Any]) -> Form:
         except ValueError:
             return False
         dialect = validator_for(schema, default=Draft202012Validator)
-        return bool(dialect(schema, format_checker=FormatChecker()).is_valid(document))
+        # Formats are annotations; which of them jsonschema could check depends on what is installed.
+        return bool(dialect(schema, registry=referencing.Registry()).is_valid(document))
 
     language = schema_language(schema)
     return Form(language, json_request(schema), is_valid)
@@ -69,12 +70,24 @@ def _json(schema: dict[str, Any]) -> Form:
 
 def json_request(schema: dict[str, Any]) -> str:
     """What a prompt says that is to be answered by a schema."""
-    return f"Answer in JSON by this schema: {json.dumps(schema, ensure_ascii=False)}"
+    text = json.dumps(schema, ensure_ascii=False)
+    # Half a surrogate pair is valid in JSON, but no text can be made of it.
+    return f"Answer in JSON by this schema: {text if _is_text(text) else json.dumps(schema)}"
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _matching(pattern: str) -> Form:
     from ..grammar.pattern import regex_language
 
+    if not _is_text(pattern):
+        raise ConstraintError("The regular expression holds bytes that are no valid UTF-8. Convert it first.")
     language = regex_language(pattern)
     request = f"Answer with a text that matches this regular expression: {pattern}"
     return Form(language, request, lambda text: re.fullmatch(pattern, text) is not None)
@@ -83,6 +96,8 @@ def _matching(pattern: str) -> Form:
 def _one_of(text: str) -> Form:
     from ..grammar.pattern import choices_language
 
+    if not _is_text(text):
+        raise ConstraintError("The choices hold bytes that are no valid UTF-8. Convert them first.")
     choices = parse_choices(text)
     return Form(choices_language(choices), f"Answer with one of: {', '.join(choices)}", choices.__contains__)
 
@@ -93,7 +108,7 @@ def parse_choices(text: str) -> list[str]:
         return [choice.strip() for choice in text.split(",")] if text.strip() else []
     try:
         choices = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConstraintError(f"The choices begin like a JSON list, but are none: {error}.") from error
     if not all(isinstance(choice, str) for choice in choices):
         raise ConstraintError('Choices are texts: give a JSON list of strings, such as ["1", "2"].')

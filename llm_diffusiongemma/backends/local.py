@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from .form import Form, read_form
 
 if TYPE_CHECKING:
     from ..diffusion.loading import LoadedModel
-    from ..diffusion.pipeline import Block, BlockDiffusionPipeline, ImageInputs
+    from ..diffusion.pipeline import Block, BlockDiffusionPipeline, Draft, ImageInputs
     from ..grammar.automaton import Vocabulary
     from ..grammar.constraint import ConstraintReport, TextConstraint
 
@@ -270,7 +270,6 @@ class LocalReply:
         assert prompt is not None
         self._reader = self._free_reader(prompt)
         self._text = ""
-        self._has_begun = False
         self._is_hidden = False
         self.report = Report(
             resolved_model=ready.resolved_model,
@@ -296,7 +295,7 @@ class LocalReply:
                     for picture in conversation.pictures
                 ],
             )
-        return _Prompt(ids, images, encoder.stable_length(ids))
+        return _Prompt(ids, images, encoder.stable_length(ids, with_request=self._form is not None))
 
     @property
     def has_text(self) -> bool:
@@ -322,13 +321,16 @@ class LocalReply:
         Tools come before a form: what calls one is no answer yet. So a reply that may do either is written
         without the form first, which nobody sees unless it calls a tool, and then again if it does not.
         """
-        form = self._form
-        if form is None:
-            yield from self._write_freely(should_stop)
+        form, free = self._form, self._free
+        # What can't be guaranteed is refused before anything is written.
+        formed = None if form is None else self._start_formed(form, should_stop)
+        if form is None or formed is None:
+            assert free is not None
+            yield from self._events(self._start(free, should_stop))
             return
-        if self._free is not None:
+        if free is not None:
             self._is_hidden = True
-            hidden = list(self._write_freely(should_stop))
+            hidden = list(self._events(self._start(free, should_stop)))
             self._is_hidden = False
             if self.tool_calls:
                 yield from hidden
@@ -336,7 +338,15 @@ class LocalReply:
             if self.report.finish_reason == "interrupted":
                 return
             self.report.finish_reason, self.report.blocks, self._text = "interrupted", [], ""
-        for events in self._write_in(form, should_stop):
+        assert self._formed is not None
+        self.report.input_tokens = len(self._formed.ids)
+        self._reader = ReplyReader(
+            self._engine.decode_bytes,
+            self._engine.control_tokens,
+            in_thought=bool(self._options.thinking),
+            verbatim=True,
+        )
+        for events in self._events(formed):
             if self.report.finish_reason != "interrupted":
                 form.check(self._text)
             yield events
@@ -349,36 +359,30 @@ class LocalReply:
             has_tools=bool(self._tools),
         )
 
-    def _write_freely(self, should_stop: Callable[[], bool] | None) -> Iterator[list[StreamEvent]]:
-        assert self._free is not None
-        return self._generate(self._free, should_stop)
-
-    def _write_in(self, form: Form, should_stop: Callable[[], bool] | None) -> Iterator[list[StreamEvent]]:
-        """The reply held to a form, its thought excepted."""
-        engine, prompt = self._engine, self._formed
-        assert prompt is not None
+    def _start_formed(
+        self, form: Form, should_stop: Callable[[], bool] | None
+    ) -> Generator[Draft | Block, None, None]:
+        """The reply held to a form, its thought excepted. Raises `ConstraintError`."""
+        assert self._formed is not None
+        encoder = self._engine.prompt_encoder
         thought_closes: int | None = None
         if self._options.thinking:
             # Opened for it: what is free has to be a thought.
-            if not engine.opens_thought(prompt.ids):
-                prompt = replace(prompt, ids=prompt.ids + engine.prompt_encoder.opening_of_thought)
-            thought_closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES)
-        self.report.input_tokens = len(prompt.ids)
-        self._reader = ReplyReader(
-            engine.decode_bytes, engine.control_tokens, in_thought=thought_closes is not None, verbatim=True
-        )
-        return self._generate(prompt, should_stop, engine.hold_to(form), thought_closes)
+            if not self._engine.opens_thought(self._formed.ids):
+                self._formed = replace(self._formed, ids=self._formed.ids + encoder.opening_of_thought)
+            thought_closes = encoder.control_id(THOUGHT_CLOSES)
+        return self._start(self._formed, should_stop, self._engine.hold_to(form), thought_closes)
 
-    def _generate(
+    def _start(
         self,
         prompt: _Prompt,
         should_stop: Callable[[], bool] | None,
         constraint: TextConstraint | None = None,
         thought_closes: int | None = None,
-    ) -> Generator[list[StreamEvent], None, None]:
+    ) -> Generator[Draft | Block, None, None]:
+        """The pipeline's records, of which none is computed yet. Raises what a prompt or constraint can't be."""
         import torch
 
-        from ..diffusion.pipeline import Block
         from ..diffusion.sampler import GeneratorRandomness, SamplerSettings
 
         options = self._options
@@ -394,7 +398,7 @@ class LocalReply:
         )
         # On the CPU whatever the model runs on: a seed then draws the same numbers everywhere.
         generator = torch.Generator().manual_seed(self.report.seed)
-        results = engine.pipeline.generate(
+        return engine.pipeline.generate(
             prompt.ids,
             settings=settings,
             max_tokens=options.max_tokens or DEFAULT_MAX_TOKENS,
@@ -405,9 +409,14 @@ class LocalReply:
             thought_closes=thought_closes,
             should_stop=should_stop,
         )
+
+    def _events(self, results: Generator[Draft | Block, None, None]) -> Generator[list[StreamEvent], None, None]:
+        from ..diffusion.pipeline import Block
+
+        is_first = True
         try:
             while True:
-                with engine.lock:
+                with self._engine.lock:
                     started = time.perf_counter()
                     try:
                         result = next(results, None)
@@ -416,14 +425,14 @@ class LocalReply:
                 if result is None:
                     break
                 assert isinstance(result, Block)  # no drafts were asked for
+                if is_first:
+                    is_first = False
+                    self.report.cached_tokens = max(0, self.report.input_tokens - result.encoded_tokens)
                 yield self._take(result)
         finally:
             results.close()
 
     def _take(self, block: Block) -> list[StreamEvent]:
-        if not self._has_begun:
-            self._has_begun = True
-            self.report.cached_tokens = max(0, self.report.input_tokens - block.encoded_tokens)
         self.report.blocks.append(
             BlockReport(
                 tokens=len(block.tokens),

@@ -25,7 +25,7 @@ def declare(tools: Sequence[llm.Tool]) -> list[dict[str, Any]]:
             "function": {
                 "name": tool.name,
                 "description": tool.description or "",
-                "parameters": simplify(tool.input_schema),
+                "parameters": simplify(tool.input_schema or {}),
             },
         }
         for tool in tools
@@ -37,7 +37,8 @@ def simplify(schema: Schema) -> Schema:
 
     Of several alternatives the first is shown and the others are named in the description.
     """
-    return _simplify(schema, {**schema.get("definitions", {}), **schema.get("$defs", {})}, MAX_DEPTH)
+    definitions = {**(schema.get("definitions") or {}), **(schema.get("$defs") or {})}
+    return _simplify(schema, definitions, MAX_DEPTH)
 
 
 def _simplify(node: Any, definitions: dict[str, Any], depth: int) -> Schema:
@@ -46,14 +47,15 @@ def _simplify(node: Any, definitions: dict[str, Any], depth: int) -> Schema:
     node = dict(node)
     reference = node.pop("$ref", None)
     if isinstance(reference, str):
-        node = {**definitions.get(reference.rpartition("/")[2], {}), **node}
+        referenced = definitions.get(reference.rpartition("/")[2])
+        node = {**(referenced if isinstance(referenced, dict) else {}), **node}  # it may as well be `true`
         return _simplify(node, definitions, depth - 1)
-    for part in node.pop("allOf", ()):
+    for part in node.pop("allOf", None) or ():
         node = {**_simplify(part, definitions, depth - 1), **node}
     variants = [
         _simplify(variant, definitions, depth - 1)
         for keyword in ("anyOf", "oneOf")
-        for variant in node.pop(keyword, ())
+        for variant in node.pop(keyword, None) or ()
     ]
     chosen = [variant for variant in variants if variant.get("type") != "null"]
     if len(chosen) < len(variants):

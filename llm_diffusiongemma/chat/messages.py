@@ -188,11 +188,16 @@ class PromptEncoder:
         label = self._tokenizer.encode(THOUGHT_LABEL, add_special_tokens=False)
         return [] if opens is None else [opens, *label]
 
-    def stable_length(self, ids: Sequence[int]) -> int:
+    def stable_length(self, ids: Sequence[int], *, with_request: bool = False) -> int:
         """How much of a prompt every later prompt of the conversation begins with: what is before the model's
-        turn. Behind that a template may leave out thoughts, or tokenise differently what the model wrote."""
+        turn. Behind that a template may leave out thoughts, or tokenise differently what the model wrote.
+
+        `with_request` says that the user's turn before it ends in what only this prompt says.
+        """
         turn = self._control_ids.get(TURN_OPENS)
-        return next((i for i in range(len(ids) - 1, -1, -1) if ids[i] == turn), 0)
+        turns = [i for i, token in enumerate(ids) if token == turn]
+        unstable = 2 if with_request else 1
+        return turns[-unstable] if len(turns) >= unstable else 0
 
     def _render(self, messages: list[TemplateMessage], tools: list[dict[str, Any]], thinking: bool) -> str:
         from jinja2 import TemplateError

@@ -99,7 +99,10 @@ class ImageInputs:
     def digests(self) -> list[str]:
         """For each image a name that no image has that the encoder would see differently."""
         return [
-            hashlib.sha256(pixels.numpy().tobytes() + positions.numpy().tobytes()).hexdigest()
+            # Without the padding, which depends on what other images stand in the prompt.
+            hashlib.sha256(
+                pixels[positions[:, 0] >= 0].numpy().tobytes() + positions[positions[:, 0] >= 0].numpy().tobytes()
+            ).hexdigest()
             for pixels, positions in zip(self.pixel_values.cpu(), self.image_position_ids.cpu(), strict=True)
         ]
 

@@ -284,8 +284,10 @@ class _Parser:
 
     def _quantified(self, atom: Language) -> Language:
         counter = re.compile(r"\*|\+|\?|\{(\d+)\}|\{(\d*),(\d*)\}").match(self.pattern, self.position)
-        if counter is None or counter[0] == "{,}":
+        if counter is None:
             return atom
+        if counter[0] == "{,}":
+            raise self._refused("the counter {,}, which some read as text,")
         minimum, maximum = {"*": (0, None), "+": (1, None), "?": (0, 1)}.get(counter[0], (0, None))
         if counter[1]:
             minimum = maximum = self._count(counter[1])

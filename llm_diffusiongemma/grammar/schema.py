@@ -25,6 +25,8 @@ from typing import Any
 from urllib.parse import unquote
 
 import jsonschema
+import referencing
+import referencing.exceptions
 
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar import scalars
@@ -162,6 +164,10 @@ def schema_language(schema: dict[str, Any] | bool) -> ByteDFA:
             dfa = minimal_dfa(compiler.language(({"$ref": "#"},), _Place()))
         except StateLimitError:
             continue
+        except referencing.exceptions.Unresolvable as error:
+            raise ConstraintError(
+                f"The $ref {error.ref!r} leads nowhere in the schema. Put what it names under $defs."
+            ) from None
         except RecursionError:
             raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
         if dfa.dead == 0:
@@ -187,6 +193,8 @@ def _validator(schema: Any) -> Any:
         with warnings.catch_warnings():
             # Of an unknown $schema, and of patterns whose meaning Python will change.
             warnings.simplefilter("ignore")
+            if isinstance(schema, dict) and not isinstance(schema.get("$schema", ""), str):
+                raise ConstraintError("The schema is invalid: its $schema is not a text.")
             dialect = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
             dialect.check_schema(schema)
         if dialect is jsonschema.Draft3Validator:
@@ -199,7 +207,8 @@ def _validator(schema: Any) -> Any:
         raise ConstraintError(f"The schema is not JSON: {error}.") from None
     except jsonschema.SchemaError as error:
         raise ConstraintError(f"The schema is invalid at {error.json_path}: {error.message[:200]}.") from None
-    return dialect(schema)
+    # Without the registry it would fetch what a $ref names.
+    return dialect(schema, registry=referencing.Registry())
 
 
 def _largest_counter(schema: Any) -> str:
@@ -496,18 +505,23 @@ class _Compiler:
 
     # Arrays
 
+    def _min_contains(self, part: Part) -> int:
+        # Unknown to earlier drafts, which ignore it.
+        dialects = (jsonschema.Draft201909Validator, jsonschema.Draft202012Validator)
+        return int(part.get("minContains", 1)) if isinstance(self.validator, dialects) else 1
+
     def _array(self, parts: Alternative, place: _Place) -> Language:
         least = _least(parts, "minItems")
         most = _most(parts, "maxItems", None)
         contained: Conjunction = ()
         for part in parts:
-            if "contains" in part and part.get("minContains", 1) > 0:
+            if "contains" in part and self._min_contains(part) > 0:
                 # They come first.
-                needed = int(part.get("minContains", 1))
+                needed = self._min_contains(part)
                 if contained and needed != 1:
                     raise self._refused("minContains", "it stands beside another contains", place)
                 contained = (*contained, part["contains"])
-        leading = max([int(part.get("minContains", 1)) for part in parts if "contains" in part], default=0)
+        leading = max([self._min_contains(part) for part in parts if "contains" in part], default=0)
         least = max(least, leading)
         if least > MAX_STATES:
             raise self._refused("minItems", f"{least:,} is too much to be counted", place)
