@@ -1,7 +1,7 @@
 """Regular languages over bytes: the building blocks, and their minimal automata.
 
 A `Language` is an expression. `minimal_dfa` turns it into a nondeterministic automaton, determinises that and
-minimises the result. Intersection and difference can't be written as an expression, so they work on automata;
+minimises the result. An intersection can't be written as an expression, so it works on automata;
 `embed` makes an automaton part of an expression again.
 
 We determinise ourselves. outlines-core's `Index` builds the automaton of an *unanchored* search and can't be
@@ -175,11 +175,6 @@ def minimal_dfa(language: Language) -> ByteDFA:
 def intersection(first: ByteDFA, second: ByteDFA) -> ByteDFA:
     """What belongs to both. Raises `StateLimitError`."""
     return _product(first, second, first.accepting[:, None] & second.accepting[None, :])
-
-
-def difference(first: ByteDFA, second: ByteDFA) -> ByteDFA:
-    """What belongs to the first and not to the second. Raises `StateLimitError`."""
-    return _product(first, second, first.accepting[:, None] & ~second.accepting[None, :])
 
 
 class _Nfa:
@@ -395,7 +390,7 @@ def _product(first: ByteDFA, second: ByteDFA, accepting: npt.NDArray[np.bool_]) 
     fresh = pairs
     while len(fresh):
         targets = np.unique(one[fresh // width].astype(np.int64) * width + two[fresh % width])
-        # Nothing accepts once the first is dead: neither intersection nor difference.
+        # Nothing accepts once the first is dead.
         fresh = np.setdiff1d(targets[targets // width != first.dead], pairs, assume_unique=True)
         pairs = np.concatenate([pairs, fresh])
         if len(pairs) > MAX_STATES:
