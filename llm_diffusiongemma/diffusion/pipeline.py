@@ -7,6 +7,7 @@ Batch size is 1; `[1, 256]` in a comment stands for `[1, canvas_length]`.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import time
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers import DynamicCache
+from transformers import DiffusionGemmaModel, DynamicCache
 
 from llm_diffusiongemma.diffusion.loading import is_out_of_memory
 from llm_diffusiongemma.diffusion.prefix_cache import EncodedPrefix, Identity, PrefixCache
@@ -44,6 +45,11 @@ FinishReason = Literal["stop", "length"]
 # The encoder reads so many tokens at a time (more where an image would be cut): its masks have a row for
 # each of them and a column for each token of the context, which at once would be gigabytes for a long one.
 MAX_PREFILL_TOKENS = 1024
+
+# transformers 5.24 gave the KV cache's argument another name, and warns of the old one.
+CACHE_ARGUMENT = (
+    "cache" if "cache" in inspect.signature(DiffusionGemmaModel.forward).parameters else "past_key_values"
+)
 
 
 @dataclass(frozen=True)
@@ -342,7 +348,7 @@ class BlockDiffusionPipeline:
             # What the model's own forward does, but for the softcap, which the sampler's pass includes.
             output = self._model.model(
                 decoder_input_ids=canvas[None],
-                past_key_values=cache,
+                **{CACHE_ARGUMENT: cache},
                 self_conditioning_logits=self_conditioning_logits,
                 decoder_position_ids=positions,
             )
@@ -390,7 +396,7 @@ class BlockDiffusionPipeline:
             # Read for its shape, dtype and device only.
             inputs_embeds=torch.empty(1, length, 0, dtype=self._model.dtype, device=device),
             attention_mask=torch.ones(1, past + length, dtype=torch.bool, device=device),
-            past_key_values=prefix.cache,
+            **{CACHE_ARGUMENT: prefix.cache},
             position_ids=positions,
             # From the very first token on: the masks look them up by position.
             mm_token_type_ids=images.token_types(past + length).to(device) if images and here else None,
@@ -398,7 +404,7 @@ class BlockDiffusionPipeline:
         self._encoder(
             input_ids=tokens,
             attention_mask=masks,
-            past_key_values=prefix.cache,
+            **{CACHE_ARGUMENT: prefix.cache},
             position_ids=positions,
             pixel_values=images.pixel_values[here].to(device) if images and here else None,
             image_position_ids=images.image_position_ids[here].to(device) if images and here else None,

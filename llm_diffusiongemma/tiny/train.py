@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
+from ..diffusion.pipeline import CACHE_ARGUMENT
 from . import data, images
 from .network import (
     CHECKPOINT,
@@ -205,7 +206,7 @@ def training_loss(model: Any, batch: Batch, rng: random.Random) -> torch.Tensor:
     encoder_output = model.model.encoder(
         input_ids=encoded.tokens,
         attention_mask=encoder_masks(encoded, model.config.image_token_id, config.sliding_window),
-        past_key_values=cache,
+        **{CACHE_ARGUMENT: cache},
         position_ids=encoded.positions,
         **(batch.pixels or {}),
     )
@@ -217,7 +218,7 @@ def training_loss(model: Any, batch: Batch, rng: random.Random) -> torch.Tensor:
     noised = torch.where(torch.rand(batch.canvases.shape) < level, noise, batch.canvases)
     call = {
         "decoder_input_ids": noised,
-        "past_key_values": cache,
+        CACHE_ARGUMENT: cache,
         "decoder_attention_mask": denoiser_masks(encoded, batch, config.sliding_window),
         "decoder_position_ids": batch.lengths[:, None] + torch.arange(canvas_length)[None, :],
     }
