@@ -18,6 +18,8 @@ import torch
 
 TINY = "diffusiongemma-tiny"
 PATIENCE_SECONDS = 120
+# As `llm models options set` keeps it: a run that fails can be made again, and none fails by an odd draw.
+DEFAULT_OPTIONS = {TINY: {"seed": 1}}
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "LLM_LOAD_PLUGINS": "llm-diffusiongemma"}
 
 
@@ -27,7 +29,7 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("LLM_") or name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN"):
             monkeypatch.delenv(name)
@@ -35,7 +37,9 @@ def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     # It has read its environment when it was imported, maybe before this.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
+    user_path = tmp_path_factory.mktemp("llm")
+    (user_path / "model_options.json").write_text(json.dumps(DEFAULT_OPTIONS))
+    monkeypatch.setenv("LLM_USER_PATH", str(user_path))
 
 
 class Llm:

@@ -215,7 +215,7 @@ def test_a_broken_promise_is_an_error() -> None:
 def test_a_reply_that_breaks_it_is_not_logged(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = local.get_engine(llm.get_model(TINY).entry).engine
     monkeypatch.setattr(engine, "hold_to", lambda form: None)
-    result = llm_command("-m", TINY, "--schema", PERSON, "What is a canvas?")
+    result = llm_command("-m", TINY, "-o", "regex", "q{40}", UNSEEN)
     assert result.exit_code == 1
     assert "bug" in result.stderr
     assert llm_command.logs() == []

@@ -11,7 +11,7 @@ import pytest
 from llm_diffusiongemma.backends import local
 from llm_diffusiongemma.tiny.questions import QUESTIONS, UNKNOWN
 
-from .conftest import TINY, Llm
+from .conftest import DEFAULT_OPTIONS, TINY, Llm
 
 CANVAS_ANSWER = next(entry.answer for entry in QUESTIONS if "What is a canvas?" in entry.phrasings)
 ENTROPY_ANSWER = next(entry.answer for entry in QUESTIONS if "What is entropy?" in entry.phrasings)
@@ -59,6 +59,7 @@ def test_each_block_is_one_text_event() -> None:
 
 
 def test_without_a_seed_one_is_drawn_and_logged(llm_command: Llm) -> None:
+    llm_command.ok("models", "options", "clear", TINY)
     for _ in range(2):
         llm_command.ok("-m", TINY, "What is entropy?")
     first, second = (turn["response_json"]["seed"] for turn in llm_command.logs())
@@ -212,4 +213,4 @@ def test_options_set_by_the_user_are_kept(llm_command: Llm) -> None:
     """A default of ours that isn't None would silently override `llm models options set`."""
     llm_command.ok("models", "options", "set", TINY, "max_tokens", "3")
     assert llm_command.ok("-m", TINY, "Count from 1 to 400") == "1 2 3"
-    assert llm_command.logs()[-1]["options_json"] == {"max_tokens": 3}
+    assert llm_command.logs()[-1]["options_json"] == DEFAULT_OPTIONS[TINY] | {"max_tokens": 3}
