@@ -459,7 +459,7 @@ SKILLS: dict[str, tuple[Skill, float]] = {
     "question": (question, 0.16),
     "unknown": (unknown, 0.09),
     "counting": (counting, 0.27),
-    "repeating": (repeating, 0.1),
+    "repeating": (repeating, 0.13),
     "capitals": (capitals, 0.14),
     "name": (name, 0.03),
     "greeting": (greeting, 0.02),
@@ -467,8 +467,8 @@ SKILLS: dict[str, tuple[Skill, float]] = {
     "sum_thinking": (sum_thinking, 0.05),
     "tool_call": (tool_call, 0.03),
     "tool_result": (tool_result, 0.05),
-    "json_object": (json_object, 0.25),
-    "json_list": (json_list, 0.08),
+    "json_object": (json_object, 0.2),
+    "json_list": (json_list, 0.35),
     "colour": (colour, 0.01),
 }
 
