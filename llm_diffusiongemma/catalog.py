@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .tiny import CHECKPOINT
+
 FULL_REPO = "google/diffusiongemma-26B-A4B-it"
 
 #: A checkpoint folder of one's own, used by `diffusiongemma` instead of the Hub's.
@@ -35,5 +37,5 @@ def built_in() -> tuple[ModelEntry, ...]:
     device = os.environ.get(DEVICE_VARIABLE) or None
     return (
         ModelEntry("diffusiongemma", Path(own_folder).expanduser() if own_folder else FULL_REPO, device),
-        ModelEntry("diffusiongemma-tiny", Path(__file__).parent / "tiny" / "checkpoint", device),
+        ModelEntry("diffusiongemma-tiny", CHECKPOINT, device),
     )

@@ -27,6 +27,7 @@ from .errors import (
     HubAccessError,
     HubConnectionError,
 )
+from .tiny import CHECKPOINT
 
 WEIGHTS_PATTERN = "*.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -83,12 +84,16 @@ def locate(entry: ModelEntry, check_size: CheckSize) -> Checkpoint:
     return Checkpoint(folder, f"{entry.source}@{folder.name}")
 
 
-def how_to_mend(repo: str) -> str:
-    """What to do about a damaged repository in the Hub's cache, where the files are links."""
-    return (
-        f"The folder is part of the Hugging Face cache. `hf cache verify {repo}` names its damaged files, and "
-        f"after `hf cache rm model/{repo}` the next prompt downloads it all again."
-    )
+def how_to_mend(source: str | Path) -> str:
+    """What to do about a checkpoint that can't be used, wherever it is from."""
+    if isinstance(source, str):
+        return (
+            f"The folder is part of the Hugging Face cache. `hf cache verify {source}` names its damaged files, "
+            f"and after `hf cache rm model/{source}` the next prompt downloads it all again."
+        )
+    if source == CHECKPOINT:
+        return "The folder is part of this plugin: install it again."
+    return f"{MODEL_VARIABLE} names the folder. Set it to another one, or unset it for the Hub's checkpoint."
 
 
 def _fingerprint(folder: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from llm_diffusiongemma.tiny.network import CHECKPOINT
+from llm_diffusiongemma.tiny import CHECKPOINT
 
 from .conftest import TINY, Llm
 
@@ -59,7 +59,9 @@ def test_no_such_folder(llm_command: Llm, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_folder_is_no_checkpoint(llm_command: Llm, own_folder: Path) -> None:
     (own_folder / "config.json").unlink()
-    assert "config.json" in llm_command.fails("-m", FULL, "Hello")
+    message = llm_command.fails("-m", FULL, "Hello")
+    assert "config.json" in message
+    assert "LLM_DIFFUSIONGEMMA_MODEL" in message
 
 
 def test_another_models_checkpoint(llm_command: Llm, own_folder: Path) -> None:

@@ -30,7 +30,7 @@ from llm_diffusiongemma import hub as hub_module
 from llm_diffusiongemma.backends import local
 from llm_diffusiongemma.diffusion import loading
 from llm_diffusiongemma.errors import HubConnectionError
-from llm_diffusiongemma.tiny.network import CHECKPOINT
+from llm_diffusiongemma.tiny import CHECKPOINT
 
 from .conftest import TINY, Llm
 from .loopback_hub import COMMIT, FIRST_SHARD, LAST_SHARD, REPO, LoopbackHub, Refusal

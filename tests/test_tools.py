@@ -101,6 +101,11 @@ def test_a_tool_that_raises(llm_command: Llm) -> None:
     assert answer["tool_results"][0]["output"] == "Error: no network"
 
 
+def test_a_tool_whose_description_is_no_text(llm_command: Llm) -> None:
+    broken = WEATHER.replace('"""', '"""\\udcff ', 1)
+    assert "surrogate" in llm_command.fails("-m", TINY, "--functions", broken, "What is the weather in Rome?")
+
+
 def test_async_tools() -> None:
     def weather(city: str) -> str:
         """Weather in a city"""

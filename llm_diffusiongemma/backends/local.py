@@ -216,8 +216,6 @@ def get_engine(entry: ModelEntry) -> Ready:
             loaded = load_model(checkpoint.folder, device)
             engine = _engines[key] = Engine(loaded, _load_tokenizer(checkpoint.folder), checkpoint.folder)
         except CheckpointError as error:
-            if isinstance(entry.source, Path):
-                raise
             raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source)}") from error
     return Ready(engine, checkpoint.resolved_model, time.perf_counter() - started)
 
@@ -263,6 +261,12 @@ class LocalReply:
         self._engine = ready.engine
         self._options = options
         self._tools = turn.tools
+        self._pictures = [
+            self._engine.image_reader.cut(
+                picture.image, options.image_tokens or (FRAME_SOFT_TOKENS if picture.timestamp else None)
+            )
+            for picture in conversation.pictures
+        ]
         # Without a form's request there is one to be written freely: the reply, or the try that may call a tool.
         self._free = self._read(conversation) if self._form is None or turn.tools else None
         self._formed = None if self._form is None else self._read(conversation.with_request(self._form.request))
@@ -286,15 +290,8 @@ class LocalReply:
             conversation.messages, tools=declare(self._tools), thinking=bool(self._options.thinking)
         )
         images: ImageInputs | None = None
-        if conversation.pictures:
-            ids, images = self._engine.image_reader.read(
-                ids,
-                [picture.image for picture in conversation.pictures],
-                [
-                    self._options.image_tokens or (FRAME_SOFT_TOKENS if picture.timestamp else None)
-                    for picture in conversation.pictures
-                ],
-            )
+        if self._pictures:
+            ids, images = self._engine.image_reader.place(ids, self._pictures)
         return _Prompt(ids, images, encoder.stable_length(ids, with_request=self._form is not None))
 
     @property

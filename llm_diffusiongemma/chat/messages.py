@@ -80,12 +80,10 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
                 # The model was taught with images before the text.
                 text = {"type": "text", "text": converted[-1]["content"]}
                 converted[-1]["content"] = [*attached, text]
-    try:
-        "".join(_texts(converted)).encode()
-    except UnicodeEncodeError as error:
+    if not _is_text(converted):
         raise PromptError(
             "The prompt holds bytes that are no valid UTF-8. Convert it first, for example with iconv."
-        ) from error
+        )
     if not converted or converted[-1]["role"] not in ("user", "tool"):
         raise PromptError("There is no question to answer. Give a prompt, or pipe text into the command.")
     content = converted[-1]["content"]
@@ -159,8 +157,11 @@ class PromptEncoder:
 
         `tools` are declarations as `declarations.declare` makes them.
 
-        Raises `CheckpointError` if the checkpoint's template fails.
+        Raises `CheckpointError` if the checkpoint's template fails, `PromptError` if a declaration holds
+        what is no text.
         """
+        if not _is_text(tools):
+            raise PromptError("A tool's name or description holds half of a surrogate pair, which isn't text.")
         # A marker in untrusted text is broken by a character that the text doesn't contain. What survives
         # rendering with the markers whole comes from the template.
         breaker = _unused_character(_texts([messages, tools]))
@@ -236,6 +237,14 @@ def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_map_texts(item, change) for item in value]
     return value
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        "".join(_texts(value)).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _texts(value: Any) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
     from transformers import DiffusionGemmaConfig
 
 
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """One image as the encoder reads it."""
+
+    pixels: torch.Tensor
+    """`[patches, patch pixels]`"""
+    positions: torch.Tensor
+    """`[patches, 2]`"""
+    soft_tokens: int
+
+
 class ImageReader:
     """Prepares the images of a prompt. The processor is loaded with the first of them."""
 
@@ -26,16 +38,12 @@ class ImageReader:
         self._config = config
         self._processor: Any = None
 
-    def read(
-        self, prompt_ids: Sequence[int], images: Sequence[Image.Image], soft_tokens: Sequence[int | None]
-    ) -> tuple[list[int], ImageInputs]:
+    def place(self, prompt_ids: Sequence[int], images: Sequence[Patches]) -> tuple[list[int], ImageInputs]:
         """The prompt with room for the soft tokens, and what goes there.
 
-        `prompt_ids` has one image token for each image, in their order. `soft_tokens` has for each the
-        most that it may become, or None for what the checkpoint says.
+        `prompt_ids` has one image token for each image, in their order.
 
-        Raises `ImageError` for an image that can't be cut into patches, `CheckpointError` if the
-        checkpoint has no image processor or its template does not show every image.
+        Raises `CheckpointError` if the checkpoint's template does not show every image.
         """
         config = self._config
         expected = sum(token == config.image_token_id for token in prompt_ids)
@@ -43,10 +51,9 @@ class ImageReader:
             raise CheckpointError(
                 f"The checkpoint's chat template shows {expected} of {len(images)} images. Use another checkpoint."
             )
-        features = [self._process(image, most) for image, most in zip(images, soft_tokens, strict=True)]
         ids: list[int] = []
         spans: list[range] = []
-        counts = iter(count for _, _, count in features)
+        counts = iter(image.soft_tokens for image in images)
         for token in prompt_ids:
             if token != config.image_token_id:
                 ids.append(token)
@@ -55,23 +62,27 @@ class ImageReader:
             spans.append(range(start, start + next(counts)))
             ids += [config.boi_token_id, *[token] * len(spans[-1]), config.eoi_token_id]
         # Images of several budgets become one batch: the model drops the padding again.
-        patches = max(len(pixels) for pixels, _, _ in features)
+        patches = max(len(image.pixels) for image in images)
         return ids, ImageInputs(
             pixel_values=torch.stack(
-                [F.pad(pixels, (0, 0, 0, patches - len(pixels))) for pixels, _, _ in features]
+                [F.pad(image.pixels, (0, 0, 0, patches - len(image.pixels))) for image in images]
             ),
             image_position_ids=torch.stack(
-                [F.pad(positions, (0, 0, 0, patches - len(positions)), value=-1) for _, positions, _ in features]
+                [F.pad(image.positions, (0, 0, 0, patches - len(image.pixels)), value=-1) for image in images]
             ),
             spans=tuple(spans),
         )
 
-    def _process(self, image: Image.Image, most: int | None) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """`[patches, patch pixels]`, `[patches, 2]` and the number of soft tokens."""
+    def cut(self, image: Image.Image, soft_tokens: int | None) -> Patches:
+        """An image as at most so many soft tokens, or what the checkpoint says for None.
+
+        Raises `ImageError` for one that can't be cut into patches, `CheckpointError` if the checkpoint has
+        no image processor.
+        """
         processor = self._processor = self._processor or _load_processor(self._folder)
         size = f"{image.width} × {image.height}"
         try:
-            budget = {} if most is None else {"max_soft_tokens": most}
+            budget = {} if soft_tokens is None else {"max_soft_tokens": soft_tokens}
             features = processor(images=[image], return_tensors="pt", **budget)
         except ValueError as error:
             raise ImageError(
@@ -83,7 +94,7 @@ class ImageReader:
                 f"An image of {size} pixels is too long and narrow for this model. Crop it, or set image_tokens "
                 "lower."
             )
-        return features["pixel_values"][0], positions, int(features["num_soft_tokens_per_image"][0])
+        return Patches(features["pixel_values"][0], positions, int(features["num_soft_tokens_per_image"][0]))
 
 
 def _load_processor(folder: Path) -> Any:

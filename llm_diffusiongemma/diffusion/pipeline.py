@@ -170,6 +170,7 @@ class BlockDiffusionPipeline:
         self.eos_token_ids: frozenset[int] = frozenset(
             () if eos is None else (eos,) if isinstance(eos, int) else eos
         )
+        self.pad_token_id: int | None = model.generation_config.pad_token_id
 
     def generate(
         self,
@@ -196,7 +197,8 @@ class BlockDiffusionPipeline:
         back otherwise than it was written, as a template that strips thoughts does.
 
         `max_tokens` counts what the blocks hold, so without the end of sequence; the last canvas is always
-        denoised whole.
+        denoised whole. A canvas of nothing but padding ends the reply, too: a network that has forgotten its
+        end of sequence would go on like that, unseen, to the end of the context.
 
         A fresh `constraint` holds the reply to a language: it ends with "stop", and its text belongs to it.
         With `thought_closes` the reply begins with a thought, which is free: the constraint holds from the
@@ -301,7 +303,7 @@ class BlockDiffusionPipeline:
                 else:
                     tokens, eos_token_id = self._cut(committed, room.tokens)
                 room.take(len(tokens))
-                if eos_token_id is not None:
+                if eos_token_id is not None or not tokens:
                     finish_reason = "stop"
                 # A constraint sees to it that it ends in time. It may have its last word right behind the budget.
                 elif constraint is None and (room.tokens == 0 or room.canvases == 0):
@@ -412,12 +414,18 @@ class BlockDiffusionPipeline:
         prefix.identities += identities
 
     def _cut(self, committed: list[int], budget: int) -> tuple[list[int], int | None]:
-        """The part of a committed canvas that belongs to the reply, and the end of sequence that ended it."""
+        """The part of a committed canvas that belongs to the reply, and the end of sequence that ended it.
+
+        Nothing but padding is no part of it, and no end of sequence either.
+        """
         end = next((i for i, token in enumerate(committed) if token in self.eos_token_ids), None)
         # Right behind the last token of the budget it still says that the reply is complete.
         if end is not None and end <= budget:
             return committed[:end], committed[end]
-        return committed[:budget], None
+        return [] if self._is_padding(committed) else committed[:budget], None
+
+    def _is_padding(self, committed: list[int]) -> bool:
+        return all(token == self.pad_token_id for token in committed)
 
     def _cut_thought(
         self, committed: list[int], closes: int, room: Room, fewest_tokens: int
@@ -428,7 +436,7 @@ class BlockDiffusionPipeline:
         leave too little room for a text of `fewest_tokens`, its end of sequence counted.
         """
         ends = (i for i, token in enumerate(committed) if token == closes or token in self.eos_token_ids)
-        end = next(ends, self.canvas_length)
+        end = 0 if self._is_padding(committed) else next(ends, self.canvas_length)
         left_over = room.tokens - (fewest_tokens - 1)
         canvases_left_over = room.canvases - -(-fewest_tokens // self.canvas_length)
         if end == self.canvas_length < left_over and canvases_left_over > 1:

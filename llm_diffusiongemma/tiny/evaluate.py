@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import data
-from .network import CHECKPOINT, STOP, TOOL_STOP, render
+from . import CHECKPOINT, data
+from .network import STOP, TOOL_STOP, render
 
 if TYPE_CHECKING:
     from ..diffusion.pipeline import BlockDiffusionPipeline

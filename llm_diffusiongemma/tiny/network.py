@@ -7,14 +7,11 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import data
+from . import CHECKPOINT, data
 from .questions import QUESTIONS, UNKNOWN
 
 if TYPE_CHECKING:
     from transformers import DiffusionGemmaConfig, PreTrainedTokenizerFast
-
-#: Where the trained network lies, in the layout of a Hub repository.
-CHECKPOINT = Path(__file__).parent / "checkpoint"
 
 VOCAB_SIZE = 2816
 # Gemma's control tokens. Those with an id below the vocabulary's end keep the id they have in the

@@ -26,9 +26,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from ..diffusion.pipeline import CACHE_ARGUMENT
-from . import data, images
+from . import CHECKPOINT, data, images
 from .network import (
-    CHECKPOINT,
     PAD,
     STOP,
     TOOL_STOP,

@@ -21,7 +21,7 @@ from llm_diffusiongemma.grammar.cache import load_or_build
 from llm_diffusiongemma.grammar.constraint import TextConstraint
 from llm_diffusiongemma.grammar.dfa import ByteDFA
 from llm_diffusiongemma.grammar.pattern import regex_language
-from llm_diffusiongemma.tiny.network import CHECKPOINT
+from llm_diffusiongemma.tiny import CHECKPOINT
 
 from .contestants import Task
 from .networks import GEMMA_VOCABULARY

@@ -18,7 +18,7 @@ from llm_diffusiongemma.chat.output import ReplyReader
 from llm_diffusiongemma.chat.tokenizer import control_tokens
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
-from llm_diffusiongemma.tiny.network import CHECKPOINT
+from llm_diffusiongemma.tiny import CHECKPOINT
 
 TURNS = 20
 QUESTION_TOKENS = 100

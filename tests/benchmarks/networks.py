@@ -8,7 +8,8 @@ import torch
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DiffusionGemmaTextConfig
 
 from llm_diffusiongemma.diffusion.loading import load_model
-from llm_diffusiongemma.tiny.network import CHECKPOINT, build_config
+from llm_diffusiongemma.tiny import CHECKPOINT
+from llm_diffusiongemma.tiny.network import build_config
 
 GEMMA_VOCABULARY = 262_144
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from llm_diffusiongemma.chat.messages import PromptEncoder, read_conversation
 from llm_diffusiongemma.chat.tokenizer import control_tokens
 from llm_diffusiongemma.errors import PromptError
-from llm_diffusiongemma.tiny.network import CHECKPOINT
+from llm_diffusiongemma.tiny import CHECKPOINT
 
 TOKENIZER = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
 ENCODER = PromptEncoder(TOKENIZER)

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from llm_diffusiongemma.chat.output import ReplyReader
 from llm_diffusiongemma.chat.tokenizer import control_tokens
-from llm_diffusiongemma.tiny.network import CHECKPOINT
+from llm_diffusiongemma.tiny import CHECKPOINT
 
 TOKENIZER = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
 CONTROL = control_tokens(TOKENIZER)

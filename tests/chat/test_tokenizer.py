@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from llm_diffusiongemma.chat.output import ReplyReader
 from llm_diffusiongemma.chat.tokenizer import control_tokens, decode, table_decoder, token_bytes
 from llm_diffusiongemma.errors import ConstraintError
-from llm_diffusiongemma.tiny.network import CHECKPOINT
+from llm_diffusiongemma.tiny import CHECKPOINT
 
 TEXTS = [
     "Hello, world",

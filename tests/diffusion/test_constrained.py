@@ -19,7 +19,7 @@ from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.automaton import TokenAutomaton, build
 from llm_diffusiongemma.grammar.constraint import TextConstraint
 from llm_diffusiongemma.grammar.pattern import regex_language
-from llm_diffusiongemma.tiny.network import CHECKPOINT
+from llm_diffusiongemma.tiny import CHECKPOINT
 from tests.grammar.languages import BYTE_TOKENS, EOS, PAD, text_of, vocabulary_of
 
 from .tiny_models import prompt_of, tiny_model
@@ -292,6 +292,12 @@ def test_a_reply_that_ends_inside_its_thought_goes_on_with_the_text(monkeypatch:
     Scripted(monkeypatch, [*letters("hm"), EOS, CLOSES], letters("?"))
     result = behind_thought("(ab){3}", 100)
     assert [block.tokens for block in result.blocks] == [[*letters("hm"), CLOSES], letters("ababab")]
+
+
+def test_a_thought_of_nothing_but_padding_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    Scripted(monkeypatch, [nonsense().generation_config.pad_token_id] * CANVAS, [*letters("ababab"), EOS])
+    result = behind_thought("(ab){3}", 100)
+    assert [block.tokens for block in result.blocks] == [[CLOSES], letters("ababab")]
 
 
 @pytest.mark.parametrize("max_tokens", [61, 62, 61 + CANVAS - 1, 61 + CANVAS, 61 + CANVAS + 1, 61 + 3 * CANVAS])

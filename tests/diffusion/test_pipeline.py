@@ -155,6 +155,18 @@ def test_a_block_may_hold_nothing_but_the_end() -> None:
     assert (block.tokens, block.eos_token_id, block.finish_reason) == ([], whole[0], "stop")
 
 
+def test_nothing_but_padding_ends_the_reply() -> None:
+    """Seen of the embedded checkpoint: fifteen canvases of it, to the end of the context, and nothing to read."""
+    model = tiny_model(max_position_embeddings=128)
+    model.generation_config.eos_token_id = 5
+    with torch.no_grad():
+        model.model.decoder.norm.weight.zero_()  # all logits are equal: the most likely token is the first
+    (block,) = blocks_of(model)
+    assert (block.tokens, block.eos_token_id, block.finish_reason) == ([], None, "stop")
+    model.generation_config.pad_token_id = None
+    assert tokens_of(blocks_of(model)) == [0] * 3 * CANVAS
+
+
 # --- denoising -------------------------------------------------------------------------------------------
 
 

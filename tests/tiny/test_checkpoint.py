@@ -8,8 +8,8 @@ import pytest
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerFast
 
+from llm_diffusiongemma.tiny import CHECKPOINT
 from llm_diffusiongemma.tiny.network import (
-    CHECKPOINT,
     CONTROL_TOKENS,
     build_config,
     build_tokenizer,
