@@ -5,10 +5,13 @@ torch and transformers are imported here, on the first prompt, and nowhere above
 
 from __future__ import annotations
 
+import atexit
+import gc
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -203,21 +206,39 @@ def get_engine(entry: ModelEntry) -> Ready:
     with _engines_lock:
         checkpoint = hub.locate(entry, check_before_download)
         started = time.perf_counter()
-        from ..diffusion.loading import check_fits, load_model, resolve_device
+        with _no_garbage_collection():
+            from ..diffusion.loading import check_fits, load_model, resolve_device
 
-        device = resolve_device(entry.device)
-        key = (checkpoint.folder.resolve(), str(device))
-        engine = _engines.get(key)
-        if engine is not None:
-            return Ready(engine, checkpoint.resolved_model, 0.0)
-        check_fits(checkpoint.weight_bytes, device, chosen=entry.device is not None)
-        try:
-            # The model first: its checks say best what is wrong with a folder.
-            loaded = load_model(checkpoint.folder, device)
-            engine = _engines[key] = Engine(loaded, _load_tokenizer(checkpoint.folder), checkpoint.folder)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source)}") from error
+            device = resolve_device(entry.device)
+            key = (checkpoint.folder.resolve(), str(device))
+            engine = _engines.get(key)
+            if engine is not None:
+                return Ready(engine, checkpoint.resolved_model, 0.0)
+            check_fits(checkpoint.weight_bytes, device, chosen=entry.device is not None)
+            try:
+                # The model first: its checks say best what is wrong with a folder.
+                loaded = load_model(checkpoint.folder, device)
+                engine = _engines[key] = Engine(loaded, _load_tokenizer(checkpoint.folder), checkpoint.folder)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source)}") from error
     return Ready(engine, checkpoint.resolved_model, time.perf_counter() - started)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """For imports and loading, which make half a million objects and no garbage: some tenths of a second."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+# Python ends by looking through all the objects of torch and transformers for garbage once more, which
+# would be a fifth of a short command.
+atexit.register(gc.freeze)
 
 
 def _load_tokenizer(folder: Path) -> Any:

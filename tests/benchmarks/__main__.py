@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +28,8 @@ from .measure import MIB, Action, Cost, compare
 from .profile import profile
 
 STEPS = 4
+TINY = "diffusiongemma-tiny"
+MODEL_IMPORT = "from transformers import DiffusionGemmaForBlockDiffusion"
 
 
 def print_costs(title: str, costs: dict[str, Cost]) -> None:
@@ -77,23 +77,23 @@ def print_profile(parts: dict[str, float]) -> None:
 
 
 def startup(device: torch.device, repeats: int) -> None:
-    def version(plugins: str) -> Action:
+    def run(*arguments: str, plugins: str = "llm-diffusiongemma") -> Action:
         environment = {**os.environ, "LLM_LOAD_PLUGINS": plugins}
-        command = [sys.executable, "-m", "llm", "--version"]
+        command = [sys.executable, *arguments]
         return lambda: subprocess.run(command, env=environment, check=True, capture_output=True)
 
-    actions = {"without the plugin": version(""), "with the plugin": version("llm-diffusiongemma")}
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(4 * repeats):
-        for name, action in actions.items():
-            started = time.perf_counter()
-            action()
-            times[name].append(time.perf_counter() - started)
-    without, with_it = (statistics.median(times[name]) for name in actions)
-    print("\n(d) `llm --version`\n\n| | Seconds |\n| --- | --- |")
-    print(
-        f"| without the plugin | {without:.3f} |\n| with the plugin | {with_it:.3f} ({with_it / without:.3f}×) |"
-    )
+    actions = {
+        "`llm --version` without the plugin": run("-m", "llm", "--version", plugins=""),
+        "`llm --version` with the plugin": run("-m", "llm", "--version"),
+        "a prompt to the embedded checkpoint": run("-m", "llm", "-n", "-m", TINY, "What is a canvas?"),
+        "Python importing torch and the model's class": run("-c", f"import torch; {MODEL_IMPORT}"),
+    }
+    costs = compare(actions, 4 * repeats, torch.device("cpu"))
+    print("\n(d) Whole commands\n\n| | Seconds |\n| --- | --- |")
+    for name, cost in costs.items():
+        print(f"| {name} | {cost.seconds:.3f} |")
+    without, with_it, *_ = (cost.seconds for cost in costs.values())
+    print(f"\nThe plugin makes `llm --version` take {with_it / without:.3f}×.")
 
 
 def chat(device: torch.device, repeats: int) -> None:
