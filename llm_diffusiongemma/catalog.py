@@ -36,6 +36,6 @@ def built_in() -> tuple[ModelEntry, ...]:
     own_folder = os.environ.get(MODEL_VARIABLE)
     device = os.environ.get(DEVICE_VARIABLE) or None
     return (
-        ModelEntry("diffusiongemma", Path(own_folder).expanduser() if own_folder else FULL_REPO, device),
+        ModelEntry("diffusiongemma", Path(os.path.expanduser(own_folder)) if own_folder else FULL_REPO, device),
         ModelEntry("diffusiongemma-tiny", CHECKPOINT, device),
     )

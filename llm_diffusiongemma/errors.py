@@ -70,6 +70,16 @@ class ConstraintError(DiffusionGemmaError, ValueError):
     can fulfil, or that need what a finite automaton of reasonable size can't do."""
 
 
+class NotANumberError(DiffusionGemmaError, ArithmeticError):
+    """The network's output is NaN or infinite."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The network's output is not a number, so no reply can be made of it. The weights may be "
+            "damaged, or too large for their format on this device."
+        )
+
+
 class PromptError(DiffusionGemmaError, ValueError):
     """A prompt that can't be answered: empty, or made of parts this model can't read."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 import llm
-from llm.parts import StreamEvent
+from llm.parts import Message, StreamEvent, TextPart
 
 from .catalog import ModelEntry
 from .chat.images import IMAGE_TYPES, VIDEO_TYPES
@@ -45,7 +45,17 @@ class _DiffusionGemma:
         tools = [tool for tool in prompt.tools if isinstance(tool, llm.Tool)]
         # llm has made a dict of a Pydantic model by now.
         schema = prompt.schema if isinstance(prompt.schema, dict) else None
-        return LocalReply(self.entry, Turn(prompt.messages, options, tools, schema))
+        return LocalReply(self.entry, Turn(_with_system(prompt), options, tools, schema))
+
+
+def _with_system(prompt: llm.Prompt) -> list[Message]:
+    """A turn's messages. A later turn's own system prompt, which llm leaves out of them, replaces the first."""
+    messages = list(prompt.messages)
+    if not prompt.system:
+        return messages
+    if messages and messages[0].role == "system":
+        del messages[0]
+    return [Message(role="system", parts=[TextPart(text=prompt.system)]), *messages]
 
 
 class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]

@@ -57,6 +57,13 @@ def test_no_such_folder(llm_command: Llm, tmp_path: Path, monkeypatch: pytest.Mo
     assert "LLM_DIFFUSIONGEMMA_MODEL" in message
 
 
+def test_a_home_that_is_nobodys(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It raised while llm looked for its models, all of them."""
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", "~nobody-of-that-name/model")
+    assert TINY in llm_command.ok("models")
+    assert "no folder" in llm_command.fails("-m", FULL, "Hello")
+
+
 def test_folder_is_no_checkpoint(llm_command: Llm, own_folder: Path) -> None:
     (own_folder / "config.json").unlink()
     message = llm_command.fails("-m", FULL, "Hello")

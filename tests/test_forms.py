@@ -190,6 +190,8 @@ def test_fields_are_right_as_often_as_without_the_constraint() -> None:
         (("--schema", '{"$schema": 5}'), "schema"),
         (("-o", "regex", "x{,}"), "counter"),
         (("-o", "regex", "a\udcff"), "UTF-8"),
+        (("-o", "regex", ""), "empty"),
+        (("-o", "regex", "A(?#c){2}"), "comment"),
         (("-o", "choices", "[" * 100_000), "JSON list"),
         (("-o", "regex", "a{300}", "-o", "max_tokens", "40", "-T", "llm_version"), "max_tokens"),
         (("--schema", json.dumps({"enum": ["x" * 1000 + str(i) for i in range(1000)]})), "characters"),

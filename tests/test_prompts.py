@@ -209,6 +209,13 @@ def test_options_are_listed_with_their_ranges(llm_command: Llm) -> None:
         assert name in listed
 
 
+def test_a_later_turns_own_system_prompt(llm_command: Llm) -> None:
+    """llm leaves it out of the messages: it was ignored, and the log said otherwise."""
+    llm_command.ok("-m", TINY, "What is a canvas?")
+    reply = llm_command.ok("-c", "-s", "Answer in capitals.", "What is the encoder?")
+    assert reply.isupper(), reply
+
+
 def test_options_set_by_the_user_are_kept(llm_command: Llm) -> None:
     """A default of ours that isn't None would silently override `llm models options set`."""
     llm_command.ok("models", "options", "set", TINY, "max_tokens", "3")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,19 +49,14 @@ def read_form(schema: dict[str, Any] | None, regex: str | None, choices: str | N
 
 
 def _json(schema: dict[str, Any]) -> Form:
-    import referencing
-    from jsonschema.validators import Draft202012Validator, validator_for
-
-    from ..grammar.schema import schema_language
+    from ..grammar.schema import schema_language, validator_of
 
     def is_valid(text: str) -> bool:
         try:
             document = json.loads(text)
         except ValueError:
             return False
-        dialect = validator_for(schema, default=Draft202012Validator)
-        # Formats are annotations; which of them jsonschema could check depends on what is installed.
-        return bool(dialect(schema, registry=referencing.Registry()).is_valid(document))
+        return bool(validator_of(schema).is_valid(document))
 
     language = schema_language(schema)
     return Form(language, json_request(schema), is_valid)
@@ -84,13 +78,15 @@ def _is_text(text: str) -> bool:
 
 
 def _matching(pattern: str) -> Form:
-    from ..grammar.pattern import regex_language
+    from ..grammar.pattern import is_whole, regex_language
 
+    if not pattern:
+        raise ConstraintError("The regular expression is empty, and a reply can't be. Say what it should match.")
     if not _is_text(pattern):
         raise ConstraintError("The regular expression holds bytes that are no valid UTF-8. Convert it first.")
     language = regex_language(pattern)
     request = f"Answer with a text that matches this regular expression: {pattern}"
-    return Form(language, request, lambda text: re.fullmatch(pattern, text) is not None)
+    return Form(language, request, lambda text: is_whole(pattern, text))
 
 
 def _one_of(text: str) -> Form:

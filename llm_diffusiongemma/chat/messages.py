@@ -104,7 +104,9 @@ def _message(message: Message) -> TemplateMessage:
     if reasoning:
         # Apart from the content: the template shows it in a running tool loop and drops it later.
         converted["reasoning_content"] = reasoning
-    calls = [part for part in message.parts if isinstance(part, ToolCallPart)]
+    # What another model's provider has run itself, such as a search, was done with when it answered.
+    parts = [part for part in message.parts if not getattr(part, "server_executed", False)]
+    calls = [part for part in parts if isinstance(part, ToolCallPart)]
     if calls:
         # The template would put text beside calls behind their results, with no model turn after it.
         converted["content"] = ""
@@ -117,7 +119,7 @@ def _message(message: Message) -> TemplateMessage:
             for part in calls
         ]
     readable = (TextPart, ReasoningPart, ToolCallPart) + ((AttachmentPart,) if message.role == "user" else ())
-    for part in message.parts:
+    for part in parts:
         if not isinstance(part, readable):
             raise PromptError(f"This conversation holds {_describe(part)}, which this model can't read.")
     return converted
@@ -201,8 +203,6 @@ class PromptEncoder:
         return turns[-unstable] if len(turns) >= unstable else 0
 
     def _render(self, messages: list[TemplateMessage], tools: list[dict[str, Any]], thinking: bool) -> str:
-        from jinja2 import TemplateError
-
         try:
             rendered = self._tokenizer.apply_chat_template(
                 messages,
@@ -211,7 +211,7 @@ class PromptEncoder:
                 add_generation_prompt=True,
                 enable_thinking=thinking,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template may do with its input what it likes
             raise CheckpointError(
                 f"The checkpoint's chat template can't render this conversation: {error}"
             ) from error

@@ -47,7 +47,12 @@ WORKING_BYTES = 3 * 2**30
 # each, which transformers skips with a warning, leaving **random** experts in the model.
 PER_EXPERT_TENSOR = re.compile(r"\.experts\.\d+\.")
 
-OUT_OF_MEMORY_WORDS = ("DefaultCPUAllocator", "MPS backend out of memory")
+OUT_OF_MEMORY_WORDS = (
+    "DefaultCPUAllocator",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",  # of a card that another program has filled
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 NAMES_SHOWN = 3
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from llm_diffusiongemma.errors import OptionError
+from llm_diffusiongemma.errors import NotANumberError, OptionError
 
 # What transformers documents for a checkpoint whose generation_config leaves a value out.
 DEFAULT_MAX_DENOISING_STEPS = 48
@@ -406,6 +406,8 @@ class EntropyBoundSampler:
         """Sample one step from the output head's `logits` (fp32 `[256, V]`), **which it overwrites**.
 
         `step` counts down: `max_denoising_steps` for a canvas's first step, 1 for its last.
+
+        Raises `NotANumberError` if the logits are no numbers.
         """
         measure = (
             temper_and_measure if self._constraint is None else partial(temper_and_constrain, self._constraint)
@@ -418,7 +420,10 @@ class EntropyBoundSampler:
 
         # Without a constraint the step's only wait for the device: everything before and after is queued
         # without the host knowing a value.
-        num_accepted, converged = torch.stack((accepted.sum(), stop.long())).tolist()
+        is_sane = entropy.isfinite().all().long()
+        num_accepted, converged, sane = torch.stack((accepted.sum(), stop.long(), is_sane)).tolist()
+        if not sane:
+            raise NotANumberError()
 
         # A stable sort brings the accepted positions to the front, in order; indexing with the mask
         # itself would wait for the device once more.

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llm_diffusiongemma.errors import ConstraintError
+from llm_diffusiongemma.errors import NotANumberError
 from llm_diffusiongemma.grammar.automaton import Segments, TokenAutomaton
 from llm_diffusiongemma.grammar.lattice import LOG_ZERO, Floats, Integers, Lattice, log_sums
 
@@ -215,15 +215,12 @@ class TextConstraint:
         """The canvas to commit if this step is the last, int64 `[L]`, and entropies, fp32 `[L]`, nats.
 
         The entropies are those of each position averaged over all canvases that are allowed. `logits` fp32
-        `[L, V]` are all the rows that have been observed. Raises `ConstraintError` if they are no numbers.
+        `[L, V]` are all the rows that have been observed. Raises `NotANumberError` if they are none.
         """
         self._reduce_small()
         statistics = self._statistics.cpu().double().numpy()
         if not np.isfinite(statistics).all():
-            raise ConstraintError(
-                "The network's output is not a number, so no reply can be made of it. The weights may be "
-                "damaged, or too large for their format on this device."
-            )
+            raise NotANumberError()
         measured = _Measured(statistics, self._layout, self._automaton.num_classes)
         tail = np.logaddexp(
             measured.total[:, self._automaton.eos_class], measured.total[:, self._automaton.pad_class]

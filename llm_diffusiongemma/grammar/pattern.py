@@ -67,6 +67,9 @@ _LINE_ENDS: Ranges = ((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029))
 _CONTROL_ESCAPES = {"n": 0x0A, "r": 0x0D, "t": 0x09, "f": 0x0C, "v": 0x0B, "a": 0x07, "0": 0x00}
 _HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
 
+# A repeated group that repeats or chooses inside: there Python's matcher may try every way to split a text.
+_MAY_BACKTRACK = re.compile(r"[*+?}|].*\)[*+{]", re.DOTALL)
+
 _GROUPS_REFUSED = {
     "?=": "a look-ahead",
     "?!": "a look-ahead",
@@ -94,6 +97,25 @@ def regex_language(pattern: str) -> ByteDFA:
     if dfa.dead == 0:
         raise ConstraintError(f"No text matches the regular expression {_shown(pattern)}.")
     return dfa
+
+
+def is_found(pattern: str, text: str) -> bool:
+    """What `re.search` says, but in a time that does not double with each character. Raises `ConstraintError`."""
+    if not _MAY_BACKTRACK.search(pattern):
+        return re.search(pattern, text) is not None
+    return _search_automaton(pattern).accepts(text.encode("utf-8", "surrogatepass"))
+
+
+def is_whole(pattern: str, text: str) -> bool:
+    """The same for `re.fullmatch`."""
+    if not _MAY_BACKTRACK.search(pattern):
+        return re.fullmatch(pattern, text) is not None
+    return regex_language(pattern).accepts(text.encode("utf-8", "surrogatepass"))
+
+
+@lru_cache(maxsize=64)
+def _search_automaton(pattern: str) -> ByteDFA:
+    return minimal_dfa(search_language(pattern, utf8))
 
 
 def choices_language(choices: Sequence[str]) -> ByteDFA:
@@ -336,6 +358,8 @@ class _Parser:
                 if end < 0:
                     raise self._invalid("it ends in a comment")
                 self.position = end + 1
+                if self.pattern[self.position : self.position + 1] in ("*", "+", "?", "{"):
+                    raise self._refused("a quantifier behind a comment")
                 return EMPTY_TEXT
             for prefix, name in _GROUPS_REFUSED.items():
                 if self._next_is(prefix):

@@ -14,13 +14,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -51,6 +50,7 @@ from llm_diffusiongemma.grammar.language import (
     optional,
     unite,
 )
+from llm_diffusiongemma.grammar.pattern import is_found
 
 Schema = dict[str, Any] | bool
 Conjunction = tuple[Schema, ...]
@@ -59,8 +59,18 @@ Alternative = tuple[Part, ...]
 
 MAX_SCHEMA_LENGTH = 200_000
 
+# Objects in a schema, and values of one enum: each value is held against the whole of them.
+MAX_SCHEMA_OBJECTS = 10_000
+MAX_VALUES = 2000
+
 # Places and choices that are looked at before a schema counts as too large. Each stands for some states.
 MAX_VISITS = 1000
+
+# How often two ways through the choices are held against each other.
+MAX_COMPARISONS = 10_000
+
+# Keywords that jsonschema reads together with another one.
+_READ_BESIDE = {"then", "else", "minContains", "maxContains", "exclusiveMinimum", "exclusiveMaximum", "$id"}
 
 # Arrays and objects deeper than this stand on one line.
 INDENTED_LEVELS = 6
@@ -175,7 +185,7 @@ def schema_language(schema: dict[str, Any] | bool) -> ByteDFA:
         return dfa
     raise ConstraintError(
         f"The schema needs an automaton of more than {MAX_STATES:,} states{_largest_counter(schema)}. Use smaller "
-        "bounds, fewer properties or less nesting."
+        "bounds, fewer properties and choices, or less nesting."
     )
 
 
@@ -190,6 +200,17 @@ def _validator(schema: Any) -> Any:
                 f"The schema has {len(text):,} characters; at most {MAX_SCHEMA_LENGTH:,} can be worked on. "
                 "Take out what the reply doesn't need."
             )
+        if text.count("{") > MAX_SCHEMA_OBJECTS:
+            raise ConstraintError(
+                f"The schema has more than {MAX_SCHEMA_OBJECTS:,} objects in it. Take out what the reply doesn't "
+                "need."
+            )
+        for node in _objects(schema):
+            values = node.get("enum")
+            if isinstance(values, list) and len(values) > MAX_VALUES:
+                raise ConstraintError(
+                    f"An enum in the schema has {len(values):,} values; at most {MAX_VALUES:,} can be worked on."
+                )
         with warnings.catch_warnings():
             # Of an unknown $schema, and of patterns whose meaning Python will change.
             warnings.simplefilter("ignore")
@@ -207,24 +228,48 @@ def _validator(schema: Any) -> Any:
         raise ConstraintError(f"The schema is not JSON: {error}.") from None
     except jsonschema.SchemaError as error:
         raise ConstraintError(f"The schema is invalid at {error.json_path}: {error.message[:200]}.") from None
+    return validator_of(schema)
+
+
+def validator_of(schema: dict[str, Any] | bool) -> Any:
+    """A jsonschema validator that fetches nothing and whose patterns end. Formats are annotations to it."""
+    dialect = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     # Without the registry it would fetch what a $ref names.
-    return dialect(schema, registry=referencing.Registry())
+    return _ending(dialect)(schema, registry=referencing.Registry())
+
+
+@cache
+def _ending(dialect: Any) -> Any:
+    def pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+        if isinstance(instance, str) and not is_found(pattern, instance):
+            yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
+
+    return jsonschema.validators.extend(dialect, {"pattern": pattern})
 
 
 def _largest_counter(schema: Any) -> str:
     """The largest bound in a schema that has to be counted up to, as part of a sentence."""
     counters = ("minLength", "minItems", "minProperties", "maxLength", "maxItems", "maxProperties", "multipleOf")
-    largest: tuple[float, str] = (1, "")
-    stack = [schema]
+    found = [
+        (node[name], name)
+        for node in _objects(schema)
+        for name in counters
+        if isinstance(node.get(name), int | float)
+    ]
+    largest = max(found, default=(1, ""))
+    return f" (its largest counter is {largest[1]} {largest[0]})" if largest[1] else ""
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """All objects inside of a JSON value."""
+    stack = [value]
     while stack:
         value = stack.pop()
         if isinstance(value, dict):
-            found = [(value[name], name) for name in counters if isinstance(value.get(name), int | float)]
-            largest = max([largest, *found])
+            yield value
             stack += value.values()
         elif isinstance(value, list):
             stack += value
-    return f" (its largest counter is {largest[1]} {largest[0]})" if largest[1] else ""
 
 
 class _Compiler:
@@ -235,10 +280,17 @@ class _Compiler:
         self.root: Schema = validator.schema
         self.limits = limits
         self.visits = 0
+        self.comparisons = 0
         # How often recursion was cut, and the first place where nothing is possible.
         self.cuts = 0
         self.impossible: str | None = None
         self.any_value: dict[tuple[int, int], Language] = {}
+        # By identity, of which the first value of each entry takes care: as long as it lives no other has it.
+        self.known: dict[Any, tuple[Conjunction, list[tuple[Alternative, _Place]], int]] = {}
+        self.obeyed = _READ_BESIDE | set(validator.VALIDATORS)
+        self.refs_stand_alone = "unevaluatedItems" not in self.obeyed  # up to draft 7
+        if self.refs_stand_alone:
+            self.obeyed -= {"minContains", "maxContains"}
 
     def unsatisfiable(self) -> ConstraintError:
         """Why the language is empty."""
@@ -256,6 +308,7 @@ class _Compiler:
 
     def language(self, conjunction: Conjunction, place: _Place) -> Language:
         """The texts of the values that fulfil all schemas of a conjunction."""
+        self._visit()
         free = all(schema is True or schema == {} for schema in conjunction)
         key = (place.free, min(place.nesting, INDENTED_LEVELS))
         if free and key in self.any_value:
@@ -268,17 +321,27 @@ class _Compiler:
             language = self.any_value[key] = embed(minimal_dfa(language))
         return language
 
+    def _visit(self) -> None:
+        self.visits += 1
+        if self.visits > MAX_VISITS:
+            raise StateLimitError
+
     def _alternatives(self, conjunction: Conjunction, place: _Place) -> list[tuple[Alternative, _Place]]:
         """The ways to fulfil a conjunction, each as keyword dictionaries without choices left to make."""
-        return self._expand([(schema, ()) for schema in conjunction], (), place)
+        key = (tuple(map(id, conjunction)), place)
+        if key not in self.known:
+            cuts = self.cuts
+            found = self._expand([(schema, ()) for schema in conjunction], (), place)
+            self.known[key] = (conjunction, found, self.cuts - cuts)
+        else:
+            self.cuts += self.known[key][2]
+        return self.known[key][1]
 
     def _expand(
         self, pending: Sequence[_Pending], parts: Alternative, place: _Place
     ) -> list[tuple[Alternative, _Place]]:
         """The ways to fulfil `parts` and what is pending."""
-        self.visits += 1
-        if self.visits > MAX_VISITS:
-            raise StateLimitError
+        self._visit()
         if not pending:
             return [(parts, place)]
         (first, chain), *rest = pending
@@ -304,6 +367,10 @@ class _Compiler:
             if reference not in place.here:
                 place = replace(place, here=(*place.here, reference))
             rest = [(self._resolve(reference), (*chain, reference)), *rest]
+            if self.refs_stand_alone:
+                return self._expand(rest, parts, place)
+        # What another draft knows is a comment in this one.
+        first = {keyword: value for keyword, value in first.items() if keyword in self.obeyed}
         parts = (*parts, first)
         if not _types(parts):
             return []
@@ -321,7 +388,7 @@ class _Compiler:
                 if choice.exclusive and _values(alternative) is None:
                     # A list of values is checked value by value, this keyword included.
                     for other in others:
-                        alternative = self._exclude(other, alternative, where)
+                        alternative = self._exclude(other, alternative, place)
                 found.append((alternative, where))
         return found
 
@@ -355,6 +422,9 @@ class _Compiler:
 
     def _disjoint(self, one: Alternative, two: Alternative, place: _Place) -> bool:
         """Whether it is certain that no value fulfils both."""
+        self.comparisons += 1
+        if self.comparisons > MAX_COMPARISONS:
+            raise StateLimitError
         for first, second in ((one, two), (two, one)):
             values = _values(first)
             if values is not None:
@@ -401,7 +471,17 @@ class _Compiler:
         return target
 
     def _valid(self, value: Any, parts: Sequence[Schema]) -> bool:
-        return all(part in (True, {}) or self.validator.evolve(schema=part).is_valid(value) for part in parts)
+        try:
+            return all(part in (True, {}) or self.validator.evolve(schema=part).is_valid(value) for part in parts)
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            if not isinstance(error, RecursionError):
+                raise
+        except BaseException:  # where `referencing` recurses, Rust panics
+            pass
+        raise ConstraintError(
+            f"A value of the schema, {json.dumps(value)[:40]}, can't be checked: the schema's recursion has no "
+            "end, for a $ref leads back to itself without going into a property or an item."
+        )
 
     def _refused(self, keyword: str, reason: str, place: _Place, way_out: str = "Leave it out") -> ConstraintError:
         return ConstraintError(f"The keyword {keyword} at {place.path} can't be guaranteed: {reason}. {way_out}.")
@@ -505,23 +585,18 @@ class _Compiler:
 
     # Arrays
 
-    def _min_contains(self, part: Part) -> int:
-        # Unknown to earlier drafts, which ignore it.
-        dialects = (jsonschema.Draft201909Validator, jsonschema.Draft202012Validator)
-        return int(part.get("minContains", 1)) if isinstance(self.validator, dialects) else 1
-
     def _array(self, parts: Alternative, place: _Place) -> Language:
         least = _least(parts, "minItems")
         most = _most(parts, "maxItems", None)
         contained: Conjunction = ()
         for part in parts:
-            if "contains" in part and self._min_contains(part) > 0:
+            needed = _min_contains(part)
+            if needed > 0:
                 # They come first.
-                needed = self._min_contains(part)
                 if contained and needed != 1:
                     raise self._refused("minContains", "it stands beside another contains", place)
                 contained = (*contained, part["contains"])
-        leading = max([self._min_contains(part) for part in parts if "contains" in part], default=0)
+        leading = max(map(_min_contains, parts), default=0)
         least = max(least, leading)
         if least > MAX_STATES:
             raise self._refused("minItems", f"{least:,} is too much to be counted", place)
@@ -573,12 +648,12 @@ class _Compiler:
         if kinds <= {"null", "boolean"}:
             listed = [[None, False, True]]
         if None not in listed:
-            distinct: list[Any] = []
+            # By Python's equality, which is coarser than JSON schema's: 1 is True.
+            distinct: dict[Any, Any] = {}
             for value in itertools.chain(*(values for values in listed if values is not None)):
-                # By Python's equality, which is coarser than JSON schema's: 1 is True.
-                if value not in distinct and self._valid(value, conjunction):
-                    distinct.append(value)
-            members = [self._literal(value) for value in distinct]
+                if self._valid(value, conjunction):
+                    distinct.setdefault(_frozen(value), value)
+            members = [self._literal(value) for value in distinct.values()]
         elif kinds <= {"string"} or kinds <= {"integer"}:
             kind = next(iter(kinds))
             members = list(_by_first_character(kind, self.language(conjunction, inside)))
@@ -629,7 +704,7 @@ class _Compiler:
         """What the value of a property must fulfil."""
         schemas: list[Schema] = []
         for part in parts:
-            found = [schema for pattern, schema in _patterns(part).items() if re.search(pattern, name)]
+            found = [schema for pattern, schema in _patterns(part).items() if is_found(pattern, name)]
             if name in part.get("properties", {}):
                 found.append(part["properties"][name])
             if not found and "additionalProperties" in part:
@@ -639,7 +714,7 @@ class _Compiler:
             if "unevaluatedProperties" in part and not any(
                 name in beside.get("properties", {})
                 or beside.get("additionalProperties", False) is not False
-                or any(re.search(pattern, name) for pattern in _patterns(beside))
+                or any(is_found(pattern, name) for pattern in _patterns(beside))
                 for beside in self._in_place(part, parts, place)
             ):
                 found.append(part["unevaluatedProperties"])
@@ -716,10 +791,8 @@ def _choices(part: Part) -> Iterator[_Choice]:
         yield _Choice(tuple(part["anyOf"]))
     if "oneOf" in part:
         yield _Choice(tuple(part["oneOf"]), exclusive=len(part["oneOf"]) > 1)
-    conditions = (
-        part.get("dependentRequired", {}) | part.get("dependentSchemas", {}) | part.get("dependencies", {})
-    )
-    for name, consequence in conditions.items():
+    conditions = [part.get(keyword, {}) for keyword in ("dependentRequired", "dependentSchemas", "dependencies")]
+    for name, consequence in itertools.chain(*(each.items() for each in conditions)):
         if isinstance(consequence, str):
             consequence = [consequence]
         if isinstance(consequence, list):
@@ -760,6 +833,17 @@ def _values(parts: Sequence[Part]) -> list[Any] | None:
         if "enum" in part:
             return list(part["enum"])
     return None
+
+
+def _frozen(value: Any) -> Any:
+    """What is equal for equal JSON values, and can be looked up."""
+    if isinstance(value, dict):
+        return frozenset((name, _frozen(item)) for name, item in value.items())
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _min_contains(part: Part) -> int:
+    return int(part.get("minContains", 1)) if "contains" in part else 0
 
 
 def _least(parts: Sequence[Part], keyword: str) -> int:

@@ -220,7 +220,7 @@ def unknown(rng: random.Random, held_out: bool) -> Lesson:
 def counting(rng: random.Random, held_out: bool) -> Lesson:
     """Count from a to b, up to 400 numbers below 1,000."""
     while True:
-        span = rng.choice([rng.randint(1, 12), rng.randint(1, 40), rng.randint(20, 150), rng.randint(40, 399)])
+        span = rng.randint(*rng.choice([(1, 12), (1, 40), (20, 150), (40, 399), (200, 399)]))
         start = rng.choice([1, rng.randint(0, 100), rng.randint(0, 999 - span)])
         stop = start + span
         if stop <= 999 and (_bucket(start, stop) == 0) == held_out:
@@ -458,7 +458,7 @@ Skill = Callable[[random.Random, bool], Lesson]
 SKILLS: dict[str, tuple[Skill, float]] = {
     "question": (question, 0.16),
     "unknown": (unknown, 0.09),
-    "counting": (counting, 0.27),
+    "counting": (counting, 0.6),
     "repeating": (repeating, 0.13),
     "capitals": (capitals, 0.14),
     "name": (name, 0.03),
@@ -468,7 +468,7 @@ SKILLS: dict[str, tuple[Skill, float]] = {
     "tool_call": (tool_call, 0.03),
     "tool_result": (tool_result, 0.05),
     "json_object": (json_object, 0.2),
-    "json_list": (json_list, 0.35),
+    "json_list": (json_list, 0.2),
     "colour": (colour, 0.01),
 }
 

@@ -9,7 +9,13 @@ import torch
 
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
-from llm_diffusiongemma.errors import ContextLengthError, DeviceMemoryError, OptionError, PromptError
+from llm_diffusiongemma.errors import (
+    ContextLengthError,
+    DeviceMemoryError,
+    NotANumberError,
+    OptionError,
+    PromptError,
+)
 
 from .tiny_models import NEVER, prompt_of, shared_model, tiny_model
 
@@ -153,6 +159,14 @@ def test_a_block_may_hold_nothing_but_the_end() -> None:
     with ending_with(whole[0]):
         (block,) = blocks_of()
     assert (block.tokens, block.eos_token_id, block.finish_reason) == ([], whole[0], "stop")
+
+
+def test_an_output_that_is_no_number_is_an_error() -> None:
+    model = tiny_model(max_position_embeddings=128)
+    with torch.no_grad():
+        model.model.decoder.norm.weight.fill_(float("nan"))
+    with pytest.raises(NotANumberError):
+        blocks_of(model)
 
 
 def test_nothing_but_padding_ends_the_reply() -> None:

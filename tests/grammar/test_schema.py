@@ -326,6 +326,50 @@ KEYWORDS: list[tuple[str, Any, list[str], list[str]]] = [
         ['{"a": 1, "b": 1}', '{"a": 1}'],
     ),
     (
+        "dependentRequired and dependentSchemas of one name",
+        OBJECT | AB | {"dependentRequired": {"a": ["b"]}, "dependentSchemas": {"a": {"maxProperties": 2}}},
+        ['{"b": 1}', '{"a": 1, "b": 5}'],
+        ['{"a": 1}'],
+    ),
+    (
+        "prefixItems before 2020-12",
+        {
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "type": "array",
+            "prefixItems": [{"type": "integer"}],
+            "items": {"type": "null"},
+            "minItems": 1,
+        },
+        ["[null]"],
+        ["[1]"],
+    ),
+    (
+        "beside $ref up to draft 7",
+        {
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "definitions": {"any": {"type": "integer"}},
+            "$ref": "#/definitions/any",
+            "minimum": 5,
+        },
+        ["1"],
+        ["null"],
+    ),
+    (
+        "a union of many",
+        {
+            "oneOf": [
+                {
+                    "type": "object",
+                    "properties": {"kind": {"const": f"k{n}"}, "v": {"type": "integer"}},
+                    "required": ["kind"],
+                }
+                for n in range(30)
+            ]
+        },
+        ['{"kind": "k7", "v": 1}'],
+        ['{"kind": "k30"}'],
+    ),
+    (
         "items",
         {"type": "array", "items": {"type": "integer"}},
         ["[]", "[1, 2]", "[1,2]"],
@@ -584,7 +628,16 @@ def comb(levels: int) -> dict[str, Any]:
         ({"default": {1, 2}}, "not JSON"),
         ({"$schema": "http://json-schema.org/draft-03/schema#"}, "draft 3"),
         ({"description": "x" * 1_000_000}, "1,000,0.* characters"),
-        ({"enum": [f"{number:040}" for number in range(4000)]}, "4,096 states"),
+        ({"enum": [f"{number:040}" for number in range(2000)]}, "4,096 states"),
+        ({"type": "array", "uniqueItems": True, "items": {"enum": list(range(28_000))}}, "28,000 values"),
+        ({"$defs": {str(number): {} for number in range(11_000)}}, "10,000 objects"),
+        ({"enum": ["a" * 40 + "!", "b"], "pattern": "^(a+)+$"}, "contradict"),
+        ({"enum": [1, 2], "not": {"$ref": "#"}}, "recursion has no end"),
+        # Here `referencing` panicked, in Rust.
+        (
+            {"type": "object", "properties": {"a": {"enum": [1], "if": {"$ref": "#/properties/a"}}}},
+            "recursion has no end",
+        ),
         (
             {"type": "object", "properties": {f"property {n}": {"type": "string"} for n in range(3000)}},
             "4,096 states",
