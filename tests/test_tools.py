@@ -72,7 +72,11 @@ def test_a_tool_of_llm(llm_command: Llm) -> None:
 
 def test_the_time(llm_command: Llm) -> None:
     output = llm_command.ok("-m", TINY, "-T", "llm_time", "What time is it?")
-    assert re.match(r"It is \d\d:\d\d:\d\d", output)
+    call, answer = llm_command.logs()
+    assert call["tool_calls"][0]["name"] == "llm_time"
+    assert "utc_time" in answer["tool_results"][0]["output"]
+    # Of some times of the day the network leaves out the seconds.
+    assert output.startswith("It is ")
 
 
 def test_a_function_with_arguments(llm_command: Llm) -> None:
