@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..chat.messages import is_text
 from ..errors import ConstraintError
 
 if TYPE_CHECKING:
@@ -66,33 +68,31 @@ def json_request(schema: dict[str, Any]) -> str:
     """What a prompt says that is to be answered by a schema."""
     text = json.dumps(schema, ensure_ascii=False)
     # Half a surrogate pair is valid in JSON, but no text can be made of it.
-    return f"Answer in JSON by this schema: {text if _is_text(text) else json.dumps(schema)}"
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return f"Answer in JSON by this schema: {text if is_text(text) else json.dumps(schema)}"
 
 
 def _matching(pattern: str) -> Form:
-    from ..grammar.pattern import is_whole, regex_language
+    from ..grammar.pattern import may_backtrack, regex_language
 
     if not pattern:
         raise ConstraintError("The regular expression is empty, and a reply can't be. Say what it should match.")
-    if not _is_text(pattern):
+    if not is_text(pattern):
         raise ConstraintError("The regular expression holds bytes that are no valid UTF-8. Convert it first.")
     language = regex_language(pattern)
     request = f"Answer with a text that matches this regular expression: {pattern}"
-    return Form(language, request, lambda text: is_whole(pattern, text))
+
+    def matches(text: str) -> bool:
+        if may_backtrack(pattern):
+            return language.accepts(text.encode())
+        return re.fullmatch(pattern, text) is not None
+
+    return Form(language, request, matches)
 
 
 def _one_of(text: str) -> Form:
     from ..grammar.pattern import choices_language
 
-    if not _is_text(text):
+    if not is_text(text):
         raise ConstraintError("The choices hold bytes that are no valid UTF-8. Convert them first.")
     choices = parse_choices(text)
     return Form(choices_language(choices), f"Answer with one of: {', '.join(choices)}", choices.__contains__)

@@ -80,7 +80,7 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
                 # The model was taught with images before the text.
                 text = {"type": "text", "text": converted[-1]["content"]}
                 converted[-1]["content"] = [*attached, text]
-    if not _is_text(converted):
+    if not is_text(converted):
         raise PromptError(
             "The prompt holds bytes that are no valid UTF-8. Convert it first, for example with iconv."
         )
@@ -162,7 +162,7 @@ class PromptEncoder:
         Raises `CheckpointError` if the checkpoint's template fails, `PromptError` if a declaration holds
         what is no text.
         """
-        if not _is_text(tools):
+        if not is_text(tools):
             raise PromptError("A tool's name or description holds half of a surrogate pair, which isn't text.")
         # A marker in untrusted text is broken by a character that the text doesn't contain. What survives
         # rendering with the markers whole comes from the template.
@@ -239,7 +239,8 @@ def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Whether all strings in a value can be encoded: a lone half of a surrogate pair can't."""
     try:
         "".join(_texts(value)).encode()
     except UnicodeEncodeError:

@@ -67,9 +67,6 @@ _LINE_ENDS: Ranges = ((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029))
 _CONTROL_ESCAPES = {"n": 0x0A, "r": 0x0D, "t": 0x09, "f": 0x0C, "v": 0x0B, "a": 0x07, "0": 0x00}
 _HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
 
-# A repeated group that repeats or chooses inside: there Python's matcher may try every way to split a text.
-_MAY_BACKTRACK = re.compile(r"[*+?}|].*\)[*+{]", re.DOTALL)
-
 _GROUPS_REFUSED = {
     "?=": "a look-ahead",
     "?!": "a look-ahead",
@@ -99,18 +96,16 @@ def regex_language(pattern: str) -> ByteDFA:
     return dfa
 
 
+def may_backtrack(pattern: str) -> bool:
+    """Whether Python's matcher may try every way to split a text: a repeated group repeats or chooses inside."""
+    return re.search(r"[*+?}|].*\)[*+{]", pattern, re.DOTALL) is not None
+
+
 def is_found(pattern: str, text: str) -> bool:
     """What `re.search` says, but in a time that does not double with each character. Raises `ConstraintError`."""
-    if not _MAY_BACKTRACK.search(pattern):
-        return re.search(pattern, text) is not None
-    return _search_automaton(pattern).accepts(text.encode("utf-8", "surrogatepass"))
-
-
-def is_whole(pattern: str, text: str) -> bool:
-    """The same for `re.fullmatch`."""
-    if not _MAY_BACKTRACK.search(pattern):
-        return re.fullmatch(pattern, text) is not None
-    return regex_language(pattern).accepts(text.encode("utf-8", "surrogatepass"))
+    if may_backtrack(pattern):
+        return _search_automaton(pattern).accepts(text.encode("utf-8", "surrogatepass"))
+    return re.search(pattern, text) is not None
 
 
 @lru_cache(maxsize=64)

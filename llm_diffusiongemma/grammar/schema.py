@@ -216,9 +216,9 @@ def _validator(schema: Any) -> Any:
             warnings.simplefilter("ignore")
             if isinstance(schema, dict) and not isinstance(schema.get("$schema", ""), str):
                 raise ConstraintError("The schema is invalid: its $schema is not a text.")
-            dialect = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-            dialect.check_schema(schema)
-        if dialect is jsonschema.Draft3Validator:
+            validator = validator_of(schema)
+            validator.check_schema(schema)
+        if validator.META_SCHEMA == jsonschema.Draft3Validator.META_SCHEMA:
             raise ConstraintError("The schema is of draft 3, whose keywords mean other things. Use a later draft.")
     except RecursionError:
         raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
@@ -228,7 +228,7 @@ def _validator(schema: Any) -> Any:
         raise ConstraintError(f"The schema is not JSON: {error}.") from None
     except jsonschema.SchemaError as error:
         raise ConstraintError(f"The schema is invalid at {error.json_path}: {error.message[:200]}.") from None
-    return validator_of(schema)
+    return validator
 
 
 def validator_of(schema: dict[str, Any] | bool) -> Any:
@@ -473,9 +473,10 @@ class _Compiler:
     def _valid(self, value: Any, parts: Sequence[Schema]) -> bool:
         try:
             return all(part in (True, {}) or self.validator.evolve(schema=part).is_valid(value) for part in parts)
-        except (Exception, KeyboardInterrupt, SystemExit) as error:
-            if not isinstance(error, RecursionError):
-                raise
+        except RecursionError:
+            pass
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
         except BaseException:  # where `referencing` recurses, Rust panics
             pass
         raise ConstraintError(

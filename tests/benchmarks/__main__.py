@@ -29,7 +29,6 @@ from .profile import profile
 
 STEPS = 4
 TINY = "diffusiongemma-tiny"
-MODEL_IMPORT = "from transformers import DiffusionGemmaForBlockDiffusion"
 
 
 def print_costs(title: str, costs: dict[str, Cost]) -> None:
@@ -86,7 +85,9 @@ def startup(device: torch.device, repeats: int) -> None:
         "`llm --version` without the plugin": run("-m", "llm", "--version", plugins=""),
         "`llm --version` with the plugin": run("-m", "llm", "--version"),
         "a prompt to the embedded checkpoint": run("-m", "llm", "-n", "-m", TINY, "What is a canvas?"),
-        "Python importing torch and the model's class": run("-c", f"import torch; {MODEL_IMPORT}"),
+        "Python importing torch and the model's class": run(
+            "-c", "import torch; from transformers import DiffusionGemmaForBlockDiffusion"
+        ),
     }
     costs = compare(actions, 4 * repeats, torch.device("cpu"))
     print("\n(d) Whole commands\n\n| | Seconds |\n| --- | --- |")
