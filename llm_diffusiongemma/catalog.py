@@ -6,9 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .tiny import CHECKPOINT
-
 FULL_REPO = "google/diffusiongemma-26B-A4B-it"
+
+#: The trained network that comes with the package, in the layout of a Hub repository.
+EMBEDDED_CHECKPOINT = Path(__file__).parent / "tiny" / "checkpoint"
 
 #: A checkpoint folder of one's own, used by `diffusiongemma` instead of the Hub's.
 MODEL_VARIABLE = "LLM_DIFFUSIONGEMMA_MODEL"
@@ -37,5 +38,5 @@ def built_in() -> tuple[ModelEntry, ...]:
     device = os.environ.get(DEVICE_VARIABLE) or None
     return (
         ModelEntry("diffusiongemma", Path(os.path.expanduser(own_folder)) if own_folder else FULL_REPO, device),
-        ModelEntry("diffusiongemma-tiny", CHECKPOINT, device),
+        ModelEntry("diffusiongemma-tiny", EMBEDDED_CHECKPOINT, device),
     )

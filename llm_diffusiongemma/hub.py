@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import click
 
-from .catalog import MODEL_VARIABLE, ModelEntry
+from .catalog import EMBEDDED_CHECKPOINT, MODEL_VARIABLE, ModelEntry
 from .errors import (
     CheckpointNotFoundError,
     DiffusionGemmaError,
@@ -27,7 +27,6 @@ from .errors import (
     HubAccessError,
     HubConnectionError,
 )
-from .tiny import CHECKPOINT
 
 WEIGHTS_PATTERN = "*.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -91,7 +90,7 @@ def how_to_mend(source: str | Path) -> str:
             f"The folder is part of the Hugging Face cache. `hf cache verify {source}` names its damaged files, "
             f"and after `hf cache rm model/{source}` the next prompt downloads it all again."
         )
-    if source == CHECKPOINT:
+    if source == EMBEDDED_CHECKPOINT:
         return "The folder is part of this plugin: install it again."
     return f"{MODEL_VARIABLE} names the folder. Set it to another one, or unset it for the Hub's checkpoint."
 

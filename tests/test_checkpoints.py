@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from llm_diffusiongemma.tiny import CHECKPOINT
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 
 from .conftest import TINY, Llm
 
@@ -20,7 +20,7 @@ FULL = "diffusiongemma"
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the embedded checkpoint in the place of the full model."""
     folder = tmp_path / "own"
-    shutil.copytree(CHECKPOINT, folder)
+    shutil.copytree(EMBEDDED_CHECKPOINT, folder)
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", str(folder))
     return folder
 
@@ -42,7 +42,7 @@ def test_full_model_from_the_cache(llm_command: Llm, tmp_path: Path, monkeypatch
     """The cache's own layout, with the embedded checkpoint under the full one's name."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repo = tmp_path / "hub" / "models--google--diffusiongemma-26B-A4B-it"
-    shutil.copytree(CHECKPOINT, repo / "snapshots" / commit)
+    shutil.copytree(EMBEDDED_CHECKPOINT, repo / "snapshots" / commit)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -92,7 +92,7 @@ def test_broken_chat_template(llm_command: Llm, own_folder: Path) -> None:
 
 def test_two_names_for_one_folder(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     """They share an engine, but each is logged under its own name."""
-    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", str(CHECKPOINT))
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", str(EMBEDDED_CHECKPOINT))
     for model in (TINY, FULL):
         llm_command.ok("-m", model, "Hello")
     assert [turn["resolved_model"].split("@")[0] for turn in llm_command.logs()] == [TINY, FULL]

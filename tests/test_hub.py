@@ -28,9 +28,9 @@ from safetensors.torch import load_file, save_file
 
 from llm_diffusiongemma import hub as hub_module
 from llm_diffusiongemma.backends import local
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion import loading
 from llm_diffusiongemma.errors import HubConnectionError
-from llm_diffusiongemma.tiny import CHECKPOINT
 
 from .conftest import TINY, Llm
 from .loopback_hub import COMMIT, FIRST_SHARD, LAST_SHARD, REPO, LoopbackHub, Refusal
@@ -48,7 +48,7 @@ HUB_CHUNK = 10 * 1024 * 1024
 def checkpoint_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The embedded checkpoint in two shards, the last longer than two chunks, and files that nobody needs."""
     folder = tmp_path_factory.mktemp("served")
-    weights = load_file(CHECKPOINT / "model.safetensors")
+    weights = load_file(EMBEDDED_CHECKPOINT / "model.safetensors")
     names = sorted(weights)
     shards = {
         FIRST_SHARD: {name: weights[name] for name in names[::2]},
@@ -59,7 +59,7 @@ def checkpoint_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, byte
         save_file(tensors, folder / shard, metadata={"format": "pt"})
     weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    for file in CHECKPOINT.iterdir():
+    for file in EMBEDDED_CHECKPOINT.iterdir():
         if file.suffix != ".safetensors":
             shutil.copy(file, folder)
     return {file.name: file.read_bytes() for file in folder.iterdir()}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from llm_diffusiongemma.errors import ConstraintError
+from ..errors import ConstraintError
 
 
 class ChatTokenizer(Protocol):

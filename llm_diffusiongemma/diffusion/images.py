@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from llm_diffusiongemma.diffusion.pipeline import ImageInputs
-from llm_diffusiongemma.errors import CheckpointError, ImageError
+from ..errors import CheckpointError, ImageError
+from .pipeline import ImageInputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

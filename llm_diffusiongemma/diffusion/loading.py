@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import DiffusionGemmaForBlockDiffusion
 from transformers.utils import logging as transformers_logging
 
-from llm_diffusiongemma.catalog import DEVICE_VARIABLE
-from llm_diffusiongemma.errors import (
+from ..catalog import DEVICE_VARIABLE
+from ..errors import (
     CheckpointError,
     CheckpointNotFoundError,
     DeviceError,

@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from transformers import DiffusionGemmaModel, DynamicCache
 
-from llm_diffusiongemma.diffusion.loading import is_out_of_memory
-from llm_diffusiongemma.diffusion.prefix_cache import EncodedPrefix, Identity, PrefixCache
-from llm_diffusiongemma.diffusion.sampler import (
-    DenoisingStep,
-    EntropyBoundSampler,
-    Randomness,
-    SamplerSettings,
-)
-from llm_diffusiongemma.errors import (
+from ..errors import (
     ConstraintError,
     ContextLengthError,
     DeviceMemoryError,
     OptionError,
     PromptError,
+)
+from .loading import is_out_of_memory
+from .prefix_cache import EncodedPrefix, Identity, PrefixCache
+from .sampler import (
+    DenoisingStep,
+    EntropyBoundSampler,
+    Randomness,
+    SamplerSettings,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from transformers import DiffusionGemmaForBlockDiffusion
 
-    from llm_diffusiongemma.grammar.constraint import ConstraintReport, TextConstraint
+    from ..grammar.constraint import ConstraintReport, TextConstraint
 
 FinishReason = Literal["stop", "length"]
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from llm_diffusiongemma.errors import NotANumberError, OptionError
+from ..errors import NotANumberError, OptionError
 
 # What transformers documents for a checkpoint whose generation_config leaves a value out.
 DEFAULT_MAX_DENOISING_STEPS = 48

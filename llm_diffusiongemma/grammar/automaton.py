@@ -17,8 +17,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from llm_diffusiongemma.errors import ConstraintError
-from llm_diffusiongemma.grammar.dfa import ByteDFA
+from ..errors import ConstraintError
+from .dfa import ByteDFA
 
 Ints = npt.NDArray[np.int32]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_diffusiongemma.grammar.automaton import Ints, TokenAutomaton, Vocabulary, assemble, build
-from llm_diffusiongemma.grammar.dfa import ByteDFA
+from .automaton import Ints, TokenAutomaton, Vocabulary, assemble, build
+from .dfa import ByteDFA
 
 # Part of every name: count it up when what `build` makes, or the layout of a file, changes.
 FORMAT_VERSION = 1

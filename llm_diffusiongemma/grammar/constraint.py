@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llm_diffusiongemma.errors import NotANumberError
-from llm_diffusiongemma.grammar.automaton import Segments, TokenAutomaton
-from llm_diffusiongemma.grammar.lattice import LOG_ZERO, Floats, Integers, Lattice, log_sums
+from ..errors import NotANumberError
+from .automaton import Segments, TokenAutomaton
+from .lattice import LOG_ZERO, Floats, Integers, Lattice, log_sums
 
 # A position behind the end of a text costs at most so many nats. A vague network is far from sure of an empty
 # position; without a bound it would have to pay for each of them, with one at nothing the shortest text would

@@ -20,7 +20,7 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
-from llm_diffusiongemma.grammar.dfa import ByteDFA
+from .dfa import ByteDFA
 
 # No automaton grows beyond this. A reply that is longer than its canvas pays for each state at every denoising
 # step, and the documents people ask for need some hundreds.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from llm_diffusiongemma.grammar.automaton import Arcs, Segments, TokenAutomaton
+from .automaton import Arcs, Segments, TokenAutomaton
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

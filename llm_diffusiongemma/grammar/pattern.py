@@ -12,9 +12,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from llm_diffusiongemma.errors import ConstraintError
-from llm_diffusiongemma.grammar.dfa import ByteDFA
-from llm_diffusiongemma.grammar.language import (
+from ..errors import ConstraintError
+from .dfa import ByteDFA
+from .language import (
     EMPTY_TEXT,
     MAX_STATES,
     Anchor,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_diffusiongemma.grammar.dfa import ByteDFA
-from llm_diffusiongemma.grammar.language import (
+from .dfa import ByteDFA
+from .language import (
     EMPTY_TEXT,
     Language,
     Literal,
@@ -25,7 +25,7 @@ from llm_diffusiongemma.grammar.language import (
     optional,
     unite,
 )
-from llm_diffusiongemma.grammar.pattern import (
+from .pattern import (
     EVERY_CHARACTER,
     json_string_character,
     pattern_language,

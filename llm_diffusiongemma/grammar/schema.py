@@ -27,10 +27,10 @@ import jsonschema
 import referencing
 import referencing.exceptions
 
-from llm_diffusiongemma.errors import ConstraintError
-from llm_diffusiongemma.grammar import scalars
-from llm_diffusiongemma.grammar.dfa import ByteDFA
-from llm_diffusiongemma.grammar.language import (
+from ..errors import ConstraintError
+from . import scalars
+from .dfa import ByteDFA
+from .language import (
     ALL_BYTES,
     EMPTY_TEXT,
     MAX_STATES,
@@ -50,7 +50,7 @@ from llm_diffusiongemma.grammar.language import (
     optional,
     unite,
 )
-from llm_diffusiongemma.grammar.pattern import is_found
+from .pattern import is_found
 
 Schema = dict[str, Any] | bool
 Conjunction = tuple[Schema, ...]

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import CHECKPOINT, data
+from ..catalog import EMBEDDED_CHECKPOINT
+from . import data
 from .network import STOP, TOOL_STOP, render
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Score:
 class Examiner:
     """Asks a checkpoint folder lessons and marks its replies."""
 
-    def __init__(self, folder: Path = CHECKPOINT) -> None:
+    def __init__(self, folder: Path = EMBEDDED_CHECKPOINT) -> None:
         import torch
         from transformers import AutoTokenizer
 
@@ -105,7 +106,7 @@ class Examiner:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score the embedded checkpoint.")
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--checkpoint", type=Path, default=EMBEDDED_CHECKPOINT)
     parser.add_argument("--questions", type=int, default=20, help="how many prompts of each kind for each skill")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--wrong", type=int, default=1, help="how many wrong replies of a skill to show")

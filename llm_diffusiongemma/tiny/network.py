@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import CHECKPOINT, data
+from ..catalog import EMBEDDED_CHECKPOINT
+from . import data
 from .questions import QUESTIONS, UNKNOWN
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=4096,
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = (CHECKPOINT / "chat_template.jinja").read_text()
+    tokenizer.chat_template = (EMBEDDED_CHECKPOINT / "chat_template.jinja").read_text()
     for number in range(1000):
         if len(tokenizer.encode(f" {number}")) != 1:
             raise AssertionError(f" {number} is not one token: train the BPE on more numbers")
@@ -202,7 +203,7 @@ def load_or_build_tokenizer(*folders: Path) -> PreTrainedTokenizerFast:
     """
     from transformers import AutoTokenizer
 
-    for folder in (*folders, CHECKPOINT):
+    for folder in (*folders, EMBEDDED_CHECKPOINT):
         if (folder / "tokenizer.json").is_file():
             tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             for how_it_was_loaded in ("is_local", "local_files_only"):  # would be saved with it

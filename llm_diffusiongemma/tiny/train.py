@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
+from ..catalog import EMBEDDED_CHECKPOINT
 from ..diffusion.pipeline import CACHE_ARGUMENT
-from . import CHECKPOINT, data, images
+from . import data, images
 from .network import (
     PAD,
     STOP,
@@ -367,7 +368,7 @@ def main() -> None:
         arguments.short_share,
         arguments.start_from,
     )
-    print(f"Trained. To embed it, copy {arguments.out / 'checkpoint'} over {CHECKPOINT}.")
+    print(f"Trained. To embed it, copy {arguments.out / 'checkpoint'} over {EMBEDDED_CHECKPOINT}.")
 
 
 if __name__ == "__main__":

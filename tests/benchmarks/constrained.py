@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.tokenizer import token_bytes
 from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness
@@ -21,7 +22,6 @@ from llm_diffusiongemma.grammar.cache import load_or_build
 from llm_diffusiongemma.grammar.constraint import TextConstraint
 from llm_diffusiongemma.grammar.dfa import ByteDFA
 from llm_diffusiongemma.grammar.pattern import regex_language
-from llm_diffusiongemma.tiny import CHECKPOINT
 
 from .contestants import Task
 from .networks import GEMMA_VOCABULARY
@@ -93,7 +93,7 @@ def gemma_like_vocabulary() -> Vocabulary:
 
 
 def tiny_vocabulary(model: Any) -> Vocabulary:
-    table = token_bytes(AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True))
+    table = token_bytes(AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True))
     size = model.config.text_config.vocab_size
     return Vocabulary(table, size=size, eos_token_ids=[1], pad_token_id=0)
 

@@ -13,12 +13,12 @@ import llm
 import torch
 from transformers import AutoTokenizer
 
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.messages import PromptEncoder, read_conversation
 from llm_diffusiongemma.chat.output import ReplyReader
 from llm_diffusiongemma.chat.tokenizer import control_tokens
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
-from llm_diffusiongemma.tiny import CHECKPOINT
 
 TURNS = 20
 QUESTION_TOKENS = 100
@@ -94,7 +94,7 @@ def encoder_seconds(model: Any) -> Iterator[list[float]]:
 
 def chat_seconds(repeats: int) -> tuple[float, float]:
     """Median seconds of templating and tokenising a chat of twenty turns, and of reading a reply of 256 tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
     encoder = PromptEncoder(tokenizer)
     text = "The canvas is refined step by step until it has converged. " * 8
     messages = [part for _ in range(TURNS - 1) for part in (llm.user(text), llm.assistant(text))]

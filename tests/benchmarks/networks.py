@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DiffusionGemmaTextConfig
 
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion.loading import load_model
-from llm_diffusiongemma.tiny import CHECKPOINT
 from llm_diffusiongemma.tiny.network import build_config
 
 GEMMA_VOCABULARY = 262_144
@@ -52,7 +52,7 @@ def wide_body(device: torch.device) -> Any:
 
 
 def embedded_checkpoint(device: torch.device) -> Any:
-    return load_model(CHECKPOINT, device).model
+    return load_model(EMBEDDED_CHECKPOINT, device).model
 
 
 def logits_like_a_reply(device: torch.device) -> torch.Tensor:

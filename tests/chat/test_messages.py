@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from llm.parts import AttachmentPart, Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from transformers import AutoTokenizer
 
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.messages import PromptEncoder, read_conversation
 from llm_diffusiongemma.chat.tokenizer import control_tokens
 from llm_diffusiongemma.errors import PromptError
-from llm_diffusiongemma.tiny import CHECKPOINT
 
-TOKENIZER = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
+TOKENIZER = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
 ENCODER = PromptEncoder(TOKENIZER)
 CONTROL = control_tokens(TOKENIZER)
 MARKERS = sorted(CONTROL.values())
@@ -37,7 +37,7 @@ def test_system_and_history() -> None:
 
 def test_blanks_around_text_are_trimmed_by_the_template() -> None:
     """Also where the tokenizer has tokens of its own for blanks, as Gemma's has."""
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
     tokenizer.add_tokens(["\n", "\n\n"])
     ids = PromptEncoder(tokenizer).encode(read_conversation([llm.user("\n\nHi\n\nyou\n")]).messages)
     assert tokenizer.decode(ids) == "<bos><|turn>user\nHi\n\nyou<turn|>\n<|turn>model\n"

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.output import ReplyReader
 from llm_diffusiongemma.chat.tokenizer import control_tokens
-from llm_diffusiongemma.tiny import CHECKPOINT
 
-TOKENIZER = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
+TOKENIZER = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
 CONTROL = control_tokens(TOKENIZER)
 
 
@@ -77,7 +77,7 @@ def test_text_that_spells_a_marker_stays_text() -> None:
 
 def test_added_tokens_that_are_no_control_tokens_are_text() -> None:
     """Gemma's tokenizer adds runs of blanks and HTML tags: an answer with a table must keep them."""
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
     tokenizer.add_tokens(["<table>", "\n\n"])
     ids = tokenizer.encode("a<table>b\n\nc<turn|>", add_special_tokens=False)
     reader = ReplyReader(tokenizer.decode, control_tokens(tokenizer))

@@ -6,10 +6,10 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.output import ReplyReader
 from llm_diffusiongemma.chat.tokenizer import control_tokens, decode, table_decoder, token_bytes
 from llm_diffusiongemma.errors import ConstraintError
-from llm_diffusiongemma.tiny import CHECKPOINT
 
 TEXTS = [
     "Hello, world",
@@ -41,7 +41,7 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
 
 
 def byte_level() -> Any:
-    return AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
+    return AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
 
 
 @pytest.fixture(params=[sentencepiece_like, byte_level], ids=["sentencepiece", "byte level"])

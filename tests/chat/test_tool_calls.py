@@ -12,12 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.output import ReplyReader
 from llm_diffusiongemma.chat.tokenizer import control_tokens
 from llm_diffusiongemma.chat.tool_calls import MAX_DEPTH, QUOTE, MalformedCallError, parse_call
-from llm_diffusiongemma.tiny import CHECKPOINT
 
-TOKENIZER = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
+TOKENIZER = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
 CONTROL = control_tokens(TOKENIZER)
 
 

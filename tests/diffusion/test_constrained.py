@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.tokenizer import token_bytes
 from llm_diffusiongemma.diffusion.loading import load_model
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
@@ -19,7 +20,6 @@ from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.automaton import TokenAutomaton, build
 from llm_diffusiongemma.grammar.constraint import TextConstraint
 from llm_diffusiongemma.grammar.pattern import regex_language
-from llm_diffusiongemma.tiny import CHECKPOINT
 from tests.grammar.languages import BYTE_TOKENS, EOS, PAD, text_of, vocabulary_of
 
 from .tiny_models import prompt_of, tiny_model
@@ -337,8 +337,8 @@ def test_a_thought_of_nonsense_leads_to_a_text_all_the_same() -> None:
 
 @functools.cache
 def embedded() -> tuple[Any, Any, list[bytes | None]]:
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
-    return load_model(CHECKPOINT, CPU).model, tokenizer, token_bytes(tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
+    return load_model(EMBEDDED_CHECKPOINT, CPU).model, tokenizer, token_bytes(tokenizer)
 
 
 @pytest.mark.parametrize("pattern", [PATTERNS[0], PATTERNS[1], r"yes|no|unsure"])

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerFast
 
-from llm_diffusiongemma.tiny import CHECKPOINT
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.tiny.network import (
     CONTROL_TOKENS,
     build_config,
@@ -18,7 +18,7 @@ from llm_diffusiongemma.tiny.network import (
 
 
 def test_size_and_files() -> None:
-    files = {file.name: file.stat().st_size for file in CHECKPOINT.iterdir()}
+    files = {file.name: file.stat().st_size for file in EMBEDDED_CHECKPOINT.iterdir()}
     assert sum(files.values()) < 8_000_000
     assert {
         "config.json",
@@ -32,16 +32,16 @@ def test_size_and_files() -> None:
 
 
 def test_weights_are_bf16() -> None:
-    with safe_open(CHECKPOINT / "model.safetensors", framework="pt") as weights:
+    with safe_open(EMBEDDED_CHECKPOINT / "model.safetensors", framework="pt") as weights:
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
 
 
 def test_configs_match_the_real_one() -> None:
-    config = json.loads((CHECKPOINT / "config.json").read_text())
+    config = json.loads((EMBEDDED_CHECKPOINT / "config.json").read_text())
     assert config["architectures"] == ["DiffusionGemmaForBlockDiffusion"]
     assert config["canvas_length"] == 256
     assert config["text_config"]["head_dim"] >= 32  # vLLM's attention kernels know no smaller one
-    generation = json.loads((CHECKPOINT / "generation_config.json").read_text())
+    generation = json.loads((EMBEDDED_CHECKPOINT / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [1, 106, 50]
     assert generation["pad_token_id"] == 0
     assert generation["max_denoising_steps"] == 48
@@ -51,7 +51,7 @@ def test_configs_match_the_real_one() -> None:
 
 
 def test_config_is_what_the_code_builds() -> None:
-    config = json.loads((CHECKPOINT / "config.json").read_text())
+    config = json.loads((EMBEDDED_CHECKPOINT / "config.json").read_text())
     built = build_config()
     for key in (
         "hidden_size",
