@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,12 +12,16 @@ import click
 import llm
 from llm.parts import Message, StreamEvent, TextPart
 
+from .backends.turn import Report, Stop, StoppedError, Turn
 from .catalog import ModelEntry
 from .chat.images import IMAGE_TYPES, VIDEO_TYPES
-from .options import Options
+from .errors import DiffusionGemmaError
+from .interrupts import FAILED_STATUS, INTERRUPTED_STATUS, Command, Interrupts, current_command
+from .options import DEFAULT_MAX_TOKENS, Options
 
 if TYPE_CHECKING:
-    from .backends.local import LocalReply, ReentrantLock
+    from .backends.engine import ReentrantLock
+    from .backends.local import LocalReply
 
 
 class _DiffusionGemma:
@@ -36,8 +41,8 @@ class _DiffusionGemma:
     def __str__(self) -> str:
         return str(self.entry)
 
-    def _reply(self, prompt: llm.Prompt) -> LocalReply:
-        from .backends.local import LocalReply, Turn
+    def _reply(self, prompt: llm.Prompt, stop: Stop) -> LocalReply:
+        from .backends.local import LocalReply
 
         options = prompt.options
         assert isinstance(options, Options)
@@ -45,7 +50,7 @@ class _DiffusionGemma:
         tools = [tool for tool in prompt.tools if isinstance(tool, llm.Tool)]
         # llm has made a dict of a Pydantic model by now.
         schema = prompt.schema if isinstance(prompt.schema, dict) else None
-        return LocalReply(self.entry, Turn(_with_system(prompt), options, tools, schema))
+        return LocalReply(self.entry, Turn(_with_system(prompt), options, tools, schema), stop)
 
 
 def _with_system(prompt: llm.Prompt) -> list[Message]:
@@ -68,18 +73,32 @@ class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
         response: llm.Response,
         conversation: llm.Conversation | None,
     ) -> Iterator[StreamEvent]:
-        reply = self._reply(prompt)
-        steps = reply.steps()
-        try:
-            for events in steps:
-                yield from events
-        except KeyboardInterrupt:
-            # llm would drop the turn, and `llm chat` would take the loaded weights down with it. The
-            # blocks that are done are worth keeping; the report says that the reply is not whole.
-            steps.close()
-            yield from reply.cut_short()
-            click.echo("\nInterrupted: the reply ends here.", err=True)
-        _record(response, reply)
+        command = current_command()
+        reply: LocalReply | None = None
+        with Interrupts(command) as interrupts:
+            try:
+                reply = self._reply(prompt, interrupts)
+                for events in reply.steps():
+                    with interrupts.printing():
+                        yield from events
+                interrupts.check()
+            except KeyboardInterrupt:
+                # llm would drop the turn, and `llm chat` would take the loaded weights down with it. The
+                # blocks that are done are worth keeping; the report says that the reply is not whole.
+                if reply is not None:
+                    yield from reply.cut_short()
+                click.echo("\nInterrupted: the reply ends here.", err=True)
+                if command is not None:
+                    command.end_with(INTERRUPTED_STATUS)
+            except DiffusionGemmaError as error:
+                if command is None or not command.goes_on:
+                    raise
+                # It would end the chat, and with it the loaded model.
+                click.echo(f"Error: {error}", err=True)
+                response.response_json = {"finish_reason": "error", "error": str(error)}
+                yield _no_answer()
+                return
+        yield from _end(response, reply, command, prompt)
 
 
 class AsyncDiffusionGemma(_DiffusionGemma, llm.AsyncModel):  # type: ignore[misc]
@@ -92,7 +111,8 @@ class AsyncDiffusionGemma(_DiffusionGemma, llm.AsyncModel):  # type: ignore[misc
         response: llm.AsyncResponse,
         conversation: llm.AsyncConversation | None,
     ) -> AsyncGenerator[StreamEvent, None]:
-        worker = _Worker(lambda: self._reply(prompt), asyncio.get_running_loop())
+        command = current_command()
+        worker = _Worker(lambda: self._reply(prompt, worker), asyncio.get_running_loop())
         # Not a daemon: a thread that is inside torch when the interpreter ends takes the process down.
         threading.Thread(target=worker.run, name="diffusiongemma").start()
         try:
@@ -101,7 +121,8 @@ class AsyncDiffusionGemma(_DiffusionGemma, llm.AsyncModel):  # type: ignore[misc
                 if isinstance(result, BaseException):
                     raise result
                 if not isinstance(result, list):
-                    _record(response, result)
+                    for event in _end(response, result, command, prompt):
+                        yield event
                     return
                 for event in result:
                     yield event
@@ -110,7 +131,7 @@ class AsyncDiffusionGemma(_DiffusionGemma, llm.AsyncModel):  # type: ignore[misc
             worker.stopped.set()
 
 
-class _Worker:
+class _Worker(Stop):
     """One reply in a thread of its own, handed over block by block.
 
     It holds the engine for the whole reply, so that replies queue; but not while nobody asks for the next
@@ -131,17 +152,19 @@ class _Worker:
         try:
             reply = self._start_reply()
             while not reply.lock.acquire(timeout=self.LOOK_UP_SECONDS):
-                if self._is_unwanted():
+                if self.is_set():
                     return
             try:
-                for events in reply.steps(should_stop=self._is_unwanted):
+                for events in reply.steps():
                     self._hand_over(events)
                     if not self.wanted.acquire(timeout=self.PATIENCE_SECONDS):
                         self._wait_without_engine(reply.lock)
             finally:
                 reply.lock.release()
-            if not self._is_unwanted():
+            if not self.is_set():
                 self._hand_over(reply)
+        except StoppedError:
+            pass
         except BaseException as error:  # it is raised again in the loop's thread, where it can be seen
             self._hand_over(error)
 
@@ -149,12 +172,12 @@ class _Worker:
         lock.release()
         try:
             while not self.wanted.acquire(timeout=self.LOOK_UP_SECONDS):
-                if self._is_unwanted():
+                if self.is_set():
                     return
         finally:
             lock.acquire()
 
-    def _is_unwanted(self) -> bool:
+    def is_set(self) -> bool:
         # A program that ends without closing its generators must not wait for this thread for ever.
         return self.stopped.is_set() or self._loop.is_closed() or not threading.main_thread().is_alive()
 
@@ -165,8 +188,17 @@ class _Worker:
             self.stopped.set()
 
 
-def _record(response: Any, reply: LocalReply) -> None:
-    """Put a reply's report where llm keeps it, hand its tool calls over, and say so if it is empty."""
+def _end(
+    response: Any, reply: LocalReply | None, command: Command | None, prompt: llm.Prompt
+) -> Iterator[StreamEvent]:
+    """Put a reply's report where llm keeps it, hand its tool calls over, and say what is wrong with it.
+
+    Without a reply it was interrupted before it began.
+    """
+    if reply is None:
+        response.response_json = {"finish_reason": "interrupted"}
+        yield _no_answer()
+        return
     report = reply.report
     response.set_usage(
         input=report.input_tokens,
@@ -175,11 +207,36 @@ def _record(response: Any, reply: LocalReply) -> None:
     )
     response.set_resolved_model(report.resolved_model)
     response.response_json = report.as_json()
-    if report.finish_reason == "interrupted":
-        return  # who stops a reply wants none of its tools run
-    for call in reply.tool_calls:
+    # Who stops a reply wants none of its tools run.
+    tool_calls = [] if report.finish_reason == "interrupted" else reply.tool_calls
+    for call in tool_calls:
         response.add_tool_call(call)
-    if not reply.has_text and not reply.tool_calls:
+    has_answer = reply.has_text or bool(tool_calls)
+    if not has_answer:
+        yield _no_answer()
+    if report.finish_reason == "interrupted":
+        return
+    if report.finish_reason == "length":
+        cause = _cause_of_length(report, prompt)
+        if not has_answer:
+            click.echo(f"There is no answer: {cause}", err=True)
+            if command is not None:
+                command.end_with(FAILED_STATUS)
+        elif sys.stderr.isatty():
+            click.echo(f"\nThe reply was cut: {cause}", err=True)
+    elif not has_answer:
         click.echo(
             "The model's reply is empty. Ask for a whole sentence, or try another seed: -o seed 1", err=True
         )
+
+
+def _no_answer() -> StreamEvent:
+    """By this the next turn knows that the question was never answered: of nothing llm would keep nothing."""
+    return StreamEvent("reasoning", "", provider_metadata={"diffusiongemma": {"answered": False}})
+
+
+def _cause_of_length(report: Report, prompt: llm.Prompt) -> str:
+    limit = getattr(prompt.options, "max_tokens", None) or DEFAULT_MAX_TOKENS
+    if report.output_tokens >= limit:
+        return f"max_tokens ({limit:,}) is used up. Set it higher with -o max_tokens {2 * limit}"
+    return "the model's context is full. Shorten the prompt, or start a new conversation."

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click.testing
 import huggingface_hub.constants
@@ -71,16 +71,23 @@ class Llm:
         result = self("logs", "list", "-n", "0", "--json")
         return json.loads(result.stdout) if result.exit_code == 0 else []
 
-    def process(self, *arguments: str, interactive: bool = False) -> subprocess.Popen[str]:
+    def process(
+        self,
+        *arguments: str,
+        interactive: bool = False,
+        module: Sequence[str] = ("llm",),
+        stderr: int = subprocess.PIPE,
+    ) -> subprocess.Popen[str]:
         """The command in a process of its own, killed after a while whatever happens.
 
-        Not interactive it gets no standard input: `llm prompt` would read that to its end first.
+        `module` runs it, with arguments of its own before those of the command. Not interactive it gets no
+        standard input: `llm prompt` would read that to its end first.
         """
         process = subprocess.Popen(
-            [sys.executable, "-m", "llm", *arguments],
+            [sys.executable, "-m", *module, *arguments],
             stdin=subprocess.PIPE if interactive else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             env=dict(os.environ),
         )

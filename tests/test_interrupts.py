@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import click
+import llm
 import pytest
+
+from llm_diffusiongemma.backends import engine
+from llm_diffusiongemma.chat.messages import without_unanswered
+from llm_diffusiongemma.diffusion import loading, pipeline, sampler
 
 from .conftest import TINY, Llm
 
 # Never sure enough to stop: both canvases take all of their steps, long enough to be interrupted.
 SLOW = "-o seed 3 -o max_denoising_steps 150 -o confidence_threshold 1e-12 -o max_tokens 512".split()
 
+# Whose first call a SIGINT meets.
+LOADING = (loading, "_check_loaded")
+PREFILL = (pipeline.BlockDiffusionPipeline, "_prefill")
+DENOISING = (sampler.EntropyBoundSampler, "step")
+PRINTING = (click, "echo")
+
 pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs POSIX signals")
+
+
+@contextmanager
+def interrupting(owner: Any, name: str) -> Iterator[None]:
+    """A SIGINT when a function is called for the first time."""
+    original = getattr(owner, name)
+    calls = itertools.count()
+
+    def interrupted(*arguments: object, **settings: object) -> object:
+        if next(calls) == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        yield
+    assert next(calls) > 0
 
 
 def read_into_second_canvas(process: subprocess.Popen[str]) -> str:
@@ -42,7 +76,7 @@ def test_partial_turn_is_kept(llm_command: Llm) -> None:
     first = read_into_second_canvas(process)
     process.send_signal(signal.SIGINT)
     rest, errors = end(process)
-    assert process.returncode == 0, errors
+    assert process.returncode == 130, errors
     assert "Interrupted" in errors
     assert "Traceback" not in errors
     (turn,) = llm_command.logs()
@@ -55,12 +89,8 @@ def test_partial_turn_is_kept(llm_command: Llm) -> None:
 
 def test_it_stops_within_a_step() -> None:
     """In process, where the steps can be counted: not one denoiser forward after the signal."""
-    import llm
-
-    from llm_diffusiongemma.backends import local
-
     model = llm.get_model(TINY)
-    engine = local.get_engine(model.entry).engine
+    loaded = engine.get_engine(model.entry).engine
     forwards = []
 
     def interrupt_in_step_five(*_: object) -> None:
@@ -68,7 +98,7 @@ def test_it_stops_within_a_step() -> None:
         if len(forwards) == 5:
             signal.raise_signal(signal.SIGINT)
 
-    hook = engine.loaded.model.model.decoder.register_forward_hook(interrupt_in_step_five)
+    hook = loaded.loaded.model.model.decoder.register_forward_hook(interrupt_in_step_five)
     try:
         response = model.prompt("Count from 1 to 400", max_denoising_steps=400, confidence_threshold=1e-12)
         assert response.text() == ""
@@ -76,8 +106,8 @@ def test_it_stops_within_a_step() -> None:
         hook.remove()
     assert response.response_json["finish_reason"] == "interrupted"
     assert len(forwards) <= 6
-    assert engine.lock.acquire(blocking=False)
-    engine.lock.release()
+    assert loaded.lock.acquire(blocking=False)
+    loaded.lock.release()
 
 
 def test_chat_and_its_model_survive(llm_command: Llm) -> None:
@@ -100,3 +130,126 @@ def test_chat_and_its_model_survive(llm_command: Llm) -> None:
     assert second["response"].strip() in output
     assert second["response_json"]["load_seconds"] == 0
     assert first["conversation_id"] == second["conversation_id"]
+
+
+def test_nothing_after_it_runs(llm_command: Llm) -> None:
+    """`llm … && next`, in every phase of the work: the status is a shell's 130, and the turn is in the log."""
+    for phase in (PREFILL, DENOISING, PRINTING):
+        with interrupting(*phase):
+            result = llm_command("-m", TINY, "What is a canvas?")
+        assert result.exit_code == 130, phase
+        assert result.stderr.strip() == "Interrupted: the reply ends here.", phase
+        turn = llm_command.logs()[-1]
+        assert turn["response"] == result.stdout.strip()
+    # The last one was whole.
+    assert turn["response"].startswith("A canvas is")
+    assert [turn["response_json"]["finish_reason"] for turn in llm_command.logs()] == [
+        "interrupted",
+        "interrupted",
+        "stop",
+    ]
+    assert llm_command("-m", TINY, "What is a canvas?").exit_code == 0
+
+
+def test_while_loading(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_engines", {})
+    with interrupting(*LOADING):
+        result = llm_command("-m", TINY, "What is a canvas?")
+    assert (result.exit_code, result.stdout) == (130, "\n")
+    assert "Traceback" not in result.stderr
+    (turn,) = llm_command.logs()
+    assert (turn["response"], turn["response_json"]) == ("", {"finish_reason": "interrupted"})
+    assert not engine._engines
+    assert llm_command("-m", TINY, "What is a canvas?").exit_code == 0
+
+
+def test_async_too(llm_command: Llm) -> None:
+    """llm drops such a turn; the status is the same."""
+    for phase in (PREFILL, DENOISING):
+        with interrupting(*phase):
+            result = llm_command("-m", TINY, "--async", "What is a canvas?")
+        assert result.exit_code == 130, phase
+        assert result.stderr.strip() == "Interrupted.", phase
+    assert llm_command.logs() == []
+    assert llm_command("-m", TINY, "--async", "What is a canvas?").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("how", "module", "mode"),
+    [
+        ("plainly", "torch.nn", ()),
+        # Python drops the exception; the command used to answer, seconds later.
+        ("lost", "torch.nn", ()),
+        ("lost", "transformers.models.diffusion_gemma.modeling_diffusion_gemma", ()),
+        ("plainly", "torch.nn", ("--async",)),
+    ],
+)
+def test_while_importing(llm_command: Llm, how: str, module: str, mode: tuple[str, ...]) -> None:
+    process = llm_command.process(
+        "-m", TINY, "What is a canvas?", *mode, module=("tests.interrupting", how, module)
+    )
+    output, errors = end(process)
+    assert process.returncode == 130, errors
+    assert output.strip() == ""
+    assert "Interrupted" in errors
+    assert "A canvas is" not in str(llm_command.logs())
+
+
+def test_chat_goes_on_after_imports_were_interrupted(llm_command: Llm) -> None:
+    """A half-imported torch could not be imported again."""
+    process = llm_command.process(
+        "chat", "-m", TINY, interactive=True, module=("tests.interrupting", "plainly", "torch.nn")
+    )
+    assert process.stdin is not None
+    process.stdin.write("What is entropy?\nWhat is a canvas?\nexit\n")
+    process.stdin.close()
+    output, errors = end(process)
+    assert process.returncode == 0, errors
+    assert "A canvas is" in output
+    assert [turn["response"][:11] for turn in llm_command.logs()] == ["", "A canvas is"]
+
+
+def test_an_abandoned_question_is_not_asked_again(llm_command: Llm) -> None:
+    """It was, together with the next one: two turns of the user in a row."""
+    prompts = []
+    encoder = engine.get_engine(llm.get_model(TINY).entry).engine.prompt_encoder
+    encode = encoder.encode
+
+    def encode_and_keep(messages: Sequence[dict], **settings: object) -> list[int]:
+        prompts.append([(message["role"], message["content"]) for message in messages])
+        return encode(messages, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "encode", encode_and_keep)
+        # From Python.
+        conversation = llm.get_model(TINY).conversation()
+        conversation.prompt("My name is Ada.", system="Be brief.").text()
+        with interrupting(*PREFILL):
+            assert conversation.prompt("Count from 1 to 400").text() == ""
+        assert conversation.prompt("What is my name?").text() == "Your name is Ada."
+        # From the log.
+        with interrupting(*PREFILL):
+            assert llm_command("-m", TINY, "Count from 1 to 400").exit_code == 130
+        llm_command.ok("-c", "What is entropy?")
+        # In a chat.
+        with interrupting(*PREFILL):
+            llm_command.ok("chat", "-m", TINY, input="Count from 1 to 400\nWhat is entropy?\nexit\n")
+    system, ada, greeting = ("system", "Be brief."), ("user", "My name is Ada."), "assistant"
+    assert prompts[2][:2] == [system, ada]
+    assert prompts[2][2][0] == greeting
+    assert prompts[2][3:] == [("user", "What is my name?")]
+    assert prompts[4] == prompts[6] == [("user", "What is entropy?")]
+
+
+def test_explicit_messages_keep_two_questions_in_a_row() -> None:
+    messages = [llm.user("My name is Ada."), llm.user("What is my name?")]
+    assert without_unanswered(messages) == messages
+
+
+def test_a_program_keeps_its_own_handler() -> None:
+    """While it has the word, and afterwards."""
+    before = signal.getsignal(signal.SIGINT)
+    assert before is signal.default_int_handler
+    for _ in llm.get_model(TINY).prompt("What is a canvas?", seed=1):
+        assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is before

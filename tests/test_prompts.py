@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 from typing import Any
 
 import llm
 import pytest
+from PIL import Image
 
 from llm_diffusiongemma.backends import local
+from llm_diffusiongemma.chat.messages import piped_picture
+from llm_diffusiongemma.errors import PromptError
 from llm_diffusiongemma.tiny.questions import QUESTIONS, UNKNOWN
 
 from .conftest import DEFAULT_OPTIONS, TINY, Llm
@@ -202,9 +207,73 @@ def test_prompt_that_is_no_utf8(llm_command: Llm) -> None:
     assert "UTF-8" in llm_command.fails("-m", TINY, b"caf\xe9".decode("utf-8", "surrogateescape"))
 
 
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [("PNG", "a PNG"), ("JPEG", "a JPEG"), ("GIF", "a GIF"), ("BMP", "a BMP"), ("WEBP", "a WebP")],
+)
+def test_a_picture_piped_in_is_named(llm_command: Llm, form: str, kind: str) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (64, 48), (220, 25, 25)).save(content, form)
+    # As Python reads standard input in the C locale, which keeps what is no text.
+    piped = content.getvalue().decode(errors="surrogateescape")
+    with pytest.raises(PromptError, match=f"{kind} image, not text. Attach it instead: -a -"):
+        llm.get_model(TINY).prompt(f"{piped} What is this?").text()
+
+
+@pytest.mark.parametrize("prompt", ["GIF89a or PNG?", "BMW \udce4", "BM", "RIFF of a guitar"])
+def test_what_only_begins_like_a_picture_is_none(prompt: str) -> None:
+    assert piped_picture([{"role": "user", "content": prompt}]) is None
+
+
 def test_prompt_over_the_context(llm_command: Llm) -> None:
     message = llm_command.fails("-m", TINY, "cat " * 5000)
     assert re.search(r"prompt is 5,0\d\d tokens .* context holds 4,096", message)
+
+
+def test_an_error_does_not_end_a_chat(llm_command: Llm) -> None:
+    """llm passes on what a model raises, and with the chat the loaded weights were gone."""
+    long = "What is a canvas? " * 3000
+    output = llm_command("chat", "-m", TINY, input=f"{long}\nWhat is a canvas?\nexit\n")
+    assert output.exit_code == 0
+    assert output.stderr.startswith("Error: The prompt is ")
+    assert "Traceback" not in output.stderr
+    assert CANVAS_ANSWER in output.stdout
+    failed, answered = llm_command.logs()
+    assert failed["response"] == ""
+    assert failed["response_json"]["finish_reason"] == "error"
+    assert failed["response_json"]["error"].startswith("The prompt is ")
+    assert answered["response"] == CANVAS_ANSWER
+    # What failed is not asked again: it would fail again.
+    assert answered["input_tokens"] < 30
+
+
+def test_an_error_without_a_chat_is_one(llm_command: Llm) -> None:
+    assert "context" in llm_command.fails("-m", TINY, "What is a canvas? " * 3000)
+
+
+def test_a_thought_that_takes_all_tokens_is_no_answer(llm_command: Llm) -> None:
+    """It ended with a blank line and status 0."""
+    result = llm_command("-m", TINY, "What is 17 + 25?", "-o", "thinking", "true", "-o", "max_tokens", "3")
+    assert (result.exit_code, result.stdout) == (1, "\n")
+    assert "There is no answer: max_tokens (3) is used up. Set it higher with -o max_tokens 6" in result.stderr
+    (turn,) = llm_command.logs()
+    assert turn["response_json"]["finish_reason"] == "length"
+
+
+def test_a_cut_reply_is_said_on_a_terminal(llm_command: Llm) -> None:
+    """On a terminal only: who reads standard error from a program looks into the log."""
+    asked = ("-m", TINY, "What is a canvas?", "-o", "max_tokens", "5")
+    quiet = llm_command(*asked)
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    terminal, stderr = os.openpty()
+    process = llm_command.process(*asked, stderr=stderr)
+    os.close(stderr)
+    assert process.stdout is not None
+    assert process.stdout.read() == quiet.stdout
+    assert process.wait() == 0
+    said = os.read(terminal, 10_000).decode()
+    os.close(terminal)
+    assert said.strip() == "The reply was cut: max_tokens (5) is used up. Set it higher with -o max_tokens 10"
 
 
 def test_options_are_listed_with_their_ranges(llm_command: Llm) -> None:

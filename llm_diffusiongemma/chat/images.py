@@ -163,3 +163,21 @@ def _sample(container: Any) -> Iterator[Picture]:
         image.thumbnail((MAX_FRAME_SIDE_PIXELS, MAX_FRAME_SIDE_PIXELS))
         yield Picture(image, f"{int(due) // 60:02}:{int(due) % 60:02}")
         shown += 1
+
+
+def what_is(content: bytes) -> str | None:
+    """What kind of picture or video begins like this, by the formats that are read: "a PNG image"."""
+    if content[4:8] == b"ftyp":
+        return "an MP4 or MOV video"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "a WebP image"
+    if content[:2] == b"BM" and content[6:10] == bytes(4):
+        return "a BMP image"
+    beginnings = {
+        b"\x89PNG\r": "a PNG image",
+        b"\xff\xd8\xff": "a JPEG image",
+        b"GIF87a": "a GIF image",
+        b"GIF89a": "a GIF image",
+        b"\x1aE\xdf\xa3": "a WebM video",
+    }
+    return next((kind for beginning, kind in beginnings.items() if content.startswith(beginning)), None)

@@ -17,7 +17,7 @@ from llm import Attachment
 from llm.parts import AttachmentPart, Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
 from ..errors import CheckpointError, PromptError
-from .images import Picture, pictures
+from .images import Picture, pictures, what_is
 from .output import THOUGHT_LABEL, THOUGHT_OPENS
 from .tokenizer import ChatTokenizer, control_tokens
 
@@ -80,6 +80,11 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
                 # The model was taught with images before the text.
                 text = {"type": "text", "text": converted[-1]["content"]}
                 converted[-1]["content"] = [*attached, text]
+    if kind := piped_picture(converted):
+        raise PromptError(
+            f"What was piped in is {kind}, not text. Attach it instead: -a - reads it from standard input, -a and "
+            "a name from a file."
+        )
     if not is_text(converted):
         raise PromptError(
             "The prompt holds bytes that are no valid UTF-8. Convert it first, for example with iconv."
@@ -90,6 +95,45 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
     if converted[-1]["role"] == "user" and isinstance(content, str) and not content.strip():
         raise PromptError("The prompt is empty. Give a prompt, or pipe text into the command.")
     return Conversation(converted, shown)
+
+
+def without_unanswered(messages: Sequence[Message]) -> list[Message]:
+    """A conversation without the questions that never had an answer, such as those that were interrupted.
+
+    Behind such a question stands a message of the model with nothing but a thought, maybe an empty one. Asked
+    again, together with the next one, it would be a part of that.
+    """
+    kept: list[Message] = []
+    for message in messages:
+        if message.role != "assistant" or _has_answer(message):
+            kept.append(message)
+        elif kept and kept[-1].role == "user":
+            kept.pop()
+    return kept
+
+
+def _has_answer(message: Message) -> bool:
+    """Whether there is anything but thoughts and blanks in it."""
+    return any(
+        part.text.strip() if isinstance(part, TextPart) else not isinstance(part, ReasoningPart)
+        for part in message.parts
+    )
+
+
+def piped_picture(messages: Sequence[TemplateMessage]) -> str | None:
+    """What kind of picture or video was read as the text of a prompt, if one was."""
+    for message in messages:
+        content = message["content"]
+        start = content[:16] if isinstance(content, str) else ""
+        try:
+            # llm reads its standard input with this, which keeps the bytes of what is no text.
+            kind = what_is(start.encode(errors="surrogateescape"))
+        except UnicodeEncodeError:  # half of a surrogate pair is no byte of a file
+            continue
+        # A question may well begin with "BM" or "GIF89a".
+        if kind and not (is_text(content) and "\0" not in content):
+            return kind
+    return None
 
 
 def _attachments(message: Message) -> list[Attachment]:

@@ -1,0 +1,210 @@
+"""A loaded model with its tokenizer, and the process-wide cache of them.
+
+torch and transformers are imported here, on the first prompt, and nowhere above.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import llm
+
+from .. import hub
+from ..catalog import ModelEntry
+from ..chat.messages import PromptEncoder
+from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
+from ..chat.tokenizer import ChatTokenizer, control_tokens, decode, table_decoder, token_bytes
+from ..errors import CheckpointError
+from .form import Form
+from .turn import ALWAYS_WANTED, Stop
+
+if TYPE_CHECKING:
+    from ..diffusion.loading import LoadedModel
+    from ..diffusion.pipeline import BlockDiffusionPipeline
+    from ..grammar.automaton import Vocabulary
+    from ..grammar.constraint import TextConstraint
+
+# In llm's folder: what schemas and other forms were made into, for each tokenizer. It may be deleted.
+AUTOMATA_FOLDER = "diffusiongemma-automata"
+
+
+class ReentrantLock(Protocol):
+    """What is used of `threading.RLock`, which is a function to the type checker."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    def release(self) -> None: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(self, kind: Any, error: Any, traceback: Any, /) -> None: ...
+
+
+class Engine:
+    """A loaded model with its tokenizer. Lives in the process-wide cache; answers one turn at a time."""
+
+    def __init__(self, loaded: LoadedModel, tokenizer: ChatTokenizer, folder: Path) -> None:
+        from ..diffusion.images import ImageReader
+        from ..diffusion.pipeline import BlockDiffusionPipeline
+
+        self.image_reader = ImageReader(folder, loaded.model.config)
+        self.loaded = loaded
+        self.pipeline: BlockDiffusionPipeline = BlockDiffusionPipeline(loaded.model)
+        self.prompt_encoder = PromptEncoder(tokenizer)
+        self._tokenizer = tokenizer
+        self.control_tokens = control_tokens(tokenizer)
+        # Reentrant: a worker thread holds it for its whole reply, each step takes it again.
+        self.lock: ReentrantLock = threading.RLock()
+
+    def decode(self, token_ids: list[int]) -> str:
+        return decode(self._tokenizer, token_ids)
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes | None]:
+        return token_bytes(self._tokenizer)
+
+    @cached_property
+    def decode_bytes(self) -> Callable[[list[int]], str]:
+        """`decode` for a reply of a form: by what the tokens stand for in the form's automaton."""
+        return table_decoder(self._tokenizer, self._token_bytes)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        from ..grammar.automaton import Vocabulary
+
+        return Vocabulary(
+            self._token_bytes,
+            size=self.pipeline.vocab_size,
+            eos_token_ids=self.pipeline.eos_token_ids,
+            pad_token_id=self.loaded.model.generation_config.pad_token_id,
+        )
+
+    def hold_to(self, form: Form) -> TextConstraint:
+        """A fresh constraint for one reply. Raises `ConstraintError` if no tokens can spell the form."""
+        from ..grammar.cache import load_or_build
+        from ..grammar.constraint import TextConstraint
+
+        folder = Path(llm.user_dir())  # type: ignore[no-untyped-call]
+        automaton = load_or_build(form.language, self._vocabulary, folder / AUTOMATA_FOLDER)
+        return TextConstraint(automaton, self.loaded.device)
+
+    def opens_thought(self, prompt_ids: list[int]) -> bool:
+        """Whether a prompt ends inside a thought, as templates do after a tool's result."""
+        for token_id in reversed(prompt_ids):
+            name = self.control_tokens.get(token_id)
+            if name in (THOUGHT_OPENS, THOUGHT_CLOSES):
+                return name == THOUGHT_OPENS
+        return False
+
+
+_engines: dict[tuple[Path, str], Engine] = {}
+_engines_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An engine, the name to log for it, and what loading it took just now: 0 if it was there."""
+
+    engine: Engine
+    resolved_model: str
+    load_seconds: float
+
+
+def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
+    """The engine of a model, loaded if it isn't yet.
+
+    Weights that aren't on this machine are downloaded first, which is not counted as loading.
+
+    Shared by everything in the process: llm makes a new model object for each look-up, and sync and async
+    models must not download or load the same weights twice. Whoever comes during a download waits for it.
+
+    Raises what the download and loading raise, and between their parts what `stop` raises.
+    """
+
+    def check_before_download(weight_bytes: int) -> None:
+        from ..diffusion.loading import check_fits, resolve_device
+
+        check_fits(weight_bytes, resolve_device(entry.device), chosen=entry.device is not None)
+
+    with _engines_lock:
+        checkpoint = hub.locate(entry, check_before_download)
+        stop.check()
+        started = time.perf_counter()
+        with stop.importing():
+            _import_libraries()
+        stop.check()
+        from ..diffusion.loading import check_fits, load_model, resolve_device
+
+        device = resolve_device(entry.device)
+        key = (checkpoint.folder.resolve(), str(device))
+        engine = _engines.get(key)
+        if engine is not None:
+            return Ready(engine, checkpoint.resolved_model, 0.0)
+        check_fits(checkpoint.weight_bytes, device, chosen=entry.device is not None)
+        try:
+            with _no_garbage_collection():
+                # The model first: its checks say best what is wrong with a folder.
+                loaded = load_model(checkpoint.folder, device)
+                stop.check()
+                engine = Engine(loaded, _load_tokenizer(checkpoint.folder), checkpoint.folder)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source)}") from error
+        # Behind the last thing that can take long or fail: what is in the cache is whole.
+        _engines[key] = engine
+        stop.check()
+    return Ready(engine, checkpoint.resolved_model, time.perf_counter() - started)
+
+
+@cache
+def _import_libraries() -> None:
+    with _no_garbage_collection():
+        from transformers import AutoTokenizer  # noqa: F401
+
+        from ..diffusion import images, loading, pipeline  # noqa: F401
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """For imports and loading, which make half a million objects and no garbage: some tenths of a second.
+
+    What they made is then left out of every later collection. Without that the first one, at once, looks
+    through all of it, and a Ctrl-C in the middle of its destructors is lost.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
+
+
+# Python ends by looking through all the objects of torch and transformers for garbage once more, which
+# would be a fifth of a short command.
+atexit.register(gc.freeze)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json. A DiffusionGemma checkpoint folder holds config.json, "
+            "*.safetensors, tokenizer.json, tokenizer_config.json and chat_template.jinja."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever it finds wrong is wrong with the folder
+        raise CheckpointError(f"The tokenizer in {folder} can't be read: {error}") from error
+    if not tokenizer.chat_template:
+        raise CheckpointError(
+            f"{folder} has no chat template. Put the checkpoint's chat_template.jinja into the folder."
+        )
+    return tokenizer
