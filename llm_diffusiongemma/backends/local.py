@@ -171,7 +171,7 @@ def _free(asked: _Asked, prompts: _PromptReader, turn: Turn) -> _Attempt:
         engine.decode,
         engine.control_tokens,
         in_thought=engine.opens_thought(prompt.ids),
-        has_tools=bool(turn.tools),
+        tools={tool.name: tool.input_schema or {} for tool in turn.tools},
     )
     return _Attempt(asked, prompt, reader)
 
@@ -273,7 +273,7 @@ class _Attempt:
         )
         events = self.reader.consume(block.tokens)
         if block.finish_reason is not None:
-            events += self.reader.finalize()
+            events += self.reader.finalize(is_whole=block.finish_reason == "stop")
             called = block.finish_reason == "stop" and self.reader.tool_calls
             self.finish_reason = "tool_calls" if called else block.finish_reason
         self.text += "".join(event.chunk for event in events if event.type == "text")
