@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import click.testing
 import huggingface_hub.constants
@@ -114,3 +114,29 @@ def llm_command() -> Iterator[Llm]:
     command = Llm()
     yield command
     command.close()
+
+
+@pytest.fixture
+def network_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[int]]]:
+    """Let the network write these texts, one a reply, and return the prompts that it is given.
+
+    For what a network of this size does not do when it is asked: two calls at once, a call cut off.
+    """
+
+    def say(*replies: str) -> list[list[int]]:
+        from llm_diffusiongemma.backends import local
+        from llm_diffusiongemma.diffusion.pipeline import Block
+
+        engine = local.get_engine(llm.get_model(TINY).entry).engine
+        left = iter(replies)
+        prompts: list[list[int]] = []
+
+        def generate(prompt_ids: list[int], **_: object) -> object:
+            prompts.append(prompt_ids)
+            ids = engine._tokenizer.encode(next(left), add_special_tokens=False)
+            return (block for block in [Block(0, ids, 106, 1, True, "stop", len(prompt_ids), 0.1)])
+
+        monkeypatch.setattr(engine.pipeline, "generate", generate)
+        return prompts
+
+    return say

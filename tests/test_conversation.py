@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import llm
@@ -80,3 +81,35 @@ def test_a_thought_that_is_stripped_costs_only_its_turn(llm_command: Llm) -> Non
     first, second = llm_command.logs()
     assert cached_tokens(second) >= first["input_tokens"] - len("<|turn>model\n")
     assert re.search(r"8 \+ 3 = \d+", second["response"])
+
+
+THINKING = ("-m", TINY, "-o", "thinking", "true")
+
+
+def test_an_answer_inside_a_thought_that_never_closes_is_the_answer(
+    llm_command: Llm, network_says: Callable[..., list[list[int]]]
+) -> None:
+    prompts = network_says("<|channel>thought\nIt is 42.", "Yes.")
+    result = llm_command(*THINKING, "What is it?")
+    assert result.stdout == "It is 42.\n"
+    assert "It is 42." in result.stderr
+    assert "empty" not in result.stderr
+    (turn,) = llm_command.logs()
+    assert turn["response"] == "It is 42."
+    llm_command.ok("-c", "Really?")
+    engine = local.get_engine(llm.get_model(TINY).entry).engine
+    assert "<|turn>model\nIt is 42.<turn|>" in engine.decode(prompts[-1])
+
+
+def test_a_thought_that_left_out_its_opening_is_no_answer(
+    llm_command: Llm, network_says: Callable[..., list[list[int]]]
+) -> None:
+    network_says(
+        "thought\nsix times seven\n<channel|>42", "thought\nidea\nnotion", "<|channel>final\n42\n<channel|>"
+    )
+    result = llm_command(*THINKING, "What is it?")
+    assert result.stdout == "42\n"
+    assert "six times seven" in result.stderr
+    assert llm_command.ok("-m", TINY, "Synonyms of idea?") == "thought\nidea\nnotion"
+    result = llm_command("-m", TINY, "What is it?")
+    assert (result.stdout, result.stderr) == ("42\n", "")

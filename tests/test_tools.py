@@ -30,31 +30,6 @@ def multiply(a: int, b: int) -> int:
 CLOSED = "<tool_call|>"
 
 
-@pytest.fixture
-def network_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[int]]]:
-    """Let the network write these texts, one a reply, and return the prompts that it is given.
-
-    For what a network of this size does not do when it is asked: two calls at once, a call cut off.
-    """
-
-    def say(*replies: str) -> list[list[int]]:
-        from llm_diffusiongemma.diffusion.pipeline import Block
-
-        engine = local.get_engine(llm.get_model(TINY).entry).engine
-        left = iter(replies)
-        prompts: list[list[int]] = []
-
-        def generate(prompt_ids: list[int], **_: object) -> object:
-            prompts.append(prompt_ids)
-            ids = engine._tokenizer.encode(next(left), add_special_tokens=False)
-            return (block for block in [Block(0, ids, 106, 1, True, "stop", len(prompt_ids), 0.1)])
-
-        monkeypatch.setattr(engine.pipeline, "generate", generate)
-        return prompts
-
-    return say
-
-
 def shown(prompt_ids: list[int]) -> str:
     return local.get_engine(llm.get_model(TINY).entry).engine.decode(prompt_ids)
 
@@ -164,6 +139,73 @@ def test_a_call_that_is_cut_off_is_text_and_runs_nothing(
     (turn,) = llm_command.logs()
     assert turn["tool_calls"] == []
     assert turn["response_json"]["finish_reason"] == "stop"
+
+
+NOTE = """
+def note(text: str, code: str = "") -> str:
+    \"\"\"Note a text\"\"\"
+    return f"noted {text!r} {code!r}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "noted"),
+    [
+        ("text:\"Rome, 'Italy'\"", "\"Rome, 'Italy'\" ''"),
+        ("'text': 'x', \"code\": \"y\"", "'x' 'y'"),
+        ("text:it's fine,code:007", "\"it's fine\" '007'"),
+        ("text:true,code:1e5", "'true' '1e5'"),
+    ],
+)
+def test_a_call_with_other_quotes_or_none(
+    llm_command: Llm, network_says: Callable[..., list[list[int]]], arguments: str, noted: str
+) -> None:
+    network_says(f"<|tool_call>call:note{{{arguments}}}{CLOSED}", "ok")
+    llm_command.ok("-m", TINY, "--functions", NOTE, "Note it")
+    assert llm_command.logs()[-1]["tool_results"][0]["output"] == f"noted {noted}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "text='x'",
+        'text:"x',
+        'text:say "hi, you", code:1',
+        "text:Rome, Italy",
+        "text:x code:y",
+        "text:",
+        "text:x,text:y",
+    ],
+)
+def test_a_call_in_doubt_is_text_and_runs_nothing(
+    llm_command: Llm, network_says: Callable[..., list[list[int]]], arguments: str
+) -> None:
+    call = f"<|tool_call>call:note{{{arguments}}}{CLOSED}"
+    network_says(call)
+    assert llm_command.ok("-m", TINY, "--functions", NOTE, "Note it") == call
+    (turn,) = llm_command.logs()
+    assert turn["tool_calls"] == []
+
+
+def test_a_call_runs_after_one_that_lost_its_quote(
+    llm_command: Llm, network_says: Callable[..., list[list[int]]]
+) -> None:
+    broken = f'<|tool_call>call:note{{text:<|"|>a}}{CLOSED}'
+    network_says(broken + f'<|tool_call>call:note{{text:<|"|>b<|"|>}}{CLOSED}', "ok")
+    assert llm_command.ok("-m", TINY, "--functions", NOTE, "Note it") == f"{broken} ok"  # the blank is llm's
+    assert llm_command.logs()[-1]["tool_results"][0]["output"] == "noted 'b' ''"
+
+
+def test_a_tool_with_a_name_that_is_no_word(network_says: Callable[..., list[list[int]]]) -> None:
+    """As servers of tools name theirs: with what they belong to before it."""
+    tools = [
+        llm.Tool(name, "Read", {"type": "object", "properties": {}}, lambda name=name: f"by {name}")
+        for name in ("read", "ns:read", "files/read")
+    ]
+    prompts = network_says(*(f"<|tool_call>call:{name}{{}}{CLOSED}" for name in ("files/read", "ns:read")), "ok")
+    assert llm.get_model(TINY).chain("Read", tools=tools).text() == "ok"
+    assert 'response:files/read{value:<|"|>by files/read<|"|>}' in shown(prompts[-1])
+    assert 'response:ns:read{value:<|"|>by ns:read<|"|>}' in shown(prompts[-1])
 
 
 def test_a_call_of_a_tool_that_is_not_there(
