@@ -12,7 +12,7 @@ import llm
 from llm.parts import Message, StreamEvent, TextPart
 
 from .catalog import ModelEntry
-from .chat.images import IMAGE_TYPES, VIDEO_TYPES
+from .chat.images import ATTACHMENT_TYPES
 from .options import Options
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class _DiffusionGemma:
     can_stream = True
     supports_tools = True
     supports_schema = True
-    attachment_types: ClassVar[set[str]] = {*IMAGE_TYPES, *VIDEO_TYPES}
+    attachment_types: ClassVar[frozenset[str]] = ATTACHMENT_TYPES
     # mypy takes the nested class of llm's base for a different type; llm documents this very assignment.
     Options = Options
 
