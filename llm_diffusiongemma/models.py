@@ -13,6 +13,7 @@ from llm.parts import Message, StreamEvent, TextPart
 
 from .catalog import ModelEntry
 from .chat.images import ATTACHMENT_TYPES
+from .chat.messages import fill_in_attachments
 from .options import Options
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class _DiffusionGemma:
         tools = [tool for tool in prompt.tools if isinstance(tool, llm.Tool)]
         # llm has made a dict of a Pydantic model by now.
         schema = prompt.schema if isinstance(prompt.schema, dict) else None
+        fill_in_attachments(prompt.messages, prompt.tool_results)
         return LocalReply(self.entry, Turn(_with_system(prompt), options, tools, schema))
 
 

@@ -135,4 +135,4 @@ def test_a_video(llm_command: Llm, tmp_path: Path) -> None:
     kept = engine.pipeline.prefix_cache._kept
     assert kept is not None
     text = engine.decode([token for token in kept.identities if isinstance(token, int)])
-    assert re.search(r"user\n00:00<\|image><image\|>00:01<\|image><image\|>00:02<\|image><image\|>What", text)
+    assert re.search(r"user\n00:00 <\|image><image\|> 00:01 <\|image><image\|> 00:02 <\|image><image\|>What", text)
