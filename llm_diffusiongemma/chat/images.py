@@ -309,7 +309,7 @@ def _instants(packets: Iterator[Any], time_base: Fraction) -> list[_Instant]:
     instants = []
     for number in range(math.ceil(seconds / interval)):
         pts = first + number * interval / time_base
-        before = (packet for packet, key in keys if key <= pts)
+        before = (packet for packet, key in keys if key <= math.floor(pts))
         instants.append(_Instant(pts, number * interval, max(before, default=0)))
     return instants
 
@@ -327,6 +327,8 @@ def _show(container: Any, instants: list[_Instant]) -> Iterator[Picture]:
             continue
         is_decoding = True
         for frame in packet.decode():
+            if frame.pts is None:
+                continue
             while standing is not None and pending and frame.pts > pending[0].pts:
                 image = image or _to_image(standing)
                 yield Picture(image, pending.popleft().timestamp)

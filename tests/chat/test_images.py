@@ -439,6 +439,20 @@ def test_a_long_video_is_shown_from_end_to_end(
     assert_true(attachment, times, [number * 298.1 / MAX_FRAMES for number in range(MAX_FRAMES)])
 
 
+@pytest.mark.parametrize("start", [0, 20])
+def test_a_recording_of_a_browser(start: int) -> None:
+    """Neither how long it is nor how long any of its frames is shown stands in it."""
+    for times in ([0, 10, 20, 30], [number / 10 for number in range(45)], [0, 0.03, 0.06, 5, 5.1]):
+        times = [start + time for time in times]
+        content = film(times, "webm", "libvpx", format_options=LIVE["webm"]).content
+        assert content is not None
+        at = content.index(b"\x23\xe3\x83\x84")  # the default duration: four bytes
+        content = content[:at] + b"\xec\x86" + bytes(6) + content[at + 8 :]  # and the same space without a meaning
+        attachment = llm.Attachment(type="video/webm", content=content)
+        assert_true(attachment, times)
+        assert len(pictures(attachment)) == int(times[-1] - start) + 1
+
+
 def test_a_video_of_hours() -> None:
     """Minutes run on beyond an hour, as transformers writes them."""
     times = [number * 300 for number in range(24)]
