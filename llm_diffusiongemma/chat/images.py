@@ -53,6 +53,11 @@ MIN_SIDE_PIXELS = 2
 MAX_SHOWN_PIXELS = 4 * 1120 * 48 * 48
 STRIP_ROWS = 64
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Behind the signature the header's length and name, and the width and height.
+PNG_BIT_DEPTH_AT = len(PNG_SIGNATURE) + 16
+PNG_METADATA = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
+
 # What must be done to a picture of that EXIF orientation, by Pillow's names.
 UPRIGHT = {
     2: "FLIP_LEFT_RIGHT",
@@ -205,12 +210,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Behind the signature the header's length and name, and the width and height.
-PNG_BIT_DEPTH_AT = len(PNG_SIGNATURE) + 16
-PNG_METADATA = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
 
 
 def _mend_transparency(image: Image.Image, bit_depth: int) -> None:
