@@ -14,7 +14,8 @@ from llm.parts import Message, StreamEvent, TextPart
 
 from .backends.turn import Report, Stop, StoppedError, Turn
 from .catalog import ModelEntry
-from .chat.images import IMAGE_TYPES, VIDEO_TYPES
+from .chat.images import ATTACHMENT_TYPES
+from .chat.messages import fill_in_attachments
 from .errors import DiffusionGemmaError
 from .interrupts import FAILED_STATUS, INTERRUPTED_STATUS, Command, Interrupts, current_command
 from .options import DEFAULT_MAX_TOKENS, Options
@@ -30,7 +31,7 @@ class _DiffusionGemma:
     can_stream = True
     supports_tools = True
     supports_schema = True
-    attachment_types: ClassVar[set[str]] = {*IMAGE_TYPES, *VIDEO_TYPES}
+    attachment_types: ClassVar[frozenset[str]] = ATTACHMENT_TYPES
     # mypy takes the nested class of llm's base for a different type; llm documents this very assignment.
     Options = Options
 
@@ -50,6 +51,7 @@ class _DiffusionGemma:
         tools = [tool for tool in prompt.tools if isinstance(tool, llm.Tool)]
         # llm has made a dict of a Pydantic model by now.
         schema = prompt.schema if isinstance(prompt.schema, dict) else None
+        fill_in_attachments(prompt.messages, prompt.tool_results)
         return LocalReply(self.entry, Turn(_with_system(prompt), options, tools, schema), stop)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import subprocess
 import sys
@@ -30,6 +31,37 @@ def files(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("name", COLOURS)
 def test_from_a_path(llm_command: Llm, files: dict[str, str], name: str) -> None:
     assert llm_command.ok("-m", TINY, QUESTION, "-a", files[name]) == f"The image is {name}."
+
+
+@pytest.mark.parametrize("media_type", ["image/jpg", "image/PNG", "image/png; charset=binary"])
+def test_a_type_by_another_name(llm_command: Llm, files: dict[str, str], media_type: str) -> None:
+    """llm itself holds it against what the model reads."""
+    assert llm_command.ok("-m", TINY, QUESTION, "--at", files["red"], media_type) == "The image is red."
+
+
+def test_text_and_images_by_turns(files: dict[str, str]) -> None:
+    """From Python, in the order that was given; the pictures in that of their soft tokens."""
+    red, blue = (llm.Attachment(path=files[name], type="image/png") for name in ("red", "blue"))
+    model = llm.get_model(TINY)
+    model.prompt(messages=[llm.user("This", red, "or that", blue, QUESTION)]).text()
+    first = kept_text()
+    assert re.search(r"user\nThis<\|image>(#\d)<image\|>or that<\|image>(?!\1)#\d<image\|>What", first)
+    model.prompt(messages=[llm.user("This", blue, "or that", red, QUESTION)]).text()
+    assert kept_text() != first
+
+
+def kept_text() -> str:
+    """What the network has read last, with a number for the soft tokens of each picture."""
+    from llm_diffusiongemma.backends import local
+
+    engine = local.get_engine(llm.get_model(TINY).entry).engine
+    kept = engine.pipeline.prefix_cache._kept
+    assert kept is not None
+    digests = sorted({each for each in kept.identities if isinstance(each, str)})
+    text = ""
+    for identity, run in itertools.groupby(kept.identities):
+        text += f"#{digests.index(identity)}" if isinstance(identity, str) else engine.decode(list(run))
+    return text
 
 
 def test_from_standard_input(llm_command: Llm, files: dict[str, str]) -> None:
@@ -129,10 +161,5 @@ def test_a_video(llm_command: Llm, tmp_path: Path) -> None:
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     llm_command.ok("-m", TINY, QUESTION, "-a", str(path))
-    from llm_diffusiongemma.backends import local
-
-    engine = local.get_engine(llm.get_model(TINY).entry).engine
-    kept = engine.pipeline.prefix_cache._kept
-    assert kept is not None
-    text = engine.decode([token for token in kept.identities if isinstance(token, int)])
-    assert re.search(r"user\n00:00<\|image><image\|>00:01<\|image><image\|>00:02<\|image><image\|>What", text)
+    stamped = r"00:00 <\|image>#0<image\|> 00:01 <\|image>#0<image\|> 00:02 <\|image>#0<image\|>"
+    assert re.search(rf"user\n{stamped}What", kept_text())

@@ -246,19 +246,50 @@ def test_what_a_tool_returns_never_becomes_a_control_token(
     assert evil in shown(prompts[-1])  # and it comes through otherwise unchanged
 
 
-def test_a_result_with_an_image(llm_command: Llm, network_says: Callable[..., list[list[int]]]) -> None:
-    tool = '''
+PHOTOS = '''
 import io
 import llm
 from PIL import Image
-def photo() -> llm.ToolOutput:
+def photo(width: int) -> llm.ToolOutput:
     """Take a photo"""
     out = io.BytesIO()
-    Image.new("RGB", (32, 32), (220, 25, 25)).save(out, "png")
-    return llm.ToolOutput("taken", attachments=[llm.Attachment(type="image/png", content=out.getvalue())])
+    Image.new("RGB", (width, 32), (220, 25, 25)).save(out, "png")
+    return llm.ToolOutput(str(width), attachments=[llm.Attachment(type="image/png", content=out.getvalue())])
 '''
-    prompts = network_says(f"<|tool_call>call:photo{{}}{CLOSED}", "A red one.")
-    assert llm_command.ok("-m", TINY, "--functions", tool, "Take a photo") == "A red one."
-    assert re.search(
-        r"<tool_response\|><turn\|>\n<\|turn>user\n<\|image>(<\|image\|>)+<image\|>", shown(prompts[-1])
-    )
+
+
+def test_results_with_images(llm_command: Llm, network_says: Callable[..., list[list[int]]]) -> None:
+    """Each in its own result, in the turn that goes on with its thought; the same in later rounds and turns."""
+
+    def call(width: int) -> str:
+        return f"<|tool_call>call:photo{{width:{width}}}{CLOSED}"
+
+    def result(width: int) -> str:
+        soft = r"<\|image>(<\|image\|>)+<image\|>"
+        return rf'<\|tool_response>response:photo\{{value:<\|"\|>{width}{soft}<\|"\|>\}}<tool_response\|>'
+
+    prompts = network_says(call(32) + call(48), call(64), "I see.\n<channel|>Red ones.", "Red.")
+    thinking = ("-o", "thinking", "true")
+    llm_command("-m", TINY, "--functions", PHOTOS, *thinking, "Take photos")
+    assert re.search(rf"{result(32)}{result(48)}<\|channel>thought\n$", shown(prompts[1]))
+    first_two = re.search(rf"{result(32)}{result(48)}", shown(prompts[2]))
+    assert first_two
+    assert re.search(rf"{result(64)}<\|channel>thought\n$", shown(prompts[2]))
+    assert shown(prompts[2]).count("<|turn>user") == 1
+    assert llm_command.ok("-c", "What colour?") == "Red."  # out of the log
+    assert first_two[0] in shown(prompts[3])
+    assert shown(prompts[3]).count("<|turn>user") == 2
+
+
+def test_results_with_images_async(network_says: Callable[..., list[list[int]]]) -> None:
+    calls = f"<|tool_call>call:photo{{width:32}}{CLOSED}<|tool_call>call:photo{{width:48}}{CLOSED}"
+    prompts = network_says(calls, "Red.")
+    scope: dict[str, Callable[..., object]] = {}
+    exec(PHOTOS, scope)
+
+    async def ask() -> str:
+        return await llm.get_async_model(TINY).chain("Take photos", tools=[scope["photo"]]).text()
+
+    assert asyncio.run(ask()) == "Red."
+    assert re.search(r"32<\|image>(<\|image\|>)+<image\|>.*48<\|image>(<\|image\|>)+<image\|>", shown(prompts[1]))
+    assert shown(prompts[1]).count("<|turn>user") == 1

@@ -13,7 +13,7 @@ from llm.parts import StreamEvent
 
 from ..catalog import ModelEntry
 from ..chat.declarations import declare
-from ..chat.messages import Conversation, read_conversation, without_unanswered
+from ..chat.messages import Conversation, read_conversation
 from ..chat.output import THOUGHT_CLOSES, ReplyReader
 from ..options import DEFAULT_MAX_TOKENS, Options
 from .engine import Engine, ReentrantLock, get_engine
@@ -64,7 +64,7 @@ class LocalReply:
         # Before the model is loaded: these need none of it.
         with stop.importing():
             self._form = read_form(turn.schema, options.regex, options.choices)
-        conversation = read_conversation(without_unanswered(turn.messages))
+        conversation = read_conversation(turn.messages)
         stop.check()
         self._ready = get_engine(entry, stop)
         self._seed = options.seed if options.seed is not None else secrets.randbits(32)

@@ -1,4 +1,4 @@
-"""Attachments to pictures: an image is one, a video one for each second that is shown of it.
+"""Attachments to pictures: an image is one, a video one for each instant that is shown of it.
 
 Pillow and, for videos, PyAV are imported with the first attachment: llm loads this room with every command.
 """
@@ -6,9 +6,13 @@ Pillow and, for videos, PyAV are imported with the first attachment: llm loads t
 from __future__ import annotations
 
 import io
+import math
+import struct
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import llm
@@ -18,9 +22,25 @@ from ..errors import ImageError
 if TYPE_CHECKING:
     from PIL import Image
 
-# What libmagic and its relatives call a BMP differs.
-IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/x-ms-bmp"})
-VIDEO_TYPES = frozenset({"video/mp4", "video/webm", "video/quicktime"})
+
+class MediaTypes(frozenset[str]):
+    """Names of media types. As in HTTP's headers capital letters don't matter, nor what follows a semicolon."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and super().__contains__(name.partition(";")[0].strip().lower())
+
+
+# With the names that browsers and servers used before a format had a registered one, and some still do.
+IMAGE_TYPES = MediaTypes(
+    {
+        *("image/png", "image/x-png", "image/apng", "image/vnd.mozilla.apng"),
+        *("image/jpeg", "image/jpg", "image/pjpeg"),
+        *("image/webp", "image/gif"),
+        *("image/bmp", "image/x-bmp", "image/x-ms-bmp"),
+    }
+)
+VIDEO_TYPES = MediaTypes({"video/mp4", "video/webm", "video/quicktime"})
+ATTACHMENT_TYPES = MediaTypes(IMAGE_TYPES | VIDEO_TYPES)
 READABLE = "PNG, JPEG, WebP, GIF and BMP images, and MP4, WebM and MOV videos"
 
 # Pillow has decoders for dozens of formats; a file with a false type must not reach the odd ones.
@@ -28,11 +48,28 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # Where Pillow begins to warn of a decompression bomb. Decoded, that is a quarter of a gigabyte.
 MAX_IMAGE_PIXELS = 89_478_485
 MIN_SIDE_PIXELS = 2
+# The most that a model looks at is 1,120 soft tokens of 48 × 48 pixels. A larger picture is made smaller as soon
+# as it is decoded, but to twice that width and height: being made smaller twice must not blur it.
+MAX_SHOWN_PIXELS = 4 * 1120 * 48 * 48
+STRIP_ROWS = 64
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Behind the signature the header's length and name, and the width and height.
+PNG_BIT_DEPTH_AT = len(PNG_SIGNATURE) + 16
+PNG_METADATA = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
+
+# What must be done to a picture of that EXIF orientation, by Pillow's names.
+UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 MAX_FRAMES = 60
-SECONDS_BETWEEN_FRAMES = 1.0
-# From this distance on it is cheaper to jump to the key frame before the next frame than to decode all between.
-SEEK_FROM_SECONDS = 10.0
 # No model looks at more of a frame than this, and sixty of them are held at once.
 MAX_FRAME_SIDE_PIXELS = 1600
 
@@ -55,7 +92,7 @@ def pictures(attachment: llm.Attachment) -> list[Picture]:
     """
     try:
         kind = attachment.type or attachment.resolve_type()  # type: ignore[no-untyped-call]
-        if kind not in IMAGE_TYPES | VIDEO_TYPES:
+        if kind not in ATTACHMENT_TYPES:
             raise ImageError(
                 f"{_name(attachment)} is of type {kind or 'unknown'}, but this model reads {READABLE}. "
                 "Convert it first."
@@ -76,24 +113,75 @@ def _name(attachment: llm.Attachment) -> str:
 
 
 def _decode(content: bytes, name: str) -> Image.Image:
-    """The first frame of an image file, upright, in RGB, on white where it is transparent."""
-    from PIL import Image, ImageOps
+    """The first frame of an image file, upright, in RGB, on white where it is transparent.
+
+    One of more than `MAX_SHOWN_PIXELS` is made smaller.
+    """
+    from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            # Too many pixels are refused below, before any is decoded.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
-        _check_size(image.width, image.height, name)
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _read(content, name)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has too many pixels. Scale it down first.") from error
     except Exception as error:  # Pillow's decoders raise all kinds of errors for broken files
+        # It refuses a PNG with more than a megabyte of a profile or text, too, which nobody looks at here.
+        bare = _without_metadata(content)
+        if bare is not None:
+            return _decode(bare, name)
         raise ImageError(
             f"{name} is no image that can be decoded: the file is broken or of another type."
         ) from error
+
+
+def _read(content: bytes, name: str) -> Image.Image:
+    from PIL import ExifTags, Image
+
+    with warnings.catch_warnings():
+        # Too many pixels are refused below, before any is decoded.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
+    _check_size(image.width, image.height, name)
+    if image.format == "PNG":
+        _mend_transparency(image, bit_depth=content[PNG_BIT_DEPTH_AT])
+    factor = _factor(image)
+    # A JPEG can be decoded at a half, a quarter or an eighth of its size; other formats know no such thing.
+    image.draft(None, (image.width // factor, image.height // factor))
+    shown = _reduced(image)
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # what the camera has noted is broken, not the picture
+        turn = None
+    shown.info.clear()  # or somebody behind us would turn it once more
+    return shown.transpose(Image.Transpose[turn]) if turn else shown
+
+
+def _factor(image: Image.Image) -> int:
+    """By how much an image can be reduced, as a whole number, and still be larger than anybody looks at."""
+    return max(1, math.isqrt(image.width * image.height // MAX_SHOWN_PIXELS))
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """In RGB, and of no more than `MAX_SHOWN_PIXELS`.
+
+    Strip by strip: what is made of the pixels on the way, up to four times their size, is never there for all of
+    them.
+    """
+    from PIL import Image
+
+    pixels = image.width * image.height
+    if pixels <= MAX_SHOWN_PIXELS:
+        return _to_rgb(image)
+    factor = _factor(image)
+    reduced = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    rows = STRIP_ROWS * factor
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        reduced.paste(_to_rgb(strip).reduce(factor), (0, top // factor))
+    scale = math.sqrt(MAX_SHOWN_PIXELS / (reduced.width * reduced.height))
+    size = (max(1, int(reduced.width * scale)), max(1, int(reduced.height * scale)))
+    return reduced if scale >= 1 else reduced.resize(size, Image.Resampling.BICUBIC)
 
 
 def _check_size(width: int, height: int, name: str) -> None:
@@ -110,16 +198,68 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     from PIL import Image
 
     if image.mode.startswith("I"):
-        # 16 bits, which a plain conversion would clip to white.
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
+        # 16 bits, which a plain conversion would clip to white. The transparent shade is one of all 65,536.
+        transparent = image.info.get("transparency")
+        wide = image.convert("I")
+        image = wide.point([value >> 8 for value in range(1 << 16)], "L")
+        if transparent is not None:
+            is_transparent = wide.point([255 * (value == transparent) for value in range(1 << 16)], "L")
+            image.paste(255, mask=is_transparent)
+            del image.info["transparency"]
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
+def _mend_transparency(image: Image.Image, bit_depth: int) -> None:
+    """Pillow scales the samples of a PNG to eight bits, but not the one that stands for transparent."""
+    transparent = image.info.get("transparency")
+    if image.mode == "L" and bit_depth < 8 and transparent is not None:
+        image.info["transparency"] = transparent * 255 // ((1 << bit_depth) - 1)
+    elif image.mode == "RGB" and bit_depth == 16 and transparent is not None:
+        # It has forgotten the lower halves of the samples.
+        image.info["transparency"] = tuple(sample >> 8 for sample in transparent)
+
+
+def _without_metadata(content: bytes) -> bytes | None:
+    """A PNG without the chunks that hold a colour profile or text; None for what has none, or is no PNG."""
+    if not content.startswith(PNG_SIGNATURE):
+        return None
+    kept = [memoryview(PNG_SIGNATURE)]
+    at = len(PNG_SIGNATURE)
+    while at + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, at)
+        end = at + 12 + length  # with the length, the name and the checksum
+        if kind not in PNG_METADATA:
+            kept.append(memoryview(content)[at:end])
+        at = end
+    bare = b"".join(kept)
+    return bare if len(bare) < len(content) else None
+
+
+@dataclass(frozen=True)
+class _Instant:
+    """A time at which a video is looked at."""
+
+    pts: Fraction
+    """in units of the stream's time base"""
+    seconds: Fraction
+    """from the video's own start"""
+    decode_from: int
+    """the packet, by its number, that decoding must begin with to get there"""
+
+    @property
+    def timestamp(self) -> str:
+        return f"{int(self.seconds // 60):02}:{int(self.seconds % 60):02}"
+
+
 def _frames(content: bytes, name: str) -> list[Picture]:
-    """A frame for each second of a video; of a long one `MAX_FRAMES`, spread evenly over it."""
+    """What a video shows at each second; of a long one at `MAX_FRAMES` instants, spread evenly over it.
+
+    It is read from end to end twice, first without decoding it, rather than by jumping about in it: of what one
+    needs for that, its length and an index, a browser's recording has neither.
+    """
     try:
         import av
     except ImportError as error:
@@ -128,7 +268,10 @@ def _frames(content: bytes, name: str) -> list[Picture]:
         ) from error
     try:
         with av.open(io.BytesIO(content)) as container:
-            shown = list(_sample(container))
+            stream = container.streams.best("video")
+            instants = _instants(container.demux(stream), stream.time_base) if stream else []
+        with av.open(io.BytesIO(content)) as container:
+            shown = list(_show(container, instants)) if instants else []
     except av.error.FFmpegError as error:
         raise ImageError(f"{name} is no video that can be decoded: {error.strerror}.") from error
     if not shown:
@@ -137,32 +280,74 @@ def _frames(content: bytes, name: str) -> list[Picture]:
     return shown
 
 
-def _sample(container: Any) -> Iterator[Picture]:
-    import av
+def _instants(packets: Iterator[Any], time_base: Fraction) -> list[_Instant]:
+    """When to look at a video, by its packets in their order, which is that of decoding."""
+    keys: list[tuple[int, int]] = []
+    # When each frame is shown and for how long, in units of the time base. What an edit list cuts away isn't
+    # shown, but may be needed to decode what is.
+    times: list[tuple[int, int]] = []
+    for number, packet in enumerate(packets):
+        if packet.pts is None:
+            continue
+        if packet.is_keyframe:
+            keys.append((number, packet.pts))
+        if not packet.is_discard:
+            times.append((packet.pts, packet.duration or 0))
+    if not times:
+        return []
+    first = min(times)[0]
+    last, last_duration = max(times)
+    # A frame whose duration nobody knows is shown for a moment.
+    end = last + max(last_duration, 1)
+    # MP4 has the durations in the order of decoding, so that the last frame may have another one's. Their sum is
+    # right, but WebM's are no more than hints.
+    if first + sum(duration for _, duration in times) > last:
+        end = min(end, first + sum(duration for _, duration in times))
+    seconds = (end - first) * time_base
+    interval = max(Fraction(1), seconds / MAX_FRAMES)
+    instants = []
+    for number in range(math.ceil(seconds / interval)):
+        pts = first + number * interval / time_base
+        before = (packet for packet, key in keys if key <= math.floor(pts))
+        instants.append(_Instant(pts, number * interval, max(before, default=0)))
+    return instants
 
-    if not container.streams.video:
-        return
-    stream = container.streams.video[0]
+
+def _show(container: Any, instants: list[_Instant]) -> Iterator[Picture]:
+    """The picture that stands at each instant: the last that began by then. Decodes no more than it takes."""
+    stream = container.streams.best("video")
     stream.thread_type = "AUTO"
-    seconds = container.duration / av.time_base if container.duration else 0.0
-    interval = max(SECONDS_BETWEEN_FRAMES, seconds / MAX_FRAMES)
-    shown = 0
-    frames = container.decode(stream)
-    while shown < MAX_FRAMES:
-        due = shown * interval
-        if shown and interval >= SEEK_FROM_SECONDS:
-            container.seek(int(due * av.time_base))
-            frames = container.decode(stream)
-        # Half a millisecond of tolerance: time stamps are rounded.
-        frame = next((frame for frame in frames if (frame.time or 0.0) >= due - 0.0005), None)
-        if frame is None:
+    pending = deque(instants)
+    standing: Any = None  # a frame
+    image: Image.Image | None = None  # of it
+    is_decoding = False
+    for number, packet in enumerate(container.demux(stream)):
+        if number < pending[0].decode_from and not is_decoding:
+            continue
+        is_decoding = True
+        for frame in packet.decode():
+            if frame.pts is None:
+                continue
+            while standing is not None and pending and frame.pts > pending[0].pts:
+                image = image or _to_image(standing)
+                yield Picture(image, pending.popleft().timestamp)
+            standing, image = frame, None
+        if not pending:
             return
-        image = frame.to_image()
-        if frame.rotation:  # filmed with a telephone held upright
-            image = image.rotate(frame.rotation, expand=True)
-        image.thumbnail((MAX_FRAME_SIDE_PIXELS, MAX_FRAME_SIDE_PIXELS))
-        yield Picture(image, f"{int(due) // 60:02}:{int(due) % 60:02}")
-        shown += 1
+        if number < pending[0].decode_from:
+            stream.codec_context.flush_buffers()
+            standing, is_decoding = None, False
+    for instant in pending if standing is not None else ():
+        image = image or _to_image(standing)
+        yield Picture(image, instant.timestamp)
+
+
+def _to_image(frame: Any) -> Image.Image:
+    image: Image.Image = frame.to_image()
+    if frame.rotation:  # filmed with a telephone held upright
+        image = image.rotate(frame.rotation, expand=True)
+    image.thumbnail((MAX_FRAME_SIDE_PIXELS, MAX_FRAME_SIDE_PIXELS))
+    return image
 
 
 def what_is(content: bytes) -> str | None:

@@ -1,7 +1,8 @@
 """From llm's messages to prompt tokens, by the checkpoint's own chat template.
 
-**Invariant**: only the template makes control tokens. Whatever stands in the text of a user, a system
-prompt, a tool or the history comes out as plain text, even if it spells `<turn|>`.
+**Invariant**: only the template makes control tokens, and this module those of pictures where the template has no
+place for them. Whatever stands in the text of a user, a system prompt, a tool or the history comes out as plain
+text, even if it spells `<turn|>`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from llm import Attachment
+from llm import Attachment, ToolResult
 from llm.parts import AttachmentPart, Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
 from ..errors import CheckpointError, PromptError
@@ -22,15 +23,24 @@ from .output import THOUGHT_LABEL, THOUGHT_OPENS
 from .tokenizer import ChatTokenizer, control_tokens
 
 TemplateMessage = dict[str, Any]
+# Reads attachments, and makes parts of them.
+Show = Callable[[Iterable[Attachment]], list[dict[str, str]]]
 
 # Where the next turn of a conversation may differ from this prompt: the template opens the model's turn
 # here, and what it shows of a past one it decides anew.
 TURN_OPENS = "<|turn>"
 
+# The marker that the image reader puts soft tokens in the place of.
+IMAGE = "<|image|>"
+
 
 @dataclass(frozen=True)
 class Conversation:
-    """llm's messages in the shape that chat templates read, and the pictures that they show, in order."""
+    """llm's messages in the shape that `PromptEncoder` reads, and the pictures that they show, in order.
+
+    Content is a text or a list of parts: `text`, `image`, and for an image of a video `frame`, whose text is its
+    time stamp.
+    """
 
     messages: list[TemplateMessage]
     pictures: list[Picture]
@@ -44,10 +54,26 @@ class Conversation:
         content = messages[last]["content"]
         if isinstance(content, str):
             content = f"{content}\n\n{text}"
+        elif content[-1]["type"] == "text":
+            content = [*content[:-1], {"type": "text", "text": f"{content[-1]['text']}\n\n{text}"}]
         else:
-            content = [*content, {"type": "text", "text": f"\n\n{text}"}]
+            content = [*content, {"type": "text", "text": text}]
         messages[last] = {**messages[last], "content": content}
         return Conversation(messages, self.pictures)
+
+
+def fill_in_attachments(messages: Sequence[Message], results: Sequence[ToolResult]) -> None:
+    """Puts what each tool has attached to its result in this turn into the message's part for that result.
+
+    llm's chain of calls leaves the parts' lists empty and puts all attachments into one user's message behind
+    them. They are put into llm's own parts: the next turn and the log know no more than these, and could not tell
+    them apart any more.
+    """
+    tool_messages = [message for message in messages if message.role == "tool"]
+    parts = [part for part in tool_messages[-1].parts if isinstance(part, ToolResultPart)] if tool_messages else []
+    if len(parts) == len(results):
+        for part, result in zip(parts, results, strict=True):
+            part.attachments = part.attachments or list(result.attachments)
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:
@@ -59,27 +85,19 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
     converted: list[TemplateMessage] = []
     shown: list[Picture] = []
 
-    def show(attachments: Sequence[Attachment]) -> list[dict[str, str]]:
-        """The template's parts for attachments: for each picture one, a time stamp before a video's frame."""
+    def show(attachments: Iterable[Attachment]) -> list[dict[str, str]]:
+        """The parts for attachments, one for each picture."""
         parts: list[dict[str, str]] = []
         for picture in itertools.chain.from_iterable(map(pictures, attachments)):
             shown.append(picture)
-            parts += [{"type": "text", "text": picture.timestamp}] if picture.timestamp else []
-            parts.append({"type": "image"})
+            parts.append({"type": "frame", "text": picture.timestamp} if picture.timestamp else {"type": "image"})
         return parts
 
-    for message in messages:
+    for message in without_unanswered(_settled(messages)):
         if message.role == "tool":
-            converted += [_tool_message(part) for part in message.parts]
-            # A result is a text. What else a tool returns is shown to the model as llm's user would.
-            attached = show([each for part in message.parts for each in getattr(part, "attachments", ())])
-            converted += [{"role": "user", "content": attached}] if attached else []
+            converted += [_tool_message(part, show) for part in message.parts]
         else:
-            converted.append(_message(message))
-            if message.role == "user" and (attached := show(_attachments(message))):
-                # The model was taught with images before the text.
-                text = {"type": "text", "text": converted[-1]["content"]}
-                converted[-1]["content"] = [*attached, text]
+            converted.append(_message(message, show))
     if kind := piped_picture(converted):
         raise PromptError(
             f"What was piped in is {kind}, not text. Attach it instead: -a - reads it from standard input, -a and "
@@ -95,6 +113,33 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
     if converted[-1]["role"] == "user" and isinstance(content, str) and not content.strip():
         raise PromptError("The prompt is empty. Give a prompt, or pipe text into the command.")
     return Conversation(converted, shown)
+
+
+def _settled(messages: Sequence[Message]) -> list[Message]:
+    """The messages with what tools have attached where it belongs: to their results.
+
+    llm shows it as a user's message with nothing else in it, right behind that of the tools. If nobody has said
+    what belongs to which result (`fill_in_attachments`), it is the last one's.
+    """
+    settled: list[Message] = []
+    for message in messages:
+        before = settled[-1] if settled else None
+        attachments = _attachments(message.parts)
+        if (
+            before
+            and before.role == "tool"
+            and message.role == "user"
+            and len(attachments) == len(message.parts) > 0
+        ):
+            of_results = [each for part in before.parts for each in getattr(part, "attachments", ())]
+            if of_results == attachments:
+                continue
+            if not of_results and isinstance(last := before.parts[-1], ToolResultPart):
+                parts = [*before.parts[:-1], replace(last, attachments=attachments)]
+                settled[-1] = replace(before, parts=parts)
+                continue
+        settled.append(message)
+    return settled
 
 
 def without_unanswered(messages: Sequence[Message]) -> list[Message]:
@@ -136,14 +181,41 @@ def piped_picture(messages: Sequence[TemplateMessage]) -> str | None:
     return None
 
 
-def _attachments(message: Message) -> list[Attachment]:
-    parts = (part for part in message.parts if isinstance(part, AttachmentPart))
-    return [part.attachment for part in parts if part.attachment is not None]
+def _attachments(parts: Iterable[Part]) -> list[Attachment]:
+    return [part.attachment for part in parts if isinstance(part, AttachmentPart) and part.attachment is not None]
 
 
-def _message(message: Message) -> TemplateMessage:
-    text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
-    converted: TemplateMessage = {"role": message.role, "content": text}
+def _content(message: Message, show: Show) -> str | list[dict[str, str]]:
+    """What a message says and shows, in its order.
+
+    But a text that nothing but attachments follow stands behind them: that is llm's form of a prompt with
+    attachments, and the model was taught with images before the text.
+    """
+    if not _attachments(message.parts):
+        return _text(message.parts)
+
+    def is_text_part(part: Part) -> bool:
+        return isinstance(part, TextPart)
+
+    parts = [part for part in message.parts if isinstance(part, (TextPart, AttachmentPart))]
+    if parts == sorted(parts, key=is_text_part, reverse=True):
+        parts.sort(key=is_text_part)
+    content: list[dict[str, str]] = []
+    for _, group in itertools.groupby(parts, is_text_part):
+        run = list(group)
+        content += show(_attachments(run))
+        if text := _text(run):
+            content.append({"type": "text", "text": text})
+    return content
+
+
+def _text(parts: Iterable[Part]) -> str:
+    return "".join(part.text for part in parts if isinstance(part, TextPart))
+
+
+def _message(message: Message, show: Show) -> TemplateMessage:
+    content = _content(message, show) if message.role == "user" else _text(message.parts)
+    converted: TemplateMessage = {"role": message.role, "content": content}
     reasoning = "".join(part.text for part in message.parts if isinstance(part, ReasoningPart))
     if reasoning:
         # Apart from the content: the template shows it in a running tool loop and drops it later.
@@ -169,10 +241,14 @@ def _message(message: Message) -> TemplateMessage:
     return converted
 
 
-def _tool_message(part: Part) -> TemplateMessage:
+def _tool_message(part: Part, show: Show) -> TemplateMessage:
     if not isinstance(part, ToolResultPart):
         raise PromptError(f"A tool's message holds {_describe(part)}, which this model can't read.")
-    return {"role": "tool", "name": part.name, "tool_call_id": part.tool_call_id, "content": part.output}
+    content: str | list[dict[str, str]] = part.output
+    if part.attachments:
+        text = [{"type": "text", "text": part.output}] if part.output else []
+        content = [*text, *show(part.attachments)]
+    return {"role": "tool", "name": part.name, "tool_call_id": part.tool_call_id, "content": content}
 
 
 def _describe(part: Part) -> str:
@@ -209,13 +285,15 @@ class PromptEncoder:
         if not is_text(tools):
             raise PromptError("A tool's name or description holds half of a surrogate pair, which isn't text.")
         # A marker in untrusted text is broken by a character that the text doesn't contain. What survives
-        # rendering with the markers whole comes from the template.
-        breaker = _unused_character(_texts([messages, tools]))
+        # rendering with the markers whole comes from the template. Another such character stands for a picture
+        # where templates know none.
+        breaker, picture = _unused_characters(_texts([messages, tools]), 2)
 
         def shield(text: str) -> str:
             return self._control.sub(lambda marker: marker[0][0] + breaker + marker[0][1:], text)
 
-        rendered = self._render(_map_texts(messages, shield), _map_texts(tools, shield), thinking)
+        spelled = [_spell_out(message, picture, breaker) for message in _map_texts(messages, shield)]
+        rendered = self._render(spelled, _map_texts(tools, shield), thinking).replace(picture, IMAGE)
         ids: list[int] = []
         end = 0
         for marker in self._control.finditer(rendered):
@@ -273,6 +351,26 @@ class PromptEncoder:
         ]
 
 
+def _spell_out(message: TemplateMessage, picture: str, breaker: str) -> TemplateMessage:
+    """A message as templates read it: without frames, and with a text for content if it is a tool's."""
+    content = message["content"]
+    if isinstance(content, str):
+        return message
+    is_tool = message["role"] == "tool"
+    parts: list[dict[str, str]] = []
+    for part in content:
+        if part["type"] == "frame":
+            # A blank on both sides of the stamp, as transformers has it. Templates trim the text of a part, but
+            # know nothing of this character, which tokenising drops.
+            blank = f"{breaker} " if parts else ""
+            parts.append({"type": "text", "text": f"{blank}{part['text']} {picture}"})
+        elif part["type"] == "image" and is_tool:
+            parts.append({"type": "text", "text": picture})
+        else:
+            parts.append(part)
+    return {**message, "content": "".join(part["text"] for part in parts) if is_tool else parts}
+
+
 def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
@@ -304,8 +402,8 @@ def _texts(value: Any) -> Iterable[str]:
             yield from _texts(item)
 
 
-def _unused_character(texts: Iterable[str]) -> str:
-    """A private-use character that none of the texts contains: of 137,468 one is always left."""
+def _unused_characters(texts: Iterable[str], count: int) -> list[str]:
+    """Private-use characters that none of the texts contains: of 137,468 some are always left."""
     used = set().union(*texts)
     private_use = itertools.chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
-    return next(character for code in private_use if (character := chr(code)) not in used)
+    return list(itertools.islice((chr(code) for code in private_use if chr(code) not in used), count))

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-
 from ..errors import CheckpointError, ImageError
 from .pipeline import ImageInputs
 
@@ -15,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import torch
     from PIL import Image
     from transformers import DiffusionGemmaConfig
 
@@ -61,15 +59,9 @@ class ImageReader:
             start = len(ids) + 1
             spans.append(range(start, start + next(counts)))
             ids += [config.boi_token_id, *[token] * len(spans[-1]), config.eoi_token_id]
-        # Images of several budgets become one batch: the model drops the padding again.
-        patches = max(len(image.pixels) for image in images)
         return ids, ImageInputs(
-            pixel_values=torch.stack(
-                [F.pad(image.pixels, (0, 0, 0, patches - len(image.pixels))) for image in images]
-            ),
-            image_position_ids=torch.stack(
-                [F.pad(image.positions, (0, 0, 0, patches - len(image.pixels)), value=-1) for image in images]
-            ),
+            pixel_values=[image.pixels for image in images],
+            image_position_ids=[image.positions for image in images],
             spans=tuple(spans),
         )
 

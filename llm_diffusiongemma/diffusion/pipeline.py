@@ -94,10 +94,10 @@ class Block:
 class ImageInputs:
     """What the checkpoint's image processor makes of the images in a prompt."""
 
-    pixel_values: torch.Tensor
-    """`[images, patches, patch pixels]`"""
-    image_position_ids: torch.Tensor
-    """`[images, patches, 2]`, -1 for padding"""
+    pixel_values: Sequence[torch.Tensor]
+    """For each image `[patches, patch pixels]`: as many patches as its own budget of soft tokens allows."""
+    image_position_ids: Sequence[torch.Tensor]
+    """For each image `[patches, 2]`, -1 for padding."""
     spans: tuple[range, ...]
     """Where in the prompt the soft tokens of each image stand, in their order."""
 
@@ -105,11 +105,11 @@ class ImageInputs:
     def digests(self) -> list[str]:
         """For each image a name that no image has that the encoder would see differently."""
         return [
-            # Without the padding, which depends on what other images stand in the prompt.
+            # Without the padding, which depends on the budget and not on what there is to see.
             hashlib.sha256(
                 pixels[positions[:, 0] >= 0].numpy().tobytes() + positions[positions[:, 0] >= 0].numpy().tobytes()
             ).hexdigest()
-            for pixels, positions in zip(self.pixel_values.cpu(), self.image_position_ids.cpu(), strict=True)
+            for pixels, positions in zip(self.pixel_values, self.image_position_ids, strict=True)
         ]
 
     def token_types(self, length: int) -> torch.Tensor:
@@ -403,13 +403,22 @@ class BlockDiffusionPipeline:
             # From the very first token on: the masks look them up by position.
             mm_token_type_ids=images.token_types(past + length).to(device) if images and here else None,
         )
+        embeddings = self._encoder.get_input_embeddings()(tokens)
+        # One at a time: as a batch all would be padded to the largest.
+        for i in here:
+            assert images is not None
+            soft_tokens = self._encoder.get_image_features(
+                images.pixel_values[i][None].to(device),
+                images.image_position_ids[i][None].to(device),
+                return_dict=True,
+            ).pooler_output
+            span = images.spans[i]
+            embeddings[0, span.start - past : span.stop - past] = soft_tokens
         self._encoder(
-            input_ids=tokens,
+            inputs_embeds=embeddings,
             attention_mask=masks,
             **{CACHE_ARGUMENT: prefix.cache},
             position_ids=positions,
-            pixel_values=images.pixel_values[here].to(device) if images and here else None,
-            image_position_ids=images.image_position_ids[here].to(device) if images and here else None,
         )
         prefix.identities += identities
 

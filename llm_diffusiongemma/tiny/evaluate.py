@@ -85,7 +85,11 @@ class Examiner:
             pixels, counts = images.preprocess([images.plain(lesson.colour, random.Random(seed))])
             prompt = images.expand(prompt, counts[0], image_token_id)
             first = prompt.index(image_token_id)
-            image_inputs = ImageInputs(**pixels, spans=(range(first, first + counts[0]),))
+            image_inputs = ImageInputs(
+                pixel_values=list(pixels["pixel_values"]),
+                image_position_ids=list(pixels["image_position_ids"]),
+                spans=(range(first, first + counts[0]),),
+            )
         tokens: list[int] = []
         blocks = steps = 0
         end = None

@@ -93,17 +93,20 @@ def test_same_tokens_as_generate(case: Case) -> None:
     assert {block.finish_reason for block in blocks} - {None} == case.finish_reasons
 
 
-def test_same_tokens_as_generate_with_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_tokens_as_generate_with_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """The encoder must get the image's masks, or it reads the soft tokens causally."""
     model = tiny_model()
     # 12x12 patches pool to a 4x4 grid of soft tokens.
     x, y = torch.meshgrid(torch.arange(12), torch.arange(12), indexing="xy")
     images = ImageInputs(
-        pixel_values=torch.rand(1, 144, 3 * 4 * 4, generator=torch.Generator().manual_seed(0)),
-        image_position_ids=torch.stack((x.flatten(), y.flatten()), -1)[None],
-        spans=(range(4, 20),),
+        pixel_values=[
+            torch.rand(144, 3 * 4 * 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
+        ],
+        image_position_ids=[torch.stack((x.flatten(), y.flatten()), -1)] * 2,
+        spans=(range(4, 20), range(26, 42)),
     )
-    prompt = [*prompt_of(4), *[IMAGE_TOKEN_ID] * 16, *prompt_of(6, seed=1)]
+    image = [IMAGE_TOKEN_ID] * 16
+    prompt = [*prompt_of(4), *image, *prompt_of(6, seed=1), *image, *prompt_of(3, seed=2)]
     compare_with_generate(model, prompt, 2, seed=0, images=images)
 
     monkeypatch.setattr(ImageInputs, "token_types", lambda _, length: torch.zeros(1, length, dtype=torch.int64))
@@ -127,8 +130,8 @@ def compare_with_generate(
         for span in images.spans:
             types[0, list(span)] = 1
         theirs_images = {
-            "pixel_values": images.pixel_values,
-            "image_position_ids": images.image_position_ids,
+            "pixel_values": torch.stack(list(images.pixel_values)),
+            "image_position_ids": torch.stack(list(images.image_position_ids)),
             "mm_token_type_ids": types,
         }
     torch.manual_seed(seed)

@@ -69,8 +69,8 @@ class Request:
             return None
         shown = [image(seed) for _, seed in self.images]
         return ImageInputs(
-            torch.stack([pixels for pixels, _ in shown]),
-            torch.stack([positions for _, positions in shown]),
+            [pixels for pixels, _ in shown],
+            [positions for _, positions in shown],
             tuple(range(start, start + SOFT_TOKENS) for start, _ in self.images),
         )
 
@@ -205,6 +205,44 @@ def test_a_new_image_behind_a_cached_one(pipeline: BlockDiffusionPipeline) -> No
     assert_holds(kept_by(pipeline), second)
 
 
+def test_only_what_is_new_goes_through_the_tower_and_each_image_by_itself(
+    pipeline: BlockDiffusionPipeline,
+) -> None:
+    """Images of several budgets: none is padded to the largest, and what the cache holds is not seen again."""
+    seen: list[tuple[int, ...]] = []
+    hook = model().model.encoder.vision_tower.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(tuple(kwargs["pixel_values"].shape)), with_kwargs=True
+    )
+
+    def padded(inputs: ImageInputs, patches: int) -> ImageInputs:
+        """The first image as its processor would pad it for a larger budget."""
+        pixels = torch.nn.functional.pad(inputs.pixel_values[0], (0, 0, 0, patches - 144))
+        positions = torch.nn.functional.pad(inputs.image_position_ids[0], (0, 0, 0, patches - 144), value=-1)
+        return ImageInputs(
+            [pixels, *inputs.pixel_values[1:]], [positions, *inputs.image_position_ids[1:]], inputs.spans
+        )
+
+    def ask(request: Request, patches: int) -> None:
+        inputs = request.inputs
+        assert inputs is not None
+        settings = SamplerSettings.from_generation_config(model().generation_config)
+        randomness = GeneratorRandomness(torch.Generator().manual_seed(0))
+        images = padded(inputs, patches)
+        list(
+            pipeline.generate(
+                request.tokens, settings=settings, max_tokens=1, randomness=randomness, images=images
+            )
+        )
+
+    first = Request(prompt_of(3)).with_image(1).with_image(2) + prompt_of(5)
+    ask(first, 288)
+    last = first.with_image(3) + prompt_of(5)
+    ask(last, 576)  # the padding is no part of what an image is
+    hook.remove()
+    assert_holds(kept_by(pipeline), last)
+    assert seen == [(1, 288, 48), (1, 144, 48), (1, 144, 48)]
+
+
 # --- chunks ----------------------------------------------------------------------------------------------
 
 
@@ -219,7 +257,7 @@ def test_chunks_of_a_long_prompt_change_nothing(
         patch.setattr(pipeline_module, "MAX_PREFILL_TOKENS", chunk)
         lengths: list[int] = []
         hook = model().model.encoder.register_forward_pre_hook(
-            lambda _, __, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+            lambda _, __, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
         )
         in_chunks = tokens_of(reply(pipeline, request))
         hook.remove()
