@@ -22,6 +22,7 @@ from llm.parts import Message, StreamEvent
 
 from .. import hub
 from ..catalog import ModelEntry
+from ..chat.checkpoint import load_tokenizer
 from ..chat.declarations import declare
 from ..chat.messages import Conversation, PromptEncoder, read_conversation
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS, ReplyReader
@@ -197,30 +198,33 @@ def get_engine(entry: ModelEntry) -> Ready:
     Shared by everything in the process: llm makes a new model object for each look-up, and sync and async
     models must not download or load the same weights twice. Whoever comes during a download waits for it.
     """
-
-    def check_before_download(weight_bytes: int) -> None:
-        from ..diffusion.loading import check_fits, resolve_device
-
-        check_fits(weight_bytes, resolve_device(entry.device), chosen=entry.device is not None)
-
     with _engines_lock:
-        checkpoint = hub.locate(entry, check_before_download)
         started = time.perf_counter()
         with _no_garbage_collection():
             from ..diffusion.loading import check_fits, load_model, resolve_device
 
-            device = resolve_device(entry.device)
+        # A device that is not there is told before anything is looked for or downloaded.
+        device = resolve_device(entry.device)
+
+        def check_size(weight_bytes: int) -> None:
+            check_fits(weight_bytes, device, chosen=entry.device is not None)
+
+        import_seconds = time.perf_counter() - started
+        checkpoint = hub.locate(entry, check_size)
+        started = time.perf_counter() - import_seconds
+        with _no_garbage_collection():
             key = (checkpoint.folder.resolve(), str(device))
             engine = _engines.get(key)
             if engine is not None:
                 return Ready(engine, checkpoint.resolved_model, 0.0)
-            check_fits(checkpoint.weight_bytes, device, chosen=entry.device is not None)
+            check_size(checkpoint.weight_bytes)
             try:
                 # The model first: its checks say best what is wrong with a folder.
                 loaded = load_model(checkpoint.folder, device)
-                engine = _engines[key] = Engine(loaded, _load_tokenizer(checkpoint.folder), checkpoint.folder)
+                tokenizer = load_tokenizer(checkpoint.folder, loaded.model.config, loaded.model.generation_config)
+                engine = _engines[key] = Engine(loaded, tokenizer, checkpoint.folder)
             except CheckpointError as error:
-                raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source)}") from error
+                raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source, checkpoint.folder)}") from error
     return Ready(engine, checkpoint.resolved_model, time.perf_counter() - started)
 
 
@@ -239,25 +243,6 @@ def _no_garbage_collection() -> Iterator[None]:
 # Python ends by looking through all the objects of torch and transformers for garbage once more, which
 # would be a fifth of a short command.
 atexit.register(gc.freeze)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    if not (folder / "tokenizer.json").is_file():
-        raise CheckpointError(
-            f"{folder} has no tokenizer.json. A DiffusionGemma checkpoint folder holds config.json, "
-            "*.safetensors, tokenizer.json, tokenizer_config.json and chat_template.jinja."
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever it finds wrong is wrong with the folder
-        raise CheckpointError(f"The tokenizer in {folder} can't be read: {error}") from error
-    if not tokenizer.chat_template:
-        raise CheckpointError(
-            f"{folder} has no chat template. Put the checkpoint's chat_template.jinja into the folder."
-        )
-    return tokenizer
 
 
 @dataclass(frozen=True)
