@@ -355,14 +355,11 @@ def test_no_generation_config(checkpoint: Path) -> None:
     refused(checkpoint, "no end-of-sequence tokens")
 
 
-@pytest.mark.parametrize("text", [None, "", "{"])
-def test_a_generation_config_is_not_made_up(text: str | None, checkpoint: Path) -> None:
-    """From a config that names end-of-sequence tokens transformers makes one, with a sampler of its own."""
-    change_json(checkpoint / "config.json", eos_token_id=[1, 106])
-    (checkpoint / "generation_config.json").unlink()
-    if text is not None:
-        (checkpoint / "generation_config.json").write_text(text)
-    refused(checkpoint, r"generation_config\.json")
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_generation_config(text: str, checkpoint: Path) -> None:
+    """transformers makes one up instead, and what was said was that it names no end-of-sequence tokens."""
+    (checkpoint / "generation_config.json").write_text(text)
+    refused(checkpoint, r"generation_config\.json (can't be read as JSON|is no JSON object)")
 
 
 def test_a_model_larger_than_the_device(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
