@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FULL_REPO = "google/diffusiongemma-26B-A4B-it"
+#: Of its weight files, which is what they take in memory.
+FULL_WEIGHT_BYTES = 51_600_000_000
 
 #: The trained network that comes with the package, in the layout of a Hub repository.
 EMBEDDED_CHECKPOINT = Path(__file__).parent / "tiny" / "checkpoint"
@@ -26,6 +28,8 @@ class ModelEntry:
     """A Hub repository ("owner/name"), or a folder with a checkpoint in the same layout."""
     device: str | None = None
     """A torch device; None takes the best there is."""
+    weight_bytes: int | None = None
+    """About how large a repository's weights are, to judge this machine by where the Hub can't be asked."""
 
     def __str__(self) -> str:
         """How `llm models` shows it."""
@@ -34,9 +38,10 @@ class ModelEntry:
 
 def built_in() -> tuple[ModelEntry, ...]:
     """The built-in models, with what the environment says. Touches no file."""
-    own_folder = os.environ.get(MODEL_VARIABLE)
-    device = os.environ.get(DEVICE_VARIABLE) or None
-    return (
-        ModelEntry("diffusiongemma", Path(os.path.expanduser(own_folder)) if own_folder else FULL_REPO, device),
-        ModelEntry("diffusiongemma-tiny", EMBEDDED_CHECKPOINT, device),
-    )
+    own_folder = os.environ.get(MODEL_VARIABLE, "").strip()
+    device = os.environ.get(DEVICE_VARIABLE, "").strip() or None
+    if own_folder:
+        full = ModelEntry("diffusiongemma", Path(os.path.expanduser(own_folder)), device)
+    else:
+        full = ModelEntry("diffusiongemma", FULL_REPO, device, FULL_WEIGHT_BYTES)
+    return full, ModelEntry("diffusiongemma-tiny", EMBEDDED_CHECKPOINT, device)

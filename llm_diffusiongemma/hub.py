@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
-import json
+import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from .catalog import EMBEDDED_CHECKPOINT, MODEL_VARIABLE, ModelEntry
+from .catalog import EMBEDDED_CHECKPOINT, FULL_REPO, MODEL_VARIABLE, ModelEntry
 from .errors import (
     CheckpointNotFoundError,
     DiffusionGemmaError,
@@ -27,14 +29,24 @@ from .errors import (
     HubAccessError,
     HubConnectionError,
 )
+from .layout import (
+    CONFIG_FILE,
+    IMAGE_FILES,
+    INDEX_FILE,
+    WEIGHTS_SUFFIX,
+    is_here,
+    missing_files,
+    missing_weights,
+    weights_among,
+    weights_here,
+)
 
-WEIGHTS_PATTERN = "*.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
+SMALL_SUFFIXES = (".json", ".jinja")
+FOREIGN_INDEX_SUFFIX = ".index.json"
 
-# What a reply needs of a repository. The same weights in other formats (.gguf, .pt) and whatever is in
-# subfolders are not.
-ALLOW_PATTERNS = [WEIGHTS_PATTERN, "*.json", "*.jinja"]
-IGNORE_PATTERNS = ["*/*"]
+# "owner/name", maybe with a revision, and the address of its page. A Path has made one slash of two.
+REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@[^/]*)?")
+ADDRESS = re.compile(r"(?:https?:/+[^/]+|hf:|huggingface\.co|hf\.co)/+(\w[\w.-]*/\w[\w.-]*)(?:[/?#@].*)?")
 
 # Ends as the Hub's own unfinished files do, so that `hf cache prune` knows it for what it is.
 PARTIAL_SUFFIX = ".resumable.incomplete"
@@ -60,39 +72,85 @@ class Checkpoint:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.folder.glob(WEIGHTS_PATTERN))
+        """Of what will be loaded: a copy of the weights in another layout doesn't count."""
+        return sum(file.stat().st_size for file in weights_here(self.folder))
 
 
 def locate(entry: ModelEntry, check_size: CheckSize) -> Checkpoint:
-    """Find a model's checkpoint on disk. One of the Hub that is not there, or not all, is downloaded.
+    """Find a model's checkpoint on disk. What is not there of one of the Hub is downloaded.
 
-    `check_size` is asked before a download, not for what is here.
+    `check_size` is asked before a download and before the network is blamed, not for what is here.
 
     Raises `CheckpointNotFoundError` if there is no such folder, and for a download `HubConnectionError`,
     `HubAccessError`, `DiskSpaceError`, `DownloadError`, and what `check_size` raises.
     """
     if isinstance(entry.source, Path):
-        if not entry.source.is_dir():
-            raise CheckpointNotFoundError(
-                f"There is no folder {entry.source}. Set {MODEL_VARIABLE} to a folder with a DiffusionGemma "
-                "checkpoint, or unset it to use the one from the Hugging Face Hub."
-            )
+        _check_folder(entry.source)
         return Checkpoint(entry.source, f"{entry.model_id}@{_fingerprint(entry.source)}")
-    folder = _in_hub_cache(entry.source) or _download(entry.source, check_size)
+    folder = _in_hub_cache(entry.source)
+    missing = None if folder is None else _missing(entry.source, folder)
+    if folder is None or missing:
+        try:
+            folder = _download(entry.source, folder, missing or [], entry.weight_bytes, check_size)
+        except (HubConnectionError, HubAccessError, DownloadError, DiskSpaceError):
+            # Text needs no image processor. A prompt with an image will say that it is not there.
+            if folder is None or set(missing or []) - set(IMAGE_FILES):
+                raise
     # The cache names a snapshot's folder after its commit.
     return Checkpoint(folder, f"{entry.source}@{folder.name}")
 
 
-def how_to_mend(source: str | Path) -> str:
+def how_to_mend(source: str | Path, folder: Path) -> str:
     """What to do about a checkpoint that can't be used, wherever it is from."""
     if isinstance(source, str):
+        if damaged := _damaged(folder):
+            names = _listed(file.name for file in damaged)
+            contents = _listed(str(file.resolve()) for file in damaged)
+            return f"Damaged: {names}. Delete {contents}, and the next prompt downloads only that again."
         return (
-            f"The folder is part of the Hugging Face cache. `hf cache verify {source}` names its damaged files, "
-            f"and after `hf cache rm model/{source}` the next prompt downloads it all again."
+            f"The folder is part of the Hugging Face cache. `hf cache verify {source}` names its damaged files: "
+            "delete those, and the next prompt downloads only them again. The last resort is "
+            f"`hf cache rm model/{source}`, after which it downloads everything."
         )
     if source == EMBEDDED_CHECKPOINT:
         return "The folder is part of this plugin: install it again."
     return f"{MODEL_VARIABLE} names the folder. Set it to another one, or unset it for the Hub's checkpoint."
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises `CheckpointNotFoundError` with what may have been meant instead."""
+    if not folder.is_dir():
+        raise CheckpointNotFoundError(_what_else(folder))
+    snapshots = sorted(file.parent for file in folder.glob(f"snapshots/*/{CONFIG_FILE}"))
+    if snapshots and not (folder / CONFIG_FILE).exists():
+        raise CheckpointNotFoundError(
+            f"{folder} is a repository's folder in a Hugging Face cache, where the checkpoint is the folder "
+            f"{snapshots[-1]}. Set {MODEL_VARIABLE} to that one."
+        )
+
+
+def _what_else(folder: Path) -> str:
+    if folder.exists():
+        return f"{folder} is a file. Set {MODEL_VARIABLE} to the folder of a DiffusionGemma checkpoint."
+    text = str(folder)
+    no_folder = f"There is no folder {text}."
+    match = ADDRESS.fullmatch(text) or REPOSITORY.fullmatch(text)
+    repo = match[1] if match else text
+    if repo.casefold() in (FULL_REPO.casefold(), FULL_REPO.partition("/")[2].casefold()):
+        return (
+            f"{no_folder} {MODEL_VARIABLE} takes a folder, and {FULL_REPO} is the repository of the Hugging Face "
+            "Hub that `diffusiongemma` uses by itself: unset the variable, and the next prompt downloads it."
+        )
+    if match:
+        return (
+            f"{no_folder} {MODEL_VARIABLE} takes a folder. If {repo} is a repository of the Hugging Face Hub, "
+            f"download it with `hf download {repo} --local-dir FOLDER` and set the variable to that folder, or "
+            f"unset it to use {FULL_REPO}."
+        )
+    return (
+        f"{no_folder} Set {MODEL_VARIABLE} to a folder with a DiffusionGemma checkpoint, or unset it to use the "
+        "one from the Hugging Face Hub."
+    )
 
 
 def _fingerprint(folder: Path) -> str:
@@ -102,7 +160,7 @@ def _fingerprint(folder: Path) -> str:
     tensor, its shape and place, but not its values, so a little of the values goes in, too.
     """
     digest = hashlib.sha256()
-    for file in sorted(folder.glob(WEIGHTS_PATTERN)):
+    for file in weights_here(folder):
         digest.update(f"{file.name} {file.stat().st_size} ".encode())
         with file.open("rb") as stream:
             digest.update(stream.read(1 << 20))
@@ -110,30 +168,62 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _in_hub_cache(repo: str) -> Path | None:
-    """The repository's snapshot if all of it is on this machine. Asks nobody but the disk."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
+    """The repository's snapshot on this machine, whole or not. Asks nobody but the disk."""
+    folder = _repo_folder(repo)
     try:
-        folder = Path(
-            snapshot_download(
-                repo, allow_patterns=ALLOW_PATTERNS, ignore_patterns=IGNORE_PATTERNS, local_files_only=True
-            )
-        )
-    except LocalEntryNotFoundError:
+        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
         return None
-    # Only a cache of a recent huggingface_hub knows which files a snapshot should have.
-    return folder if _has_all_weights(folder) else None
+    snapshot = folder / "snapshots" / commit
+    return snapshot if commit and snapshot.is_dir() else None
 
 
-def _has_all_weights(folder: Path) -> bool:
-    if not (folder / WEIGHTS_INDEX).is_file():
-        return any(file.is_file() for file in folder.glob(WEIGHTS_PATTERN))
+def _missing(repo: str, folder: Path) -> list[str]:
+    """The files that a snapshot in the cache needs and lacks.
+
+    huggingface_hub remembers what files the repository has. Of a cache without that (an older version's, or a
+    copied one) it is known which files every checkpoint has, and from the index which weights.
+    """
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    weights = missing_weights(folder)
     try:
-        names = set(json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return True  # It is here and damaged: loading says so.
-    return all((folder / name).is_file() for name in names)
+        listed = {file.path for file in get_cached_repo_tree(repo, revision=folder.name)}
+    except (CachedRepoTreeNotFoundError, ValueError):
+        return sorted({*missing_files(folder), *weights})
+    small = {name for name in _needed(listed) if not name.endswith(WEIGHTS_SUFFIX)}
+    # What the repository doesn't have there is no use in asking for: loading says so.
+    return sorted({name for name in small if not is_here(folder / name)} | {*weights} & listed)
+
+
+def _needed(names: Iterable[str]) -> set[str]:
+    """What a reply needs of a repository's files.
+
+    Not the same weights in other formats or another layout, nor whatever is in subfolders.
+    """
+    flat = {name for name in names if "/" not in name}
+    small = {name for name in flat if name.endswith(SMALL_SUFFIXES) and not name.endswith(FOREIGN_INDEX_SUFFIX)}
+    return weights_among(flat) | small | flat & {INDEX_FILE}
+
+
+def _damaged(folder: Path) -> list[Path]:
+    """The small files of a snapshot whose content is not the one that the cache has named it after."""
+    return [
+        file
+        for file in sorted(folder.iterdir())
+        if file.name.endswith(SMALL_SUFFIXES) and file.is_file() and not _is_as_named(file.resolve())
+    ]
+
+
+def _is_as_named(blob: Path) -> bool:
+    """Whether a content fits its name: its SHA-256 if it is a large file, else what git calls it."""
+    if re.fullmatch("[0-9a-f]{64}", blob.name):
+        return _sha256(blob) == blob.name
+    if re.fullmatch("[0-9a-f]{40}", blob.name):
+        content = blob.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == blob.name
+    return True  # a copy in place of a link: it can't be told
 
 
 def _repo_folder(repo: str) -> Path:
@@ -157,11 +247,14 @@ class _RemoteFile:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """What the Hub has, and the cache's places for it."""
+    """What the Hub has in one commit, and the cache's places for it."""
 
     repo: str
     commit: str
+    is_newest: bool
     files: tuple[_RemoteFile, ...]
+    """Those that are needed."""
+    others: dict[str, _RemoteFile]
 
     @property
     def cache(self) -> Path:
@@ -178,7 +271,11 @@ class _Snapshot:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(file.size for file in self.files if Path(file.name).match(WEIGHTS_PATTERN))
+        return sum(file.size for file in self.files if file.name.endswith(WEIGHTS_SUFFIX))
+
+    @property
+    def missing(self) -> list[_RemoteFile]:
+        return [file for file in self.files if not self.is_here(file)]
 
     def blob(self, file: _RemoteFile) -> Path:
         return self.folder / "blobs" / file.blob
@@ -186,8 +283,12 @@ class _Snapshot:
     def partial(self, file: _RemoteFile) -> Path:
         return self.folder / "blobs" / (file.blob + PARTIAL_SUFFIX)
 
+    def places(self, file: _RemoteFile) -> tuple[Path, Path]:
+        """Where its content may be: the second is a link to the first, or a file of its own."""
+        return self.blob(file), self.folder / "snapshots" / self.commit / file.name
+
     def is_here(self, file: _RemoteFile) -> bool:
-        return self.blob(file).exists() or (self.folder / "snapshots" / self.commit / file.name).exists()
+        return any(is_here(place) for place in self.places(file))
 
     def bytes_here(self) -> int:
         """How much of it all is on disk, in whole files or begun ones."""
@@ -197,84 +298,148 @@ class _Snapshot:
         )
 
 
-def _download(repo: str, check_size: CheckSize) -> Path:
-    """Bring what is missing of a repository, saying so first, and return its snapshot's folder."""
+def _download(
+    repo: str, here: Path | None, missing: Sequence[str], weight_bytes: int | None, check_size: CheckSize
+) -> Path:
+    """Bring what is missing of a repository, saying so first, and return its snapshot's folder.
+
+    `here` is a snapshot that lacks the files `missing`, or None. `weight_bytes` is the weights' size as far as
+    it is known without the Hub.
+    """
+    from huggingface_hub import constants
+
+    commit = None
+    if here is not None and any(is_here(file) for file in here.glob("*" + WEIGHTS_SUFFIX)):
+        commit = here.name  # Its weights fit no other one, and should not come twice.
+        if not any(name.endswith(WEIGHTS_SUFFIX) for name in missing):
+            weight_bytes = Checkpoint(here, repo).weight_bytes
+    with _in_plain_words(repo, here, missing):
+        try:
+            snapshot = _ask_hub(repo, commit)
+        except Exception:
+            # What this machine can tell goes before what somebody else is to blame for.
+            if weight_bytes is not None:
+                check_size(weight_bytes)
+            if not constants.HF_HUB_OFFLINE:
+                _check_writable(repo)
+            raise
+        check_size(snapshot.weight_bytes)
+        folder = _fetch(snapshot)
+        # An index may name weights that are not called as usual.
+        more = set(missing_weights(folder)) & set(snapshot.others)
+        if more:
+            files = (*snapshot.files, *(snapshot.others[name] for name in sorted(more)))
+            folder = _fetch(replace(snapshot, files=files))
+        return folder
+
+
+def _fetch(snapshot: _Snapshot) -> Path:
+    """Bring the missing ones of a snapshot's files, saying so first, and return its folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.file_download import are_symlinks_supported
 
-    with _in_plain_words(repo):
-        snapshot = _ask_hub(repo)
-        check_size(snapshot.weight_bytes)
-        free_bytes = _check_disk(snapshot)
-        _announce(snapshot, free_bytes)
-        try:
-            # Without symlinks in the cache (Windows without developer mode) huggingface_hub would copy
-            # our file to its place and keep both. It does all of the download then.
-            if are_symlinks_supported(snapshot.cache):
-                for file in snapshot.files:
-                    _fetch_resumable(snapshot, file)
-            # Fetches what is still missing, and links all into a snapshot.
-            few_bytes = snapshot.total_bytes - snapshot.bytes_here() < WORTH_A_BAR_BYTES
-            return Path(
-                snapshot_download(
-                    repo,
-                    allow_patterns=ALLOW_PATTERNS,
-                    ignore_patterns=IGNORE_PATTERNS,
-                    tqdm_class=_no_bar() if few_bytes else None,
-                )
+    _check_writable(snapshot.repo)
+    free_bytes = _check_disk(snapshot)
+    _announce(snapshot, free_bytes)
+    try:
+        _remove_empty_files(snapshot)
+        # Without symlinks in the cache (Windows without developer mode) huggingface_hub would copy
+        # our file to its place and keep both. It does all of the download then.
+        if are_symlinks_supported(snapshot.cache):
+            for file in snapshot.files:
+                _fetch_resumable(snapshot, file)
+        # Fetches what is still missing, and links all into a snapshot.
+        few_bytes = snapshot.total_bytes - snapshot.bytes_here() < WORTH_A_BAR_BYTES
+        return Path(
+            snapshot_download(
+                snapshot.repo,
+                # Asked for by no name, it remembers which commit is the newest.
+                revision=None if snapshot.is_newest else snapshot.commit,
+                allow_patterns=[glob.escape(file.name) for file in snapshot.files],
+                tqdm_class=_no_bar() if few_bytes else None,
             )
-        except KeyboardInterrupt:
-            # It goes on up as it is: click ends the command, and a program's own Ctrl-C stays its own.
-            click.echo(
-                f"\nStopped. {_size(snapshot.bytes_here())} of {_size(snapshot.total_bytes)} are on disk and "
-                "stay there: the next prompt goes on from there.",
-                err=True,
-            )
-            raise
+        )
+    except KeyboardInterrupt:
+        # It goes on up as it is: click ends the command, and a program's own Ctrl-C stays its own.
+        click.echo(
+            f"\nStopped. {_size(snapshot.bytes_here())} of {_size(snapshot.total_bytes)} are on disk and "
+            "stay there: the next prompt goes on from there.",
+            err=True,
+        )
+        raise
 
 
-def _ask_hub(repo: str) -> _Snapshot:
-    """What the Hub has in a repository's newest commit. One small request."""
+def _remove_empty_files(snapshot: _Snapshot) -> None:
+    """huggingface_hub takes a file for whole that is there, and an empty one has come to nothing."""
+    for file in snapshot.missing:
+        for place in snapshot.places(file):
+            if file.size and place.is_file():
+                place.unlink()
+
+
+def _ask_hub(repo: str, commit: str | None) -> _Snapshot:
+    """What the Hub has in a repository's commit, or in the newest if it is None or no longer there."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    if commit is not None:
+        # The Hub's answer to an unknown commit is not always that it is one.
+        with contextlib.suppress(RevisionNotFoundError, RepositoryNotFoundError):
+            return _ask_hub_for(repo, commit)
+    return _ask_hub_for(repo, None)
+
+
+def _ask_hub_for(repo: str, revision: str | None) -> _Snapshot:
+    """One small request. None is the newest commit."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.utils import filter_repo_objects
 
     try:
-        info = HfApi().model_info(repo, files_metadata=True, timeout=LISTING_TIMEOUT_SECONDS)
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=LISTING_TIMEOUT_SECONDS)
         if not info.sha:
             raise KeyError("sha")
-        files = tuple(
-            _RemoteFile(
+        listed = {
+            file.rfilename: _RemoteFile(
                 name=file.rfilename,
                 size=int(file.size or 0),
                 blob=file.lfs.sha256 if file.lfs else str(file.blob_id),
                 sha256=file.lfs.sha256 if file.lfs else None,
             )
-            for file in filter_repo_objects(
-                info.siblings or [],
-                allow_patterns=ALLOW_PATTERNS,
-                ignore_patterns=IGNORE_PATTERNS,
-                key=lambda file: file.rfilename,
-            )
-        )
+            for file in info.siblings or []
+        }
     except (KeyError, TypeError, ValueError) as error:
         # A login page of a hotel, or whatever else is not the Hub and answers "200 OK".
         raise DownloadError(
             f"What answers at {constants.ENDPOINT} is not a Hugging Face Hub. Check HF_ENDPOINT, if you set "
             "it, and whether this network wants you to log in first."
         ) from error
-    if not any(Path(file.name).match(WEIGHTS_PATTERN) for file in files):
+    needed = _needed(listed)
+    if not any(name.endswith(WEIGHTS_SUFFIX) for name in needed):
         raise DownloadError(
             f"{repo} has no weights in safetensors files in its newest commit on {constants.ENDPOINT}."
         )
-    return _Snapshot(repo, info.sha, files)
+    files = tuple(file for name, file in listed.items() if name in needed)
+    others = {name: file for name, file in listed.items() if name not in needed}
+    return _Snapshot(repo, info.sha, revision is None, files, others)
+
+
+def _nearest(place: Path) -> Path:
+    """The nearest folder that is there."""
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def _check_writable(repo: str) -> None:
+    """Raises `OSError` if nothing can be put into the cache's folder of a repository."""
+    place = _nearest(_repo_folder(repo) / "blobs")
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
 def _check_disk(snapshot: _Snapshot) -> int:
     """The free bytes of the cache's disk. Refuses if they are too few for what is still to come."""
-    place = snapshot.cache
-    while not place.exists():
-        place = place.parent
-    free_bytes = shutil.disk_usage(place).free
+    free_bytes = shutil.disk_usage(_nearest(snapshot.cache)).free
     missing_bytes = snapshot.total_bytes - snapshot.bytes_here()
     if free_bytes < missing_bytes:
         raise DiskSpaceError(
@@ -286,6 +451,17 @@ def _check_disk(snapshot: _Snapshot) -> int:
 
 
 def _announce(snapshot: _Snapshot, free_bytes: int) -> None:
+    missing = snapshot.missing
+    if not missing:
+        return
+    if not any(file.name.endswith(WEIGHTS_SUFFIX) for file in missing):
+        names, count = _listed(file.name for file in missing), sum(file.size for file in missing)
+        click.echo(
+            f"The weights of {snapshot.repo} are here, but not {names}. Downloading {_size(count)} to "
+            f"{snapshot.cache}.",
+            err=True,
+        )
+        return
     here = snapshot.bytes_here()
     part = f", {_size(here)} of it here already" if here else ""
     click.echo(
@@ -356,8 +532,11 @@ def _lock(snapshot: _Snapshot, file: _RemoteFile) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _in_plain_words(repo: str) -> Iterator[None]:
-    """Turn what huggingface_hub, the network and the disk can raise into errors of this plugin."""
+def _in_plain_words(repo: str, here: Path | None, missing: Sequence[str]) -> Iterator[None]:
+    """Turn what huggingface_hub, the network and the disk can raise into errors of this plugin.
+
+    `here` is a snapshot on this machine that lacks the files `missing`, or None.
+    """
     # The HTTP library's base class. Which library that is depends on huggingface_hub's version.
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
@@ -372,7 +551,7 @@ def _in_plain_words(repo: str) -> Iterator[None]:
             raise
         if isinstance(error, HfHubHTTPError):
             _raise_for_answer(repo, error)
-        _raise_for_failure(repo, error)
+        _raise_for_failure(repo, here, missing, error)
 
 
 def _raise_for_answer(repo: str, error: Any) -> NoReturn:
@@ -414,22 +593,27 @@ def _raise_for_answer(repo: str, error: Any) -> NoReturn:
     ) from error
 
 
-def _raise_for_failure(repo: str, error: BaseException) -> NoReturn:
+def _raise_for_failure(repo: str, here: Path | None, missing: Sequence[str], error: BaseException) -> NoReturn:
     """There was no answer, or what came could not be used or kept."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
-    cached = "only partly" if any(_repo_folder(repo).glob("blobs/*")) else "not"
-    here = f"The weights of {repo} are {cached} in this machine's Hugging Face cache"
+    if here is not None and not any(name.endswith(WEIGHTS_SUFFIX) for name in missing):
+        lack = f"The weights of {repo} are in {here}, but {_listed(missing)} is not"
+        by_hand = "it downloads only that. Or put a copy of it there yourself."
+    else:
+        cached = "only partly" if any(_repo_folder(repo).glob("blobs/*")) else "not"
+        lack = f"The weights of {repo} are {cached} in this machine's Hugging Face cache"
+        by_hand = f"or fetch them where there is a network with: hf download {repo}"
     if isinstance(error, OfflineModeIsEnabled):
         raise HubConnectionError(
-            f"{here}, and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids to fetch them. Unset it and run the "
-            f"command again, or fetch them where there is a network with: hf download {repo}\n{WITHOUT_THEM}"
+            f"{lack}, and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids to fetch what is missing. Unset it "
+            f"and run the command again, {by_hand}\n{WITHOUT_THEM}"
         ) from error
     if isinstance(error, HTTPError):
         reason = str(error) or type(error).__name__
         raise HubConnectionError(
-            f"{here}, and the Hub at {constants.ENDPOINT} can't be reached or went silent ({reason}). Check the "
+            f"{lack}, and the Hub at {constants.ENDPOINT} can't be reached or went silent ({reason}). Check the "
             "network, and HF_ENDPOINT and proxy settings if there are any, and run the command again; what is "
             f"on disk is kept.\n{WITHOUT_THEM}"
         ) from error
@@ -478,4 +662,10 @@ def _file_size(file: Path) -> int:
 
 def _size(count: int) -> str:
     """A number of bytes as the Hub and shops for disks write it."""
-    return f"{count / 1e9:,.1f} GB" if count >= 10**8 else f"{count / 1e6:,.1f} MB"
+    if count >= 10**8:
+        return f"{count / 1e9:,.1f} GB"
+    return f"{count / 1e6:,.1f} MB" if count >= 10**5 else f"{count / 1e3:,.1f} kB"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

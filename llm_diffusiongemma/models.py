@@ -76,6 +76,7 @@ class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
         conversation: llm.Conversation | None,
     ) -> Iterator[StreamEvent]:
         command = current_command()
+        goes_on = command is not None and command.goes_on
         reply: LocalReply | None = None
         with Interrupts(command) as interrupts:
             try:
@@ -85,6 +86,8 @@ class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
                         yield from events
                 interrupts.check()
             except KeyboardInterrupt:
+                if reply is None and not goes_on:
+                    raise  # there is nothing to keep
                 # llm would drop the turn, and `llm chat` would take the loaded weights down with it. The
                 # blocks that are done are worth keeping; the report says that the reply is not whole.
                 if reply is not None:
@@ -93,7 +96,7 @@ class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
                 if command is not None:
                     command.end_with(INTERRUPTED_STATUS)
             except DiffusionGemmaError as error:
-                if command is None or not command.goes_on:
+                if not goes_on:
                     raise
                 # It would end the chat, and with it the loaded model.
                 click.echo(f"Error: {error}", err=True)
@@ -195,7 +198,7 @@ def _end(
 ) -> Iterator[StreamEvent]:
     """Put a reply's report where llm keeps it, hand its tool calls over, and say what is wrong with it.
 
-    Without a reply it was interrupted before it began.
+    Without a reply it was interrupted before that could begin.
     """
     if reply is None:
         response.response_json = {"finish_reason": "interrupted"}

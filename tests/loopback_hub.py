@@ -11,10 +11,12 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 REPO = "google/diffusiongemma-26B-A4B-it"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NEWER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 FIRST_SHARD = "model-00001-of-00002.safetensors"
 LAST_SHARD = "model-00002-of-00002.safetensors"
 
@@ -31,7 +33,7 @@ class Request:
     @property
     def file(self) -> str | None:
         """The repository's file that was asked for."""
-        match = re.fullmatch(f"/{REPO}/resolve/{COMMIT}/(.+)", self.path)
+        match = re.fullmatch(f"/{REPO}/resolve/(?:{COMMIT}|{NEWER_COMMIT})/(.+)", self.path)
         return match.group(1) if match else None
 
 
@@ -49,6 +51,10 @@ class LoopbackHub:
     """Start with `start`, stop with `stop`. What it does wrong can be changed at any time."""
 
     files: dict[str, bytes]
+    newer: dict[str, bytes] | None = None
+    """The files of a commit after COMMIT."""
+    has_forgotten: bool = False
+    """Knows the newer commit only: the history was rewritten."""
     requests: list[Request] = field(default_factory=list)
     refuse_all: Refusal | None = None
     refuse_files: Refusal | None = None
@@ -105,10 +111,21 @@ class LoopbackHub:
             self._server.shutdown()
             self._server.server_close()
 
-    def listing(self) -> list[dict[str, Any]]:
+    def commit_of(self, path: str) -> str | None:
+        """The commit that a request is about, if the hub has it."""
+        newest = COMMIT if self.newer is None else NEWER_COMMIT
+        asked = re.search("[0-9a-f]{40}", path)
+        if asked is None or asked[0] == newest:
+            return newest
+        return COMMIT if asked[0] == COMMIT and not self.has_forgotten else None
+
+    def files_of(self, commit: str | None) -> dict[str, bytes]:
+        return self.newer if commit == NEWER_COMMIT and self.newer is not None else self.files
+
+    def listing(self, commit: str | None = COMMIT) -> list[dict[str, Any]]:
         """Name, size and ids of each file, as both of the Hub's listings need them."""
         result = []
-        for name, content in sorted(self.files.items()):
+        for name, content in sorted(self.files_of(commit).items()):
             size = self.claimed_sizes.get(name, len(content))
             blob_id = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             entry: dict[str, Any] = {"name": name, "size": size, "blob": blob_id, "sha256": None}
@@ -116,6 +133,20 @@ class LoopbackHub:
                 entry["sha256"] = hashlib.sha256(content).hexdigest()
             result.append(entry)
         return result
+
+
+def fill_cache(cache: Path, files: dict[str, bytes]) -> Path:
+    """Put a repository's files where an older huggingface_hub did, without a list of them; return its snapshot."""
+    repo = cache / f"models--{REPO.replace('/', '--')}"
+    snapshot = repo / "snapshots" / COMMIT
+    for folder in (repo / "blobs", repo / "refs", snapshot):
+        folder.mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    for entry in LoopbackHub(files).listing():
+        blob = repo / "blobs" / (entry["sha256"] or entry["blob"])
+        blob.write_bytes(files[entry["name"]])
+        (snapshot / entry["name"]).symlink_to(Path("..", "..", "blobs", blob.name))
+    return snapshot
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -133,30 +164,34 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path, _, _ = self.path.partition("?")
+        commit = self.hub.commit_of(path)
         request = Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         self.hub.requests.append(request)
         if self.hub.instead is not None:
             self._send(200, self.hub.instead)
         elif self.hub.refuse_all is not None:
             self._refuse(self.hub.refuse_all)
+        elif commit is None:
+            self._refuse(Refusal(404, "RevisionNotFound"))
         elif request.file is not None:
-            self._send_file(request)
-        elif path in (f"/api/models/{REPO}", f"/api/models/{REPO}/revision/main"):
-            self._send_json({"id": REPO, "sha": COMMIT, "siblings": [_sibling(e) for e in self.hub.listing()]})
-        elif path == f"/api/models/{REPO}/tree/{COMMIT}":
-            self._send_json([_tree_entry(e) for e in self.hub.listing()])
+            self._send_file(request, commit)
+        elif path in (f"/api/models/{REPO}", *(f"/api/models/{REPO}/revision/{of}" for of in ("main", commit))):
+            siblings = [_sibling(entry) for entry in self.hub.listing(commit)]
+            self._send_json({"id": REPO, "sha": commit, "siblings": siblings})
+        elif path == f"/api/models/{REPO}/tree/{commit}":
+            self._send_json([_tree_entry(entry) for entry in self.hub.listing(commit)])
         else:
             self._refuse(Refusal(404, "RepoNotFound"))
 
-    def _send_file(self, request: Request) -> None:
+    def _send_file(self, request: Request, commit: str) -> None:
         hub, name = self.hub, request.file
         if hub.refuse_files is not None and hub.refused_file in (None, name):
             return self._refuse(hub.refuse_files)
-        entry = next((entry for entry in hub.listing() if entry["name"] == name), None)
+        entry = next((entry for entry in hub.listing(commit) if entry["name"] == name), None)
         if entry is None:
             return self._refuse(Refusal(404, "EntryNotFound"))
         assert name is not None
-        content = hub.files[name]
+        content = hub.files_of(commit)[name]
         is_last_shard = name == LAST_SHARD
         if is_last_shard and hub.truncate_to is not None:
             content = content[: hub.truncate_to]
@@ -164,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
             content = content[:-1] + bytes([content[-1] ^ 1])
         headers = {
             "ETag": f'"{entry["sha256"] or entry["blob"]}"',
-            "X-Repo-Commit": COMMIT,
+            "X-Repo-Commit": commit,
             "Accept-Ranges": "bytes",
         }
         if entry["sha256"]:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma import hub
+from llm_diffusiongemma.catalog import (
+    EMBEDDED_CHECKPOINT,
+    FULL_REPO,
+    FULL_WEIGHT_BYTES,
+    ModelEntry,
+    built_in,
+)
+from llm_diffusiongemma.diffusion import loading
+from llm_diffusiongemma.errors import CheckpointNotFoundError
 
 from .conftest import TINY, Llm
 
@@ -33,6 +43,8 @@ def test_a_folder_of_ones_own(llm_command: Llm, own_folder: Path) -> None:
 
 def test_full_model_not_in_the_cache(llm_command: Llm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
+    monkeypatch.setattr(loading, "_total_memory", lambda device: 2**40)
     message = llm_command.fails("-m", FULL, "Hello")
     assert "hf download google/diffusiongemma-26B-A4B-it" in message
     assert "diffusiongemma-tiny" in message
@@ -98,13 +110,129 @@ def test_two_names_for_one_folder(llm_command: Llm, monkeypatch: pytest.MonkeyPa
     assert [turn["resolved_model"].split("@")[0] for turn in llm_command.logs()] == [TINY, FULL]
 
 
-@pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja"])
-def test_text_side_missing(llm_command: Llm, own_folder: Path, file: str) -> None:
+@pytest.mark.parametrize("how", ["missing", "empty"])
+@pytest.mark.parametrize(
+    "file",
+    ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"],
+)
+def test_a_file_missing(llm_command: Llm, own_folder: Path, file: str, how: str) -> None:
+    """Without tokenizer_config.json transformers took another kind of tokenizer: `Ġ` for blanks, status 0."""
     (own_folder / file).unlink()
+    if how == "empty":
+        (own_folder / file).touch()
     message = llm_command.fails("-m", FULL, "Hello")
     assert file in message
+    assert str(own_folder) in message
 
 
 def test_unknown_device(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "toaster")
     assert "toaster" in llm_command.fails("-m", TINY, "Hello")
+
+
+@pytest.mark.parametrize("name", ["Cpu", "CPU", " cpu ", "CPU:0"])
+def test_a_devices_name_in_capitals(llm_command: Llm, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", name)
+    llm_command.ok("-m", TINY, "Hello")
+    assert llm_command.logs()[0]["response_json"]["device"] == "cpu"
+
+
+def test_an_unknown_device_comes_before_a_folder_that_is_not_there(
+    llm_command: Llm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "toaster")
+    assert "no device called 'toaster'" in llm_command.fails("-m", FULL, "Hello")
+
+
+UNSET = "unset the variable, and the next prompt downloads it"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("google/diffusiongemma-26B-A4B-it", UNSET),
+        ("Google/DiffusionGemma-26B-A4B-it", UNSET),
+        ("google/diffusiongemma-26B-A4B-it/", UNSET),
+        ("google/diffusiongemma-26B-A4B-it@main", UNSET),
+        ("diffusiongemma-26B-A4B-it", UNSET),
+        ("https://huggingface.co/google/diffusiongemma-26B-A4B-it", UNSET),
+        ("https://huggingface.co/google/diffusiongemma-26B-A4B-it/tree/main", UNSET),
+        ("huggingface.co/google/diffusiongemma-26B-A4B-it", UNSET),
+        ("hf://google/diffusiongemma-26B-A4B-it", UNSET),
+        ("somebody/tuned.1", "`hf download somebody/tuned.1 --local-dir FOLDER`"),
+        ("https://hf.co/somebody/tuned?library=x", "`hf download somebody/tuned --local-dir FOLDER`"),
+        ("a/b/c", "Set LLM_DIFFUSIONGEMMA_MODEL to a folder"),
+        ("/a/b", "Set LLM_DIFFUSIONGEMMA_MODEL to a folder"),
+        ("./a/b", "`hf download a/b"),  # a Path forgets the dot
+        ("~/a", "Set LLM_DIFFUSIONGEMMA_MODEL to a folder"),
+    ],
+)
+def test_a_name_of_the_hub_in_place_of_a_folder(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointNotFoundError, match=f"^There is no folder .*{re.escape(words)}") as raised:
+        hub.locate(built_in()[0], lambda weight_bytes: None)
+    assert "LLM_DIFFUSIONGEMMA_MODEL" in str(raised.value)
+
+
+def test_a_folder_called_like_a_repository_is_a_folder(
+    llm_command: Llm, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_folder.parent.parent)
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", f"{own_folder.parent.name}/own")
+    llm_command.ok("-m", FULL, "Hello")
+
+
+@pytest.mark.parametrize("nothing", ["", " "])
+def test_a_variable_without_anything_in_it_is_unset(nothing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", nothing)
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", nothing)
+    assert built_in()[0] == ModelEntry("diffusiongemma", FULL_REPO, None, FULL_WEIGHT_BYTES)
+
+
+def test_a_file_in_place_of_a_folder(llm_command: Llm, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", str(own_folder / "model.safetensors"))
+    assert "model.safetensors is a file. Set LLM_" in llm_command.fails("-m", FULL, "Hello")
+
+
+def test_a_repositorys_folder_in_the_cache(
+    llm_command: Llm, own_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = tmp_path / "models--google--diffusiongemma-26B-A4B-it"
+    shutil.copytree(own_folder, repo / "snapshots" / "0123")
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", str(repo))
+    assert f"the checkpoint is the folder {repo / 'snapshots' / '0123'}" in llm_command.fails("-m", FULL, "Hello")
+
+
+@pytest.mark.parametrize(
+    "others",
+    [["consolidated.safetensors"], ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]],
+)
+def test_a_copy_of_the_weights_in_another_layout(others: list[str], own_folder: Path) -> None:
+    """It is not loaded: no memory is asked for it, and the name that is logged is the same without it."""
+    before = hub.locate(built_in()[0], lambda weight_bytes: None)
+    size = (own_folder / "model.safetensors").stat().st_size
+    assert before.weight_bytes == size
+    for name in others:
+        shutil.copy(own_folder / "model.safetensors", own_folder / name)
+    (own_folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": others[0]}}))
+    after = hub.locate(built_in()[0], lambda weight_bytes: None)
+    assert (after, after.weight_bytes) == (before, size)
+
+
+def test_a_consolidated_copy_beside_shards(own_folder: Path) -> None:
+    weights = load_file(own_folder / "model.safetensors")
+    (own_folder / "model.safetensors").rename(own_folder / "consolidated.safetensors")
+    names = sorted(weights)
+    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for shard, part in shards.items():
+        save_file({name: weights[name] for name in part}, own_folder / shard)
+    weight_map = {name: shard for shard, part in shards.items() for name in part}
+    (own_folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    checkpoint = hub.locate(built_in()[0], lambda weight_bytes: None)
+    assert checkpoint.weight_bytes == sum((own_folder / shard).stat().st_size for shard in shards)
+    (own_folder / "consolidated.safetensors").unlink()
+    assert hub.locate(built_in()[0], lambda weight_bytes: None) == checkpoint

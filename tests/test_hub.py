@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,18 +28,33 @@ from huggingface_hub.utils import WeakFileLock
 from safetensors.torch import load_file, save_file
 
 from llm_diffusiongemma import hub as hub_module
-from llm_diffusiongemma.backends import local
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma.backends import engine
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry
 from llm_diffusiongemma.diffusion import loading
 from llm_diffusiongemma.errors import HubConnectionError
 
 from .conftest import TINY, Llm
-from .loopback_hub import COMMIT, FIRST_SHARD, LAST_SHARD, REPO, LoopbackHub, Refusal
+from .loopback_hub import (
+    COMMIT,
+    FIRST_SHARD,
+    LAST_SHARD,
+    NEWER_COMMIT,
+    REPO,
+    LoopbackHub,
+    Refusal,
+    fill_cache,
+)
 
 FULL = "diffusiongemma"
 QUICK = ("-o", "seed", "1", "-o", "max_tokens", "20", "-o", "max_denoising_steps", "2")
 QUESTION = "What is a canvas?"
 INDEX = "model.safetensors.index.json"
+NOT_NEEDED = {
+    "README.md": b"# A model",
+    "same.gguf": b"the same again",
+    "same.pt": b"the same again",
+    "original/model.safetensors": b"the same again",
+}
 
 # huggingface_hub writes in chunks of this size: what is shorter is lost when a connection drops.
 HUB_CHUNK = 10 * 1024 * 1024
@@ -67,13 +83,7 @@ def checkpoint_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, byte
 
 @pytest.fixture
 def hub(checkpoint_files: dict[str, bytes]) -> Iterator[LoopbackHub]:
-    not_needed = {
-        "README.md": b"# A model",
-        "same.gguf": b"the same again",
-        "same.pt": b"the same again",
-        "original/model.safetensors": b"the same again",
-    }
-    hub = LoopbackHub({**checkpoint_files, **not_needed})
+    hub = LoopbackHub({**checkpoint_files, **NOT_NEEDED})
     hub.start()
     yield hub
     hub.stop()
@@ -100,8 +110,11 @@ def in_process(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -
     point_to(hub.url, monkeypatch)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    # The real weights fit this machine, which nobody must judge by before asking for what is served.
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
+    monkeypatch.setattr(loading, "_total_memory", lambda device: 2**40)
     # Nothing of what happens here may be found by another test.
-    monkeypatch.setattr(local, "_engines", {})
+    monkeypatch.setattr(engine, "_engines", {})
 
 
 def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +202,7 @@ def test_stopped_and_gone_on_with(
     partial = wait_for_size(cache, HUB_CHUNK)
     process.send_signal(signal.SIGINT)
     output, errors = finish(process)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert output == ""
     here = f"{(len(hub.files[FIRST_SHARD]) + HUB_CHUNK) / 1e6:.1f} MB"
     assert f"Stopped. {here} of 25.9 MB are on disk" in errors
@@ -199,15 +212,15 @@ def test_stopped_and_gone_on_with(
     assert {request.authorization for request in hub.requests if request.file} == {"Bearer hf_of_a_test"}
 
     hub.requests.clear()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    process = llm_command.process("-m", FULL, QUESTION, *QUICK)
-    output, errors = finish(process)
-    assert (process.returncode, output) == (1, "")
-    assert errors.startswith("Error: ")
-    assert "only partly in this machine's Hugging Face cache, and HF_HUB_OFFLINE" in errors
+    with monkeypatch.context() as offline:
+        # In this process, where the machine can be made large enough for the real weights.
+        offline.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
+        offline.setattr(loading, "_total_memory", lambda device: 2**40)
+        offline.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+        message = llm_command.fails("-m", FULL, QUESTION, *QUICK)
+    assert "only partly in this machine's Hugging Face cache, and HF_HUB_OFFLINE" in message
     assert hub.requests == []
 
-    monkeypatch.delenv("HF_HUB_OFFLINE")
     process = llm_command.process("-m", FULL, QUESTION, *QUICK)
     output, errors = finish(process)
     assert process.returncode == 0, errors
@@ -270,7 +283,7 @@ def test_damaged_on_disk(hub: LoopbackHub, cache: Path, llm_command: Llm, monkey
     llm_command.ok("-m", FULL, QUESTION, *QUICK)
     blob = max(blobs(cache), key=lambda blob: blob.stat().st_size)
     os.truncate(blob, 1_000_000)
-    monkeypatch.setattr(local, "_engines", {})
+    monkeypatch.setattr(engine, "_engines", {})
     hub.requests.clear()
     message = llm_command.fails("-m", FULL, QUESTION)
     assert f"Delete {blob}" in message
@@ -367,6 +380,7 @@ def test_too_large_for_this_machine(
 ) -> None:
     """Refused by the size in the listing, before any file is asked for or made."""
     hub.claimed_sizes[LAST_SHARD] = 51_600_000_000
+    monkeypatch.delenv("LLM_DIFFUSIONGEMMA_DEVICE")
     monkeypatch.setattr(loading, "_available_devices", lambda: ["cpu"])
     message = llm_command.fails("-m", FULL, QUESTION)
     assert "48.1 GiB" in message
@@ -391,8 +405,6 @@ def test_too_large_for_the_disk(
     hub: LoopbackHub, cache: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.claimed_sizes[LAST_SHARD] = 51_600_000_000
-    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
-    monkeypatch.setattr(loading, "_total_memory", lambda device: 2**40)
     asked: list[Path] = []
 
     def disk_usage(place: Path) -> tuple[int, int, int]:
@@ -485,3 +497,299 @@ async def test_async_failure(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) 
         await llm.get_async_model(FULL).prompt(QUESTION).text()
     assert isinstance(raised.value, llm.ModelError)
     assert hub.requests == []
+
+
+# --- weights that are here, and something small that is not ----------------------------------------------
+
+SMALL_FILES = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    INDEX,
+]
+IMAGE_FILE = "preprocessor_config.json"
+
+
+@pytest.fixture
+def snapshot(in_process: None, cache: Path, checkpoint_files: dict[str, bytes]) -> Path:
+    """A cache that is all here, as an older huggingface_hub left it."""
+    return fill_cache(cache, checkpoint_files)
+
+
+def lose(file: Path, how: str) -> None:
+    blob = file.resolve()
+    if how == "link and content":
+        file.unlink()
+    if how == "empty":
+        os.truncate(blob, 0)
+    else:
+        blob.unlink()
+
+
+def located() -> hub_module.Checkpoint:
+    """What a prompt does before it loads anything."""
+    return hub_module.locate(ModelEntry(FULL, REPO), lambda weight_bytes: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        *((name, "link and content") for name in [*SMALL_FILES, IMAGE_FILE]),
+        ("tokenizer.json", "content"),
+        ("tokenizer.json", "empty"),
+        (INDEX, "empty"),
+    ],
+)
+def test_a_small_file_is_missing(
+    name: str, how: str, snapshot: Path, hub: LoopbackHub, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only that comes, and is announced: not a word of weights that are not here."""
+    lose(snapshot / name, how)
+    assert located() == hub_module.Checkpoint(snapshot, f"{REPO}@{COMMIT}")
+    size = hub_module._size(len(hub.files[name]))
+    announced = f"The weights of {REPO} are here, but not {name}. Downloading {size} to {cache}.\n"
+    assert capsys.readouterr() == ("", announced)
+    assert hub.file_gets == [name]
+    assert (snapshot / name).read_bytes() == hub.files[name]
+    hub.requests.clear()
+    located()
+    assert hub.requests == []
+
+
+def test_a_small_file_is_missing_to_a_user(snapshot: Path, hub: LoopbackHub, llm_command: Llm) -> None:
+    answer = llm_command.ok("-m", TINY, QUESTION, *QUICK)
+    lose(snapshot / "tokenizer_config.json", "link and content")
+    assert llm_command.ok("-m", FULL, QUESTION, *QUICK) == answer
+    assert hub.file_gets == ["tokenizer_config.json"]
+
+
+def test_several_small_files_are_missing_where_the_list_is_known(
+    in_process: None, hub: LoopbackHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = located().folder
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        lose(snapshot / name, "content")
+    hub.requests.clear()
+    located()
+    assert "are here, but not chat_template.jinja, tokenizer_config.json." in capsys.readouterr().err
+    assert sorted(hub.file_gets) == ["chat_template.jinja", "tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("name", SMALL_FILES)
+def test_a_small_file_is_missing_offline(
+    name: str, snapshot: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is said, it is not that 52 GB must go or come."""
+    lose(snapshot / name, "link and content")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    offline = re.escape(f"are in {snapshot}, but {name} is not, and HF_HUB_OFFLINE")
+    with pytest.raises(HubConnectionError, match=offline) as raised:
+        located()
+    assert "only that" in str(raised.value)
+    assert "hf cache rm" not in str(raised.value)
+    assert "hf download" not in str(raised.value)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    point_to("http://hub.invalid", monkeypatch)
+    with pytest.raises(HubConnectionError, match=re.escape(f"are in {snapshot}, but {name} is not, and the Hub")):
+        located()
+    # The other way out that it names.
+    (snapshot / name).write_bytes(hub.files[name])
+    assert located().folder == snapshot
+    assert hub.requests == []
+
+
+def test_text_needs_no_image_processor_offline(
+    snapshot: Path, hub: LoopbackHub, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(snapshot / IMAGE_FILE, "link and content")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    llm_command.ok("-m", FULL, QUESTION, *QUICK)
+
+
+def test_what_is_missing_comes_from_the_weights_commit(
+    snapshot: Path, hub: LoopbackHub, checkpoint_files: dict[str, bytes]
+) -> None:
+    """The newest commit has other weights, which nobody has asked for."""
+    hub.newer = {name: content + b" " for name, content in checkpoint_files.items()}
+    lose(snapshot / "tokenizer.json", "link and content")
+    assert located().resolved_model == f"{REPO}@{COMMIT}"
+    assert hub.file_gets == ["tokenizer.json"]
+
+
+def test_a_missing_shard_comes_from_the_commit_of_the_others(
+    snapshot: Path, hub: LoopbackHub, checkpoint_files: dict[str, bytes]
+) -> None:
+    hub.newer = {name: content + b" " for name, content in checkpoint_files.items()}
+    lose(snapshot / FIRST_SHARD, "link and content")
+    assert located().resolved_model == f"{REPO}@{COMMIT}"
+    assert hub.file_gets == [FIRST_SHARD]
+
+
+def test_the_weights_commit_is_gone_from_the_hub(
+    snapshot: Path, hub: LoopbackHub, checkpoint_files: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Then it is the newest one. What is the same in it does not come again."""
+    generation_config = {**json.loads(checkpoint_files["generation_config.json"]), "t_max": 0.7}
+    hub.newer = {**checkpoint_files, "generation_config.json": json.dumps(generation_config).encode()}
+    hub.has_forgotten = True
+    lose(snapshot / "tokenizer.json", "link and content")
+    assert located().resolved_model == f"{REPO}@{NEWER_COMMIT}"
+    assert "are here, but not generation_config.json, tokenizer.json." in capsys.readouterr().err
+    assert sorted(hub.file_gets) == ["generation_config.json", "tokenizer.json"]
+    hub.requests.clear()
+    assert located().resolved_model == f"{REPO}@{NEWER_COMMIT}"
+    assert hub.requests == []
+
+
+def test_other_homes_of_template_and_image_processor(
+    in_process: None, hub: LoopbackHub, checkpoint_files: dict[str, bytes], cache: Path, llm_command: Llm
+) -> None:
+    """A repository with the one in tokenizer_config.json and the other in processor_config.json lacks nothing."""
+    files = dict(checkpoint_files)
+    template = files.pop("chat_template.jinja").decode()
+    tokenizer_config = {**json.loads(files["tokenizer_config.json"]), "chat_template": template}
+    files["tokenizer_config.json"] = json.dumps(tokenizer_config).encode()
+    files["processor_config.json"] = files.pop(IMAGE_FILE)
+    fill_cache(cache, files)
+    llm_command.ok("-m", FULL, QUESTION, *QUICK)
+    assert hub.requests == []
+
+
+def test_the_repository_does_not_have_it(
+    in_process: None, hub: LoopbackHub, checkpoint_files: dict[str, bytes], cache: Path, llm_command: Llm
+) -> None:
+    """It is asked once, and not with every prompt; and then refused for what is missing."""
+    del hub.files["tokenizer_config.json"]
+    fill_cache(cache, {name: content for name, content in checkpoint_files.items() if name in hub.files})
+    assert "has no tokenizer_config.json" in llm_command.fails("-m", FULL, QUESTION)
+    assert hub.file_gets == []
+    hub.requests.clear()
+    assert "has no tokenizer_config.json" in llm_command.fails("-m", FULL, QUESTION)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", SMALL_FILES)
+def test_a_small_file_is_damaged(name: str, snapshot: Path, hub: LoopbackHub, llm_command: Llm) -> None:
+    """The message names its content as what must go, and nothing else."""
+    blob = (snapshot / name).resolve()
+    os.truncate(blob, blob.stat().st_size // 2)
+    message = llm_command.fails("-m", FULL, QUESTION)
+    assert f"Damaged: {name}. Delete {blob}, and the next prompt downloads only that again." in message
+    assert "hf cache rm" not in message
+    assert hub.requests == []
+    blob.unlink()
+    located()
+    assert hub.file_gets == [name]
+
+
+# --- copies of the weights in another layout -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("others", "loaded"),
+    [
+        (["consolidated.safetensors", "consolidated.safetensors.index.json"], [FIRST_SHARD, LAST_SHARD]),
+        (["consolidated-00001-of-00001.safetensors"], [FIRST_SHARD, LAST_SHARD]),
+        (["model.safetensors"], ["model.safetensors"]),
+    ],
+)
+def test_a_copy_of_the_weights_is_not_downloaded(
+    others: list[str], loaded: list[str], in_process: None, hub: LoopbackHub
+) -> None:
+    whole = (EMBEDDED_CHECKPOINT / "model.safetensors").read_bytes()
+    hub.files |= {name: whole if name.endswith(".safetensors") else b"{}" for name in others}
+    checkpoint = located()
+    assert checkpoint.weight_bytes == sum(len(hub.files[name]) for name in loaded)
+    assert sorted(name for name in hub.file_gets if name.endswith(".safetensors")) == loaded
+    assert not any("consolidated" in name for name in hub.file_gets)
+    hub.requests.clear()
+    assert located() == checkpoint
+    assert hub.requests == []
+
+
+def test_weights_by_unusual_names_beside_shards(
+    in_process: None, hub: LoopbackHub, checkpoint_files: dict[str, bytes], llm_command: Llm
+) -> None:
+    """What the index names is needed, whatever it is called."""
+    hub.files["vision.safetensors"] = hub.files.pop(FIRST_SHARD)
+    hub.files[INDEX] = hub.files[INDEX].replace(FIRST_SHARD.encode(), b"vision.safetensors")
+    answer = llm_command.ok("-m", FULL, QUESTION, *QUICK)
+    assert answer == llm_command.ok("-m", TINY, QUESTION, *QUICK)
+    assert sorted(hub.file_gets) == sorted(hub.files.keys() - {*NOT_NEEDED})
+
+
+# --- what this machine can tell --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judged(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU, nothing chosen: the machine that most people have."""
+    monkeypatch.delenv("LLM_DIFFUSIONGEMMA_DEVICE")
+    monkeypatch.setattr(loading, "_available_devices", lambda: ["cpu"])
+
+
+@pytest.fixture(params=["offline", "no network", "no Hub", "refused"])
+def no_help(request: pytest.FixtureRequest, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ways in which the Hub does not say what it has."""
+    if request.param == "offline":
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    elif request.param == "no network":
+        point_to("http://hub.invalid", monkeypatch)
+    elif request.param == "no Hub":
+        hub.instead = b"<html>Accept our terms to use this network</html>"
+    else:
+        hub.refuse_all = Refusal(503)
+
+
+@pytest.mark.usefixtures("judged", "no_help")
+def test_the_machine_before_the_network(
+    cache: Path, checkpoint_files: dict[str, bytes], llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = llm_command.fails("-m", FULL, QUESTION)
+    assert message.startswith("The model's weights take 48.1 GiB, and PyTorch finds no GPU here")
+    # Also if they are partly here.
+    lose(fill_cache(cache, checkpoint_files) / LAST_SHARD, "content")
+    monkeypatch.setattr(loading, "_total_memory", lambda device: 24 * 2**30)
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "CPU")
+    assert "cpu has 24.0 GiB" in llm_command.fails("-m", FULL, QUESTION)
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "bogus")
+    assert llm_command.fails("-m", FULL, QUESTION).startswith("There is no device called 'bogus'. Here are: cpu.")
+
+
+@pytest.mark.usefixtures("judged")
+@pytest.mark.parametrize("device", ["bogus", "cuda:7", "cpu:3"])
+def test_a_device_that_is_not_there_before_a_request(
+    device: str, hub: LoopbackHub, cache: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", device)
+    assert repr(device) in llm_command.fails("-m", FULL, QUESTION)
+    assert hub.requests == []
+    assert not cache.exists()
+
+
+@pytest.mark.usefixtures("judged")
+def test_small_weights_that_are_here_are_judged_by_themselves(
+    snapshot: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by what the real ones would take."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    llm_command.ok("-m", FULL, QUESTION, *QUICK)
+    lose(snapshot / "tokenizer.json", "content")
+    assert "GPU" not in llm_command.fails("-m", FULL, QUESTION)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_cache_that_cannot_be_written_before_the_network(
+    hub: LoopbackHub, cache: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.write_text("a file where a folder should be")
+    result = llm_command("-m", FULL, QUESTION)
+    assert result.stderr.startswith("Error: ")  # no download announced
+    assert hub.file_gets == []
+    point_to("http://hub.invalid", monkeypatch)
+    assert "can't be written" in llm_command.fails("-m", FULL, QUESTION)
+    # Where nothing would be written that is not what is wrong.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in llm_command.fails("-m", FULL, QUESTION)

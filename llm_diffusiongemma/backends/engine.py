@@ -20,6 +20,7 @@ import llm
 
 from .. import hub
 from ..catalog import ModelEntry
+from ..chat.checkpoint import load_tokenizer
 from ..chat.messages import PromptEncoder
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
 from ..chat.tokenizer import ChatTokenizer, control_tokens, decode, table_decoder, token_bytes
@@ -126,39 +127,42 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
 
     Raises what the download and loading raise, and between their parts what `stop` raises.
     """
-
-    def check_before_download(weight_bytes: int) -> None:
-        from ..diffusion.loading import check_fits, resolve_device
-
-        check_fits(weight_bytes, resolve_device(entry.device), chosen=entry.device is not None)
-
     with _engines_lock:
-        checkpoint = hub.locate(entry, check_before_download)
-        stop.check()
         started = time.perf_counter()
         with stop.importing():
             _import_libraries()
-        stop.check()
         from ..diffusion.loading import check_fits, load_model, resolve_device
 
+        # A device that is not there is told before anything is looked for or downloaded.
         device = resolve_device(entry.device)
+
+        def check_size(weight_bytes: int) -> None:
+            check_fits(weight_bytes, device, chosen=entry.device is not None)
+
+        import_seconds = time.perf_counter() - started
+        checkpoint = hub.locate(entry, check_size)
+        stop.check()
         key = (checkpoint.folder.resolve(), str(device))
         engine = _engines.get(key)
         if engine is not None:
             return Ready(engine, checkpoint.resolved_model, 0.0)
-        check_fits(checkpoint.weight_bytes, device, chosen=entry.device is not None)
+        check_size(checkpoint.weight_bytes)
+        started = time.perf_counter()
         try:
             with _no_garbage_collection():
                 # The model first: its checks say best what is wrong with a folder.
                 loaded = load_model(checkpoint.folder, device)
                 stop.check()
-                engine = Engine(loaded, _load_tokenizer(checkpoint.folder), checkpoint.folder)
+                config, generation_config = loaded.model.config, loaded.model.generation_config
+                tokenizer = load_tokenizer(checkpoint.folder, config, generation_config)
+                engine = Engine(loaded, tokenizer, checkpoint.folder)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source)}") from error
-        # Behind the last thing that can take long or fail: what is in the cache is whole.
+            raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source, checkpoint.folder)}") from error
+        # What is in the cache is whole, whenever somebody interrupts.
         _engines[key] = engine
-        stop.check()
-    return Ready(engine, checkpoint.resolved_model, time.perf_counter() - started)
+        load_seconds = import_seconds + time.perf_counter() - started
+    stop.check()
+    return Ready(engine, checkpoint.resolved_model, load_seconds)
 
 
 @cache
@@ -189,22 +193,3 @@ def _no_garbage_collection() -> Iterator[None]:
 # Python ends by looking through all the objects of torch and transformers for garbage once more, which
 # would be a fifth of a short command.
 atexit.register(gc.freeze)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    if not (folder / "tokenizer.json").is_file():
-        raise CheckpointError(
-            f"{folder} has no tokenizer.json. A DiffusionGemma checkpoint folder holds config.json, "
-            "*.safetensors, tokenizer.json, tokenizer_config.json and chat_template.jinja."
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever it finds wrong is wrong with the folder
-        raise CheckpointError(f"The tokenizer in {folder} can't be read: {error}") from error
-    if not tokenizer.chat_template:
-        raise CheckpointError(
-            f"{folder} has no chat template. Put the checkpoint's chat_template.jinja into the folder."
-        )
-    return tokenizer

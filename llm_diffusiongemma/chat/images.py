@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import llm
 
 from ..errors import ImageError
+from ..installation import install_command
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -264,7 +265,7 @@ def _frames(content: bytes, name: str) -> list[Picture]:
         import av
     except ImportError as error:
         raise ImageError(
-            f"{name} is a video, and reading those takes an extra: llm install 'llm-diffusiongemma[video]'"
+            f"{name} is a video, and reading those takes an extra: {install_command('video')}"
         ) from error
     try:
         with av.open(io.BytesIO(content)) as container:

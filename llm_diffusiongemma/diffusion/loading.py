@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import time
@@ -23,15 +22,13 @@ from ..errors import (
     DeviceMemoryError,
     NoGpuError,
 )
+from ..layout import CONFIG_FILE, GENERATION_FILE, INDEX_FILE, WEIGHTS_FILE, read_json, weight_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 MODEL_TYPE = "diffusion_gemma"
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 # bf16 products are slow or emulated on many CPUs. The upcast is exact, and below this a doubled size is
 # still small; above it the model would hardly fit twice.
@@ -73,18 +70,20 @@ class LoadedModel:
 def resolve_device(name: str | None) -> torch.device:
     """The device of that name, or the best one here if it is None: CUDA, else MPS, else the CPU.
 
+    Capitals and blanks around a name don't matter.
+
     Raises `DeviceError` for a name that means nothing or a device that is not there.
     """
     available = _available_devices()
     if name is None:
         return torch.device(available[0])
     try:
-        device = torch.device(name)
+        device = torch.device(name.strip().lower())
     except RuntimeError as error:
         raise DeviceError(f"There is no device called {name!r}. Here are: {', '.join(available)}.") from error
-    # "cuda" and "cuda:0" are one device and should compare equal; the others have one of a kind.
-    index = (device.index or 0) if device.type == "cuda" else device.index
-    device = torch.device(device.type, index)
+    # "cuda" and "cuda:0" are one device and should compare equal; the others have one of a kind, without number.
+    index = device.index or 0
+    device = torch.device(device.type, index) if index or device.type == "cuda" else torch.device(device.type)
     if str(device) not in available:
         hint = ""
         if device.type == "cuda" and not torch.cuda.is_available():
@@ -152,6 +151,7 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
     if not folder.is_dir():
         raise CheckpointNotFoundError(f"There is no folder {folder}. Download the model, or correct the path.")
     _check_config(folder)
+    _check_generation_config(folder)
     files = _weight_files(folder)
     _check_weight_files(files)
     weight_bytes = sum(file.stat().st_size for file in files)
@@ -205,10 +205,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _unloadable(folder: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"transformers can't load {folder}: {type(error).__name__}: {error}. "
-        "If the files are damaged, delete the folder and download the model again."
-    )
+    return CheckpointError(f"transformers can't load {folder}: {type(error).__name__}: {error}.")
 
 
 def _check_config(folder: Path) -> None:
@@ -220,7 +217,7 @@ def _check_config(folder: Path) -> None:
                 "checkpoint in safetensors files."
             )
         raise CheckpointError(f"{folder} has no {CONFIG_FILE}, so it is no model's checkpoint.")
-    config = _read_json(folder / CONFIG_FILE)
+    config = read_json(folder / CONFIG_FILE)
     model_type = config.get("model_type")
     if model_type != MODEL_TYPE:
         raise CheckpointError(
@@ -240,18 +237,23 @@ def _check_config(folder: Path) -> None:
         )
 
 
+def _check_generation_config(folder: Path) -> None:
+    """Refuse a folder without one: transformers would make one up, with another sampler."""
+    if not (folder / GENERATION_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} has no {GENERATION_FILE}, so it names no end-of-sequence tokens and no sampler. Take the "
+            "file from where the model comes from."
+        )
+    read_json(folder / GENERATION_FILE)
+
+
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files that transformers will read, all of them present."""
-    if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
-    if not (folder / INDEX_FILE).is_file():
+    names = weight_names(folder)
+    if not names:
         raise CheckpointError(
             f"{folder} has no weights: neither {WEIGHTS_FILE} nor {INDEX_FILE} is there. Download the model again."
         )
-    weight_map = _read_json(folder / INDEX_FILE).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{folder / INDEX_FILE} has no weight_map. Download the model again.")
-    names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -302,16 +304,6 @@ def _check_loaded(folder: Path, info: dict[str, Any]) -> None:
             f"The weights in {folder} don't fit the model that its {CONFIG_FILE} describes: "
             f"{'; '.join(found)}. Download the model again, or use another revision of it."
         )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} can't be read as JSON ({error}). Download it again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is no JSON object. Download it again.")
-    return content
 
 
 def _some(names: Iterable[str]) -> str:

@@ -93,6 +93,26 @@ def test_a_cuda_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda:7")
 
 
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("CUDA", "cuda:0"),
+        (" CUDA:1 ", "cuda:1"),
+        ("Cuda:0", "cuda:0"),
+        ("Mps", "mps"),
+        ("MPS:0", "mps"),
+        ("Cpu", "cpu"),
+        ("cpu:0", "cpu"),
+    ],
+)
+def test_capitals_blanks_and_the_number_of_the_only_one(
+    name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device(name) == torch.device(device)
+
+
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
 def test_cuda_where_there_is_none_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -333,6 +353,13 @@ def test_no_end_of_sequence(eos_token_id: Any, checkpoint: Path) -> None:
 def test_no_generation_config(checkpoint: Path) -> None:
     (checkpoint / "generation_config.json").unlink()
     refused(checkpoint, "no end-of-sequence tokens")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_generation_config(text: str, checkpoint: Path) -> None:
+    """transformers makes one up instead, and what was said was that it names no end-of-sequence tokens."""
+    (checkpoint / "generation_config.json").write_text(text)
+    refused(checkpoint, r"generation_config\.json (can't be read as JSON|is no JSON object)")
 
 
 def test_a_model_larger_than_the_device(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
