@@ -1,1 +1,1 @@
-"""Measurements, run by hand: `python -m tests.benchmarks`. pytest collects none of them."""
+"""Measurements, run by hand: `python -m tests.benchmarks`. pytest runs them at the smallest sizes."""

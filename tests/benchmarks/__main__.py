@@ -1,7 +1,7 @@
 """Prints the tables of the README's "Speed": `python -m tests.benchmarks`.
 
-Needs the `benchmark` extra. Everything in a table ran in one process, side by side; read the ratios, and
-have nothing else run on the machine.
+diffusers takes part with the `benchmark` extra. Everything in a table ran in one process, side by side; read
+the ratios, and have nothing else run on the machine.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from llm_diffusiongemma.grammar.automaton import Vocabulary
 
 from . import constrained, contestants, networks
 from .contestants import OURS, Task
-from .conversation import TURNS, chat_seconds, conversation
-from .measure import MIB, Action, Cost, compare
+from .conversation import chat_seconds, conversation
+from .measure import MIB, Action, Cost, Sizes, compare
 from .profile import profile
 
-STEPS = 4
 TINY = "diffusiongemma-tiny"
 
 
@@ -40,30 +39,33 @@ def print_costs(title: str, costs: dict[str, Cost]) -> None:
         print(f"| {name} | {cost.seconds:.3f} | {against} | {cost.peak_bytes / MIB:,.0f} MiB |")
 
 
-def sampler(device: torch.device, repeats: int) -> None:
-    model = networks.small_body(device)
-    fresh = networks.logits_like_a_reply(device)
+def sampler(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    model = networks.small_body(device, sizes)
+    fresh = networks.logits_like_a_reply(device, sizes)
     logits = fresh.clone()
     actions = contestants.sampler_steps(model, logits, Task([], 1, 48))
     # Ours divides the logits in place, so everybody gets new ones.
     costs = compare(actions, repeats, device, before_each=lambda: logits.copy_(fresh))
-    print_costs("(a) The sampler's share of one denoising step, 256 × 262,144 logits", costs)
+    print_costs(f"(a) The sampler's share of one denoising step, 256 × {sizes.vocabulary:,} logits", costs)
 
 
-def reply(device: torch.device, repeats: int) -> None:
-    model = networks.small_body(device)
-    task = Task(list(range(200, 264)), canvases=2, steps=STEPS)
+def reply(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    model = networks.small_body(device, sizes)
+    task = Task(list(range(200, 200 + sizes.prompt_tokens)), canvases=2, steps=sizes.steps)
     costs = compare(contestants.replies(model, task), repeats, device)
-    print_costs(f"(b) A reply of 2 canvases, {STEPS} steps each: small random body, vocabulary 262,144", costs)
+    print_costs(
+        f"(b) A reply of 2 canvases, {sizes.steps} steps each: small random body, vocabulary {sizes.vocabulary:,}",
+        costs,
+    )
     if device.type == "cpu":
         print_profile(profile(model, task))
 
 
-def tiny(device: torch.device, repeats: int) -> None:
+def tiny(device: torch.device, repeats: int, sizes: Sizes) -> None:
     model = networks.embedded_checkpoint(device)
-    task = Task(list(range(200, 220)), canvases=4, steps=STEPS)
+    task = Task(list(range(200, 220)), canvases=4, steps=sizes.steps)
     costs = compare(contestants.replies(model, task), repeats, device)
-    print_costs(f"(c) A reply of 4 canvases, {STEPS} steps each: the embedded checkpoint", costs)
+    print_costs(f"(c) A reply of 4 canvases, {sizes.steps} steps each: the embedded checkpoint", costs)
     if device.type == "cpu":
         print_profile(profile(model, task))
 
@@ -75,7 +77,7 @@ def print_profile(parts: dict[str, float]) -> None:
         print(f"| {name} | {seconds * 1000:.1f} | {seconds / whole:.0%} |")
 
 
-def startup(device: torch.device, repeats: int) -> None:
+def startup(device: torch.device, repeats: int, sizes: Sizes) -> None:
     def run(*arguments: str, plugins: str = "llm-diffusiongemma") -> Action:
         environment = {**os.environ, "LLM_LOAD_PLUGINS": plugins}
         command = [sys.executable, *arguments]
@@ -97,12 +99,12 @@ def startup(device: torch.device, repeats: int) -> None:
     print(f"\nThe plugin makes `llm --version` take {with_it / without:.3f}×.")
 
 
-def chat(device: torch.device, repeats: int) -> None:
-    costs = conversation(networks.wide_body(device), steps=STEPS, repeats=min(repeats, 3))
-    print(f"\n(e) {TURNS} turns of a chat, replies of 1 canvas, {STEPS} steps: wide random body\n")
+def chat(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    costs = conversation(networks.wide_body(device, sizes), sizes, repeats=min(repeats, 3))
+    print(f"\n(e) {sizes.turns} turns of a chat, replies of 1 canvas, {sizes.steps} steps: wide random body\n")
     print("| Turn | Context | Tokens encoded | Without the cache | Prefill | Without | First block | Without |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for turn in (1, 2, 5, 10, 15, 20):
+    for turn in sorted({min(turn, sizes.turns) for turn in (1, 2, 5, 10, 15, 20)}):
         ours, fresh = costs[turn - 1]
         print(
             f"| {turn} | {ours.context_tokens:,} | {ours.encoded_tokens:,} | {fresh.encoded_tokens:,} "
@@ -110,33 +112,47 @@ def chat(device: torch.device, repeats: int) -> None:
             f"({fresh.prefill_seconds / ours.prefill_seconds:.1f}×) "
             f"| {ours.first_block_seconds:.2f} s | {fresh.first_block_seconds:.2f} s |"
         )
-    writing, reading = chat_seconds(4 * repeats)
+    writing, reading = chat_seconds(sizes, 4 * repeats)
     whole = costs[-1][0].first_block_seconds
     print(
-        f"\nTemplating and tokenising {TURNS} turns takes {writing * 1000:.1f} ms and reading a block "
+        f"\nTemplating and tokenising {sizes.turns} turns takes {writing * 1000:.1f} ms and reading a block "
         f"{reading * 1000:.1f} ms: {(writing + reading) / whole:.1%} of the last reply."
     )
 
 
-def constraint(device: torch.device, repeats: int) -> None:
-    vocabulary = constrained.gemma_like_vocabulary()
-    print("\n(f) From a byte automaton to the classes of 262,144 tokens\n")
+def constraint(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    vocabulary = constrained.gemma_like_vocabulary(sizes)
+    print(f"\n(f) From a byte automaton to the classes of {sizes.vocabulary:,} tokens\n")
     print("| | States | Classes | Arcs | First | Cached |\n| --- | --- | --- | --- | --- | --- |")
     for name, cost in constrained.build_costs(vocabulary, repeats).items():
         print(
             f"| {name} | {cost.states} | {cost.classes} | {cost.arcs:,} "
             f"| {cost.first_seconds * 1000:.0f} ms | {cost.cached_seconds * 1000:.1f} ms |"
         )
-    small = networks.small_body(device)
-    print_constrained(f"small random body, vocabulary 262,144, {STEPS} steps", small, vocabulary, device, repeats)
+    small = networks.small_body(device, sizes)
+    print_constrained(
+        f"small random body, vocabulary {sizes.vocabulary:,}, {sizes.steps} steps",
+        small,
+        vocabulary,
+        device,
+        repeats,
+        sizes,
+    )
     tiny = networks.embedded_checkpoint(device)
     print_constrained(
-        f"the embedded checkpoint, {STEPS} steps", tiny, constrained.tiny_vocabulary(tiny), device, repeats
+        f"the embedded checkpoint, {sizes.steps} steps",
+        tiny,
+        constrained.tiny_vocabulary(tiny),
+        device,
+        repeats,
+        sizes,
     )
 
 
-def print_constrained(title: str, model: Any, vocabulary: Vocabulary, device: torch.device, repeats: int) -> None:
-    task = Task(list(range(200, 264)), canvases=1, steps=STEPS)
+def print_constrained(
+    title: str, model: Any, vocabulary: Vocabulary, device: torch.device, repeats: int, sizes: Sizes
+) -> None:
+    task = Task(list(range(200, 200 + sizes.prompt_tokens)), canvases=1, steps=sizes.steps)
     costs = compare(constrained.replies(model, vocabulary, task), repeats, device)
     free = costs[constrained.FREE]
     print(
@@ -147,7 +163,7 @@ def print_constrained(title: str, model: Any, vocabulary: Vocabulary, device: to
         print(f"| {name} | {cost.seconds:.3f} | {against} | {cost.peak_bytes / MIB:,.0f} MiB |")
 
 
-BENCHMARKS: dict[str, Callable[[torch.device, int], None]] = {
+BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "sampler": sampler,
     "reply": reply,
     "tiny": tiny,
@@ -171,14 +187,13 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    import diffusers
-
+    theirs = f"diffusers {contestants.diffusers.__version__}" if contestants.diffusers else "without diffusers"
     print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, diffusers {diffusers.__version__}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}, {theirs}, "
         f"{torch.get_num_threads()} threads, {arguments.device}, medians of {arguments.repeats}"
     )
     for name in arguments.names or BENCHMARKS:
-        BENCHMARKS[name](arguments.device, arguments.repeats)
+        BENCHMARKS[name](arguments.device, arguments.repeats, Sizes())
 
 
 if __name__ == "__main__":

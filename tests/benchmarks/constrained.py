@@ -24,7 +24,7 @@ from llm_diffusiongemma.grammar.dfa import ByteDFA
 from llm_diffusiongemma.grammar.pattern import regex_language
 
 from .contestants import Task
-from .networks import GEMMA_VOCABULARY
+from .measure import Sizes
 
 FREE = "free"
 
@@ -56,7 +56,7 @@ class BuildCost:
     cached_seconds: float
 
 
-def gemma_like_tokens() -> list[bytes | None]:
+def gemma_like_tokens(sizes: Sizes) -> list[bytes | None]:
     """As many tokens as Gemma has, made up: words of Latin and other scripts, punctuation, runs of blanks."""
     dice = random.Random(0)
     onsets, rimes = "b c d f g h k l m n p r s t v w z st tr ch sh".split(), "a e i o u er ing".split()
@@ -83,13 +83,13 @@ def gemma_like_tokens() -> list[bytes | None]:
     special: list[bytes | None] = [None] * 100
     tokens = [*special, *(bytes([byte]) for byte in range(256)), *(blank.encode() for blank in blanks)]
     words: dict[bytes, None] = {}
-    while len(tokens) + len(words) < GEMMA_VOCABULARY:
+    while len(tokens) + len(words) < sizes.vocabulary:
         words[word().encode()] = None
     return [*tokens, *words]
 
 
-def gemma_like_vocabulary() -> Vocabulary:
-    return Vocabulary(gemma_like_tokens(), size=GEMMA_VOCABULARY, eos_token_ids=[1], pad_token_id=0)
+def gemma_like_vocabulary(sizes: Sizes) -> Vocabulary:
+    return Vocabulary(gemma_like_tokens(sizes), size=sizes.vocabulary, eos_token_ids=[1], pad_token_id=0)
 
 
 def tiny_vocabulary(model: Any) -> Vocabulary:

@@ -6,14 +6,19 @@ threshold, but the test for it runs). So all do the same number of forwards, wha
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DiffusionGemmaPipeline, EntropyBoundScheduler
 from transformers import LogitsProcessorList
 from transformers.models.diffusion_gemma import generation_diffusion_gemma as upstream
+
+try:
+    import diffusers
+except ImportError:  # the `benchmark` extra; the others can be measured without it
+    diffusers = None
 
 from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline
 from llm_diffusiongemma.diffusion.sampler import EntropyBoundSampler, GeneratorRandomness, SamplerSettings
@@ -35,23 +40,25 @@ class Task:
         return SamplerSettings(self.steps, 0.1, 0.4, 0.8, NEVER_CONFIDENT, 1)
 
 
+def our_pipeline(model: Any) -> BlockDiffusionPipeline:
+    """A new one: nobody else keeps the prompt's KV cache for the next round. A canvas of nothing but padding,
+    which a random network may write, doesn't end its reply: it wouldn't end the others'.
+    """
+    pipeline = BlockDiffusionPipeline(model)
+    pipeline.pad_token_id = None
+    return pipeline
+
+
 def replies(model: Any, task: Task) -> dict[str, Callable[[], object]]:
     """Whole replies: prefill, every canvas, every commit."""
     # Nothing ends a reply before its last canvas.
     model.generation_config.eos_token_id = [model.config.text_config.vocab_size]
     canvas_length = model.config.canvas_length
     prompt = torch.tensor([task.prompt_ids], device=model.device)
-    pipeline = DiffusionGemmaPipeline(
-        model=model,
-        scheduler=EntropyBoundScheduler(num_inference_steps=task.steps),
-        processor=_PromptInHand(prompt),
-    )
-    pipeline.set_progress_bar_config(disable=True)
 
     def by_us() -> None:
-        # A new one: nobody else keeps the prompt's KV cache for the next round.
         blocks = list(
-            BlockDiffusionPipeline(model).generate(
+            our_pipeline(model).generate(
                 task.prompt_ids,
                 settings=task.settings,
                 max_tokens=task.canvases * canvas_length,
@@ -74,6 +81,16 @@ def replies(model: Any, task: Task) -> dict[str, Callable[[], object]]:
             stability_threshold=settings.stability_threshold,
         )
 
+    actions: dict[str, Callable[[], object]] = {OURS: by_us, TRANSFORMERS: by_transformers}
+    if diffusers is None:
+        return actions
+    pipeline = diffusers.DiffusionGemmaPipeline(
+        model=model,
+        scheduler=diffusers.EntropyBoundScheduler(num_inference_steps=task.steps),
+        processor=_PromptInHand(prompt),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+
     def by_diffusers() -> None:
         pipeline(
             prompt="",
@@ -84,7 +101,7 @@ def replies(model: Any, task: Task) -> dict[str, Callable[[], object]]:
             output_type="seq",
         )
 
-    return {OURS: by_us, TRANSFORMERS: by_transformers, DIFFUSERS: by_diffusers}
+    return {**actions, DIFFUSERS: by_diffusers}
 
 
 class _PromptInHand:
@@ -130,7 +147,9 @@ def sampler_steps(model: Any, logits: torch.Tensor, task: Task) -> dict[str, Cal
         settings.t_min, settings.t_max, settings.max_denoising_steps
     )
 
-    scheduler = EntropyBoundScheduler(num_inference_steps=task.steps)
+    # transformers 5.24 has renamed it.
+    parameters = inspect.signature(model._denoising_step).parameters
+    no_cache = {"cache" if "cache" in parameters else "past_key_values": None}
 
     @torch.no_grad()
     def by_us() -> None:
@@ -147,13 +166,18 @@ def sampler_steps(model: Any, logits: torch.Tensor, task: Task) -> dict[str, Cal
             decoder_position_ids=canvas,
             self_conditioning_logits=None,
             mask_mapping={},
-            past_key_values=None,
             finished_denoising=torch.zeros(1, dtype=torch.bool, device=device),
             cur_step=step,
             sampler=theirs,
             logits_processor=LogitsProcessorList([temperature]),
             diffusion_stopping_criteria=stopping,
+            **no_cache,
         )
+
+    actions: dict[str, Callable[[], object]] = {OURS: by_us, TRANSFORMERS: by_transformers}
+    if diffusers is None:
+        return actions
+    scheduler = diffusers.EntropyBoundScheduler(num_inference_steps=task.steps)
 
     @torch.no_grad()
     def by_diffusers() -> None:
@@ -162,7 +186,7 @@ def sampler_steps(model: Any, logits: torch.Tensor, task: Task) -> dict[str, Cal
         output.pred_logits.argmax(-1)
         torch.distributions.Categorical(logits=output.pred_logits).entropy().mean(-1)
 
-    return {OURS: by_us, TRANSFORMERS: by_transformers, DIFFUSERS: by_diffusers}
+    return {**actions, DIFFUSERS: by_diffusers}
 
 
 @dataclass

@@ -17,11 +17,11 @@ from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.messages import PromptEncoder, read_conversation
 from llm_diffusiongemma.chat.output import ReplyReader
 from llm_diffusiongemma.chat.tokenizer import control_tokens
-from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline
+from llm_diffusiongemma.diffusion.pipeline import Block
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
 
-TURNS = 20
-QUESTION_TOKENS = 100
+from .contestants import our_pipeline
+from .measure import Sizes
 
 
 @dataclass
@@ -42,17 +42,17 @@ class TurnCost:
         return statistics.median(self.first_block)
 
 
-def conversation(model: Any, *, steps: int, repeats: int) -> list[tuple[TurnCost, TurnCost]]:
-    """For each turn the cost with the cache and without. A reply is one canvas of `steps` denoising steps."""
+def conversation(model: Any, sizes: Sizes, *, repeats: int) -> list[tuple[TurnCost, TurnCost]]:
+    """For each turn the cost with the cache and without. A reply is one canvas."""
     model.generation_config.eos_token_id = [model.config.text_config.vocab_size]
-    settings = SamplerSettings(steps, 0.1, 0.4, 0.8, 1e-30, 1)
+    settings = SamplerSettings(sizes.steps, 0.1, 0.4, 0.8, 1e-30, 1)
     costs: list[tuple[TurnCost, TurnCost]] = []
     for repeat in range(repeats):
-        pipelines = BlockDiffusionPipeline(model), BlockDiffusionPipeline(model)
+        pipelines = our_pipeline(model), our_pipeline(model)
         generator = torch.Generator().manual_seed(0)
         history: list[int] = []
-        for turn in range(TURNS):
-            question = torch.randint(200, 2000, (QUESTION_TOKENS,), generator=generator).tolist()
+        for turn in range(sizes.turns):
+            question = torch.randint(200, 2000, (sizes.question_tokens,), generator=generator).tolist()
             history += question
             for cached, pipeline in zip((True, False), pipelines, strict=True):
                 if not cached:
@@ -92,12 +92,12 @@ def encoder_seconds(model: Any) -> Iterator[list[float]]:
         after.remove()
 
 
-def chat_seconds(repeats: int) -> tuple[float, float]:
-    """Median seconds of templating and tokenising a chat of twenty turns, and of reading a reply of 256 tokens."""
+def chat_seconds(sizes: Sizes, repeats: int) -> tuple[float, float]:
+    """Median seconds of templating and tokenising a chat and of reading a reply of 256 tokens."""
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
     encoder = PromptEncoder(tokenizer)
     text = "The canvas is refined step by step until it has converged. " * 8
-    messages = [part for _ in range(TURNS - 1) for part in (llm.user(text), llm.assistant(text))]
+    messages = [part for _ in range(sizes.turns - 1) for part in (llm.user(text), llm.assistant(text))]
     messages.append(llm.user(text))
     names = control_tokens(tokenizer)
     ids = tokenizer.encode(text, add_special_tokens=False)[:256]

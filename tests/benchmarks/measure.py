@@ -13,6 +13,20 @@ from pathlib import Path
 import torch
 
 Action = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured. The defaults are what the README's tables were made with."""
+
+    vocabulary: int = 262_144
+    steps: int = 4
+    prompt_tokens: int = 64
+    turns: int = 20
+    question_tokens: int = 100
+    hidden: int = 768
+
+
 MIB = 1 << 20
 
 

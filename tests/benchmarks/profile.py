@@ -11,10 +11,10 @@ from unittest.mock import patch
 
 import torch
 
-from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline, Draft
+from llm_diffusiongemma.diffusion.pipeline import Draft
 from llm_diffusiongemma.diffusion.sampler import EntropyBoundSampler, GeneratorRandomness
 
-from .contestants import Task
+from .contestants import Task, our_pipeline
 
 LAYERS = "layers"
 JOIN = "joining cached keys and values with the canvas's"
@@ -32,7 +32,7 @@ def profile(model: Any, task: Task) -> dict[str, float]:
     times to queue the work, so this is for CPUs.
     """
     spent: Counter[str] = Counter()
-    results = BlockDiffusionPipeline(model).generate(
+    results = our_pipeline(model).generate(
         task.prompt_ids,
         settings=task.settings,
         max_tokens=task.canvases * model.config.canvas_length,
