@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 import llm
+
+from .parameters import follow
 
 Schema = dict[str, Any]
 _T = TypeVar("_T")
@@ -202,20 +204,9 @@ class _Shower:
 
     def _resolve(self, reference: str) -> Any:
         """What a reference within the schema points to; `true`, which is anything, if that isn't there."""
-        document, _, pointer = reference.partition("#")
-        if document or not (pointer == "" or pointer.startswith("/")):
-            return True
-        steps = [step.replace("~1", "/").replace("~0", "~") for step in unquote(pointer).split("/")[1:]]
-        for node in self._documents:
-            for step in steps:
-                if isinstance(node, dict) and step in node:
-                    node = node[step]
-                elif isinstance(node, list) and step.isdecimal() and int(step) < len(node):
-                    node = node[int(step)]
-                else:
-                    break
-            else:
-                return node
+        for document in self._documents:
+            with suppress(LookupError):
+                return follow(reference, document)
         return True
 
     def _description(self, flat: _Flat, *, is_again: bool, is_top: bool) -> str:

@@ -171,21 +171,29 @@ def _item(schema: Schema, index: int) -> Any:
     return first[index] if index < len(first) else rest
 
 
-def _resolve(reference: Any, root: Any) -> Any:
-    """What a reference within the schema leads to; anything, if it leads nowhere."""
-    start, _, pointer = str(reference).partition("#")
+def follow(reference: str, document: Any) -> Any:
+    """What a reference such as `#/$defs/City` leads to within a document (RFC 6901). Raises `LookupError`."""
+    start, _, pointer = reference.partition("#")
     if start or (pointer and not pointer.startswith("/")):
-        return _ANYTHING
-    node = root
-    for step in pointer.split("/")[1:]:
-        key = unquote(step).replace("~1", "/").replace("~0", "~")
-        if isinstance(node, Mapping) and key in node:
+        raise LookupError(reference)
+    node = document
+    for step in unquote(pointer).split("/")[1:]:
+        key = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, Mapping):
             node = node[key]
-        elif isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+        elif isinstance(node, list) and key.isdecimal():
             node = node[int(key)]
         else:
-            return _ANYTHING
+            raise LookupError(reference)
     return node
+
+
+def _resolve(reference: Any, root: Any) -> Any:
+    """Anything, if a reference leads nowhere."""
+    try:
+        return follow(str(reference), root)
+    except LookupError:
+        return _ANYTHING
 
 
 def _mapping(schema: Schema, keyword: str) -> Mapping[str, Any]:
