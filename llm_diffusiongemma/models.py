@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -175,6 +176,10 @@ def _record(response: Any, reply: LocalReply) -> None:
     )
     response.set_resolved_model(report.resolved_model)
     response.response_json = report.as_json()
+    if report.lowered and sys.stderr.isatty():
+        from .backends.form import lowered_note
+
+        click.echo(lowered_note(report.lowered), err=True)
     if report.finish_reason == "interrupted":
         return  # who stops a reply wants none of its tools run
     for call in reply.tool_calls:

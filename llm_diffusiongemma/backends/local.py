@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..diffusion.pipeline import Block, BlockDiffusionPipeline, Draft, ImageInputs
     from ..grammar.automaton import Vocabulary
     from ..grammar.constraint import ConstraintReport, TextConstraint
+    from ..grammar.schema import Lowered
 
 
 class ReentrantLock(Protocol):
@@ -99,6 +100,8 @@ class Report:
     """Until the last block says otherwise, the reply has been cut short."""
     generate_seconds: float = 0.0
     blocks: list[BlockReport] = field(default_factory=list)
+    lowered: tuple[Lowered, ...] = ()
+    """What the schema allows, and a reply held to it can't have."""
 
     @property
     def output_tokens(self) -> int:
@@ -116,6 +119,7 @@ class Report:
             "generate_seconds": round(self.generate_seconds, 3),
             "tokens_per_forward": round(self.output_tokens / steps, 2) if steps else 0.0,
             "blocks": [block.as_json() for block in self.blocks],
+            **({"lowered": [asdict(each) for each in self.lowered]} if self.lowered else {}),
         }
 
 
@@ -357,6 +361,7 @@ class LocalReply:
                 return
             self.report.finish_reason, self.report.blocks, self._text = "interrupted", [], ""
         assert self._formed is not None
+        self.report.lowered = form.lowered
         self.report.input_tokens = len(self._formed.ids)
         self._reader = ReplyReader(
             self._engine.decode_bytes,
