@@ -212,6 +212,10 @@ def _end(
     )
     response.set_resolved_model(report.resolved_model)
     response.response_json = report.as_json()
+    if report.lowered and sys.stderr.isatty():
+        from .backends.form import lowered_note
+
+        click.echo(f"\n{lowered_note(report.lowered)}", err=True)
     # Who stops a reply wants none of its tools run.
     tool_calls = [] if report.finish_reason == "interrupted" else reply.tool_calls
     for call in tool_calls:

@@ -124,10 +124,10 @@ def network_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[int
     """
 
     def say(*replies: str) -> list[list[int]]:
-        from llm_diffusiongemma.backends import local
+        from llm_diffusiongemma.backends.engine import get_engine
         from llm_diffusiongemma.diffusion.pipeline import Block
 
-        engine = local.get_engine(llm.get_model(TINY).entry).engine
+        engine = get_engine(llm.get_model(TINY).entry).engine
         left = iter(replies)
         prompts: list[list[int]] = []
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import llm
 import pytest
 
-from llm_diffusiongemma.backends import local
+from llm_diffusiongemma.backends.engine import get_engine
 
 from .conftest import TINY
 
@@ -35,7 +35,7 @@ class Forwards:
 
 @pytest.fixture
 def forwards() -> Iterator[Forwards]:
-    engine = local.get_engine(llm.get_model(TINY).entry).engine
+    engine = get_engine(llm.get_model(TINY).entry).engine
     seen = Forwards()
     hook = engine.loaded.model.model.decoder.register_forward_hook(
         lambda *_: seen.threads.append(threading.get_ident())
@@ -46,7 +46,7 @@ def forwards() -> Iterator[Forwards]:
 
 async def engine_is_free() -> None:
     """Wait until no reply holds the engine."""
-    lock = local.get_engine(llm.get_model(TINY).entry).engine.lock
+    lock = get_engine(llm.get_model(TINY).entry).engine.lock
 
     def take() -> None:
         assert lock.acquire(timeout=30)
@@ -69,7 +69,7 @@ async def test_same_reply_as_sync() -> None:
 
 async def test_one_engine_for_sync_and_async() -> None:
     synchronous, asynchronous = llm.get_model(TINY), llm.get_async_model(TINY)
-    assert local.get_engine(synchronous.entry).engine is local.get_engine(asynchronous.entry).engine
+    assert get_engine(synchronous.entry).engine is get_engine(asynchronous.entry).engine
 
 
 async def test_two_prompts_at_once_queue(forwards: Forwards) -> None:
@@ -131,7 +131,7 @@ def _endless() -> llm.AsyncResponse:
 
 async def test_cancelled_while_it_waits(forwards: Forwards) -> None:
     """A prompt that is cancelled in the queue never starts."""
-    engine = local.get_engine(llm.get_model(TINY).entry).engine
+    engine = get_engine(llm.get_model(TINY).entry).engine
     held, let_go = threading.Event(), threading.Event()
 
     def hold() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import llm
 import pytest
 
-from llm_diffusiongemma.backends import local
+from llm_diffusiongemma.backends.engine import get_engine
 
 from .conftest import TINY, Llm
 
@@ -25,7 +25,7 @@ def cached_tokens(turn: dict[str, Any]) -> int:
 
 
 def forget() -> None:
-    local.get_engine(llm.get_model(TINY).entry).engine.pipeline.prefix_cache.clear()
+    get_engine(llm.get_model(TINY).entry).engine.pipeline.prefix_cache.clear()
 
 
 def test_twenty_turns_of_chat(llm_command: Llm) -> None:
@@ -97,7 +97,7 @@ def test_an_answer_inside_a_thought_that_never_closes_is_the_answer(
     (turn,) = llm_command.logs()
     assert turn["response"] == "It is 42."
     llm_command.ok("-c", "Really?")
-    engine = local.get_engine(llm.get_model(TINY).entry).engine
+    engine = get_engine(llm.get_model(TINY).entry).engine
     assert "<|turn>model\nIt is 42.<turn|>" in engine.decode(prompts[-1])
 
 

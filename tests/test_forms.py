@@ -14,13 +14,14 @@ import llm
 import pytest
 import torch
 
-from llm_diffusiongemma.backends import local
-from llm_diffusiongemma.backends.form import json_request, parse_choices, read_form
+from llm_diffusiongemma.backends.engine import get_engine
+from llm_diffusiongemma.backends.form import json_request, lowered_note, parse_choices, read_form
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.automaton import build
 from llm_diffusiongemma.grammar.constraint import TextConstraint
+from llm_diffusiongemma.grammar.schema import Lowered
 from llm_diffusiongemma.tiny import data
 
 from .conftest import TINY, Llm
@@ -47,6 +48,43 @@ def test_a_schema(llm_command: Llm) -> None:
 def test_what_the_network_has_never_seen_is_odd_but_valid(llm_command: Llm, seed: int) -> None:
     output = llm_command.ok("-m", TINY, "--schema", PERSON, UNSEEN, "-o", "seed", str(seed))
     jsonschema.validate(json.loads(output), PERSON_SCHEMA)
+
+
+LONG_THREAD = {
+    "type": "object",
+    "properties": {
+        "thread": {"type": "array", "maxItems": 10, "items": {"type": "string", "maxLength": 280}},
+    },
+    "required": ["thread"],
+}
+
+
+def test_what_was_lowered_is_in_the_report_and_on_the_terminal(
+    llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten texts of 280 characters became six of 32, and nobody was told."""
+    asked = ("-m", TINY, "--schema", json.dumps(LONG_THREAD), UNSEEN)
+    assert llm_command(*asked).stderr == ""
+    (turn,) = llm_command.logs()
+    assert turn["response_json"]["lowered"] == [
+        {"keyword": "maxLength", "asked": 280, "given": 32, "at": "$.thread[]"},
+        {"keyword": "maxItems", "asked": 10, "given": 6, "at": "$.thread"},
+    ]
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
+    note = "\nThe reply keeps to less than the schema allows: maxLength 280 → 32; maxItems 10 → 6.\n"
+    assert llm_command(*asked).stderr == note
+    for held in (("--schema", PERSON), ("-o", "regex", "[ab]{3}"), ("-o", "choices", "a,b"), ()):
+        assert llm_command("-m", TINY, *held, "name Ada, age 36").stderr == ""
+        assert "lowered" not in llm_command.logs()[-1]["response_json"]
+
+
+def test_a_note_names_each_maximum_once() -> None:
+    lowered = [
+        Lowered("maxLength", 500, 32, "$.a"),
+        Lowered("recursion", 3, 1, "$.b"),
+        Lowered("maxLength", 280, 32, "$.c"),
+    ]
+    assert lowered_note(lowered).endswith(": maxLength 280, 500 → 32; recursion 3 → 1.")
 
 
 def test_several_objects(llm_command: Llm) -> None:
@@ -215,7 +253,7 @@ def test_a_broken_promise_is_an_error() -> None:
 
 
 def test_a_reply_that_breaks_it_is_not_logged(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = local.get_engine(llm.get_model(TINY).entry).engine
+    engine = get_engine(llm.get_model(TINY).entry).engine
     monkeypatch.setattr(engine, "hold_to", lambda form: None)
     result = llm_command("-m", TINY, "-o", "regex", "q{40}", UNSEEN)
     assert result.exit_code == 1

@@ -52,9 +52,9 @@ def test_text_and_images_by_turns(files: dict[str, str]) -> None:
 
 def kept_text() -> str:
     """What the network has read last, with a number for the soft tokens of each picture."""
-    from llm_diffusiongemma.backends import local
+    from llm_diffusiongemma.backends.engine import get_engine
 
-    engine = local.get_engine(llm.get_model(TINY).entry).engine
+    engine = get_engine(llm.get_model(TINY).entry).engine
     kept = engine.pipeline.prefix_cache._kept
     assert kept is not None
     digests = sorted({each for each in kept.identities if isinstance(each, str)})

@@ -11,7 +11,7 @@ import llm
 import pytest
 from PIL import Image
 
-from llm_diffusiongemma.backends import local
+from llm_diffusiongemma.backends.engine import get_engine
 from llm_diffusiongemma.chat.messages import piped_picture
 from llm_diffusiongemma.errors import PromptError
 from llm_diffusiongemma.tiny.questions import QUESTIONS, UNKNOWN
@@ -142,7 +142,7 @@ def test_chat_remembers_a_name_two_turns_later(llm_command: Llm) -> None:
 
 def test_control_tokens_in_a_prompt_stay_text(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt that spells the end of its turn must not become a system prompt."""
-    engine = local.get_engine(llm.get_model(TINY).entry).engine
+    engine = get_engine(llm.get_model(TINY).entry).engine
     generate = engine.pipeline.generate
     prompts: list[list[int]] = []
 
@@ -161,7 +161,7 @@ def test_control_tokens_in_a_prompt_stay_text(llm_command: Llm, monkeypatch: pyt
 
 def test_empty_reply_is_said(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     # The trained network never does this by itself: let every token end the reply.
-    engine = local.get_engine(llm.get_model(TINY).entry).engine
+    engine = get_engine(llm.get_model(TINY).entry).engine
     monkeypatch.setattr(engine.pipeline, "eos_token_ids", frozenset(range(engine.pipeline.vocab_size)))
     result = llm_command("-m", TINY, "What is a canvas?")
     assert result.exit_code == 0

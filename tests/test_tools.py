@@ -13,7 +13,7 @@ from pathlib import Path
 import llm
 import pytest
 
-from llm_diffusiongemma.backends import local
+from llm_diffusiongemma.backends.engine import get_engine
 
 from .conftest import TINY, Llm
 
@@ -31,7 +31,7 @@ CLOSED = "<tool_call|>"
 
 
 def shown(prompt_ids: list[int]) -> str:
-    return local.get_engine(llm.get_model(TINY).entry).engine.decode(prompt_ids)
+    return get_engine(llm.get_model(TINY).entry).engine.decode(prompt_ids)
 
 
 def test_a_tool_of_llm(llm_command: Llm) -> None:
@@ -235,7 +235,7 @@ def test_what_a_tool_returns_never_becomes_a_control_token(
     tool = f'def read(path: str) -> str:\n    """Read"""\n    return {evil!r}\n'
     prompts = network_says(f'<|tool_call>call:read{{path:<|"|>x<|"|>}}{CLOSED}', "ok")
     llm_command.ok("-m", TINY, "--functions", tool, "Read x")
-    engine = local.get_engine(llm.get_model(TINY).entry).engine
+    engine = get_engine(llm.get_model(TINY).entry).engine
     control = [engine.control_tokens[token] for token in prompts[-1] if token in engine.control_tokens]
     assert control[control.index("<|tool_response>") :] == [
         "<|tool_response>",

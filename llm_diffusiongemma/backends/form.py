@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ..errors import ConstraintError
 
 if TYPE_CHECKING:
     from ..grammar.dfa import ByteDFA
+    from ..grammar.schema import Lowered
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Form:
     """What the prompt says of it: a constraint only re-weights what the model would write anyhow."""
     is_met: Callable[[str], bool]
     """Whether a text is of this form, by other means than `language`."""
+    lowered: tuple[Lowered, ...] = ()
+    """What the form allows, and the reply won't have."""
 
     def check(self, text: str) -> None:
         """Raises `ConstraintError` for a finished reply that is not what was promised."""
@@ -51,17 +54,33 @@ def read_form(schema: dict[str, Any] | None, regex: str | None, choices: str | N
 
 
 def _json(schema: dict[str, Any]) -> Form:
-    from ..grammar.schema import schema_language, validator_of
+    from ..grammar.schema import compile_schema
+
+    compiled = compile_schema(schema)
 
     def is_valid(text: str) -> bool:
         try:
             document = json.loads(text)
         except ValueError:
             return False
-        return bool(validator_of(schema).is_valid(document))
+        try:
+            return bool(compiled.validator.is_valid(document))
+        except Exception:
+            # A validator that breaks down has said nothing about the reply, which the automaton knows.
+            return compiled.dfa.accepts(text.encode())
 
-    language = schema_language(schema)
-    return Form(language, json_request(schema), is_valid)
+    return Form(compiled.dfa, json_request(schema), is_valid, compiled.lowered)
+
+
+def lowered_note(lowered: Sequence[Lowered]) -> str:
+    """For people: what a reply keeps to although its schema allows more."""
+    asked: dict[tuple[str, int], list[int]] = {}
+    for each in lowered:
+        asked.setdefault((each.keyword, each.given), []).append(each.asked)
+    changes = [
+        f"{keyword} {', '.join(map(str, sorted(values)))} → {given}" for (keyword, given), values in asked.items()
+    ]
+    return f"The reply keeps to less than the schema allows: {'; '.join(changes)}."
 
 
 def json_request(schema: dict[str, Any]) -> str:

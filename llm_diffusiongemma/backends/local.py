@@ -119,6 +119,7 @@ class LocalReply:
             finish_reason=attempt.finish_reason,
             generate_seconds=sum(attempt.seconds for attempt in self._tried),
             blocks=tuple(attempt.blocks),
+            lowered=self._form.lowered if self._form is not None and attempt is self._formed else (),
         )
 
     @property

@@ -14,6 +14,7 @@ from ..options import Options
 
 if TYPE_CHECKING:
     from ..grammar.constraint import ConstraintReport
+    from ..grammar.schema import Lowered
 
 FinishReason = Literal["stop", "tool_calls", "length", "interrupted"]
 
@@ -85,6 +86,8 @@ class Report:
     """Tokens of the prompt that the engine still had from the last turn."""
     finish_reason: FinishReason
     blocks: tuple[BlockReport, ...]
+    lowered: tuple[Lowered, ...] = ()
+    """What the schema allows, and a reply held to it can't have."""
 
     @property
     def output_tokens(self) -> int:
@@ -102,4 +105,5 @@ class Report:
             "generate_seconds": round(self.generate_seconds, 3),
             "tokens_per_forward": round(self.output_tokens / steps, 2) if steps else 0.0,
             "blocks": [block.as_json() for block in self.blocks],
+            **({"lowered": [asdict(each) for each in self.lowered]} if self.lowered else {}),
         }

@@ -160,6 +160,16 @@ def embed(dfa: ByteDFA) -> Language:
     return Embedded(dfa, tuple(arcs))
 
 
+def same_language(one: Language, other: Language) -> bool:
+    """Whether both are the same automaton, which minimal ones are if they have the same texts."""
+    if not isinstance(one, Embedded) or not isinstance(other, Embedded):
+        return one is other
+    first, second = one.dfa, other.dfa
+    return np.array_equal(first.transitions, second.transitions) and np.array_equal(
+        first.accepting, second.accepting
+    )
+
+
 def minimal_dfa(language: Language) -> ByteDFA:
     """The language's minimal automaton; of one dead state if the language is empty.
 
@@ -446,7 +456,7 @@ def _equivalent_states(
     """
     random = np.random.default_rng(0)
     weights = random.integers(1 << 63, size=transitions.shape[1], dtype=np.int64) | 1
-    parts = _shortest_accepted(transitions, accepting)
+    parts = shortest_accepted(transitions, accepting)
     num_parts = -1
     while True:
         _, parts = np.unique(parts, return_inverse=True)
@@ -464,7 +474,7 @@ def _equivalent_states(
     return parts
 
 
-def _shortest_accepted(
+def shortest_accepted(
     transitions: npt.NDArray[np.int32], accepting: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.int64]:
     """The bytes of the shortest text that is accepted from each state, `[states]`; -1 where none is."""

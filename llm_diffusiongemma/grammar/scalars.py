@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from functools import lru_cache
 from typing import Any
@@ -53,10 +54,15 @@ _DATE = rf"(?:{_YEAR}-{_MONTH_AND_DAY}|{_LEAP_DAY})"
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 _TIME_SPAN = r"T(?:\d{1,4}H(?:\d{1,2}M(?:\d{1,2}S)?)?|\d{1,4}M(?:\d{1,2}S)?|\d{1,4}S)"
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
-_HOST = rf"(?:{_LABEL}\.)+[A-Za-z]{{2,}}"
+# The names that formats are made of. Their length is bounded as a whole, for a label has at most 63 characters, a
+# host 253 and what stands before an @ 64. No hyphen follows another one: "xn--" has a meaning of its own.
+_NAMES = {
+    "<host>": r"(?:[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*\.)+[A-Za-z]{2,}",
+    "<user>": r"[A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*",
+}
+LONGEST_NAME = 63
 _URI_TEXT = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
-_URI = rf"https?://{_HOST}(?::\d{{1,4}})?(?:/{_URI_TEXT})?(?:\?{_URI_TEXT})?(?:#{_URI_TEXT})?"
+_URI = rf"https?://<host>(?::\d{{1,4}})?(?:/{_URI_TEXT})?(?:\?{_URI_TEXT})?(?:#{_URI_TEXT})?"
 
 # Each one a part of what its format allows, in the form that people and programs commonly write.
 FORMATS = {
@@ -65,13 +71,18 @@ FORMATS = {
     "time": _TIME,
     "duration": rf"P(?:\d{{1,4}}W|\d{{1,4}}D(?:{_TIME_SPAN})?|{_TIME_SPAN})",
     "uuid": r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
-    "email": rf"[A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*@{_HOST}",
+    "email": "<user>@<host>",
     "ipv4": rf"{_OCTET}(?:\.{_OCTET}){{3}}",
     "ipv6": r"[0-9a-fA-F]{1,4}(?::[0-9a-fA-F]{1,4}){7}",
-    "hostname": _HOST,
+    "hostname": "<host>",
     "uri": _URI,
     "uri-reference": _URI,
 }
+
+
+FORMATS_WITH_NAMES = frozenset(
+    name for name, pattern in FORMATS.items() if any(each in pattern for each in _NAMES)
+)
 
 
 def json_text(value: Any) -> bytes:
@@ -92,13 +103,15 @@ def string(
     maximum: int | None = None,
     patterns: frozenset[str] = frozenset(),
     formats: frozenset[str] = frozenset(),
+    longest_name: int = LONGEST_NAME,
 ) -> Language:
     """JSON strings of `minimum` to `maximum` code points in which every pattern is found, of every format.
 
-    Raises `StateLimitError`, and `ConstraintError` for a pattern that can't be read.
+    A host in them, and what stands before an @, have at most `longest_name` characters. Raises `StateLimitError`,
+    and `ConstraintError` for a pattern that can't be read.
     """
     contents = [minimal_dfa(search_language(pattern, json_string_character)) for pattern in sorted(patterns)]
-    contents += [minimal_dfa(pattern_language(FORMATS[name], json_string_character)) for name in sorted(formats)]
+    contents += [minimal_dfa(_format(name, longest_name)) for name in sorted(formats)]
     character = json_string_character(EVERY_CHARACTER)
     if not contents:
         text = concatenate(_QUOTE, Repetition(character, minimum, maximum), _QUOTE)
@@ -110,6 +123,24 @@ def string(
     for other in contents[1:]:
         content = intersection(content, other)
     return embed(minimal_dfa(concatenate(_QUOTE, embed(content), _QUOTE)))
+
+
+@lru_cache(maxsize=64)
+def _format(name: str, longest_name: int) -> Language:
+    """What stands between the quotes of a string of a format."""
+    parts = re.split(f"({'|'.join(_NAMES)})", FORMATS[name])
+    return concatenate(
+        *(
+            _name(part, longest_name) if part in _NAMES else pattern_language(part, json_string_character)
+            for part in parts
+        )
+    )
+
+
+def _name(kind: str, longest: int) -> Language:
+    shortened = Repetition(json_string_character(EVERY_CHARACTER), 1, longest)
+    name = minimal_dfa(pattern_language(_NAMES[kind], json_string_character))
+    return embed(intersection(name, minimal_dfa(shortened)))
 
 
 @lru_cache(maxsize=256)

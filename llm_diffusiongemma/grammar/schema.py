@@ -14,22 +14,17 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote
-
-import jsonschema
-import referencing
-import referencing.exceptions
 
 from ..errors import ConstraintError
 from . import scalars
 from .dfa import ByteDFA
+from .dialects import Part, Schema, objects, read_schema, refs_stand_alone, refuse, resolve
 from .language import (
     ALL_BYTES,
     EMPTY_TEXT,
@@ -48,29 +43,26 @@ from .language import (
     intersection,
     minimal_dfa,
     optional,
+    same_language,
     unite,
 )
 from .pattern import is_found
+from .samples import random_texts
 
-Schema = dict[str, Any] | bool
 Conjunction = tuple[Schema, ...]
-Part = dict[str, Any]
 Alternative = tuple[Part, ...]
-
-MAX_SCHEMA_LENGTH = 200_000
-
-# Objects in a schema, and values of one enum: each value is held against the whole of them.
-MAX_SCHEMA_OBJECTS = 10_000
-MAX_VALUES = 2000
 
 # Places and choices that are looked at before a schema counts as too large. Each stands for some states.
 MAX_VISITS = 1000
+
+# So many texts are checked before a model is asked for one.
+NUM_SAMPLES = 8
 
 # How often two ways through the choices are held against each other.
 MAX_COMPARISONS = 10_000
 
 # Keywords that jsonschema reads together with another one.
-_READ_BESIDE = {"then", "else", "minContains", "maxContains", "exclusiveMinimum", "exclusiveMaximum", "$id"}
+_READ_BESIDE = {"then", "else", "minContains", "maxContains", "exclusiveMinimum", "exclusiveMaximum"}
 
 # Arrays and objects deeper than this stand on one line.
 INDENTED_LEVELS = 6
@@ -83,7 +75,7 @@ SCALARS = TYPES - {"array", "object"}
 
 # By type: what can't be narrowed to anything useful.
 _REFUSED = {
-    None: ("if", "$dynamicRef", "$recursiveRef"),
+    None: ("if",),
     "array": ("maxContains",),
 }
 
@@ -109,16 +101,23 @@ class Limits:
 
     - `depth`: how often a $ref may lead into itself, and how deep a value of any kind nests;
     - `length`: the longest string (code points) where a `maxLength` has to be counted at all;
-    - `count`: the most items or properties where a maximum has to be counted at all.
+    - `count`: the most items or properties where a maximum has to be counted at all;
+    - `name`: the longest host name, and the longest name before the @ of an e-mail address.
     """
 
     depth: int
     length: int
     count: int
+    name: int
 
 
 # Tried in this order until the automaton is small enough.
-LIMITS = (Limits(3, 256, 64), Limits(2, 128, 24), Limits(2, 64, 12), Limits(1, 32, 6))
+LIMITS = (
+    Limits(3, 256, 64, scalars.LONGEST_NAME),
+    Limits(2, 128, 24, 48),
+    Limits(2, 64, 12, 32),
+    Limits(1, 32, 6, 24),
+)
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,8 @@ class _Choice:
     exclusive: bool = False
 
 
-# What a place must fulfil besides, and the $refs that led to it from there.
-_Pending = tuple[Schema | _Choice, tuple[str, ...]]
+# What a place must fulfil besides.
+_Pending = Schema | _Choice
 
 
 @dataclass(frozen=True)
@@ -161,90 +160,71 @@ class _Place:
         )
 
 
+@dataclass(frozen=True)
+class Lowered:
+    """A maximum that made the automaton too large."""
+
+    keyword: str
+    """or `recursion`, or `nesting` of what the schema says nothing about"""
+    asked: int
+    given: int
+    at: str
+    """the first of the places in a document where it applies"""
+
+
+@dataclass(frozen=True)
+class CompiledSchema:
+    """What a reply is held to, and what it is checked by."""
+
+    dfa: ByteDFA
+    """Documents that are valid, with `json.dumps`' separators, without spaces or indented by two."""
+    validator: Any
+    """Judges a document by other means."""
+    lowered: tuple[Lowered, ...]
+
+
 def schema_language(schema: dict[str, Any] | bool) -> ByteDFA:
-    """JSON documents that are valid by a schema, with `json.dumps`' separators, without spaces or indented by two.
+    """`compile_schema`'s automaton."""
+    return compile_schema(schema).dfa
+
+
+def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
+    """The documents that are valid by a schema.
 
     Raises `ConstraintError` for an invalid schema, one that nothing fulfils, a keyword that can't be guaranteed,
     and a schema that needs too large an automaton.
     """
-    validator = _validator(schema)
+    validator = read_schema(schema)
     for limits in LIMITS:
         compiler = _Compiler(validator, limits)
         try:
             dfa = minimal_dfa(compiler.language(({"$ref": "#"},), _Place()))
         except StateLimitError:
             continue
-        except referencing.exceptions.Unresolvable as error:
-            raise ConstraintError(
-                f"The $ref {error.ref!r} leads nowhere in the schema. Put what it names under $defs."
-            ) from None
         except RecursionError:
             raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
         if dfa.dead == 0:
             raise compiler.unsatisfiable()
-        return dfa
+        _try_out(dfa, validator)
+        return CompiledSchema(dfa, validator, tuple(compiler.lowered.values()))
     raise ConstraintError(
         f"The schema needs an automaton of more than {MAX_STATES:,} states{_largest_counter(schema)}. Use smaller "
         "bounds, fewer properties and choices, or less nesting."
     )
 
 
-def _validator(schema: Any) -> Any:
-    """A jsonschema validator of the schema's own dialect, the schema having been checked."""
-    try:
-        text = json.dumps(schema, allow_nan=False)
-        if not isinstance(schema, dict | bool):
-            raise ConstraintError(f"A schema is a JSON object, and this is {text[:40]}.")
-        if len(text) > MAX_SCHEMA_LENGTH:
+def _try_out(dfa: ByteDFA, validator: Any) -> None:
+    """Holds some texts against the validator. It should never find anything; here that costs no reply."""
+    for text in random_texts(dfa, NUM_SAMPLES):
+        try:
+            fault = None if validator.is_valid(json.loads(text)) else "is not valid by it"
+        except Exception as error:  # whatever it is, the reply would meet it as well
+            fault = f"can't be checked ({type(error).__name__}: {error})"
+        if fault is not None:
             raise ConstraintError(
-                f"The schema has {len(text):,} characters; at most {MAX_SCHEMA_LENGTH:,} can be worked on. "
-                "Take out what the reply doesn't need."
+                f"The schema can't be guaranteed: the text {text[:100].decode(errors='replace')!r}, which ought "
+                f"to be valid by it, {fault[:100]}. That is a bug of llm-diffusiongemma: please report the schema."
             )
-        if text.count("{") > MAX_SCHEMA_OBJECTS:
-            raise ConstraintError(
-                f"The schema has more than {MAX_SCHEMA_OBJECTS:,} objects in it. Take out what the reply doesn't "
-                "need."
-            )
-        for node in _objects(schema):
-            values = node.get("enum")
-            if isinstance(values, list) and len(values) > MAX_VALUES:
-                raise ConstraintError(
-                    f"An enum in the schema has {len(values):,} values; at most {MAX_VALUES:,} can be worked on."
-                )
-        with warnings.catch_warnings():
-            # Of an unknown $schema, and of patterns whose meaning Python will change.
-            warnings.simplefilter("ignore")
-            if isinstance(schema, dict) and not isinstance(schema.get("$schema", ""), str):
-                raise ConstraintError("The schema is invalid: its $schema is not a text.")
-            validator = validator_of(schema)
-            validator.check_schema(schema)
-        if validator.META_SCHEMA == jsonschema.Draft3Validator.META_SCHEMA:
-            raise ConstraintError("The schema is of draft 3, whose keywords mean other things. Use a later draft.")
-    except RecursionError:
-        raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ConstraintError):
-            raise
-        raise ConstraintError(f"The schema is not JSON: {error}.") from None
-    except jsonschema.SchemaError as error:
-        raise ConstraintError(f"The schema is invalid at {error.json_path}: {error.message[:200]}.") from None
-    return validator
-
-
-def validator_of(schema: dict[str, Any] | bool) -> Any:
-    """A jsonschema validator that fetches nothing and whose patterns end. Formats are annotations to it."""
-    dialect = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    # Without the registry it would fetch what a $ref names.
-    return _ending(dialect)(schema, registry=referencing.Registry())
-
-
-@cache
-def _ending(dialect: Any) -> Any:
-    def pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
-        if isinstance(instance, str) and not is_found(pattern, instance):
-            yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
-
-    return jsonschema.validators.extend(dialect, {"pattern": pattern})
 
 
 def _largest_counter(schema: Any) -> str:
@@ -252,24 +232,12 @@ def _largest_counter(schema: Any) -> str:
     counters = ("minLength", "minItems", "minProperties", "maxLength", "maxItems", "maxProperties", "multipleOf")
     found = [
         (node[name], name)
-        for node in _objects(schema)
+        for node in objects(schema)
         for name in counters
         if isinstance(node.get(name), int | float)
     ]
     largest = max(found, default=(1, ""))
     return f" (its largest counter is {largest[1]} {largest[0]})" if largest[1] else ""
-
-
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """All objects inside of a JSON value."""
-    stack = [value]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, dict):
-            yield value
-            stack += value.values()
-        elif isinstance(value, list):
-            stack += value
 
 
 class _Compiler:
@@ -284,11 +252,12 @@ class _Compiler:
         # How often recursion was cut, and the first place where nothing is possible.
         self.cuts = 0
         self.impossible: str | None = None
+        self.lowered: dict[tuple[str, int, int], Lowered] = {}
         self.any_value: dict[tuple[int, int], Language] = {}
         # By identity, of which the first value of each entry takes care: as long as it lives no other has it.
         self.known: dict[Any, tuple[Conjunction, list[tuple[Alternative, _Place]], int]] = {}
         self.obeyed = _READ_BESIDE | set(validator.VALIDATORS)
-        self.refs_stand_alone = "unevaluatedItems" not in self.obeyed  # up to draft 7
+        self.refs_stand_alone = refs_stand_alone(validator)
         if self.refs_stand_alone:
             self.obeyed -= {"minContains", "maxContains"}
 
@@ -303,6 +272,10 @@ class _Compiler:
             f"Nothing that can be guaranteed fulfils the schema at {self.impossible or '$'}. Look there for "
             "keywords that contradict each other."
         )
+
+    def _lower(self, keyword: str, asked: int, given: int, place: _Place) -> None:
+        if given < asked:
+            self.lowered.setdefault((keyword, asked, given), Lowered(keyword, asked, given, place.path))
 
     # The conjunctions of a place
 
@@ -331,7 +304,7 @@ class _Compiler:
         key = (tuple(map(id, conjunction)), place)
         if key not in self.known:
             cuts = self.cuts
-            found = self._expand([(schema, ()) for schema in conjunction], (), place)
+            found = self._expand(conjunction, (), place)
             self.known[key] = (conjunction, found, self.cuts - cuts)
         else:
             self.cuts += self.known[key][2]
@@ -344,29 +317,23 @@ class _Compiler:
         self._visit()
         if not pending:
             return [(parts, place)]
-        (first, chain), *rest = pending
+        first, *rest = pending
         if isinstance(first, _Choice):
-            return self._choose(first, chain, rest, parts, place)
+            return self._choose(first, rest, parts, place)
         if first is False:
             return []
         if first is True:
             return self._expand(rest, parts, place)
         assert isinstance(first, dict)
-        if first is not self.root and not str(first.get("$id", "#")).startswith("#"):
-            raise self._refused("$id", "inside of a schema it changes what a $ref refers to", place)
         if "$ref" in first:
             reference = first["$ref"]
-            if reference in chain:
-                raise ConstraintError(
-                    f"The schema's recursion has no end: the $ref {reference!r} at {place.path} leads back to "
-                    "itself without going into a property or an item."
-                )
             if place.references.count(reference) >= self.limits.depth:
                 self.cuts += 1
+                self._lower("recursion", LIMITS[0].depth, self.limits.depth, place)
                 return []
             if reference not in place.here:
                 place = replace(place, here=(*place.here, reference))
-            rest = [(self._resolve(reference), (*chain, reference)), *rest]
+            rest = [resolve(self.root, reference)[-1], *rest]
             if self.refs_stand_alone:
                 return self._expand(rest, parts, place)
         # What another draft knows is a comment in this one.
@@ -375,16 +342,15 @@ class _Compiler:
         if not _types(parts):
             return []
         # Choices come last: what is the same in all branches is then looked at once.
-        certain = [(schema, chain) for schema in first.get("allOf", ())]
-        return self._expand([*certain, *rest, *((choice, chain) for choice in _choices(first))], parts, place)
+        return self._expand([*first.get("allOf", ()), *rest, *_choices(first)], parts, place)
 
     def _choose(
-        self, choice: _Choice, chain: tuple[str, ...], rest: list[_Pending], parts: Alternative, place: _Place
+        self, choice: _Choice, rest: list[_Pending], parts: Alternative, place: _Place
     ) -> list[tuple[Alternative, _Place]]:
         found = []
         for index, branch in enumerate(choice.branches):
             others = choice.branches[:index] + choice.branches[index + 1 :]
-            for alternative, where in self._expand([(branch, chain), *rest], parts, place):
+            for alternative, where in self._expand([branch, *rest], parts, place):
                 if choice.exclusive and _values(alternative) is None:
                     # A list of values is checked value by value, this keyword included.
                     for other in others:
@@ -456,36 +422,11 @@ class _Compiler:
                         return True
         return False
 
-    def _resolve(self, reference: str) -> Schema:
-        target: Any = self.root
-        if reference != "#" and not reference.startswith("#/"):
-            raise ConstraintError(f"The $ref {reference!r} doesn't lead to a place in the schema itself (#/...).")
-        for step in unquote(reference[2:]).split("/") if reference != "#" else ():
-            key = step.replace("~1", "/").replace("~0", "~")
-            try:
-                target = target[int(key)] if isinstance(target, list) else target[key]
-            except (KeyError, IndexError, ValueError, TypeError):
-                raise ConstraintError(f"The $ref {reference!r} leads nowhere in the schema.") from None
-        if not isinstance(target, dict | bool):
-            raise ConstraintError(f"The $ref {reference!r} leads to something that is no schema.")
-        return target
-
     def _valid(self, value: Any, parts: Sequence[Schema]) -> bool:
-        try:
-            return all(part in (True, {}) or self.validator.evolve(schema=part).is_valid(value) for part in parts)
-        except RecursionError:
-            pass
-        except (Exception, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:  # where `referencing` recurses, Rust panics
-            pass
-        raise ConstraintError(
-            f"A value of the schema, {json.dumps(value)[:40]}, can't be checked: the schema's recursion has no "
-            "end, for a $ref leads back to itself without going into a property or an item."
-        )
+        return all(part in (True, {}) or self.validator.evolve(schema=part).is_valid(value) for part in parts)
 
     def _refused(self, keyword: str, reason: str, place: _Place, way_out: str = "Leave it out") -> ConstraintError:
-        return ConstraintError(f"The keyword {keyword} at {place.path} can't be guaranteed: {reason}. {way_out}.")
+        return refuse(keyword, reason, place.path, way_out)
 
     # The values of a conjunction
 
@@ -498,8 +439,9 @@ class _Compiler:
             others = [_without(part, *_IN_PLACE, *([source] if part is first else [])) for part in parts]
             return unite([self._literal(value) for value in values if self._valid(value, others)])
         types = _types(parts)
-        if place.free >= self.limits.depth:
+        if place.free >= self.limits.depth and types - SCALARS:
             types &= SCALARS
+            self._lower("nesting", LIMITS[0].depth, self.limits.depth, place)
         for kind, keywords in _REFUSED.items():
             for keyword in keywords:
                 if (kind is None or kind in types) and any(keyword in part for part in parts):
@@ -543,6 +485,13 @@ class _Compiler:
         lows += [math.floor(above) + 1] if above is not None else []
         highs = [math.floor(high)] if high is not None else []
         highs += [math.ceil(below) - 1] if below is not None else []
+        if any(isinstance(part.get("multipleOf"), float) for part in parts):
+            # Larger ones are rounded before they are divided.
+            largest = 10**scalars.SIGNIFICANT_DIGITS - 1
+            if max(lows, default=0) > largest or min(highs, default=0) < -largest:
+                reason = "floating point, which a factor with a point means, is exact up to 15 digits only"
+                raise self._refused("multipleOf", reason, place)
+            lows, highs = [*lows, -largest], [*highs, largest]
         if any(abs(bound) >= 10**300 for bound in lows + highs):
             raise self._refused("minimum or maximum", "it has more than 300 digits", place)
         try:
@@ -570,25 +519,31 @@ class _Compiler:
 
     def _string(self, parts: Alternative, place: _Place) -> Language:
         least = _least(parts, "minLength")
-        most = _most(parts, "maxLength", None)
-        if most is not None:
-            most = min(most, max(least, self.limits.length))
-            if most < least:
-                return NOTHING
+        asked = _most(parts, "maxLength", None)
+        most = None if asked is None else min(asked, max(least, self.limits.length))
+        if most is not None and most < least:
+            return NOTHING
         if least > MAX_STATES:
             raise self._refused("minLength", f"{least:,} is too much to be counted", place)
         patterns = frozenset(part["pattern"] for part in parts if "pattern" in part)
         formats = frozenset(part["format"] for part in parts if part.get("format") in scalars.FORMATS)
         try:
-            return scalars.string(least, most, patterns, formats)
+            text = scalars.string(least, most, patterns, formats, self.limits.name)
         except ConstraintError as error:
             raise ConstraintError(f"The keyword pattern at {place.path} can't be guaranteed: {error}") from None
+        if asked is not None and most is not None and most < asked:
+            unbounded = scalars.string(least, None, patterns, formats, self.limits.name)
+            if not same_language(text, unbounded):
+                self._lower("maxLength", asked, most, place)
+        for name in sorted(formats & scalars.FORMATS_WITH_NAMES):
+            self._lower(f"format {name}", LIMITS[0].name, self.limits.name, place)
+        return text
 
     # Arrays
 
     def _array(self, parts: Alternative, place: _Place) -> Language:
         least = _least(parts, "minItems")
-        most = _most(parts, "maxItems", None)
+        asked = _most(parts, "maxItems", None)
         contained: Conjunction = ()
         for part in parts:
             needed = _min_contains(part)
@@ -601,14 +556,15 @@ class _Compiler:
         least = max(least, leading)
         if least > MAX_STATES:
             raise self._refused("minItems", f"{least:,} is too much to be counted", place)
-        if most is not None:
-            most = min(most, max(least, self.limits.count))
-            if most < least:
-                return NOTHING
+        most = None if asked is None else min(asked, max(least, self.limits.count))
+        if most is not None and most < least:
+            return NOTHING
         if any(part.get("uniqueItems") for part in parts) and most not in (0, 1):
-            return self._unique_array(parts, least, most, place)
+            return self._unique_array(parts, least, asked, most, place)
         fixed = max([leading, *(len(_prefix(part)) for part in parts)])
         rest = self._item(parts, fixed, place) if most is None or most > fixed else NOTHING
+        if asked is not None and most is not None and (rest is not NOTHING or most < fixed):
+            self._lower("maxItems", asked, most, place)
         comma, opening, closing = _gaps(place.nesting)
         if fixed == 0:
             items: Language = Separated((), rest, comma, least, most)
@@ -636,7 +592,9 @@ class _Compiler:
                 conjunction = (*conjunction, part["unevaluatedItems"])
         return self.language(conjunction, place.inside("[]", conjunction))
 
-    def _unique_array(self, parts: Alternative, least: int, most: int | None, place: _Place) -> Language:
+    def _unique_array(
+        self, parts: Alternative, least: int, asked: int | None, most: int | None, place: _Place
+    ) -> Language:
         """Arrays whose items come in one fixed order, which keeps them different from each other."""
         if any(_prefix(part) or "contains" in part or "unevaluatedItems" in part for part in parts):
             raise self._refused("uniqueItems", "it stands beside prefixItems, contains or unevaluatedItems", place)
@@ -662,6 +620,8 @@ class _Compiler:
             raise self._refused("uniqueItems", "items of this kind can't be kept different", place)
         else:
             members = [self.language(conjunction, inside)]
+        if asked is not None and most is not None and most < len(members):
+            self._lower("maxItems", asked, most, place)
         comma, opening, closing = _gaps(place.nesting)
         items = Separated(tuple((member, False) for member in members), None, comma, least, most)
         return concatenate(Literal(b"["), opening, items, closing, Literal(b"]"))
@@ -694,7 +654,8 @@ class _Compiler:
             if least > 1:
                 raise self._refused("minProperties", "names that the schema doesn't list may repeat", place)
             if most is not None:
-                most = min(most, max(least, self.limits.count))
+                asked, most = most, min(most, max(least, self.limits.count))
+                self._lower("maxProperties", asked, most, place)
         if most is not None and most < least:
             return NOTHING
         comma, opening, closing = _gaps(place.nesting)
@@ -714,13 +675,19 @@ class _Compiler:
                 found.append(False)
             if "unevaluatedProperties" in part and not any(
                 name in beside.get("properties", {})
-                or beside.get("additionalProperties", False) is not False
+                or self._takes_additional_properties(beside)
                 or any(is_found(pattern, name) for pattern in _patterns(beside))
                 for beside in self._in_place(part, parts, place)
             ):
                 found.append(part["unevaluatedProperties"])
             schemas += found
         return tuple(schemas)
+
+    def _takes_additional_properties(self, part: Part) -> bool:
+        """Whether a property that a schema doesn't list counts as evaluated by it."""
+        others = part.get("additionalProperties", False)
+        # In draft 2019-09 jsonschema overlooks a schema there. What is written must be valid to it as well.
+        return others is True if "additionalItems" in self.obeyed else others is not False
 
     def _in_place(self, part: Part, parts: Alternative, place: _Place) -> list[Part]:
         """Those of `parts` that `part` itself leads to, which is what its `unevaluated...` keywords look at."""

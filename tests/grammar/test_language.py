@@ -28,7 +28,8 @@ from llm_diffusiongemma.grammar.language import (
     unite,
 )
 from llm_diffusiongemma.grammar.pattern import choices_language, regex_language, search_language, utf8
-from tests.grammar.walks import check_promises, random_texts
+from llm_diffusiongemma.grammar.samples import random_texts
+from tests.grammar.walks import check_promises
 
 
 def words(alphabet: bytes, longest: int) -> list[bytes]:

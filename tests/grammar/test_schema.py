@@ -17,9 +17,10 @@ import pytest
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.dfa import ByteDFA
 from llm_diffusiongemma.grammar.language import MAX_STATES
-from llm_diffusiongemma.grammar.schema import schema_language
+from llm_diffusiongemma.grammar.samples import random_texts
+from llm_diffusiongemma.grammar.schema import Lowered, compile_schema, schema_language
 from tests.grammar.schemas import SCHEMAS
-from tests.grammar.walks import check_promises, random_texts
+from tests.grammar.walks import check_promises
 
 DATE_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d))")
 
@@ -40,13 +41,22 @@ def format_checker() -> jsonschema.FormatChecker:
 
     @checker.checks("uri")
     def uri(text: object) -> bool:
-        return not isinstance(text, str) or bool(
-            re.fullmatch(r"https?://[\w.-]+\.[a-zA-Z]+(:\d+)?([/?#]\S*)?", text)
-        )
+        if not isinstance(text, str):
+            return True
+        parts = re.fullmatch(r"https?://([\w.-]+\.[a-zA-Z]+)(:\d+)?([/?#]\S*)?", text)
+        return parts is not None and hostname(parts[1])
 
     @checker.checks("hostname")
     def hostname(text: object) -> bool:
-        return not isinstance(text, str) or bool(re.fullmatch(r"([a-zA-Z\d]([a-zA-Z\d-]*[a-zA-Z\d])?\.?)+", text))
+        label = r"[a-zA-Z\d]([a-zA-Z\d-]{0,61}[a-zA-Z\d])?"
+        return not isinstance(text, str) or (
+            len(text) <= 253 and bool(re.fullmatch(rf"{label}(\.{label})*", text)) and "--" not in text
+        )
+
+    @checker.checks("email")
+    def email(text: object) -> bool:
+        user, _, host = text.rpartition("@") if isinstance(text, str) else ("a", "@", "b")
+        return 1 <= len(user) <= 64 and hostname(host)
 
     @checker.checks("duration")
     def duration(text: object) -> bool:
@@ -60,14 +70,18 @@ CHECKER = format_checker()
 
 
 def check_walks(schema: Any, count: int, soft_length: int = 60) -> ByteDFA:
-    """Compile the schema; fails if a random text of the language isn't JSON that is valid by it."""
-    dfa = schema_language(schema)
+    """Compile the schema; fails if a random text of the language isn't JSON that is valid by it.
+
+    Neither jsonschema as it comes, formats included, nor a reply's final check may find anything.
+    """
+    compiled = compile_schema(schema)
     dialect = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     validator = dialect(schema, format_checker=CHECKER)
-    for text in random_texts(dfa, count, soft_length=soft_length):
+    for text in random_texts(compiled.dfa, count, soft_length=soft_length):
         document = json.loads(text, parse_constant=pytest.fail)
         assert not [error.message for error in validator.iter_errors(document)], text
-    return dfa
+        assert compiled.validator.is_valid(document), text
+    return compiled.dfa
 
 
 def text_of(value: Any) -> bytes:
@@ -672,6 +686,113 @@ def test_a_maximum_is_lowered_until_the_automaton_fits() -> None:
     assert not one.accepts(text_of("é" * 257))
     many = check_walks(texts, 20)
     assert many.accepts(text_of({"a": "x" * 32, "f": "😀" * 32}))
+
+
+HOST_CASES = [
+    ("a.com", True),
+    ("mail.example.org", True),
+    ("xn.a-b.c1.example.com", True),
+    ("a" * 60 + ".co", True),
+    ("a" * 64 + ".com", False),
+    ("x." + "a" * 64, False),
+    ("x." + "a" * 64 + ".com", False),
+    ("a." * 125 + "com", False),
+    (".".join(["a" * 63] * 4) + ".com", False),
+    ("a-.com", False),
+    ("-a.com", False),
+    ("ab--cd.com", False),
+]
+
+
+@pytest.mark.parametrize(("host", "right"), HOST_CASES)
+@pytest.mark.parametrize(
+    ("name", "around"),
+    [
+        ("hostname", "{}"),
+        ("email", "ada@{}"),
+        ("uri", "https://{}/a?b#c"),
+        ("uri", "http://{}:80"),
+        ("uri-reference", "https://{}"),
+    ],
+)
+def test_hosts_are_as_long_as_hosts_can_be(name: str, around: str, host: str, right: bool) -> None:
+    """Labels of more than 63 characters, and names of more than 253, once passed."""
+    dfa = schema_language({"type": "string", "format": name})
+    assert dfa.accepts(text_of(around.format(host))) == right
+
+
+def test_what_stands_before_an_at_is_at_most_64_characters_long() -> None:
+    dfa = check_walks({"type": "string", "format": "email"}, 300, soft_length=200)
+    assert dfa.accepts(text_of(f"{'a.b-c_d+' * 7}e@example.com"))
+    assert not dfa.accepts(text_of(f"{'a' * 65}@example.com"))
+    assert not dfa.accepts(text_of("a..b@example.com"))
+
+
+@pytest.mark.parametrize("name", ["hostname", "uri"])
+def test_long_names_are_sound(name: str) -> None:
+    check_walks({"type": "string", "format": name}, 300, soft_length=200)
+
+
+TEXT = {"type": "string", "maxLength": 280}
+
+
+@pytest.mark.parametrize(
+    ("schema", "lowered"),
+    [
+        (
+            {"type": "array", "maxItems": 10, "items": TEXT},
+            [("maxLength", 280, 32, "$[]"), ("maxItems", 10, 6, "$")],
+        ),
+        (TEXT, [("maxLength", 280, 256, "$")]),
+        ({"type": "array", "maxItems": 100, "items": {"type": "null"}}, [("maxItems", 100, 64, "$")]),
+        (
+            {"type": "object", "maxProperties": 65, "additionalProperties": {"type": "null"}},
+            [("maxProperties", 65, 64, "$")],
+        ),
+        ({"type": "string", "minLength": 270, "maxLength": 280}, [("maxLength", 280, 270, "$")]),
+        # Both places, each with its own bound.
+        (
+            {"type": "object", "properties": {"a": TEXT, "b": {"type": "string", "maxLength": 300}, "c": TEXT}},
+            [("maxLength", 280, 128, "$.a"), ("maxLength", 300, 128, "$.b")],
+        ),
+        # What recurses or says nothing is cut below what the page on schemas says.
+        (
+            {
+                "$defs": {"node": {"type": "array", "items": {"$ref": "#/$defs/node"}}},
+                "type": "object",
+                "properties": {
+                    "a": {"$ref": "#/$defs/node"},
+                    **{name: {"type": "string", "maxLength": 130} for name in "bcde"},
+                },
+            },
+            [("recursion", 3, 2, "$.a[][]"), ("maxLength", 130, 64, "$.b")],
+        ),
+        # Nothing that can be written is lost.
+        ({"type": "string", "maxLength": 256}, []),
+        ({"type": "string"}, []),
+        ({"type": "string", "maxLength": 300, "pattern": "^[a-z]{3,40}$"}, []),
+        ({"type": "string", "maxLength": 300, "pattern": "^[a-z]{3,}$"}, [("maxLength", 300, 256, "$")]),
+        ({"type": "string", "maxLength": 300, "format": "date"}, []),
+        ({"enum": ["a"], "maxLength": 300}, []),
+        ({"type": "array", "maxItems": 100, "items": {"enum": [1, 2, 3]}, "uniqueItems": True}, []),
+        ({"type": "array", "maxItems": 100, "prefixItems": [TEXT | {"maxLength": 9}], "items": False}, []),
+        ({"type": "object", "properties": {"a": {"type": "null"}}, "maxProperties": 100}, []),
+        ({"type": "array", "items": {"$ref": "#"}}, []),
+        ({}, []),
+    ],
+)
+def test_what_was_lowered_is_told(schema: Any, lowered: list[tuple[str, int, int, str]]) -> None:
+    assert list(compile_schema(schema).lowered) == [Lowered(*each) for each in lowered]
+
+
+def test_names_of_hosts_are_lowered_last() -> None:
+    many = {
+        "type": "object",
+        "properties": {f"p{number}": {"format": "uri", "type": "string"} for number in range(20)},
+    }
+    (lowered,) = compile_schema(many).lowered
+    assert (lowered.keyword, lowered.asked, lowered.at) == ("format uri", 63, "$.p0")
+    assert lowered.given < 63
 
 
 @pytest.mark.parametrize("name", ["dsl", "function call", "openai strict"])

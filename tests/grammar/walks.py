@@ -1,44 +1,12 @@
-"""Random texts of an automaton's language, and whether an automaton keeps `ByteDFA`'s promises."""
+"""Whether an automaton keeps `ByteDFA`'s promises."""
 
 from __future__ import annotations
 
-import random
 from collections import deque
-from collections.abc import Iterator
 
 import numpy as np
 
 from llm_diffusiongemma.grammar.dfa import ByteDFA
-
-
-def random_texts(dfa: ByteDFA, count: int, seed: int = 0, soft_length: int = 60) -> Iterator[bytes]:
-    """Texts that the automaton accepts.
-
-    Every reachable way on is as likely as any other, however few bytes lead there. From `soft_length` bytes on a
-    walk takes the shortest way out.
-    """
-    rng = random.Random(seed)
-    distance = distances(dfa)
-    ways: list[dict[int, list[int]]] = []
-    for row in dfa.transitions.tolist():
-        targets: dict[int, list[int]] = {}
-        for byte, target in enumerate(row):
-            if target != dfa.dead:
-                targets.setdefault(target, []).append(byte)
-        ways.append(targets)
-    for _ in range(count):
-        state, text = 0, bytearray()
-        length = rng.choice((soft_length // 4, soft_length, 3 * soft_length))
-        while True:
-            if dfa.accepting[state] and (not ways[state] or len(text) >= length or rng.random() < 0.2):
-                break
-            targets = list(ways[state])
-            if len(text) >= length:
-                targets = [target for target in targets if distance[target] < distance[state]]
-            target = rng.choice(targets)
-            text.append(rng.choice(ways[state][target]))
-            state = target
-        yield bytes(text)
 
 
 def distances(dfa: ByteDFA) -> list[int]:
