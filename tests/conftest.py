@@ -68,6 +68,8 @@ class Llm:
 
     def logs(self) -> list[dict]:
         """All logged turns, oldest first."""
+        if not os.path.exists(os.path.join(os.environ["LLM_USER_PATH"], "logs.db")):
+            return []  # llm would make one, which takes a while
         result = self("logs", "list", "-n", "0", "--json")
         return json.loads(result.stdout) if result.exit_code == 0 else []
 

@@ -31,6 +31,8 @@ from .grammar.schemas import SCHEMAS
 
 PERSON = "name, age int"
 PERSON_SCHEMA = llm.schema_dsl(PERSON)
+# The form holds whatever the network has come to by then.
+FEW_STEPS = ("-o", "max_denoising_steps", "4")
 UNSEEN = "Why did Leo paint the harbour?"
 
 
@@ -63,7 +65,7 @@ def test_what_was_lowered_is_in_the_report_and_on_the_terminal(
     llm_command: Llm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten texts of 280 characters became six of 32, and nobody was told."""
-    asked = ("-m", TINY, "--schema", json.dumps(LONG_THREAD), UNSEEN)
+    asked = ("-m", TINY, "--schema", json.dumps(LONG_THREAD), UNSEEN, *FEW_STEPS)
     assert llm_command(*asked).stderr == ""
     (turn,) = llm_command.logs()
     assert turn["response_json"]["lowered"] == [
@@ -98,7 +100,8 @@ def test_a_document_of_several_canvases(llm_command: Llm) -> None:
     # The compiler keeps to 64 items unless the schema insists.
     numbers = {"type": "array", "items": digit, "minItems": 200, "maxItems": 200}
     schema = json.dumps({"type": "object", "properties": {"numbers": numbers}, "required": ["numbers"]})
-    document = json.loads(llm_command.ok("-m", TINY, "--schema", schema, "Count from 1 to 200"))
+    asked = ("-m", TINY, "--schema", schema, "Count from 1 to 200", *FEW_STEPS)
+    document = json.loads(llm_command.ok(*asked))
     assert len(document["numbers"]) == 200
     (turn,) = llm_command.logs()
     assert len(turn["response_json"]["blocks"]) > 1
@@ -117,7 +120,7 @@ def test_blanks_at_the_edges_are_part_of_the_form() -> None:
 
 
 def test_a_character_of_several_tokens_over_blocks() -> None:
-    text = llm.get_model(TINY).prompt("Hello", regex="[☃日]{120}").text()
+    text = llm.get_model(TINY).prompt("Hello", regex="[☃日]{120}", max_denoising_steps=4).text()
     assert re.fullmatch("[☃日]{120}", text)
 
 
