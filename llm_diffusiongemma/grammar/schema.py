@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -396,7 +396,7 @@ class _Compiler:
             if values is not None:
                 # What these lead to stands among the parts; the oneOf in question would exclude the value itself.
                 plain = [_without(part, *_IN_PLACE, "oneOf") for part in (*first, *second)]
-                return not any(self._valid(value, plain) for value in values)
+                return not any(self._valid(each, plain) for value in values for each in _spellings(value))
         return all(self._disjoint_as(kind, one, two, place) for kind in _types(one) & _types(two))
 
     def _disjoint_as(self, kind: str, one: Alternative, two: Alternative, place: _Place) -> bool:
@@ -767,6 +767,26 @@ def _choices(part: Part) -> Iterator[_Choice]:
             consequence = {"required": [name, *consequence]}
         absent = {"properties": {name: False}}
         yield _Choice((absent, {"allOf": [{"required": [name]}, consequence]}))
+
+
+def _spellings(value: Any) -> Iterator[Any]:
+    """A value, and the same in other numbers: 1 and 1.0 are equal, but of two types in draft 4."""
+    yield value
+    yield _with_numbers(value, lambda number: int(number) if float(number).is_integer() else number)
+    yield _with_numbers(value, float)
+
+
+def _with_numbers(value: Any, change: Callable[[float], float]) -> Any:
+    if isinstance(value, list):
+        return [_with_numbers(item, change) for item in value]
+    if isinstance(value, dict):
+        return {name: _with_numbers(item, change) for name, item in value.items()}
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    try:
+        return change(value)
+    except OverflowError:  # an integer that no double holds
+        return value
 
 
 def _types(parts: Sequence[Part]) -> frozenset[str]:

@@ -299,3 +299,18 @@ def test_the_caller_keeps_the_schema() -> None:
 def test_a_draft_is_found_as_jsonschema_finds_it() -> None:
     for draft, validator in DRAFTS.items():
         assert jsonschema.validators.validator_for({"$schema": draft}) is validator
+
+
+@pytest.mark.parametrize(
+    ("value", "integer"),
+    [
+        (1.0, {"type": "integer"}),
+        ([1.0], {"type": "array", "items": {"type": "integer"}}),
+        ({"n": 1.0}, {"type": "object", "properties": {"n": {"type": "integer"}}}),
+    ],
+)
+def test_a_number_that_an_enum_holds_in_another_spelling(value: Any, integer: dict[str, Any]) -> None:
+    """In draft 4 1.0 is no integer, but 1 is a value of an enum with 1.0: both branches hold."""
+    schema = {"$schema": DRAFT_4, "oneOf": [{"enum": [value]}, integer]}
+    with pytest.raises(ConstraintError, match="oneOf"):
+        compile_schema(schema)
