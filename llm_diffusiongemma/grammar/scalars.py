@@ -54,15 +54,17 @@ _DATE = rf"(?:{_YEAR}-{_MONTH_AND_DAY}|{_LEAP_DAY})"
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 _TIME_SPAN = r"T(?:\d{1,4}H(?:\d{1,2}M(?:\d{1,2}S)?)?|\d{1,4}M(?:\d{1,2}S)?|\d{1,4}S)"
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+# No hyphen follows another one: "xn--" has a meaning of its own.
+_HOST = r"(?:[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*\.)+[A-Za-z]{2,}"
 # The names that formats are made of. Their length is bounded as a whole, for a label has at most 63 characters, a
-# host 253 and what stands before an @ 64. No hyphen follows another one: "xn--" has a meaning of its own.
+# host 253 and what stands before an @ 64. That of a URI's host is not: its syntax (RFC 3986) sets no limit.
 _NAMES = {
-    "<host>": r"(?:[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*\.)+[A-Za-z]{2,}",
+    "<host>": _HOST,
     "<user>": r"[A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*",
 }
 LONGEST_NAME = 63
 _URI_TEXT = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
-_URI = rf"https?://<host>(?::\d{{1,4}})?(?:/{_URI_TEXT})?(?:\?{_URI_TEXT})?(?:#{_URI_TEXT})?"
+_URI = rf"https?://{_HOST}(?::\d{{1,4}})?(?:/{_URI_TEXT})?(?:\?{_URI_TEXT})?(?:#{_URI_TEXT})?"
 
 # Each one a part of what its format allows, in the form that people and programs commonly write.
 FORMATS = {

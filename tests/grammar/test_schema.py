@@ -41,10 +41,10 @@ def format_checker() -> jsonschema.FormatChecker:
 
     @checker.checks("uri")
     def uri(text: object) -> bool:
-        if not isinstance(text, str):
-            return True
-        parts = re.fullmatch(r"https?://([\w.-]+\.[a-zA-Z]+)(:\d+)?([/?#]\S*)?", text)
-        return parts is not None and hostname(parts[1])
+        # RFC 3986 bounds neither a host nor a label of it.
+        return not isinstance(text, str) or bool(
+            re.fullmatch(r"https?://[\w.-]+\.[a-zA-Z]+(:\d+)?([/?#]\S*)?", text)
+        )
 
     @checker.checks("hostname")
     def hostname(text: object) -> bool:
@@ -710,9 +710,6 @@ HOST_CASES = [
     [
         ("hostname", "{}"),
         ("email", "ada@{}"),
-        ("uri", "https://{}/a?b#c"),
-        ("uri", "http://{}:80"),
-        ("uri-reference", "https://{}"),
     ],
 )
 def test_hosts_are_as_long_as_hosts_can_be(name: str, around: str, host: str, right: bool) -> None:
@@ -728,9 +725,11 @@ def test_what_stands_before_an_at_is_at_most_64_characters_long() -> None:
     assert not dfa.accepts(text_of("a..b@example.com"))
 
 
-@pytest.mark.parametrize("name", ["hostname", "uri"])
+@pytest.mark.parametrize("name", ["hostname", "uri", "uri-reference"])
 def test_long_names_are_sound(name: str) -> None:
-    check_walks({"type": "string", "format": name}, 300, soft_length=200)
+    dfa = check_walks({"type": "string", "format": name}, 300, soft_length=200)
+    # A syntax that bounds nothing costs few states.
+    assert name == "hostname" or len(dfa.accepting) < 50
 
 
 TEXT = {"type": "string", "maxLength": 280}
@@ -788,10 +787,10 @@ def test_what_was_lowered_is_told(schema: Any, lowered: list[tuple[str, int, int
 def test_names_of_hosts_are_lowered_last() -> None:
     many = {
         "type": "object",
-        "properties": {f"p{number}": {"format": "uri", "type": "string"} for number in range(20)},
+        "properties": {f"p{number}": {"format": "hostname", "type": "string"} for number in range(20)},
     }
     (lowered,) = compile_schema(many).lowered
-    assert (lowered.keyword, lowered.asked, lowered.at) == ("format uri", 63, "$.p0")
+    assert (lowered.keyword, lowered.asked, lowered.at) == ("format hostname", 63, "$.p0")
     assert lowered.given < 63
 
 
