@@ -91,11 +91,19 @@ class ImageError(PromptError):
 class ContextLengthError(PromptError):
     """The prompt leaves no room for a canvas in the model's context."""
 
-    def __init__(self, prompt_tokens: int, context_tokens: int, canvas_length: int) -> None:
+    def __init__(
+        self, prompt_tokens: int, context_tokens: int, canvas_length: int, picture_tokens: int = 0
+    ) -> None:
+        """`picture_tokens` are those of the prompt that show pictures."""
+        way_out = "Shorten the prompt or what tools return, or start a new conversation."
+        if 2 * picture_tokens > prompt_tokens:
+            way_out = (
+                f"Pictures take {picture_tokens:,}: attach fewer of them or a shorter video, or set image_tokens "
+                "lower."
+            )
         super().__init__(
-            f"The prompt is {prompt_tokens:,} tokens long, but this model's context holds "
-            f"{context_tokens:,} and {canvas_length:,} of them are needed for the reply's first "
-            "canvas. Shorten the prompt, or start a new conversation."
+            f"The prompt is {prompt_tokens:,} tokens long, but this model's context holds {context_tokens:,} and "
+            f"{canvas_length:,} of them are needed for the reply's first canvas. {way_out}"
         )
         self.prompt_tokens = prompt_tokens
         self.context_tokens = context_tokens

@@ -15,7 +15,6 @@ from llm.parts import Message, StreamEvent, TextPart
 from .backends.turn import Report, Stop, StoppedError, Turn
 from .catalog import ModelEntry
 from .chat.images import ATTACHMENT_TYPES
-from .chat.messages import fill_in_attachments
 from .errors import DiffusionGemmaError
 from .interrupts import FAILED_STATUS, INTERRUPTED_STATUS, Command, Interrupts, current_command
 from .options import DEFAULT_MAX_TOKENS, Options
@@ -23,6 +22,9 @@ from .options import DEFAULT_MAX_TOKENS, Options
 if TYPE_CHECKING:
     from .backends.engine import ReentrantLock
     from .backends.local import LocalReply
+
+# What holds a thought and an answer, as a rule.
+LEAST_ADVISED_TOKENS = 512
 
 
 class _DiffusionGemma:
@@ -44,6 +46,7 @@ class _DiffusionGemma:
 
     def _reply(self, prompt: llm.Prompt, stop: Stop) -> LocalReply:
         from .backends.local import LocalReply
+        from .chat.messages import fill_in_attachments
 
         options = prompt.options
         assert isinstance(options, Options)
@@ -228,7 +231,7 @@ def _end(
     if report.finish_reason == "length":
         cause = _cause_of_length(report, prompt)
         if not has_answer:
-            click.echo(f"There is no answer: {cause}", err=True)
+            click.echo(f"\nThere is no answer: {cause}", err=True)
             if command is not None:
                 command.end_with(FAILED_STATUS)
         elif sys.stderr.isatty():
@@ -247,5 +250,6 @@ def _no_answer() -> StreamEvent:
 def _cause_of_length(report: Report, prompt: llm.Prompt) -> str:
     limit = getattr(prompt.options, "max_tokens", None) or DEFAULT_MAX_TOKENS
     if report.output_tokens >= limit:
-        return f"max_tokens ({limit:,}) is used up. Set it higher with -o max_tokens {2 * limit}"
+        advised = max(2 * limit, LEAST_ADVISED_TOKENS)
+        return f"max_tokens ({limit:,}) is used up. Set it higher with -o max_tokens {advised}"
     return "the model's context is full. Shorten the prompt, or start a new conversation."

@@ -64,6 +64,14 @@ def kept_text() -> str:
     return text
 
 
+def test_more_pictures_than_the_context_holds(llm_command: Llm, files: dict[str, str]) -> None:
+    """It is not the words that must be shortened."""
+    attached = ("-a", files["red"]) * 5
+    message = llm_command.fails("-m", TINY, "What is this?", *attached, "-o", "image_tokens", "1120")
+    assert "Pictures take 5," in message
+    assert "set image_tokens lower" in message
+
+
 def test_from_standard_input(llm_command: Llm, files: dict[str, str]) -> None:
     process = subprocess.run(
         [sys.executable, "-m", "llm", "-m", TINY, QUESTION, "-a", "-"],

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import llm
 import pytest
+from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
 from llm_diffusiongemma.backends import engine
 from llm_diffusiongemma.chat.messages import without_unanswered
@@ -237,6 +238,23 @@ def test_an_abandoned_question_is_not_asked_again(llm_command: Llm) -> None:
     assert prompts[2][2][0] == greeting
     assert prompts[2][3:] == [("user", "What is my name?")]
     assert prompts[4] == prompts[6] == [("user", "What is entropy?")]
+
+
+def test_an_abandoned_turn_goes_with_its_calls() -> None:
+    """The next turn began with a call without a result, or with a result that was never answered."""
+    first, second = llm.user("What is 1 + 1?"), llm.user("What is entropy?")
+    call = ToolCallPart(name="add", arguments={}, tool_call_id="tc_1")
+    calls = Message(role="assistant", parts=[call, ReasoningPart(text="")])
+    result = Message(role="tool", parts=[ToolResultPart(name="add", output="2", tool_call_id="tc_1")])
+    nothing = Message(role="assistant", parts=[ReasoningPart(text="Well")])
+    answer = Message(role="assistant", parts=[TextPart(text="2")])
+    system = llm.system("Be brief.")
+    assert without_unanswered([system, first, calls, second]) == [system, second]
+    assert without_unanswered([first, calls, result, nothing, second]) == [second]
+    # What has an answer stays, and so does a call whose result is on its way.
+    whole = [first, calls, result, answer, second]
+    assert without_unanswered(whole) == whole
+    assert without_unanswered([first, calls, result]) == [first, calls, result]
 
 
 def test_explicit_messages_keep_two_questions_in_a_row() -> None:

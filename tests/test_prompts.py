@@ -255,7 +255,7 @@ def test_a_thought_that_takes_all_tokens_is_no_answer(llm_command: Llm) -> None:
     """It ended with a blank line and status 0."""
     result = llm_command("-m", TINY, "What is 17 + 25?", "-o", "thinking", "true", "-o", "max_tokens", "3")
     assert (result.exit_code, result.stdout) == (1, "\n")
-    assert "There is no answer: max_tokens (3) is used up. Set it higher with -o max_tokens 6" in result.stderr
+    assert "There is no answer: max_tokens (3) is used up. Set it higher with -o max_tokens 512" in result.stderr
     (turn,) = llm_command.logs()
     assert turn["response_json"]["finish_reason"] == "length"
 
@@ -273,7 +273,7 @@ def test_a_cut_reply_is_said_on_a_terminal(llm_command: Llm) -> None:
     assert process.wait() == 0
     said = os.read(terminal, 10_000).decode()
     os.close(terminal)
-    assert said.strip() == "The reply was cut: max_tokens (5) is used up. Set it higher with -o max_tokens 10"
+    assert said.strip() == "The reply was cut: max_tokens (5) is used up. Set it higher with -o max_tokens 512"
 
 
 def test_options_are_listed_with_their_ranges(llm_command: Llm) -> None:

@@ -143,22 +143,24 @@ def _settled(messages: Sequence[Message]) -> list[Message]:
 
 
 def without_unanswered(messages: Sequence[Message]) -> list[Message]:
-    """A conversation without the questions that never had an answer, such as those that were interrupted.
+    """A conversation without the turns that never had an answer, such as those that were interrupted.
 
-    Behind such a question stands a message of the model with nothing but a thought, maybe an empty one. Asked
-    again, together with the next one, it would be a part of that.
+    At the end of such a turn stands a message of the model with nothing but a thought, maybe an empty one, or
+    with calls that nobody has run. Its question, asked again together with the next one, would be a part of that.
     """
     kept: list[Message] = []
-    for message in messages:
-        if message.role != "assistant" or _has_answer(message):
-            kept.append(message)
-        elif kept and kept[-1].role == "user":
-            kept.pop()
+    for message, following in itertools.zip_longest(messages, messages[1:]):
+        kept.append(message)
+        if message.role == "assistant" and not _goes_on(message, following):
+            questions = [number for number, each in enumerate(kept) if each.role == "user"]
+            del kept[questions[-1] if questions else -1 :]
     return kept
 
 
-def _has_answer(message: Message) -> bool:
-    """Whether there is anything but thoughts and blanks in it."""
+def _goes_on(message: Message, following: Message | None) -> bool:
+    """Whether a message of the model is an answer, or calls that have results."""
+    if any(isinstance(part, ToolCallPart) and not part.server_executed for part in message.parts):
+        return following is None or following.role == "tool"
     return any(
         part.text.strip() if isinstance(part, TextPart) else not isinstance(part, ReasoningPart)
         for part in message.parts

@@ -211,7 +211,7 @@ class ReplyReader:
         if not newline and (not word or _NAME.fullmatch(word.lower())):
             return []
         is_thought = word.lower() == _THOUGHT
-        if not is_thought and not (self._may_be_named and _NAME.fullmatch(word)):
+        if not is_thought and not (self._may_be_named and _NAME.fullmatch(word.lower())):
             return self._emit_undecided()
         if not is_thought:
             self._channel = "text"

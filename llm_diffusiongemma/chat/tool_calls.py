@@ -11,6 +11,7 @@ quotation marks, brackets or another key in it, or one that isn't of its paramet
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -41,6 +42,14 @@ _DOUBTFUL = re.compile(r"""^[:=]|[{}\[\]\r\n"`“”„‟«»‹›‚‛]|(?<!
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 # As in JSON, without the two that nobody means: `\b` and `\f` stand in paths and regular expressions.
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "/": "/", "\\": "\\", '"': '"', "'": "'"}
+
+
+# Paths of Windows: what would be an escape in them is a separator of folders, unless they double it.
+_PATH = re.compile(r"(?:[A-Za-z]:|\\).*|\S+\.\w{1,5}", re.DOTALL)
+_LETTER_ESCAPE = re.compile(r"(?<!\\)\\[nrtu]")
+# Of a number with separators, the part behind one.
+_THOUSANDS = re.compile(r"0[0-9]{2}")
+_KEY_WITHIN = re.compile(r"\s[^\W\d]\w*\s*[:=]")
 
 
 class MalformedCallError(ValueError):
@@ -103,7 +112,7 @@ class _Scanner:
             self._expect(":")
             self._skip_blanks()
             after_bare = self._peek() not in ("{", "[", QUOTE, *PLAIN_QUOTES)
-            result[key] = self._value(declared.property(key), depth, declared.names)
+            result[key] = self._value(declared.property(key), depth, declared)
             self._end_item("}")
 
     def _key(self, declared: Parameter, after_bare: bool) -> str:
@@ -128,24 +137,31 @@ class _Scanner:
             self._skip_blanks()
             if self._take_if("]"):
                 return result
+            if result and self._peek_bare(_THOUSANDS):
+                raise MalformedCallError("a number may have separators")
             result.append(self._value(declared.item(len(result)), depth))
             self._end_item("]")
 
-    def _value(self, declared: Parameter, depth: int, neighbours: tuple[str, ...] = ()) -> Any:
-        """`neighbours` are the declared keys that may stand in the same object."""
+    def _value(self, declared: Parameter, depth: int, around: Parameter | None = None) -> Any:
+        """`around` is the object that the value stands in, if it is none of an array."""
         opener = self._peek()
         if opener == QUOTE:
-            return self._string()
+            return _quoted(self._string(), declared.types, around)
         if opener in PLAIN_QUOTES:
-            return self._plain_string(",}]")
+            return _quoted(self._plain_string(",}]"), declared.types, around)
         if opener not in ("{", "["):
-            return _bare(self._take_until(",}]").strip(), declared.types, neighbours)
+            return _bare(self._take_until(",}]").strip(), declared.types, around)
         if depth == MAX_DEPTH:
             raise MalformedCallError("nested too deeply")
         kind = "object" if opener == "{" else "array"
         if declared.types is not None and kind not in declared.types:
             raise MalformedCallError(f"an {kind} was not declared")
         return self._object(declared, depth + 1) if opener == "{" else self._array(declared, depth + 1)
+
+    def _peek_bare(self, pattern: re.Pattern[str]) -> bool:
+        """Whether what stands here without quotes is of that form."""
+        rest = itertools.takewhile(lambda unit: unit not in (",", "]", "}"), self._units[self._at :])
+        return bool(pattern.fullmatch("".join(rest).strip()))
 
     def _end_item(self, closer: str) -> None:
         """Whatever is read, the loops over items go on only behind a comma: no reply can hold them up."""
@@ -224,19 +240,29 @@ class _Scanner:
             raise MalformedCallError(f"{unit} expected")
 
 
-def _bare(text: str, types: frozenset[str] | None, neighbours: tuple[str, ...]) -> Any:
+def _quoted(text: str, types: frozenset[str] | None, around: Parameter | None) -> Any:
+    """A value in quotes: a text, or where none was declared what it says."""
+    for name in around.names if around else ():  # the quotes of two items, which are not of one kind
+        if re.search(rf"""["']\s*,\s*{re.escape(name)}\s*:\s*["']""", text):
+            raise MalformedCallError(f"{text!r} may be more than one item")
+    return text if types is None or "string" in types else _bare(text.strip(), types)
+
+
+def _bare(text: str, types: frozenset[str] | None, around: Parameter | None = None) -> Any:
     """A value without quotes: a literal of a declared type, else the text itself if it may be one."""
     if not text:
         raise MalformedCallError("a value is missing")
     if _DOUBTFUL.search(text):
         raise MalformedCallError(f"{text!r} needs quotes")
-    for name in neighbours:  # the comma between two items is missing
+    for name in around.names if around else ():  # the comma between two items is missing
         if re.search(rf"(?:^|[\s;]){re.escape(name)}\s*[:=]", text):
             raise MalformedCallError(f"{text!r} may be more than one item")
+    if around and around.is_open and _KEY_WITHIN.search(text):
+        raise MalformedCallError(f"{text!r} may be more than one item")
     value = _literal(text)
     if types is None or type_of(value) in types:
         return value
-    if "string" in types:
+    if "string" in types and value is not None:
         return text
     if "integer" in types and (number := _number(text)) is not None:
         if "number" in types or isinstance(number, int):
@@ -266,6 +292,9 @@ def _number(text: str) -> int | float | None:
 
 
 def _unescape(text: str) -> str:
+    if _PATH.fullmatch(text) and _LETTER_ESCAPE.search(text) and "\\\\" not in text[1:]:
+        raise MalformedCallError(f"{text!r} may be a path")
+
     def character(escape: re.Match[str]) -> str:
         code = escape[1]
         if len(code) > 1:

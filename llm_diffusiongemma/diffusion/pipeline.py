@@ -216,7 +216,8 @@ class BlockDiffusionPipeline:
             raise OptionError(f"max_tokens must be at least 1, but it is {max_tokens}.")
         room = Room(max_tokens, (self.context_length - len(tokens)) // self.canvas_length, self.canvas_length)
         if room.canvases < 1:
-            raise ContextLengthError(len(tokens), self.context_length, self.canvas_length)
+            shown = sum(map(len, images.spans)) if images else 0
+            raise ContextLengthError(len(tokens), self.context_length, self.canvas_length, shown)
         if constraint is not None:
             _check_shortest_fits(constraint.fewest_tokens, room, with_thought=thought_closes is not None)
         identities: list[Identity] = tokens.tolist()

@@ -13,6 +13,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from functools import cache
 from typing import Any
 from urllib.parse import unquote
@@ -41,10 +42,13 @@ _DRAFTS = {
     "draft/2020-12": jsonschema.Draft202012Validator,
 }
 _DEFAULT_DRAFT = "draft/2020-12"
+# OpenAPI 3.1 adds annotations only.
+_OPENAPI = "https://spec.openapis.org/oas/3.1/dialect/base"
 
 # A hyper-schema adds annotations only.
 _SPELLINGS_OF_SCHEMA = re.compile(
-    r"(?:https?://)?(?:www\.)?json-schema\.org/(draft-\d\d|draft/\d{4}-\d\d)/(?:hyper-)?schema/?#?", re.IGNORECASE
+    r"(?:https?://)?(?:www\.)?json-schema\.org/(draft-\d\d|draft/\d{4}-\d\d)/(?:hyper-)?schema/?#?/?",
+    re.IGNORECASE,
 )
 
 # Keywords whose value is a schema, a list of schemas, or schemas by name: those that look at the same value, and
@@ -126,6 +130,8 @@ def _draft(name: Any) -> str:
     """The draft that a $schema names. Raises `ConstraintError`."""
     if not isinstance(name, str):
         raise ConstraintError("The schema is invalid: its $schema is not a text.")
+    if name.strip() == _OPENAPI:
+        return _DEFAULT_DRAFT
     spelling = _SPELLINGS_OF_SCHEMA.fullmatch(name.strip())
     draft = spelling[1].lower() if spelling else None
     if draft == "draft-03":
@@ -321,6 +327,7 @@ def _judge(dialect: Any) -> Any:
         validators={
             **dialect.VALIDATORS,
             "pattern": _pattern,
+            "multipleOf": _multiple_of,
             "patternProperties": _pattern_properties,
             "additionalProperties": _additional_properties,
             **({"additionalItems": _additional_items} if "additionalItems" in dialect.VALIDATORS else {}),
@@ -344,6 +351,14 @@ Errors = Iterator[jsonschema.ValidationError]
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Part) -> Errors:
     if isinstance(instance, str) and not is_found(pattern, instance):
         yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+def _multiple_of(validator: Any, factor: float, instance: Any, schema: Part) -> Errors:
+    try:
+        yield from jsonschema.Draft202012Validator.VALIDATORS["multipleOf"](validator, factor, instance, schema)
+    except OverflowError:  # an integer that no double holds
+        if Fraction(instance) % Fraction(str(factor)):
+            yield jsonschema.ValidationError(f"{instance!r} is not a multiple of {factor!r}")
 
 
 def _pattern_properties(validator: Any, patterns: dict[str, Schema], instance: Any, schema: Part) -> Errors:

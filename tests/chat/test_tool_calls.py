@@ -210,10 +210,22 @@ ANYTHING: dict[str, Any] = {}
 REFUSED = MalformedCallError
 TYPED: list[tuple[dict[str, Any], str, Any]] = [
     # The schema of a parameter, what stands there, and what the tool is given.
-    *((STRING, text, text) for text in ("007", "1e5", "1.0", "-3", "true", "None", "null", "Rome", "1.2.3")),
+    *((STRING, text, text) for text in ("007", "1e5", "1.0", "-3", "true", "Rome", "1.2.3")),
+    # The text "null" is never meant.
+    *((STRING, text, REFUSED) for text in ("None", "null")),
     (STRING, "|5|", "5"),
-    (INTEGER, "|5|", "5"),
-    (INTEGER, '"5"', "5"),
+    # In quotes that it doesn't have.
+    (INTEGER, "|5|", 5),
+    (INTEGER, '"5"', 5),
+    (INTEGER, '"five"', REFUSED),
+    (BOOLEAN, "|false|", False),
+    (BOOLEAN, "'yes'", REFUSED),
+    ({"type": "array"}, '"a"', REFUSED),
+    ({"type": "array", "items": INTEGER}, '["1",2]', [1, 2]),
+    ({"type": "object"}, '|{"a":1}|', REFUSED),
+    (["not a schema"], '"5"', "5"),
+    # Separators of thousands.
+    ({"type": "array", "items": INTEGER}, "[1,000,2]", REFUSED),
     (INTEGER, "5", 5),
     (INTEGER, "007", 7),
     (INTEGER, "+7", 7),
@@ -599,3 +611,37 @@ def test_any_split_gives_the_same(reply: str, cuts: list[int]) -> None:
     assert [(call.name, call.arguments) for call in reader.tool_calls] == [
         (call.name, call.arguments) for call in whole_reader.tool_calls
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Paths, or texts with line breaks and tabulators?
+        r'{t:"C:\new"}',
+        r"{t:'D:\reports\todo.txt'}",
+        r'{t:"\\server\new"}',
+        r'{t:"src\test.py"}',
+        r'{t:"C:\u0041"}',
+        # One item or two?
+        """{t:"x',u:'y"}""",
+        "{t:Rome u:Italy}",
+    ],
+)
+def test_two_readings_are_none(text: str) -> None:
+    tools = {"f": {"type": "object", "properties": {"t": STRING, "u": STRING}}}
+    with pytest.raises(MalformedCallError):
+        parse_call(units(f"call:f{text}"), tools)
+
+
+def test_a_missing_comma_between_items_that_nobody_declared() -> None:
+    with pytest.raises(MalformedCallError):
+        parse_call(units("call:f{city:Rome country:Italy}"), {"f": {}})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(r'{t:"one\ntwo"}', "one\ntwo"), (r'{t:"C:\\new\\todo.txt"}', r"C:\new\todo.txt")],
+)
+def test_escapes_that_are_beyond_doubt(text: str, expected: str) -> None:
+    tools = {"f": {"type": "object", "properties": {"t": STRING}}}
+    assert parse_call(units(f"call:f{text}"), tools) == ("f", {"t": expected})

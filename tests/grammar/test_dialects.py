@@ -314,3 +314,17 @@ def test_a_number_that_an_enum_holds_in_another_spelling(value: Any, integer: di
     schema = {"$schema": DRAFT_4, "oneOf": [{"enum": [value]}, integer]}
     with pytest.raises(ConstraintError, match="oneOf"):
         compile_schema(schema)
+
+
+def test_a_multiple_that_no_double_holds() -> None:
+    """jsonschema divides in floating point, and raised."""
+    compiled = compile_schema({"enum": [10**400, 3, 4], "multipleOf": 1.5})
+    assert compiled.dfa.accepts(b"3")
+    assert not compiled.dfa.accepts(b"4")
+    judge = compile_schema({"type": "integer", "multipleOf": 1.5}).validator
+    assert judge.is_valid(3 * 10**400)
+    assert not judge.is_valid(10**400)
+
+
+def test_openapi_is_read_as_its_draft() -> None:
+    compile_schema({"$schema": "https://spec.openapis.org/oas/3.1/dialect/base", "type": "null"})
