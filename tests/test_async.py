@@ -125,7 +125,7 @@ async def test_a_reply_nobody_reads_on_gives_the_engine_back(forwards: Forwards)
 def _endless() -> llm.AsyncResponse:
     """A reply of two canvases that never converge."""
     return llm.get_async_model(TINY).prompt(
-        "Count from 1 to 400", seed=3, max_denoising_steps=60, confidence_threshold=1e-12, max_tokens=512
+        "Count from 1 to 400", seed=3, max_denoising_steps=30, confidence_threshold=1e-12, max_tokens=512
     )
 
 
@@ -169,7 +169,7 @@ def test_ctrl_c_in_an_async_program_ends_it_cleanly() -> None:
 import asyncio, llm
 async def main():
     model = llm.get_async_model("diffusiongemma-tiny")
-    slow = {"max_denoising_steps": 100, "confidence_threshold": 1e-12, "max_tokens": 512}
+    slow = {"max_denoising_steps": 40, "confidence_threshold": 1e-12, "max_tokens": 512}
     async for chunk in model.prompt("Count from 1 to 400", seed=3, **slow):
         print("block", flush=True)
 asyncio.run(main())

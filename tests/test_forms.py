@@ -167,10 +167,10 @@ def test_a_form_costs_the_next_turn_only_the_question() -> None:
     """What asks for the form stands in this turn's prompt alone, so the cache is kept before it."""
     conversation = llm.get_model(TINY).conversation()
     long = " ".join(["red blue green"] * 120)
-    conversation.prompt(f"Repeat: {long}", max_tokens=1).text()
+    assert conversation.prompt(f"Repeat: {long}", max_tokens=8, seed=1).text().strip()
     cached = []
     for _ in range(2):
-        response = conversation.prompt("Is it?", choices="yes,no")
+        response = conversation.prompt("Is it?", choices="yes,no", seed=1)
         response.text()
         cached.append((response.usage().details or {}).get("cached_tokens", 0))
     assert min(cached) > 300, cached

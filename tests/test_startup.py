@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
 
-def imported_by(code: str) -> set[str]:
+@cache
+def imported_by(code: str, plugins: str = "llm-diffusiongemma") -> frozenset[str]:
     """Top-level modules in a new process after running some code."""
     show = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{show}"], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", f"{code}\n{show}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env={**os.environ, "LLM_LOAD_PLUGINS": plugins},
     )
-    return set(json.loads(done.stdout.splitlines()[-1]))
+    return frozenset(json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.mark.parametrize(
@@ -27,11 +35,9 @@ def imported_by(code: str) -> set[str]:
         "import llm; str(llm.get_async_model('diffusiongemma-tiny'))",
     ],
 )
-def test_no_heavy_import(use: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLM_LOAD_PLUGINS", "")
+def test_no_heavy_import(use: str) -> None:
     # What llm itself loads for its own models, among them the OpenAI client's options.
-    bare = imported_by("import llm, llm.cli; llm.get_models_with_aliases()")
-    monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-diffusiongemma")
+    bare = imported_by("import llm, llm.cli; llm.get_models_with_aliases()", plugins="")
     added = imported_by(f"import llm, llm.cli\n{use}") - bare
     # The standard library is free to use; anything else has to be ours.
     assert {name for name in added if name not in sys.stdlib_module_names} <= {"llm_diffusiongemma"}

@@ -257,6 +257,8 @@ class _Shower:
         keys = "other keys" if flat.properties else "any keys"
         if isinstance(names := keywords.get("propertyNames"), dict):
             names = self._flat(names)
+            # Whatever else is said there, names are texts.
+            names = replace(names, types=("string",))
             notes = [_all_values(names)] if names.enum else list(self._notes(names))
             keys = f"keys: {', '.join(notes)}" if notes else keys
         value = self._name(self._flat(more))

@@ -1018,3 +1018,11 @@ def test_no_keyword_is_shown_that_templates_do_not_know(schema: Any) -> None:
         assert ("properties" in node) == (node["type"] == "object")
         assert set(node.get("required", ())) <= set(node.get("properties", ()))
         waiting += [*node.get("properties", {}).values(), *([node["items"]] if "items" in node else [])]
+
+
+@pytest.mark.parametrize("keyword", ["propertyNames", "additionalProperties", "patternProperties", "items", "not"])
+def test_a_schema_that_is_its_own_part(keyword: str) -> None:
+    """Of the names of a schema's keys themselves it went round for ever."""
+    again: Any = {"$ref": "#"}
+    shown = simplify({keyword: {"^a": again} if keyword == "patternProperties" else again})
+    assert isinstance(shown["type"], str)
