@@ -82,7 +82,9 @@ def replies(model: Any, task: Task) -> dict[str, Callable[[], object]]:
         )
 
     actions: dict[str, Callable[[], object]] = {OURS: by_us, TRANSFORMERS: by_transformers}
-    if diffusers is None:
+    # diffusers 0.42 gives the decoder's masks a cache by the name that it had before transformers 5.24.
+    masks = inspect.signature(model.model.decoder.create_diffusion_decoder_attention_mask).parameters
+    if diffusers is None or "past_key_values" not in masks:
         return actions
     pipeline = diffusers.DiffusionGemmaPipeline(
         model=model,

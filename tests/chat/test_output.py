@@ -100,6 +100,7 @@ NAMED = [
     ("<|channel>final\n42<|channel>thought\nhm<channel|>", [("text", "42"), ("reasoning", "hm")]),
     ("<|channel>final\nOne.\n<channel|> Two.\n", [("text", "One.\nTwo.\n")]),
     ("<|channel>analysis\nhm<channel|>", [("text", "hm")]),
+    ("<|channel>Final\n42<channel|>", [("text", "42")]),
     ("<|channel>user-facing_2\nhm<channel|>", [("text", "hm")]),
     ("<|channel>thought\nfinal\n42<channel|>x", [("reasoning", "final\n42"), ("text", "x")]),
     (f"<|channel>commentary\nI look.\n{CALL}", [("text", f"I look.\n{CALL}")]),
