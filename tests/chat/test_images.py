@@ -522,7 +522,7 @@ def test_a_recording_that_breaks_off() -> None:
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ImageError, match=r"llm-diffusiongemma\[video\]"):
+    with pytest.raises(ImageError, match=r"install .*\[video\]"):
         pictures(llm.Attachment(type="video/mp4", content=b"any"))
 
 
