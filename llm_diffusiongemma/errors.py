@@ -10,11 +10,15 @@ from __future__ import annotations
 import click
 import llm
 
+from .wording import printable
+
 
 class DiffusionGemmaError(llm.ModelError, click.ClickException):
     """Base of all errors of this plugin. Its text is shown to the user as it is."""
 
     def __init__(self, message: str) -> None:
+        # Whatever was quoted in it, and by whom: a terminal must not obey it.
+        message = printable(message)
         # Both bases keep the message their own way: click in `.message`, Exception in `.args`.
         click.ClickException.__init__(self, message)
 

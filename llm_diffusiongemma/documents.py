@@ -1,0 +1,64 @@
+"""JSON from outside, of a checkpoint or a hub: read at the door, and held against what is used of it.
+
+What is used of a document is written down as a subclass of `Document`, whose fields are the schema.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .wording import quoted
+
+# Gemma's tokenizer.json, the largest there is, has 33 MB.
+MAX_DOCUMENT_BYTES = 1 << 28
+SHOWN_VALUE_CHARACTERS = 60
+
+
+class DocumentError(ValueError):
+    """A text is no JSON object, or not one with the fields that are used. Its message is part of a sentence."""
+
+
+class Document(BaseModel):
+    """What is used of a JSON object. Numbers are not read out of texts, nor truths out of numbers."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+AnyDocument = TypeVar("AnyDocument", bound=Document)
+
+
+def parse_object(content: bytes) -> dict[str, Any]:
+    """The JSON object in UTF-8. Raises `DocumentError`."""
+    if len(content) > MAX_DOCUMENT_BYTES:
+        raise DocumentError(f"it has {len(content):,} bytes, more than any such file")
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise DocumentError("it is nested too deeply") from None
+    except ValueError as error:  # of the encoding, the syntax, or an integer of thousands of digits
+        raise DocumentError(quoted(error)) from error
+    if not isinstance(value, dict):
+        raise DocumentError("it is no JSON object")
+    return value
+
+
+def conform(schema: type[AnyDocument], value: dict[str, Any]) -> AnyDocument:
+    """What is used of an object. Raises `DocumentError` that names the first field that isn't as it has to be."""
+    try:
+        return schema.model_validate(value)
+    except RecursionError:
+        raise DocumentError("it is nested too deeply") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = quoted(".".join(map(str, first["loc"])))
+        if first["type"] == "missing":
+            raise DocumentError(f"it has no {where}") from error
+        reason = first["msg"][:1].lower() + first["msg"][1:]
+        raise DocumentError(
+            f"{where} is {quoted(repr(first['input']), SHOWN_VALUE_CHARACTERS)}: {reason}"
+        ) from error

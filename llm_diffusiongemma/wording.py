@@ -1,0 +1,43 @@
+"""Words from outside in sentences of ours: names in files and listings, messages of servers and libraries.
+
+A terminal obeys some characters, and others hide or turn round what stands beside them. Whoever makes a sentence
+passes through `quoted` what it quotes; what is shown at last goes through `printable`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import click
+
+MAX_QUOTED_CHARACTERS = 500
+
+# Control characters, format characters (those that turn text round, tags), halves of surrogate pairs, characters
+# for private use, code points that are none, and separators of lines and paragraphs.
+OBEYED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# Format characters that many writings and emoji need, and which only join or part what is beside them.
+JOINERS = "\u200c\u200d"
+
+
+def printable(text: str) -> str:
+    """A text of several lines with nothing in it that a terminal obeys: that is written out as an escape."""
+    return "".join(map(_shown, text))
+
+
+def quoted(value: object, limit: int = MAX_QUOTED_CHARACTERS) -> str:
+    """A word, a path or an exception from outside as a part of a sentence: on one line, printable and not long."""
+    text = re.sub(r"\s*[\r\n\u2028\u2029\x85]+\s*", " ", str(value).strip())
+    shown = printable(text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def tell(message: str) -> None:
+    """Say something to who sits at the terminal, beside the reply."""
+    click.echo(printable(message), err=True)
+
+
+def _shown(character: str) -> str:
+    if character == "\n" or character in JOINERS or unicodedata.category(character) not in OBEYED:
+        return character
+    return character.encode("unicode_escape").decode()

@@ -1,0 +1,57 @@
+"""JSON from outside is read whole, or refused with what is wrong with it."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import Field
+
+from llm_diffusiongemma.documents import MAX_DOCUMENT_BYTES, Document, DocumentError, conform, parse_object
+
+
+class Example(Document):
+    name: str
+    size: int = Field(default=1, ge=0)
+    share: float = 0.5
+    parts: dict[str, list[int]] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "Expecting value"),
+        (b"[]", "no JSON object"),
+        (b"null", "no JSON object"),
+        (b'{"a": "\xff"}', "utf-8"),
+        (b"{" * 3, "property name"),
+        (b'{"a": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", "nested too deeply"),
+        (b'{"a": ' + b"1" * 5_000 + b"}", "digits"),
+        (b" " * (MAX_DOCUMENT_BYTES + 1), "268,435,457 bytes"),
+    ],
+)
+def test_no_object(content: bytes, reason: str) -> None:
+    with pytest.raises(DocumentError, match=reason):
+        parse_object(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{}", "it has no name"),
+        (b'{"name": 3}', "name is 3: input should be a valid string"),
+        (b'{"name": "a", "size": "7"}', "size is '7': input should be a valid integer"),
+        (b'{"name": "a", "size": true}', "size is True"),
+        (b'{"name": "a", "size": 1.0}', "size is 1.0"),
+        (b'{"name": "a", "size": -1}', "size is -1: input should be greater than or equal to 0"),
+        (b'{"name": "a", "size": 1e400}', "size is inf"),
+        (b'{"name": "a", "share": 1e400}', "share is inf: input should be a finite number"),
+        (b'{"name": "a", "share": NaN}', "share is nan"),
+        (b'{"name": "a", "parts": {"\\u001b[2J": [1, null]}}', r"parts\.\\x1b\[2J\.1 is None"),
+    ],
+)
+def test_an_object_with_other_fields(content: bytes, reason: str) -> None:
+    with pytest.raises(DocumentError, match=reason):
+        conform(Example, parse_object(content))
+
+
+def test_what_is_used() -> None:
+    assert conform(Example, parse_object(b'{"name": "a", "more": [], "share": 1}')) == Example(name="a", share=1.0)
