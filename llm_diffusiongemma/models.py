@@ -46,7 +46,7 @@ class _DiffusionGemma:
 
     def _reply(self, prompt: llm.Prompt, stop: Stop) -> LocalReply:
         from .backends.local import LocalReply
-        from .chat.messages import fill_in_attachments
+        from .chat.messages import settle_results
 
         options = prompt.options
         assert isinstance(options, Options)
@@ -54,7 +54,7 @@ class _DiffusionGemma:
         tools = [tool for tool in prompt.tools if isinstance(tool, llm.Tool)]
         # llm has made a dict of a Pydantic model by now.
         schema = prompt.schema if isinstance(prompt.schema, dict) else None
-        fill_in_attachments(prompt.messages, prompt.tool_results)
+        settle_results(prompt.messages, prompt.tool_results)
         return LocalReply(self.entry, Turn(_with_system(prompt), options, tools, schema), stop)
 
 

@@ -91,7 +91,35 @@ def test_a_tool_that_raises(llm_command: Llm) -> None:
 
 def test_a_tool_whose_description_is_no_text(llm_command: Llm) -> None:
     broken = WEATHER.replace('"""', '"""\\udcff ', 1)
-    assert "surrogate" in llm_command.fails("-m", TINY, "--functions", broken, "What is the weather in Rome?")
+    message = llm_command.fails("-m", TINY, "--functions", broken, "What is the weather in Rome?")
+    assert "the tool weather" in message
+    assert "surrogate" in message
+
+
+def test_a_result_that_is_not_all_text(llm_command: Llm) -> None:
+    """A file name with a broken byte ended the turn, and the prompt was blamed; llm could not have logged it."""
+    listing = WEATHER.replace(
+        'return "sunny"', 'return b"caf\\xe9.txt, \\xf0\\x9f\\x98\\x80".decode(errors="surrogateescape")'
+    )
+    assert listing != WEATHER
+    result = llm_command("-m", TINY, "--functions", listing, "What is the weather in Rome?")
+    assert result.exit_code == 0, result.output
+    said = "What the tool weather returned is not all text: what is none of it is shown as \ufffd.\n"
+    assert result.stderr.startswith(said)
+    _, answer = llm_command.logs()
+    assert answer["tool_results"][0]["output"] == "caf\ufffd.txt, 😀"
+    # Where it came from is told once.
+    assert said not in llm_command("-c", "What is entropy?").stderr
+
+
+def test_a_tool_whose_attachment_cannot_be_shown(llm_command: Llm) -> None:
+    """The user has attached nothing: who did must be said."""
+    returning = WEATHER.replace(
+        'return "sunny"', 'import llm; return llm.ToolOutput("", [llm.Attachment(type="image/png", content=b"x")])'
+    )
+    result = llm_command("-m", TINY, "--functions", returning, "What is the weather in Rome?")
+    assert result.exit_code == 1
+    assert "Error: The tool weather returned what the model can't be shown." in result.stderr
 
 
 def test_async_tools() -> None:

@@ -17,7 +17,8 @@ from typing import Any
 from llm import Attachment, ToolResult
 from llm.parts import AttachmentPart, Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
-from ..errors import CheckpointError, PromptError
+from ..errors import CheckpointError, ImageError, PromptError
+from ..wording import quoted, tell
 from .images import Picture, pictures, what_is
 from .output import THOUGHT_LABEL, THOUGHT_OPENS
 from .tokenizer import ChatTokenizer, control_tokens
@@ -62,18 +63,30 @@ class Conversation:
         return Conversation(messages, self.pictures)
 
 
-def fill_in_attachments(messages: Sequence[Message], results: Sequence[ToolResult]) -> None:
-    """Puts what each tool has attached to its result in this turn into the message's part for that result.
+def settle_results(messages: Sequence[Message], results: Sequence[ToolResult]) -> None:
+    """Makes the results of this turn's tools what the model can be shown and llm can log.
 
-    llm's chain of calls leaves the parts' lists empty and puts all attachments into one user's message behind
-    them. They are put into llm's own parts: the next turn and the log know no more than these, and could not tell
-    them apart any more.
+    What each tool has attached is put into the message's part for its result: llm's chain of calls leaves the
+    parts' lists empty and puts all attachments into one user's message behind them. What is no text (a file name
+    with a broken byte) is replaced in the outputs, or llm could not keep the turn.
+
+    Both are done to llm's own records: the next turn and the log know no more than these.
     """
     tool_messages = [message for message in messages if message.role == "tool"]
     parts = [part for part in tool_messages[-1].parts if isinstance(part, ToolResultPart)] if tool_messages else []
     if len(parts) == len(results):
         for part, result in zip(parts, results, strict=True):
             part.attachments = part.attachments or list(result.attachments)
+            part.output = result.output = _whole_text(result.output, result.name)
+
+
+def _whole_text(output: str, tool: str) -> str:
+    """What a tool has returned, with U+FFFD for each byte or half of a surrogate pair that is no text."""
+    if is_text(output):
+        return output
+    tell(f"What the tool {quoted(tool)} returned is not all text: what is none of it is shown as \ufffd.")
+    # Two halves that fit are one character.
+    return output.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:
@@ -119,7 +132,7 @@ def _settled(messages: Sequence[Message]) -> list[Message]:
     """The messages with what tools have attached where it belongs: to their results.
 
     llm shows it as a user's message with nothing else in it, right behind that of the tools. If nobody has said
-    what belongs to which result (`fill_in_attachments`), it is the last one's.
+    what belongs to which result (`settle_results`), it is the last one's.
     """
     settled: list[Message] = []
     for message in messages:
@@ -246,10 +259,16 @@ def _message(message: Message, show: Show) -> TemplateMessage:
 def _tool_message(part: Part, show: Show) -> TemplateMessage:
     if not isinstance(part, ToolResultPart):
         raise PromptError(f"A tool's message holds {_describe(part)}, which this model can't read.")
-    content: str | list[dict[str, str]] = part.output
+    output = _whole_text(part.output, part.name)
+    content: str | list[dict[str, str]] = output
     if part.attachments:
-        text = [{"type": "text", "text": part.output}] if part.output else []
-        content = [*text, *show(part.attachments)]
+        text = [{"type": "text", "text": output}] if output else []
+        try:
+            content = [*text, *show(part.attachments)]
+        except ImageError as error:
+            raise ImageError(
+                f"The tool {quoted(part.name)} returned what the model can't be shown. {error}"
+            ) from error
     return {"role": "tool", "name": part.name, "tool_call_id": part.tool_call_id, "content": content}
 
 
@@ -284,8 +303,13 @@ class PromptEncoder:
         Raises `CheckpointError` if the checkpoint's template fails, `PromptError` if a declaration holds
         what is no text.
         """
-        if not is_text(tools):
-            raise PromptError("A tool's name or description holds half of a surrogate pair, which isn't text.")
+        for tool in tools:
+            if not is_text(tool):
+                name = quoted(tool.get("function", {}).get("name"))
+                raise PromptError(
+                    f"The declaration of the tool {name} holds half of a surrogate pair, which isn't text. "
+                    "Correct its name, its description or its parameters."
+                )
         # A marker in untrusted text is broken by a character that the text doesn't contain. What survives
         # rendering with the markers whole comes from the template. Another such character stands for a picture
         # where templates know none.
@@ -337,7 +361,7 @@ class PromptEncoder:
             )
         except Exception as error:  # a template may do with its input what it likes
             raise CheckpointError(
-                f"The checkpoint's chat template can't render this conversation: {error}"
+                f"The checkpoint's chat template can't render this conversation: {quoted(error)}"
             ) from error
         assert isinstance(rendered, str)
         return rendered

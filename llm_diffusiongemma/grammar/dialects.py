@@ -23,6 +23,7 @@ import jsonschema
 import referencing
 
 from ..errors import ConstraintError
+from ..wording import quoted
 from .pattern import is_found, may_backtrack
 
 Schema = dict[str, Any] | bool
@@ -151,12 +152,14 @@ def _check_valid(dialect: Any, schema: Schema, which: str = "The schema") -> Non
             warnings.simplefilter("ignore")
             dialect.check_schema(schema)
     except jsonschema.SchemaError as error:
-        raise ConstraintError(f"{which} is invalid at {error.json_path}: {error.message[:200]}.") from None
+        raise ConstraintError(
+            f"{which} is invalid at {quoted(error.json_path)}: {quoted(error.message, 200)}."
+        ) from None
 
 
 def refuse(keyword: str, reason: str, place: str, way_out: str = "Leave it out") -> ConstraintError:
     """The error that names a keyword; `place` is where in a document it applies."""
-    return ConstraintError(f"The keyword {keyword} at {place} can't be guaranteed: {reason}. {way_out}.")
+    return ConstraintError(f"The keyword {keyword} at {quoted(place)} can't be guaranteed: {reason}. {way_out}.")
 
 
 def resolve(root: Schema, reference: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat import messages as messages_module
 from llm_diffusiongemma.chat.images import Picture
-from llm_diffusiongemma.chat.messages import PromptEncoder, fill_in_attachments, read_conversation
+from llm_diffusiongemma.chat.messages import PromptEncoder, read_conversation, settle_results
 from llm_diffusiongemma.chat.tokenizer import control_tokens
 from llm_diffusiongemma.errors import PromptError
 
@@ -236,7 +236,7 @@ def test_what_tools_attach_stands_in_their_results(attached: list[list[llm.Attac
     assert text == expected
     # As llm's chain writes it.
     messages = [*CALLS, *chained(results(*attached))]
-    fill_in_attachments(messages, results(*attached))
+    settle_results(messages, results(*attached))
     assert shown(*messages) == (expected, widths)
     logged = [Message.from_dict(message.to_dict()) for message in messages]
     if VIDEO not in attached[0]:
@@ -247,6 +247,27 @@ def test_what_tools_attach_stands_in_their_results(attached: list[list[llm.Attac
 def test_attachments_that_nobody_has_told_apart_are_those_of_the_last_result() -> None:
     messages = [*CALLS, *chained(results([image(11)], [image(12)]))]
     assert shown(*messages) == (CALLED + answered("a", "taken") + answered("b", f"taken{I}{I}"), [11, 12])
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("caf\udce9", "caf\ufffd"),
+        ("\udcff\udcfe!", "\ufffd\ufffd!"),
+        ("\ud83d\ude00", "😀"),
+        ("half \ud83d", "half \ufffd"),
+    ],
+)
+def test_a_result_that_is_no_text(capsys: pytest.CaptureFixture[str], output: str, expected: str) -> None:
+    """Of this turn, where llm's log gets it too, and out of a program's own messages."""
+    messages = [*CALLS, *chained(settled := results([], [], output=output))]
+    settle_results(messages, settled)
+    assert [result.output for result in settled] == [expected] * 2
+    assert shown(*messages)[0] == CALLED + answered("a", expected) + answered("b", expected)
+    assert capsys.readouterr().err.count("returned is not all text") == 2
+    written = [ToolResultPart(each.name, output, each.tool_call_id) for each in settled]
+    text, _ = shown(llm.user("Look"), CALLS[1], Message("tool", written))
+    assert text == CALLED + answered("a", expected) + answered("b", expected)
 
 
 def test_a_result_without_text() -> None:
@@ -261,7 +282,7 @@ def test_a_user_who_goes_on_after_the_results() -> None:
     messages = [*CALLS, *chained(results([], [])), llm.user("And this?", image(11))]
     assert shown(*messages)[0].endswith(f"<tool_response|><turn|>\n<|turn>user\n{I}And this?")
     messages = [*CALLS, *chained(results([image(11)], []))[:1], llm.user(image(12))]
-    fill_in_attachments(messages, results([image(11)], []))
+    settle_results(messages, results([image(11)], []))
     text, widths = shown(*messages)
     assert widths == [11, 12]
     assert text.endswith(f"<tool_response|><turn|>\n<|turn>user\n{I}")
