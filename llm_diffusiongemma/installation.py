@@ -37,12 +37,12 @@ def _llm() -> list[str]:
 
 def _origin() -> dict[str, Any]:
     """Where the package was installed from, as its direct_url.json (PEP 610) says it; {} for an index."""
-    source = Path(__file__).parent.parent
-    try:
-        text = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
+    # A folder on the path may hold the traces of another build, which say nothing of it.
+    said = [found.read_text("direct_url.json") for found in importlib.metadata.distributions(name=DISTRIBUTION)]
+    if not said:
         # Not installed: a clone on the path.
-        return {"url": source.as_uri(), "dir_info": {"editable": True}}
+        return {"url": Path(__file__).parent.parent.as_uri(), "dir_info": {"editable": True}}
+    text = next(filter(None, said), None)
     try:
         origin = json.loads(text or "{}")
     except ValueError:

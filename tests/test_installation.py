@@ -31,6 +31,12 @@ class Installed:
         return self.text
 
 
+def installed(monkeypatch: pytest.MonkeyPatch, *direct_urls: dict[str, Any] | str | None) -> None:
+    """In the order of the path."""
+    found = [Installed(direct_url) for direct_url in direct_urls]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: iter(found))
+
+
 @pytest.fixture(autouse=True)
 def _llm_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: str(Path(sys.executable).parent.resolve() / name))
@@ -69,7 +75,7 @@ def _llm_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_where_the_package_came(
     direct_url: dict[str, Any] | str | None, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed(direct_url))
+    installed(monkeypatch, direct_url)
     assert install_command("video") == command
 
 
@@ -84,7 +90,7 @@ def test_from_where_the_package_came(
 def test_without_an_extra(
     direct_url: dict[str, Any] | None, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed(direct_url))
+    installed(monkeypatch, direct_url)
     assert install_command() == command
 
 
@@ -92,16 +98,19 @@ def test_a_folder_with_blanks_in_its_name(tmp_path: Path, monkeypatch: pytest.Mo
     folder = tmp_path / "a clone"
     folder.mkdir()
     origin = {"url": folder.as_uri(), "dir_info": {"editable": True}}
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed(origin))
+    installed(monkeypatch, origin)
     assert shlex.split(install_command("video")) == ["llm", "install", "-e", f"{folder}[video]"]
 
 
 def test_a_clone_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    def not_found(name: str) -> Any:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "distribution", not_found)
+    installed(monkeypatch)
     assert shlex.split(install_command("video")) == ["llm", "install", "-e", f"{CLONE}[video]"]
+
+
+def test_traces_of_another_build_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """setuptools leaves a folder in a clone, which `python -m llm` finds first when it is run there."""
+    installed(monkeypatch, None, {"url": CLONE.as_uri(), "dir_info": {"editable": True}})
+    assert shlex.split(install_command()) == ["llm", "install", "-e", str(CLONE)]
 
 
 @pytest.mark.parametrize("found", [None, "/somewhere/else/bin/llm"])

@@ -369,10 +369,10 @@ def random_conversation(rng: random.Random) -> Iterator[tuple[Request, list[int]
 def test_random_conversations_are_as_without_the_cache(pipeline: BlockDiffusionPipeline) -> None:
     """Token for token; where the summation order alone flips a near-tie, it is counted, and is rare."""
     turns = flipped = reused = 0
-    for number in range(6):
+    for number in range(4):
         rng = random.Random(number)
         for request, answer in random_conversation(rng):
-            canvases = rng.randint(1, 3)
+            canvases = rng.randint(1, 2)
             ours = reply(pipeline, request, canvases=canvases, seed=turns)
             fresh = reply(BlockDiffusionPipeline(model()), request, canvases=canvases, seed=turns)
             reused += ours[0].encoded_tokens < fresh[0].encoded_tokens
@@ -382,7 +382,7 @@ def test_random_conversations_are_as_without_the_cache(pipeline: BlockDiffusionP
             assert kept.identities[: len(request.tokens)] == kept_identities(request)
             assert_holds(kept, request + answer)
             turns += 1
-    assert turns > 30
+    assert turns > 20
     assert reused > turns / 2
     assert flipped <= turns / 50, f"{flipped} of {turns}"
 

@@ -28,6 +28,9 @@ def test_size_and_files() -> None:
         "tokenizer_config.json",
         "chat_template.jinja",
         "preprocessor_config.json",
+        # Under what terms they are, and where they come from.
+        "LICENSE",
+        "README.md",
     } == set(files)
 
 
