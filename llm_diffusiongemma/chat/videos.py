@@ -35,7 +35,8 @@ MAX_FRAME_PIXELS = 1120 * 48 * 48
 MAX_HELD_PIXELS = 20_000_000
 
 # Any 4K.
-MAX_CODED_PIXELS = 4096 * 2304
+MAX_CODED_SIZE = (4096, 2304)
+MAX_CODED_PIXELS = math.prod(MAX_CODED_SIZE)
 # Up to here every frame may be decoded. A decoder keeps up to 32 of them; of larger ones it is given those that
 # stand alone, one by one.
 MAX_REFERENCE_BYTES = 1920 * 1088 * 3 // 2
@@ -168,7 +169,7 @@ def _open(source: Reader, demuxer: str) -> Any:
         "protocol_whitelist": "",
         "codec_whitelist": ",".join(CODECS),
         # It decodes some frames to find out what is in them.
-        "max_pixels": str(MAX_REFERENCE_BYTES * 2 // 3),
+        "max_pixels": str(_with_margin(*MAX_CODED_SIZE)),
         "threads": "1",
     }
     # Titles in an encoding of their own don't matter.
@@ -264,6 +265,11 @@ def _plan(container: Any, stream: Any, source: Reader, name: str) -> _Plan | Non
             "example to H.264."
         )
     width, height = context.width, context.height
+    if not width or not height:
+        raise ImageError(
+            f"{name} has pictures of more than {MAX_CODED_PIXELS:,} pixels, or doesn't say of how many. Scale it "
+            "down first."
+        )
     check_size(width, height, MAX_CODED_PIXELS, name)
     timeline = _Timeline.of(container.demux(stream), source, name)
     if timeline is None or not stream.time_base:
@@ -289,10 +295,15 @@ def _plan(container: Any, stream: Any, source: Reader, name: str) -> _Plan | Non
     return _Plan(
         instants,
         alone,
-        coded_pixels=(width + CODED_MARGIN) * (height + CODED_MARGIN),
+        coded_pixels=_with_margin(width, height),
         bits=max(bits, UNKNOWN_BITS),
         picture_pixels=min(MAX_FRAME_PIXELS, MAX_HELD_PIXELS // timeline.distinct(instants)),
     )
+
+
+def _with_margin(width: int, height: int) -> int:
+    """What frames of that size may have of pixels, as decoders count them."""
+    return (width + CODED_MARGIN) * (height + CODED_MARGIN)
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,6 @@ def _load_processor(folder: Path) -> Any:
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     except Exception as error:  # whatever it finds wrong is wrong with the folder
         raise CheckpointError(
-            f"{quoted(folder)} has no image processor that can be read ({' or '.join(IMAGE_FILES)}), so it can't be "
-            f"shown images: {quoted(error)}"
+            f"{quoted(folder)} has no image processor that can be read ({' or '.join(IMAGE_FILES)}), so it can't "
+            f"be shown images: {quoted(error)}"
         ) from error
