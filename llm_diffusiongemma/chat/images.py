@@ -48,6 +48,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_IMAGE_PIXELS = 89_478_485
 # Where it raises. A JPEG can be decoded at a half, a quarter or an eighth of its size.
 MAX_JPEG_PIXELS = 2 * MAX_IMAGE_PIXELS
+# Of a BMP packed by run lengths, which Pillow unpacks in Python.
+MAX_RUNS_PIXELS = 16_000_000
 # What decoding may take of memory, at its peak and with the file itself: some less than the 300 MB that an
 # attachment may cost, for there is more than pixels.
 MAX_DECODING_BYTES = 250_000_000
@@ -57,7 +59,7 @@ MAX_SCANNED_PIXELS = 1_500_000_000
 # The most that a model looks at is 1,120 soft tokens of 48 × 48 pixels. A larger picture is made smaller as soon
 # as it is decoded, but to twice that width and height: being made smaller twice must not blur it.
 MAX_SHOWN_PIXELS = 4 * 1120 * 48 * 48
-STRIP_ROWS = 16
+STRIP_PIXELS = 1 << 20
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Behind the signature the header's length and name, and the width and height.
@@ -146,7 +148,10 @@ def _decode(content: bytes, name: str, stripped_bytes: int = 0) -> Image.Image:
     from PIL import Image
 
     try:
-        return _read(content, name, stripped_bytes)
+        with warnings.catch_warnings():
+            # Of a large image, which is looked at below, and of notes that are broken, which don't matter.
+            warnings.simplefilter("ignore")
+            return _read(content, name, stripped_bytes)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -171,12 +176,10 @@ def _read(content: bytes, name: str, stripped_bytes: int) -> Image.Image:
         # Its canvases are made when it is opened.
         check_size(*size, MAX_IMAGE_PIXELS, name)
         _check_cost(*size, _webp_cost(*size, content), name)
-    with warnings.catch_warnings():
-        # Too many pixels are refused below, before any is decoded.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(Reader(content, name), formats=IMAGE_FORMATS)
+    image = Image.open(Reader(content, name), formats=IMAGE_FORMATS)
     is_jpeg = image.format in ("JPEG", "MPO")
-    check_size(image.width, image.height, MAX_JPEG_PIXELS if is_jpeg else MAX_IMAGE_PIXELS, name)
+    most_pixels = MAX_JPEG_PIXELS if is_jpeg else MAX_RUNS_PIXELS if _has_runs(image) else MAX_IMAGE_PIXELS
+    check_size(image.width, image.height, most_pixels, name)
     if is_jpeg:
         _choose_scale(image, content, name)
     elif image.format != "WEBP":
@@ -206,9 +209,14 @@ def _decoded_bytes(image: ImageFile.ImageFile) -> int:
     per_pixel = BYTES_PER_PIXEL.get(image.mode, 4)
     if image.format == "GIF":
         per_pixel += 1  # for what lies below the next frame
-    elif image.tile and image.tile[0][0] == "bmp_rle":
-        per_pixel += 3  # unpacked in Python first
+    elif _has_runs(image):
+        per_pixel += 3
     return per_pixel * image.width * image.height
+
+
+def _has_runs(image: ImageFile.ImageFile) -> bool:
+    """Whether it is a BMP packed by run lengths."""
+    return bool(image.tile) and image.tile[0][0] == "bmp_rle"
 
 
 def _shown_bytes(pixels: int) -> int:
@@ -301,7 +309,7 @@ def _reduced(image: Image.Image) -> Image.Image:
     scale = min(1, math.sqrt(MAX_SHOWN_PIXELS / (width * height)))
     shown_width, shown_height = max(1, int(width * scale)), max(1, int(height * scale))
     narrow = Image.new("RGB", (shown_width, height))
-    rows = STRIP_ROWS * factor
+    rows = max(1, STRIP_PIXELS // image.width // factor) * factor
     for top in range(0, image.height, rows):
         strip = _to_rgb(image.crop((0, top, image.width, min(top + rows, image.height)))).reduce(factor)
         narrow.paste(strip.resize((shown_width, strip.height), Image.Resampling.BICUBIC), (0, top // factor))

@@ -13,7 +13,9 @@ from ..errors import ImageError
 MAX_SECONDS = 8.0
 # Decoders written in Python read a byte or a chunk of some bytes at a time, and keep what they read: a file of
 # nothing but those would cost a multiple of its length.
-MAX_READS = 3_000_000
+MAX_READS = 1_000_000
+# To ask for the time takes longer than to read a byte.
+READS_BETWEEN_CHECKS = 64
 
 
 MIN_SIDE_PIXELS = 2
@@ -65,7 +67,8 @@ class Reader(io.BytesIO):
                 f"{self._attachment} is made of more than {MAX_READS:,} parts, which takes too long to read. "
                 "Save it anew with another program first."
             )
-        self.check()
+        if self._reads % READS_BETWEEN_CHECKS == 0:
+            self.check()
         start = self.tell()
         data = super().read(size)
         first = bisect.bisect_right(self._hidden, start - 4)

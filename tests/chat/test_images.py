@@ -6,13 +6,14 @@ import io
 import struct
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import llm
 import pytest
-from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFile, ImageOps, PngImagePlugin
 
-from llm_diffusiongemma.chat import images
+from llm_diffusiongemma.chat import images, reading
 from llm_diffusiongemma.chat.images import ATTACHMENT_TYPES, pictures
 from llm_diffusiongemma.errors import ImageError
 
@@ -247,7 +248,7 @@ def halves(mode: str, size: tuple[int, int]) -> Image.Image:
 @pytest.fixture
 def little_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_SHOWN_PIXELS", 10_000)
-    monkeypatch.setattr(images, "STRIP_ROWS", 16)
+    monkeypatch.setattr(images, "STRIP_PIXELS", 5000)
 
 
 @pytest.mark.usefixtures("little_is_large")
@@ -337,3 +338,174 @@ def test_a_false_type_opens_no_odd_decoder() -> None:
     Image.new("RGB", (8, 8)).save(out, "tiff")
     with pytest.raises(ImageError, match="can be decoded"):
         pictures(llm.Attachment(type="image/png", content=out.getvalue()))
+
+
+# --- what would cost too much ------------------------------------------------------------------------------
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_header(width: int, height: int, depth: int = 8, colour: int = RGB) -> bytes:
+    """The beginning of a PNG, as if its pixels followed."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"x")
+
+
+def webp(kind: bytes, data: bytes) -> bytes:
+    data = kind + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", 4 + len(data)) + b"WEBP" + data
+
+
+def gif(screen: tuple[int, int], frame: tuple[int, int, int, int], extensions: bytes = b"") -> bytes:
+    begin = b"GIF89a" + struct.pack("<HH", *screen) + b"\x80\0\0" + bytes(6)
+    return begin + extensions + b"," + struct.pack("<HHHHB", *frame, 0) + b"\x02\x02\x44\x01\0;"
+
+
+def bmp(width: int, height: int, bits: int, packing: int = 0, data: bytes = b"") -> bytes:
+    """Packing 1 is by run lengths."""
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, packing, len(data), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + 1024 + len(data), 0, 0, 54 + 1024) + header + bytes(1024) + data
+
+
+def jpeg(size: tuple[int, int], mode: str = "L", **how: Any) -> bytes:
+    content = attached(Image.new(mode, (16, 16)), "jpeg", **how).content
+    assert content is not None
+    return content.replace(struct.pack(">HH", 16, 16), struct.pack(">HH", size[1], size[0]), 1)
+
+
+LARGE = "16,38[34] × 16,38[34] pixels, too large: at most 89,478,485"
+TOO_LARGE = [
+    pytest.param("webp", webp(b"VP8L", b"\x2f" + struct.pack("<I", 0x0FFFFFFF) + bytes(5)), LARGE, id="WebP"),
+    pytest.param("webp", webp(b"VP8X", b"\x10\0\0\0" + b"\xff\x3f\0" * 2), LARGE, id="WebP's canvas"),
+    pytest.param("webp", webp(b"VP8 ", b"\x10\0\0\x9d\x01\x2a" + b"\xff\x3f" * 2), LARGE, id="WebP, lossy"),
+    pytest.param(
+        "webp",
+        webp(b"VP8L", b"\x2f" + struct.pack("<I", 4999 | 4999 << 14) + bytes(9)),
+        "takes 500 MB",
+        id="WebP, less large",
+    ),
+    pytest.param("gif", gif((65_535, 65_535), (0, 0, 1, 1)), "too many pixels: at most", id="GIF"),
+    pytest.param("gif", gif((9, 9), (60_000, 60_000, 9, 9)), "too many pixels: at most", id="GIF's frame"),
+    pytest.param("png", png_header(2, 44_739_242), "2 × 44,739,242 pixels, too long and narrow", id="narrow"),
+    pytest.param("png", png_header(44_739_242, 2, 1, GREY), "44,739,242 × 2 pixels, too long and", id="flat"),
+    pytest.param("png", png_header(65_536, 1000), "65,536 × 1,000 pixels, too long and narrow", id="wide"),
+    pytest.param(
+        "png", png_header(9000, 9000, 16, 6), "9,000 × 9,000 pixels, too large: .* at most 250", id="PNG"
+    ),
+    pytest.param(
+        "png", png_header(2**31 - 1, 2**31 - 1), "too many pixels|2,147,483,647", id="as large as can be"
+    ),
+    pytest.param("bmp", bmp(9000, 9000, 24), "9,000 × 9,000 pixels, too large", id="BMP"),
+    pytest.param(
+        "bmp", bmp(30_000, 1000, 8, 1, b"\0\2\xff\xff"), "30,000 × 1,000 pixels, too large", id="BMP, packed"
+    ),
+    pytest.param("jpeg", jpeg((65_500, 65_500)), "too many pixels: at most 178,956,970 in a JPEG", id="JPEG"),
+    pytest.param(
+        "jpeg",
+        jpeg((8000, 6000), "RGB", progressive=True, subsampling=0),
+        "8,000 × 6,000 pixels, too large: .*takes 3.. MB",
+        id="JPEG, progressive",
+    ),
+]
+
+
+@pytest.mark.parametrize(("file_format", "content", "message"), TOO_LARGE)
+def test_what_is_too_large_is_refused_by_its_header(
+    file_format: str, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the size that it has and the one that it may have, and before a pixel is decoded."""
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=message):
+        pictures(llm.Attachment(type=f"image/{file_format}", content=content))
+
+
+@pytest.mark.parametrize(
+    ("file_format", "content"),
+    [
+        pytest.param(
+            "png",
+            png_header(8, 8)[:33] + chunk(b"teSt", b"") * 500 + chunk(b"IDAT", zlib.compress(bytes(25 * 8))),
+            id="chunks of a PNG",
+        ),
+        pytest.param("gif", gif((8, 8), (0, 0, 8, 8), b"!\xfe" + b"\x01a" * 500 + b"\0"), id="words of a note"),
+        pytest.param("gif", gif((8, 8), (0, 0, 8, 8), b"!\xfe\x01a\0" * 500), id="notes of a GIF"),
+        pytest.param(
+            "jpeg", jpeg((16, 16)).replace(b"\xff\xdb", b"\xff\xe5\0\2" * 500 + b"\xff\xdb", 1), id="a JPEG"
+        ),
+        pytest.param("bmp", bmp(64, 64, 8, 1, b"\1\1" * 500), id="runs of a BMP"),
+    ],
+)
+def test_no_end_of_small_parts(file_format: str, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them takes Pillow a while, and of some it keeps a note."""
+    monkeypatch.setattr(reading, "MAX_READS", 400)
+    with pytest.raises(ImageError, match="is made of more than 400 parts"):
+        pictures(llm.Attachment(type=f"image/{file_format}", content=content))
+
+
+@pytest.mark.parametrize("file_format", ["png", "jpeg", "webp", "gif", "bmp"])
+def test_what_takes_too_long(file_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_SECONDS", -1)
+    monkeypatch.setattr(reading, "READS_BETWEEN_CHECKS", 1)
+    with pytest.raises(ImageError, match="seconds to read"):
+        pictures(attached(Image.new("RGB", (16, 16)), file_format))
+
+
+def test_a_jpeg_with_no_end_of_scans() -> None:
+    """Each of them is a few bytes, and goes through the whole picture once more."""
+    content = jpeg((1600, 1600), "RGB", progressive=True)
+    second = content.index(b"\xff\xda", content.index(b"\xff\xda") + 2)
+    third = content.index(b"\xff\xda", second + 2)
+    content = content[:second] + content[second:third] * 1000 + content[second:]
+    with pytest.raises(ImageError, match=r"1,600 × 1,600 pixels in 1,0\d\d scans, which takes too long"):
+        pictures(llm.Attachment(type="image/jpeg", content=content))
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1, (1200, 900)), (0.6, (600, 450)), (0.01, None)])
+def test_a_jpeg_is_decoded_as_large_as_memory_allows(
+    share: float, expected: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not smaller than a model looks at it: `MAX_SHOWN_PIXELS` is four times that."""
+    monkeypatch.setattr(images, "MAX_SHOWN_PIXELS", 1_000_000)
+    monkeypatch.setattr(images, "MAX_DECODING_BYTES", share * 2 * 4 * 1200 * 900)
+    attachment = attached(Image.new("RGB", (1200, 900)), "jpeg")
+    if expected is None:
+        with pytest.raises(ImageError, match="too large"):
+            pictures(attachment)
+        return
+    decoded = []
+    reduce = images._reduced
+    monkeypatch.setattr(images, "_reduced", lambda image: decoded.append(image.size) or reduce(image))
+    pictures(attachment)
+    assert decoded == [expected]
+
+
+# --- where attachments come from ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["\x1b]52;c;aGk=\x07.png", "\u202egnp.exe", "two\nlines.png", "long" * 500])
+@pytest.mark.parametrize("where", ["path", "url", "type"])
+def test_names_are_quoted(name: str, where: str) -> None:
+    attachment = llm.Attachment(**{"type": "image/png", where: name})
+    with pytest.raises(ImageError) as caught:
+        pictures(attachment)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 1200
+
+
+@pytest.mark.parametrize("kind", ["image/png", "video/mp4"])
+def test_nothing_in_it(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    for attachment in (llm.Attachment(type=kind, path=str(tmp_path / "empty")), llm.Attachment(type=kind)):
+        with pytest.raises(ImageError, match="is empty"):
+            pictures(attachment)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="has no file without an end")
+@pytest.mark.parametrize("kind", ["image/png", "video/mp4"])
+def test_a_file_without_an_end(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 1_000_000)
+    with pytest.raises(ImageError, match="/dev/zero is larger than 1 MB"):
+        pictures(llm.Attachment(type=kind, path="/dev/zero"))
