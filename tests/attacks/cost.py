@@ -1,14 +1,15 @@
 """What an attachment costs: each is read in a process of its own, which is asked for its memory and time.
 
-    python -m tests.attacks.cost TYPE=FILE ...
+    python -m tests.attacks.cost [--cut] TYPE=FILE ...
 
 prints a line of JSON for each: what came of it, the bytes beyond those of the process before, and the seconds of
-CPU. With what the embedded checkpoint makes of the pictures, and after a picture of 64 × 48 pixels: so nothing
-counts that any picture needs.
+CPU. It counts from after a picture of 64 × 48 pixels on, so nothing that any picture needs. With `--cut` the pictures
+are also made what the embedded checkpoint reads.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -17,7 +18,6 @@ import select
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import llm
@@ -89,23 +89,33 @@ def _peak_bytes() -> int:
 
 
 def main() -> None:
-    import torch
     from PIL import Image
+
+    parser = argparse.ArgumentParser(prog="python -m tests.attacks.cost")
+    parser.add_argument("--cut", action="store_true")
+    parser.add_argument("files", nargs="+")
+    arguments = parser.parse_args()
+    reader = _image_reader() if arguments.cut else None
+    for file_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
+        out = io.BytesIO()
+        Image.new("RGB", (64, 48)).save(out, file_format)
+        (small,) = pictures(llm.Attachment(type=f"image/{file_format.lower()}", content=out.getvalue()))
+        if reader is not None:
+            reader.cut(small.image, None)
+    for argument in arguments.files:
+        media_type, _, path = argument.partition("=")
+        print(json.dumps(asdict(cost(llm.Attachment(type=media_type, path=path), reader))), flush=True)
+
+
+def _image_reader() -> Any:
+    import torch
     from transformers import AutoConfig
 
     from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
     from llm_diffusiongemma.diffusion.images import ImageReader
 
     torch.set_num_threads(1)
-    reader = ImageReader(EMBEDDED_CHECKPOINT, AutoConfig.from_pretrained(EMBEDDED_CHECKPOINT))
-    for file_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
-        out = io.BytesIO()
-        Image.new("RGB", (64, 48)).save(out, file_format)
-        small = llm.Attachment(type=f"image/{file_format.lower()}", content=out.getvalue())
-        reader.cut(pictures(small)[0].image, None)
-    for argument in sys.argv[1:]:
-        media_type, _, path = argument.partition("=")
-        print(json.dumps(asdict(cost(llm.Attachment(type=media_type, path=str(Path(path))), reader))), flush=True)
+    return ImageReader(EMBEDDED_CHECKPOINT, AutoConfig.from_pretrained(EMBEDDED_CHECKPOINT))
 
 
 if __name__ == "__main__":

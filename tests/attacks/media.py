@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import chdir
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import llm
@@ -64,7 +65,7 @@ def run(count: int, seed: int) -> Iterator[Outcome]:
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         with open(SECRET, "w") as file:
             file.write("nobody may see this\n" * 20)
-        opened = _Opened(folder)
+        opened = OpenedFiles(Path(folder))
         for number in range(count):
             kind, media_type, content = _case(rng, files, number)
             came = cost(llm.Attachment(type=media_type, content=content))
@@ -245,18 +246,21 @@ def film(
     return out.getvalue()
 
 
-class _Opened:
-    """Whether any file of a folder was opened, by whatever code: what Python's hooks don't see of a C library."""
+class OpenedFiles:
+    """Whether any file of a folder was opened, by whatever code: what Python's hooks don't see of a C library.
+
+    The folder has the secret in it. Where the system tells nobody of files, none was opened.
+    """
 
     IN_OPEN = 0x20
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self._descriptor = -1
         if sys.platform == "linux":
             libc = ctypes.CDLL(None)
             self._descriptor = libc.inotify_init1(os.O_NONBLOCK)
-            libc.inotify_add_watch(self._descriptor, folder.encode(), self.IN_OPEN)
-            with open(SECRET):
+            libc.inotify_add_watch(self._descriptor, os.fsencode(folder), self.IN_OPEN)
+            with open(folder / SECRET):
                 pass
             if not self.since_last():  # the watch isn't kept, as in some containers
                 os.close(self._descriptor)
