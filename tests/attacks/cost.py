@@ -3,8 +3,8 @@
     python -m tests.attacks.cost [--cut] TYPE=FILE ...
 
 prints a line of JSON for each: what came of it, the bytes beyond those of the process before, and the seconds of
-CPU. It counts from after a picture of 64 × 48 pixels on, so nothing that any picture needs. With `--cut` the pictures
-are also made what the embedded checkpoint reads.
+CPU. It counts from after a picture of 64 × 48 pixels on, so nothing that any picture needs. With `--cut` the
+pictures are also made what the embedded checkpoint reads.
 """
 
 from __future__ import annotations
