@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import io
+import math
 import time
 from collections.abc import Iterable
 
@@ -39,18 +40,13 @@ def check_size(width: int, height: int, most_pixels: int, name: str) -> None:
 
 
 class Reader(io.BytesIO):
-    """An attachment's bytes. Reading raises `ImageError` when that attachment has taken too long.
+    """An attachment's bytes. Reading raises `ImageError` when that attachment has taken too long."""
 
-    Bytes at `hidden` offsets, the four letters of a name in a container, are read as `skip`: a box of that name is
-    passed over.
-    """
-
-    def __init__(self, content: bytes, name: str, hidden: Iterable[int] = ()) -> None:
+    def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)
         self._attachment = name
         self._deadline = time.thread_time() + MAX_SECONDS
         self._reads = 0
-        self._hidden = sorted(hidden)
 
     def check(self) -> None:
         """Raises `ImageError` when the time is over."""
@@ -69,8 +65,40 @@ class Reader(io.BytesIO):
             )
         if self._reads % READS_BETWEEN_CHECKS == 0:
             self.check()
+        return super().read(size)
+
+
+class VideoReader(Reader):
+    """For PyAV, which prints the traceback of what `read` raises: it ends as if the file did, and `check` raises.
+
+    Bytes at `hidden` offsets, the four letters of a name in a container, are read as `skip`: a box of that name is
+    passed over.
+    """
+
+    def __init__(self, content: bytes, name: str, hidden: Iterable[int] = ()) -> None:
+        super().__init__(content, name)
+        self._hidden = sorted(hidden)
+        self._refusal: ImageError | None = None
+        self.bytes_left: float = math.inf
+        """How much more may be read; for whoever knows that little is needed."""
+
+    def check(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        super().check()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._refusal is not None:
+            return b""
         start = self.tell()
-        data = super().read(size)
+        try:
+            data = super().read(size)
+            self.bytes_left -= len(data)
+            if self.bytes_left < 0:
+                raise ImageError(f"{self._attachment} has too large a header. Convert it first.")
+        except ImageError as error:
+            self._refusal = error
+            return b""
         first = bisect.bisect_right(self._hidden, start - 4)
         last = bisect.bisect_left(self._hidden, start + len(data))
         if first == last:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ImageError
 from ..installation import install_command
 from ..wording import quoted
-from .reading import Reader, check_size
+from .reading import VideoReader, check_size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,6 +70,10 @@ UNKNOWN_BITS = 24
 MAX_SHIFT_SECONDS = 10
 
 MAX_PACKETS = 400_000
+# In Matroska, which WebM is, two bytes may be an attachment, a chapter or a tag, of which FFmpeg makes a hundred.
+# With what it reads of the frames to find out what is in them: a frame at least.
+MAX_MATROSKA_HEADER_BYTES = 4_000_000
+PROBE_BYTES = 1_000_000
 MAX_BOXES = 1_000_000
 MAX_SAMPLES = 1_000_000
 # Samples times edits: each edit lists its samples anew.
@@ -136,7 +140,7 @@ def frames(content: bytes, name: str) -> list[tuple[Image.Image, str]]:
     if demuxer is None:
         raise ImageError(f"{name} is no MP4, WebM or MOV video, whatever its type says. Convert it first.")
     hidden = _hidden(content, name) if demuxer == "mov" else []
-    source = Reader(content, name, hidden)
+    source = VideoReader(content, name, hidden)
     try:
         with _open(source, demuxer) as container:
             stream = container.streams.best("video")
@@ -147,8 +151,10 @@ def frames(content: bytes, name: str) -> list[tuple[Image.Image, str]]:
     except ImageError:
         raise
     except Exception as error:  # PyAV raises FFmpeg's errors, and some of its own for files that are odd
+        source.check()
         reason = quoted(getattr(error, "strerror", None) or error)
         raise ImageError(f"{name} is no video that can be decoded: {reason}.") from error
+    source.check()
     if not shown:
         raise ImageError(f"{name} has no pictures in it.")
     return shown
@@ -161,7 +167,7 @@ def _demuxer(content: bytes) -> str | None:
     return "mov" if content[4:8] in FIRST_BOXES else None
 
 
-def _open(source: Reader, demuxer: str) -> Any:
+def _open(source: VideoReader, demuxer: str) -> Any:
     import av
 
     options = {
@@ -171,9 +177,14 @@ def _open(source: Reader, demuxer: str) -> Any:
         # It decodes some frames to find out what is in them.
         "max_pixels": str(_with_margin(*MAX_CODED_SIZE)),
         "threads": "1",
+        "probesize": str(PROBE_BYTES),
     }
+    if demuxer == "matroska":
+        source.bytes_left = MAX_MATROSKA_HEADER_BYTES
     # Titles in an encoding of their own don't matter.
-    return av.open(source, format=demuxer, options=options, metadata_errors="replace")
+    container = av.open(source, format=demuxer, options=options, metadata_errors="replace")
+    source.bytes_left = math.inf
+    return container
 
 
 # --- before FFmpeg sees it ---------------------------------------------------------------------------------
@@ -252,7 +263,7 @@ def _check_samples(content: bytes, passed_over: list[tuple[int, int]], name: str
 # --- what to look at ---------------------------------------------------------------------------------------
 
 
-def _plan(container: Any, stream: Any, source: Reader, name: str) -> _Plan | None:
+def _plan(container: Any, stream: Any, source: VideoReader, name: str) -> _Plan | None:
     """How to go through a video, by its header and its packets; None if it has none.
 
     Raises `ImageError` if it takes too much.
@@ -318,7 +329,7 @@ class _Timeline:
     mean_bytes: float
 
     @classmethod
-    def of(cls, packets: Iterator[Any], source: Reader, name: str) -> _Timeline | None:
+    def of(cls, packets: Iterator[Any], source: VideoReader, name: str) -> _Timeline | None:
         keys: list[tuple[int, int]] = []
         # What an edit list cuts away isn't shown, but may be needed to decode what is.
         frames: list[tuple[int, int]] = []
@@ -394,7 +405,7 @@ class _Timeline:
 # --- looking ------------------------------------------------------------------------------------------------
 
 
-def _show(container: Any, plan: _Plan, source: Reader, name: str) -> Iterator[tuple[Image.Image, str]]:
+def _show(container: Any, plan: _Plan, source: VideoReader, name: str) -> Iterator[tuple[Image.Image, str]]:
     """The picture that stands at each instant: the last that began by then."""
     stream = container.streams.best("video")
     context = stream.codec_context

@@ -242,7 +242,7 @@ def test_a_container_opens_nothing_by_itself(tmp_path: Path, monkeypatch: pytest
     opened = OpenedFiles(tmp_path)
     for demuxer, text in (("concat", TEXTS["concat"]), ("hls", TEXTS["HLS"])):
         with pytest.raises(Exception, match=r"Invalid|Protocol|Input/output"):
-            videos._open(reading.Reader(text.encode(), "it"), demuxer)
+            videos._open(reading.VideoReader(text.encode(), "it"), demuxer)
     assert not opened.since_last()
 
 
@@ -371,16 +371,36 @@ def test_what_takes_too_long_and_has_nothing_that_stands_alone(monkeypatch: pyte
         pictures(film(range(40), "webm", "libvpx", key_frames=100))
 
 
+def test_a_webm_of_nothing_but_a_header(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """FFmpeg makes a hundred bytes of two."""
+    monkeypatch.setattr(videos, "MAX_MATROSKA_HEADER_BYTES", 50_000)
+    content = attacks.film("webm", "libvpx")
+    at = content.index(b"\x1f\x43\xb6\x75")
+    tags = b"\x73\x73\x80" * 40_000
+    content = content[:at] + b"\x12\x54\xc3\x67\x08" + len(tags).to_bytes(7) + tags + content[at:]
+    content = content.replace(b"\x12\x54\xc3\x67\x08", b"\x12\x54\xc3\x67\x01", 1)
+    with pytest.raises(ImageError, match="too large a header"):
+        pictures(llm.Attachment(type="video/webm", content=content))
+    # PyAV tells standard error of what can't be raised.
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(("container_format", "codec"), [("mp4", "mpeg4"), ("webm", "libvpx")])
-def test_bounds_of_work(container_format: str, codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounds_of_work(
+    container_format: str, codec: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     attachment = film(range(30), container_format, codec)
     with monkeypatch.context() as patched:
         patched.setattr(videos, "MAX_PACKETS", 20)
         with pytest.raises(ImageError, match="more than 20 frames"):
             pictures(attachment)
     monkeypatch.setattr(reading, "MAX_SECONDS", -1)
+    monkeypatch.setattr(reading, "READS_BETWEEN_CHECKS", 1)
     with pytest.raises(ImageError, match="seconds to read"):
         pictures(attachment)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("seconds", [2**40, 2**50])
