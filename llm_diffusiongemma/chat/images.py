@@ -5,23 +5,21 @@ Pillow and, for videos, PyAV are imported with the first attachment: llm loads t
 
 from __future__ import annotations
 
-import io
 import math
 import struct
 import warnings
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import llm
 
 from ..errors import ImageError
-from ..installation import install_command
+from ..wording import quoted
+from .reading import Reader, check_size
+from .videos import frames
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFile
 
 
 class MediaTypes(frozenset[str]):
@@ -48,16 +46,32 @@ READABLE = "PNG, JPEG, WebP, GIF and BMP images, and MP4, WebM and MOV videos"
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # Where Pillow begins to warn of a decompression bomb. Decoded, that is a quarter of a gigabyte.
 MAX_IMAGE_PIXELS = 89_478_485
-MIN_SIDE_PIXELS = 2
+# Where it raises. A JPEG can be decoded at a half, a quarter or an eighth of its size.
+MAX_JPEG_PIXELS = 2 * MAX_IMAGE_PIXELS
+# Of a BMP packed by run lengths, which Pillow unpacks in Python.
+MAX_RUNS_PIXELS = 16_000_000
+# What decoding may take of memory, at its peak and with the file itself: some less than the 300 MB that an
+# attachment may cost, for there is more than pixels.
+MAX_DECODING_BYTES = 250_000_000
+MAX_FILE_BYTES = 100_000_000
+# A progressive JPEG is gone through once for each of its scans, usually ten.
+MAX_SCANNED_PIXELS = 1_500_000_000
 # The most that a model looks at is 1,120 soft tokens of 48 × 48 pixels. A larger picture is made smaller as soon
 # as it is decoded, but to twice that width and height: being made smaller twice must not blur it.
 MAX_SHOWN_PIXELS = 4 * 1120 * 48 * 48
-STRIP_ROWS = 64
+STRIP_PIXELS = 1 << 20
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Behind the signature the header's length and name, and the width and height.
 PNG_BIT_DEPTH_AT = len(PNG_SIGNATURE) + 16
 PNG_METADATA = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
+
+# How many bytes Pillow holds of a pixel, by mode; 4 of others.
+BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
+# libwebp's two canvases, what Pillow is given of one, and what it makes of that, each of 4; without loss one more.
+WEBP_BYTES_PER_PIXEL = 16
+WEBP_LOSSLESS_BYTES_PER_PIXEL = 20
+JPEG_START_OF_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
 
 # What must be done to a picture of that EXIF orientation, by Pillow's names.
 UPRIGHT = {
@@ -69,10 +83,6 @@ UPRIGHT = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
-
-MAX_FRAMES = 60
-# No model looks at more of a frame than this, and sixty of them are held at once.
-MAX_FRAME_SIDE_PIXELS = 1600
 
 
 @dataclass(frozen=True)
@@ -91,108 +101,220 @@ def pictures(attachment: llm.Attachment) -> list[Picture]:
     Raises `ImageError` if it can't be fetched or decoded, has an impossible size, is of another type, or is
     a video and PyAV is not installed.
     """
+    name = _name(attachment)
     try:
         kind = attachment.type or attachment.resolve_type()  # type: ignore[no-untyped-call]
         if kind not in ATTACHMENT_TYPES:
             raise ImageError(
-                f"{_name(attachment)} is of type {kind or 'unknown'}, but this model reads {READABLE}. "
+                f"{name} is of type {quoted(kind or 'unknown')}, but this model reads {READABLE}. "
                 "Convert it first."
             )
-        content = attachment.content_bytes()  # type: ignore[no-untyped-call]
+        content = _content(attachment)
     except ImageError:
         raise
     except Exception as error:  # of the file system, of the HTTP library, of a URL that is none
-        raise ImageError(f"{_name(attachment)} can't be read: {error}") from error
+        raise ImageError(f"{name} can't be read: {quoted(error)}") from error
+    if not content:
+        raise ImageError(f"{name} is empty.")
+    if len(content) > MAX_FILE_BYTES:
+        raise ImageError(
+            f"{name} is larger than {MAX_FILE_BYTES // 10**6} MB, the most that is read of one. Make it smaller "
+            "or shorter first."
+        )
     if kind in VIDEO_TYPES:
-        return _frames(content, _name(attachment))
-    return [Picture(_decode(content, _name(attachment)))]
+        return [Picture(image, timestamp) for image, timestamp in frames(content, name)]
+    return [Picture(_decode(content, name))]
 
 
 def _name(attachment: llm.Attachment) -> str:
     where = attachment.path or attachment.url
-    return f"The attachment {where}" if where else "An attachment"
+    return f"The attachment {quoted(where)}" if where else "An attachment"
 
 
-def _decode(content: bytes, name: str) -> Image.Image:
+def _content(attachment: llm.Attachment) -> bytes | None:
+    """What is in it; of a file, which may have no end, no more than a byte beyond what is read."""
+    if attachment.path and not attachment.content:
+        with open(attachment.path, "rb") as file:
+            return file.read(MAX_FILE_BYTES + 1)
+    content: bytes | None = attachment.content_bytes()  # type: ignore[no-untyped-call]
+    return content
+
+
+def _decode(content: bytes, name: str, stripped_bytes: int = 0) -> Image.Image:
     """The first frame of an image file, upright, in RGB, on white where it is transparent.
 
-    One of more than `MAX_SHOWN_PIXELS` is made smaller.
+    One of more than `MAX_SHOWN_PIXELS` is made smaller. `stripped_bytes` are held besides.
     """
     from PIL import Image
 
     try:
-        return _read(content, name)
+        with warnings.catch_warnings():
+            # Of a large image, which is looked at below, and of notes that are broken, which don't matter.
+            warnings.simplefilter("ignore")
+            return _read(content, name, stripped_bytes)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} has too many pixels. Scale it down first.") from error
+        raise ImageError(
+            f"{name} has too many pixels: at most {MAX_JPEG_PIXELS:,} in a JPEG, and {MAX_IMAGE_PIXELS:,} in "
+            "others. Scale it down first."
+        ) from error
     except Exception as error:  # Pillow's decoders raise all kinds of errors for broken files
         # It refuses a PNG with more than a megabyte of a profile or text, too, which nobody looks at here.
         bare = _without_metadata(content)
         if bare is not None:
-            return _decode(bare, name)
+            return _decode(bare, name, len(content))
         raise ImageError(
             f"{name} is no image that can be decoded: the file is broken or of another type."
         ) from error
 
 
-def _read(content: bytes, name: str) -> Image.Image:
+def _read(content: bytes, name: str, stripped_bytes: int) -> Image.Image:
     from PIL import ExifTags, Image
 
-    with warnings.catch_warnings():
-        # Too many pixels are refused below, before any is decoded.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
-    _check_size(image.width, image.height, name)
+    if size := _webp_size(content):
+        # Its canvases are made when it is opened.
+        check_size(*size, MAX_IMAGE_PIXELS, name)
+        _check_cost(*size, _webp_cost(*size, content), name)
+    image = Image.open(Reader(content, name), formats=IMAGE_FORMATS)
+    is_jpeg = image.format in ("JPEG", "MPO")
+    most_pixels = MAX_JPEG_PIXELS if is_jpeg else MAX_RUNS_PIXELS if _has_runs(image) else MAX_IMAGE_PIXELS
+    check_size(image.width, image.height, most_pixels, name)
+    if is_jpeg:
+        _choose_scale(image, content, name)
+    elif image.format != "WEBP":
+        cost = len(content) + stripped_bytes + _decoded_bytes(image) + _shown_bytes(image.width * image.height)
+        _check_cost(image.width, image.height, cost, name)
     if image.format == "PNG":
         _mend_transparency(image, bit_depth=content[PNG_BIT_DEPTH_AT])
-    factor = _factor(image)
-    # A JPEG can be decoded at a half, a quarter or an eighth of its size; other formats know no such thing.
-    image.draft(None, (image.width // factor, image.height // factor))
-    shown = _reduced(image)
+    image.load()
     try:
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # what the camera has noted is broken, not the picture
         turn = None
-    shown.info.clear()  # or somebody behind us would turn it once more
+    shown = _reduced(image)
     return shown.transpose(Image.Transpose[turn]) if turn else shown
 
 
-def _factor(image: Image.Image) -> int:
+def _check_cost(width: int, height: int, cost: int, name: str) -> None:
+    if cost > MAX_DECODING_BYTES:
+        raise ImageError(
+            f"{name} is {width:,} × {height:,} pixels, too large: decoding it takes {cost // 10**6} MB of memory, "
+            f"and at most {MAX_DECODING_BYTES // 10**6} are spent on one. Scale it down first."
+        )
+
+
+def _decoded_bytes(image: ImageFile.ImageFile) -> int:
+    """What a PNG, GIF or BMP takes decoded."""
+    per_pixel = BYTES_PER_PIXEL.get(image.mode, 4)
+    if image.format == "GIF":
+        per_pixel += 1  # for what lies below the next frame
+    elif _has_runs(image):
+        per_pixel += 3
+    return per_pixel * image.width * image.height
+
+
+def _has_runs(image: ImageFile.ImageFile) -> bool:
+    """Whether it is a BMP packed by run lengths."""
+    return bool(image.tile) and image.tile[0][0] == "bmp_rle"
+
+
+def _shown_bytes(pixels: int) -> int:
+    """What is made of so many decoded pixels while they are there: see `_reduced`."""
+    reduced = pixels // _factor(pixels) ** 2
+    return 4 * min(reduced, math.isqrt(reduced * MAX_SHOWN_PIXELS))
+
+
+def _webp_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height by a WebP's header; None for what is none."""
+    if content[:4] != b"RIFF" or content[8:12] != b"WEBP" or len(content) < 30:
+        return None
+    kind = content[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(content[24:27], "little"), 1 + int.from_bytes(content[27:30], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(content[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", content, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _webp_cost(width: int, height: int, content: bytes) -> int:
+    per_pixel = WEBP_LOSSLESS_BYTES_PER_PIXEL if b"VP8L" in content else WEBP_BYTES_PER_PIXEL
+    return per_pixel * width * height + 3 * len(content)
+
+
+def _choose_scale(image: ImageFile.ImageFile, content: bytes, name: str) -> None:
+    """Lets a JPEG be decoded at a half, a quarter or an eighth of its size, if it is large.
+
+    Not smaller than `MAX_SHOWN_PIXELS`, or than any model looks at if it takes that to keep to the memory that
+    there is for it.
+    """
+    width, height = image.size
+    coefficients, scans = _scans(image, content)
+    if scans * width * height > MAX_SCANNED_PIXELS:
+        raise ImageError(
+            f"{name} is {width:,} × {height:,} pixels in {scans:,} scans, which takes too long to decode. Save it "
+            "anew with another program first."
+        )
+    cost = 0
+    for scale in (1, 2, 4, 8):
+        if 2 * scale <= _factor(width * height):
+            continue
+        pixels = math.ceil(width / scale) * math.ceil(height / scale)
+        if scale > 1 and pixels < MAX_SHOWN_PIXELS // 4:
+            break
+        decoded = BYTES_PER_PIXEL.get(image.mode, 4) * pixels
+        cost = len(content) + decoded + max(coefficients, _shown_bytes(pixels))
+        if cost <= MAX_DECODING_BYTES:
+            image.draft(None, (width // scale, height // scale))
+            return
+    _check_cost(width, height, cost, name)
+
+
+def _scans(image: ImageFile.ImageFile, content: bytes) -> tuple[int, int]:
+    """How many bytes of coefficients a JPEG's decoder keeps, and how often it goes through them.
+
+    None where all colours come together, as they mostly do; else all, until the last scan has come.
+    """
+    layers = getattr(image, "layer", [])
+    at = 2
+    while at + 5 <= len(content) and content[at : at + 2] != JPEG_START_OF_SCAN:
+        # Bytes between segments are passed over, as the decoder does.
+        is_segment = content[at] == 0xFF and content[at + 1] not in (0, 0xFF)
+        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big") if is_segment else 1
+    scans = content.count(JPEG_START_OF_SCAN, at, max(at, content.find(JPEG_END, at)))
+    if at + 5 <= len(content) and content[at + 4] == len(layers) and not image.info.get("progressive"):
+        return 0, scans
+    widest = max((h for _, h, _, _ in layers), default=1) * max((v for _, _, v, _ in layers), default=1)
+    samples = sum(image.width * image.height * h * v / (widest or 1) for _, h, v, _ in layers)
+    return int(2 * samples), scans
+
+
+def _factor(pixels: int) -> int:
     """By how much an image can be reduced, as a whole number, and still be larger than anybody looks at."""
-    return max(1, math.isqrt(image.width * image.height // MAX_SHOWN_PIXELS))
+    return max(1, math.isqrt(pixels // MAX_SHOWN_PIXELS))
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    """In RGB, and of no more than `MAX_SHOWN_PIXELS`.
+    """In RGB, and of no more than `MAX_SHOWN_PIXELS`. Closes the image.
 
     Strip by strip: what is made of the pixels on the way, up to four times their size, is never there for all of
-    them.
+    them. And first in width alone, so that the image is gone before the other half of the work.
     """
     from PIL import Image
 
-    pixels = image.width * image.height
-    if pixels <= MAX_SHOWN_PIXELS:
-        return _to_rgb(image)
-    factor = _factor(image)
-    reduced = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
-    rows = STRIP_ROWS * factor
+    factor = _factor(image.width * image.height)
+    width, height = math.ceil(image.width / factor), math.ceil(image.height / factor)
+    scale = min(1, math.sqrt(MAX_SHOWN_PIXELS / (width * height)))
+    shown_width, shown_height = max(1, int(width * scale)), max(1, int(height * scale))
+    narrow = Image.new("RGB", (shown_width, height))
+    rows = max(1, STRIP_PIXELS // image.width // factor) * factor
     for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        reduced.paste(_to_rgb(strip).reduce(factor), (0, top // factor))
-    scale = math.sqrt(MAX_SHOWN_PIXELS / (reduced.width * reduced.height))
-    size = (max(1, int(reduced.width * scale)), max(1, int(reduced.height * scale)))
-    return reduced if scale >= 1 else reduced.resize(size, Image.Resampling.BICUBIC)
-
-
-def _check_size(width: int, height: int, name: str) -> None:
-    if min(width, height) < MIN_SIDE_PIXELS:
-        raise ImageError(f"{name} is {width} × {height} pixels, too small to show anything.")
-    if width * height > MAX_IMAGE_PIXELS:
-        raise ImageError(
-            f"{name} is {width:,} × {height:,} pixels, too large: at most {MAX_IMAGE_PIXELS:,} in all. "
-            "Scale it down first."
-        )
+        strip = _to_rgb(image.crop((0, top, image.width, min(top + rows, image.height)))).reduce(factor)
+        narrow.paste(strip.resize((shown_width, strip.height), Image.Resampling.BICUBIC), (0, top // factor))
+    image.close()
+    return narrow.resize((shown_width, shown_height), Image.Resampling.BICUBIC) if scale < 1 else narrow
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -237,118 +359,6 @@ def _without_metadata(content: bytes) -> bytes | None:
         at = end
     bare = b"".join(kept)
     return bare if len(bare) < len(content) else None
-
-
-@dataclass(frozen=True)
-class _Instant:
-    """A time at which a video is looked at."""
-
-    pts: Fraction
-    """in units of the stream's time base"""
-    seconds: Fraction
-    """from the video's own start"""
-    decode_from: int
-    """the packet, by its number, that decoding must begin with to get there"""
-
-    @property
-    def timestamp(self) -> str:
-        return f"{int(self.seconds // 60):02}:{int(self.seconds % 60):02}"
-
-
-def _frames(content: bytes, name: str) -> list[Picture]:
-    """What a video shows at each second; of a long one at `MAX_FRAMES` instants, spread evenly over it.
-
-    It is read from end to end twice, first without decoding it, rather than by jumping about in it: of what one
-    needs for that, its length and an index, a browser's recording has neither.
-    """
-    try:
-        import av
-    except ImportError as error:
-        raise ImageError(
-            f"{name} is a video, and reading those takes an extra: {install_command('video')}"
-        ) from error
-    try:
-        with av.open(io.BytesIO(content)) as container:
-            stream = container.streams.best("video")
-            instants = _instants(container.demux(stream), stream.time_base) if stream else []
-        with av.open(io.BytesIO(content)) as container:
-            shown = list(_show(container, instants)) if instants else []
-    except av.error.FFmpegError as error:
-        raise ImageError(f"{name} is no video that can be decoded: {error.strerror}.") from error
-    if not shown:
-        raise ImageError(f"{name} has no pictures in it.")
-    _check_size(shown[0].image.width, shown[0].image.height, name)
-    return shown
-
-
-def _instants(packets: Iterator[Any], time_base: Fraction) -> list[_Instant]:
-    """When to look at a video, by its packets in their order, which is that of decoding."""
-    keys: list[tuple[int, int]] = []
-    # When each frame is shown and for how long, in units of the time base. What an edit list cuts away isn't
-    # shown, but may be needed to decode what is.
-    times: list[tuple[int, int]] = []
-    for number, packet in enumerate(packets):
-        if packet.pts is None:
-            continue
-        if packet.is_keyframe:
-            keys.append((number, packet.pts))
-        if not packet.is_discard:
-            times.append((packet.pts, packet.duration or 0))
-    if not times:
-        return []
-    first = min(times)[0]
-    last, last_duration = max(times)
-    # A frame whose duration nobody knows is shown for a moment.
-    end = last + max(last_duration, 1)
-    # MP4 has the durations in the order of decoding, so that the last frame may have another one's. Their sum is
-    # right, but WebM's are no more than hints.
-    if first + sum(duration for _, duration in times) > last:
-        end = min(end, first + sum(duration for _, duration in times))
-    seconds = (end - first) * time_base
-    interval = max(Fraction(1), seconds / MAX_FRAMES)
-    instants = []
-    for number in range(math.ceil(seconds / interval)):
-        pts = first + number * interval / time_base
-        before = (packet for packet, key in keys if key <= math.floor(pts))
-        instants.append(_Instant(pts, number * interval, max(before, default=0)))
-    return instants
-
-
-def _show(container: Any, instants: list[_Instant]) -> Iterator[Picture]:
-    """The picture that stands at each instant: the last that began by then. Decodes no more than it takes."""
-    stream = container.streams.best("video")
-    stream.thread_type = "AUTO"
-    pending = deque(instants)
-    standing: Any = None  # a frame
-    image: Image.Image | None = None  # of it
-    is_decoding = False
-    for number, packet in enumerate(container.demux(stream)):
-        if number < pending[0].decode_from and not is_decoding:
-            continue
-        is_decoding = True
-        for frame in packet.decode():
-            if frame.pts is None:
-                continue
-            while standing is not None and pending and frame.pts > pending[0].pts:
-                image = image or _to_image(standing)
-                yield Picture(image, pending.popleft().timestamp)
-            standing, image = frame, None
-        if not pending:
-            return
-        if number < pending[0].decode_from:
-            stream.codec_context.flush_buffers()
-            standing, is_decoding = None, False
-    for instant in pending if standing is not None else ():
-        image = image or _to_image(standing)
-        yield Picture(image, instant.timestamp)
-
-
-def _to_image(frame: Any) -> Image.Image:
-    image: Image.Image = frame.to_image()
-    if frame.rotation:  # filmed with a telephone held upright
-        image = image.rotate(frame.rotation, expand=True)
-    image.thumbnail((MAX_FRAME_SIDE_PIXELS, MAX_FRAME_SIDE_PIXELS))
-    return image
 
 
 def what_is(content: bytes) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, ImageError
 from ..layout import IMAGE_FILES
+from ..wording import quoted
 from .pipeline import ImageInputs
 
 if TYPE_CHECKING:
@@ -98,6 +99,6 @@ def _load_processor(folder: Path) -> Any:
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     except Exception as error:  # whatever it finds wrong is wrong with the folder
         raise CheckpointError(
-            f"{folder} has no image processor that can be read ({' or '.join(IMAGE_FILES)}), so it can't be shown "
-            f"images: {error}"
+            f"{quoted(folder)} has no image processor that can be read ({' or '.join(IMAGE_FILES)}), so it can't "
+            f"be shown images: {quoted(error)}"
         ) from error

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import io
 import struct
-import sys
 import zlib
 from collections.abc import Sequence
-from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import llm
 import pytest
-from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFile, ImageOps, PngImagePlugin
 
-from llm_diffusiongemma.chat import images
-from llm_diffusiongemma.chat.images import ATTACHMENT_TYPES, MAX_FRAMES, pictures
+from llm_diffusiongemma.chat import images, reading
+from llm_diffusiongemma.chat.images import ATTACHMENT_TYPES, pictures
 from llm_diffusiongemma.errors import ImageError
 
 RED = (220, 25, 25)
@@ -249,7 +248,7 @@ def halves(mode: str, size: tuple[int, int]) -> Image.Image:
 @pytest.fixture
 def little_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_SHOWN_PIXELS", 10_000)
-    monkeypatch.setattr(images, "STRIP_ROWS", 16)
+    monkeypatch.setattr(images, "STRIP_PIXELS", 5000)
 
 
 @pytest.mark.usefixtures("little_is_large")
@@ -341,191 +340,172 @@ def test_a_false_type_opens_no_odd_decoder() -> None:
         pictures(llm.Attachment(type="image/png", content=out.getvalue()))
 
 
-# --- videos ----------------------------------------------------------------------------------------------
-
-Times = Sequence[float]
+# --- what would cost too much ------------------------------------------------------------------------------
 
 
-def film(
-    times: Times,
-    container_format: str = "mp4",
-    codec: str = "mpeg4",
-    *,
-    codec_options: dict[str, str] | None = None,
-    format_options: dict[str, str] | None = None,
-    sound_seconds: float = 0,
-    key_frames: int = 12,
-) -> llm.Attachment:
-    """A video whose frames begin at these seconds; the n-th is of the shade n."""
-    av = pytest.importorskip("av", reason="needs the video extra")
-    out = io.BytesIO()
-    tick = Fraction(1, 1000)
-    with av.open(out, "w", format=container_format, options=format_options or {}) as container:
-        quickly = {"deadline": "realtime", "cpu-used": "8"} if codec.startswith("libvpx") else {}
-        stream = container.add_stream(codec, rate=10, options=codec_options or quickly)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.codec_context.time_base = tick
-        stream.codec_context.gop_size = key_frames
-        sound = (
-            container.add_stream("libopus" if container_format == "webm" else "aac", rate=48000)
-            if sound_seconds
-            else None
-        )
-        for number, seconds in enumerate(times):
-            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (shade(number),) * 3))
-            frame.pts, frame.time_base = round(seconds / tick), tick
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-        if sound is not None:
-            for number in range(int(sound_seconds * 50)):
-                silence = av.AudioFrame(
-                    format="fltp" if container_format != "webm" else "flt", layout="mono", samples=960
-                )
-                for plane in silence.planes:
-                    plane.update(bytes(plane.buffer_size))
-                silence.sample_rate, silence.pts, silence.time_base = 48000, number * 960, Fraction(1, 48000)
-                container.mux(sound.encode(silence))
-            container.mux(sound.encode())
-    kind = {"mov": "quicktime"}.get(container_format, container_format)
-    return llm.Attachment(type=f"video/{kind}", content=out.getvalue())
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def shade(number: int) -> int:
-    return 10 + number * 37 % 230
+def png_header(width: int, height: int, depth: int = 8, colour: int = RGB) -> bytes:
+    """The beginning of a PNG, as if its pixels followed."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"x")
 
 
-def assert_true(attachment: llm.Attachment, times: Times, expected: Sequence[float] | None = None) -> None:
-    """Each picture is the one that stands at its time stamp, and the stamps are those of the expected seconds."""
-    shown = pictures(attachment)
-    if expected is None:
-        expected = range(len(shown))
-    assert [picture.timestamp for picture in shown] == [f"{int(s) // 60:02}:{int(s) % 60:02}" for s in expected]
-    for picture, seconds in zip(shown, expected, strict=True):
-        standing = max(number for number, time in enumerate(times) if time - times[0] <= seconds + 1e-3)
-        got = picture.image.getpixel((30, 30))
-        assert abs(got[0] - shade(standing)) < 8, (picture.timestamp, got, shade(standing))  # type: ignore[index]
+def webp(kind: bytes, data: bytes) -> bytes:
+    data = kind + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", 4 + len(data)) + b"WEBP" + data
 
 
-FORMATS = [("mp4", "mpeg4"), ("mp4", "libx264"), ("mov", "mpeg4"), ("webm", "libvpx"), ("webm", "libvpx-vp9")]
-# Without a duration and an index: as a browser's MediaRecorder writes it.
-LIVE = {
-    "webm": {"live": "1"},
-    "mp4": {"movflags": "frag_keyframe+empty_moov"},
-    "mov": {"movflags": "frag_keyframe+empty_moov"},
-}
+def gif(screen: tuple[int, int], frame: tuple[int, int, int, int], extensions: bytes = b"") -> bytes:
+    begin = b"GIF89a" + struct.pack("<HH", *screen) + b"\x80\0\0" + bytes(6)
+    return begin + extensions + b"," + struct.pack("<HHHHB", *frame, 0) + b"\x02\x02\x44\x01\0;"
 
 
-@pytest.mark.parametrize("is_live", [False, True], ids=["", "live"])
-@pytest.mark.parametrize("start", [0, 20, 3700])
-@pytest.mark.parametrize(("container_format", "codec"), FORMATS)
-def test_time_stamps(container_format: str, codec: str, start: int, is_live: bool) -> None:
-    options = LIVE[container_format] if is_live else {}
-    evenly = [start + number / 2 for number in range(8)]
-    assert_true(film(evenly, container_format, codec, format_options=options), evenly, range(4))
-    slides = [start + 10 * number for number in range(4)]
-    assert_true(film(slides, container_format, codec, format_options=options), slides, range(31))
+def bmp(width: int, height: int, bits: int, packing: int = 0, data: bytes = b"") -> bytes:
+    """Packing 1 is by run lengths."""
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, packing, len(data), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + 1024 + len(data), 0, 0, 54 + 1024) + header + bytes(1024) + data
 
 
-@pytest.mark.parametrize("is_live", [False, True], ids=["", "live"])
-@pytest.mark.parametrize("key_frames", [1, 60])
-@pytest.mark.parametrize(("container_format", "codec"), FORMATS)
-def test_a_long_video_is_shown_from_end_to_end(
-    container_format: str, codec: str, key_frames: int, is_live: bool
+def jpeg(size: tuple[int, int], mode: str = "L", **how: Any) -> bytes:
+    content = attached(Image.new(mode, (16, 16)), "jpeg", **how).content
+    assert content is not None
+    return content.replace(struct.pack(">HH", 16, 16), struct.pack(">HH", size[1], size[0]), 1)
+
+
+LARGE = "16,38[34] × 16,38[34] pixels, too large: at most 89,478,485"
+TOO_LARGE = [
+    pytest.param("webp", webp(b"VP8L", b"\x2f" + struct.pack("<I", 0x0FFFFFFF) + bytes(5)), LARGE, id="WebP"),
+    pytest.param("webp", webp(b"VP8X", b"\x10\0\0\0" + b"\xff\x3f\0" * 2), LARGE, id="WebP's canvas"),
+    pytest.param("webp", webp(b"VP8 ", b"\x10\0\0\x9d\x01\x2a" + b"\xff\x3f" * 2), LARGE, id="WebP, lossy"),
+    pytest.param(
+        "webp",
+        webp(b"VP8L", b"\x2f" + struct.pack("<I", 4999 | 4999 << 14) + bytes(9)),
+        "takes 500 MB",
+        id="WebP, less large",
+    ),
+    pytest.param("gif", gif((65_535, 65_535), (0, 0, 1, 1)), "too many pixels: at most", id="GIF"),
+    pytest.param("gif", gif((9, 9), (60_000, 60_000, 9, 9)), "too many pixels: at most", id="GIF's frame"),
+    pytest.param("png", png_header(2, 44_739_242), "2 × 44,739,242 pixels, too long and narrow", id="narrow"),
+    pytest.param("png", png_header(44_739_242, 2, 1, GREY), "44,739,242 × 2 pixels, too long and", id="flat"),
+    pytest.param("png", png_header(65_536, 1000), "65,536 × 1,000 pixels, too long and narrow", id="wide"),
+    pytest.param(
+        "png", png_header(9000, 9000, 16, 6), "9,000 × 9,000 pixels, too large: .* at most 250", id="PNG"
+    ),
+    pytest.param(
+        "png", png_header(2**31 - 1, 2**31 - 1), "too many pixels|2,147,483,647", id="as large as can be"
+    ),
+    pytest.param("bmp", bmp(9000, 9000, 24), "9,000 × 9,000 pixels, too large", id="BMP"),
+    pytest.param(
+        "bmp", bmp(30_000, 1000, 8, 1, b"\0\2\xff\xff"), "30,000 × 1,000 pixels, too large", id="BMP, packed"
+    ),
+    pytest.param("jpeg", jpeg((65_500, 65_500)), "too many pixels: at most 178,956,970 in a JPEG", id="JPEG"),
+    pytest.param(
+        "jpeg",
+        jpeg((8000, 6000), "RGB", progressive=True, subsampling=0),
+        "8,000 × 6,000 pixels, too large: .*takes 3.. MB",
+        id="JPEG, progressive",
+    ),
+]
+
+
+@pytest.mark.parametrize(("file_format", "content", "message"), TOO_LARGE)
+def test_what_is_too_large_is_refused_by_its_header(
+    file_format: str, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five minutes, whether there is much that need not be decoded or nothing."""
-    times = [7 + number * 2 for number in range(150)]
-    options = LIVE[container_format] if is_live else {}
-    attachment = film(times, container_format, codec, key_frames=key_frames, format_options=options)
-    assert_true(attachment, times, [number * 298.1 / MAX_FRAMES for number in range(MAX_FRAMES)])
+    """With the size that it has and the one that it may have, and before a pixel is decoded."""
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=message):
+        pictures(llm.Attachment(type=f"image/{file_format}", content=content))
 
 
-@pytest.mark.parametrize("start", [0, 20])
-def test_a_recording_of_a_browser(start: int) -> None:
-    """Neither how long it is nor how long any of its frames is shown stands in it."""
-    for times in ([0, 10, 20, 30], [number / 10 for number in range(45)], [0, 0.03, 0.06, 5, 5.1]):
-        times = [start + time for time in times]
-        content = film(times, "webm", "libvpx", format_options=LIVE["webm"]).content
-        assert content is not None
-        at = content.index(b"\x23\xe3\x83\x84")  # the default duration: four bytes
-        content = content[:at] + b"\xec\x86" + bytes(6) + content[at + 8 :]  # and the same space without a meaning
-        attachment = llm.Attachment(type="video/webm", content=content)
-        assert_true(attachment, times)
-        assert len(pictures(attachment)) == int(times[-1] - start) + 1
+@pytest.mark.parametrize(
+    ("file_format", "content"),
+    [
+        pytest.param(
+            "png",
+            png_header(8, 8)[:33] + chunk(b"teSt", b"") * 500 + chunk(b"IDAT", zlib.compress(bytes(25 * 8))),
+            id="chunks of a PNG",
+        ),
+        pytest.param("gif", gif((8, 8), (0, 0, 8, 8), b"!\xfe" + b"\x01a" * 500 + b"\0"), id="words of a note"),
+        pytest.param("gif", gif((8, 8), (0, 0, 8, 8), b"!\xfe\x01a\0" * 500), id="notes of a GIF"),
+        pytest.param(
+            "jpeg", jpeg((16, 16)).replace(b"\xff\xdb", b"\xff\xe5\0\2" * 500 + b"\xff\xdb", 1), id="a JPEG"
+        ),
+        pytest.param("bmp", bmp(64, 64, 8, 1, b"\1\1" * 500), id="runs of a BMP"),
+    ],
+)
+def test_no_end_of_small_parts(file_format: str, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them takes Pillow a while, and of some it keeps a note."""
+    monkeypatch.setattr(reading, "MAX_READS", 400)
+    with pytest.raises(ImageError, match="is made of more than 400 parts"):
+        pictures(llm.Attachment(type=f"image/{file_format}", content=content))
 
 
-def test_a_video_of_hours() -> None:
-    """Minutes run on beyond an hour, as transformers writes them."""
-    times = [number * 300 for number in range(24)]
-    shown = pictures(film(times, "mp4"))
-    assert shown[-1].timestamp == "113:05"
-    assert_true(film(times, "mp4"), times, [number * (23 * 300 + 0.1) / 60 for number in range(60)])
+@pytest.mark.parametrize("file_format", ["png", "jpeg", "webp", "gif", "bmp"])
+def test_what_takes_too_long(file_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_SECONDS", -1)
+    monkeypatch.setattr(reading, "READS_BETWEEN_CHECKS", 1)
+    with pytest.raises(ImageError, match="seconds to read"):
+        pictures(attached(Image.new("RGB", (16, 16)), file_format))
 
 
-@pytest.mark.parametrize("container_format", ["mp4", "mov"])
-def test_frames_that_are_decoded_in_another_order(container_format: str) -> None:
-    """B-frames, whose durations MP4 mixes up."""
-    for times in ([number / 2 for number in range(20)], [number * 10 for number in range(5)], [0, 1, 5, 6, 7, 20]):
-        attachment = film(times, container_format, "libx264", codec_options={"bf": "3", "b-adapt": "0"})
-        assert_true(attachment, times)
-        assert len(pictures(attachment)) == int(times[-1]) + 1
+def test_a_jpeg_with_no_end_of_scans() -> None:
+    """Each of them is a few bytes, and goes through the whole picture once more."""
+    content = jpeg((1600, 1600), "RGB", progressive=True)
+    second = content.index(b"\xff\xda", content.index(b"\xff\xda") + 2)
+    third = content.index(b"\xff\xda", second + 2)
+    content = content[:second] + content[second:third] * 1000 + content[second:]
+    with pytest.raises(ImageError, match=r"1,600 × 1,600 pixels in 1,0\d\d scans, which takes too long"):
+        pictures(llm.Attachment(type="image/jpeg", content=content))
 
 
-@pytest.mark.parametrize(("container_format", "codec"), FORMATS)
-def test_a_single_frame(container_format: str, codec: str) -> None:
-    assert_true(film([5], container_format, codec), [5], [0])
+@pytest.mark.parametrize(("share", "expected"), [(1, (1200, 900)), (0.6, (600, 450)), (0.01, None)])
+def test_a_jpeg_is_decoded_as_large_as_memory_allows(
+    share: float, expected: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not smaller than a model looks at it: `MAX_SHOWN_PIXELS` is four times that."""
+    monkeypatch.setattr(images, "MAX_SHOWN_PIXELS", 1_000_000)
+    monkeypatch.setattr(images, "MAX_DECODING_BYTES", share * 2 * 4 * 1200 * 900)
+    attachment = attached(Image.new("RGB", (1200, 900)), "jpeg")
+    if expected is None:
+        with pytest.raises(ImageError, match="too large"):
+            pictures(attachment)
+        return
+    decoded = []
+    reduce = images._reduced
+    monkeypatch.setattr(images, "_reduced", lambda image: decoded.append(image.size) or reduce(image))
+    pictures(attachment)
+    assert decoded == [expected]
 
 
-@pytest.mark.parametrize("container_format", ["mp4", "webm"])
-def test_sound_that_goes_on_behind_the_pictures(container_format: str) -> None:
-    times = [0, 0.5, 1, 1.5]
-    codec = "libvpx" if container_format == "webm" else "mpeg4"
-    assert_true(film(times, container_format, codec, sound_seconds=6), times, range(2))
+# --- where attachments come from ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("container_format", ["mp4", "mov"])
-def test_what_an_edit_list_cuts_away(container_format: str) -> None:
-    """Its frames are in the file, and the first that is shown can't be decoded without them."""
-    times = [number / 2 - 2.5 for number in range(13)]
-    attachment = film(
-        times, container_format, "libx264", codec_options={"sc_threshold": "0", "bf": "0"}, key_frames=99
-    )
-    av = pytest.importorskip("av")
-    with av.open(io.BytesIO(attachment.content)) as container:
-        assert sum(packet.is_discard for packet in container.demux(video=0)) > 2
-    shown = pictures(attachment)
-    assert [picture.timestamp for picture in shown] == ["00:00", "00:01", "00:02", "00:03"]
-    greys = [picture.image.getpixel((30, 30))[0] for picture in shown]  # type: ignore[index]
-    assert all(abs(grey - shade(5 + 2 * second)) < 8 for second, grey in enumerate(greys)), greys
+@pytest.mark.parametrize("name", ["\x1b]52;c;aGk=\x07.png", "\u202egnp.exe", "two\nlines.png", "long" * 500])
+@pytest.mark.parametrize("where", ["path", "url", "type"])
+def test_names_are_quoted(name: str, where: str) -> None:
+    attachment = llm.Attachment(**{"type": "image/png", where: name})
+    with pytest.raises(ImageError) as caught:
+        pictures(attachment)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 1200
 
 
-def test_a_picture_that_stands_for_long_is_held_once() -> None:
-    shown = pictures(film([0, 10, 20, 30]))
-    assert len(shown) == 31
-    assert len({id(picture.image) for picture in shown}) == 4
+@pytest.mark.parametrize("kind", ["image/png", "video/mp4"])
+def test_nothing_in_it(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    for attachment in (llm.Attachment(type=kind, path=str(tmp_path / "empty")), llm.Attachment(type=kind)):
+        with pytest.raises(ImageError, match="is empty"):
+            pictures(attachment)
 
 
-def test_a_broken_video() -> None:
-    attachment = film([0, 1, 2])
-    assert attachment.content is not None
-    with pytest.raises(ImageError, match="is no video"):
-        pictures(llm.Attachment(type="video/mp4", content=attachment.content[:200]))
-
-
-def test_a_recording_that_breaks_off() -> None:
-    """What has arrived of it is shown."""
-    times = [number / 2 for number in range(40)]
-    attachment = film(times, "webm", "libvpx", format_options=LIVE["webm"])
-    assert attachment.content is not None
-    shown = pictures(llm.Attachment(type="video/webm", content=attachment.content[: len(attachment.content) // 2]))
-    assert 5 < len(shown) < 15
-
-
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ImageError, match=r"install .*\[video\]"):
-        pictures(llm.Attachment(type="video/mp4", content=b"any"))
-
-
-def test_frames_are_no_larger_than_the_model_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_FRAME_SIDE_PIXELS", 16)
-    assert pictures(film([0]))[0].image.size == (16, 12)
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="has no file without an end")
+@pytest.mark.parametrize("kind", ["image/png", "video/mp4"])
+def test_a_file_without_an_end(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 1_000_000)
+    with pytest.raises(ImageError, match="/dev/zero is larger than 1 MB"):
+        pictures(llm.Attachment(type=kind, path="/dev/zero"))
