@@ -260,10 +260,10 @@ def test_another_model(model_type: str | None, checkpoint: Path) -> None:
     refused(checkpoint, f"model of type {model_type!r}, and this plugin runs 'diffusion_gemma' only")
 
 
-def test_a_config_that_transformers_refuses(checkpoint: Path) -> None:
+def test_a_config_with_a_value_of_another_kind(checkpoint: Path) -> None:
     text_config = json.loads((checkpoint / "config.json").read_text())["text_config"]
     change_json(checkpoint / "config.json", text_config={**text_config, "hidden_size": "wide"})
-    refused(checkpoint, "transformers can't load .*hidden_size")
+    refused(checkpoint, "config.json can't be right: text_config.hidden_size is 'wide'")
 
 
 @pytest.mark.parametrize("method", ["compressed-tensors", "modelopt", "fp8"])
@@ -295,7 +295,7 @@ def test_a_missing_shard(sharded: Path) -> None:
 @pytest.mark.parametrize("index", ["{", "{}", '{"weight_map": {}}'])
 def test_an_index_without_weights(index: str, sharded: Path) -> None:
     (sharded / "model.safetensors.index.json").write_text(index)
-    refused(sharded, r"index\.json (can't be read as JSON|has no weight_map)")
+    refused(sharded, r"index\.json can't be (read as JSON|right: it has no weight_map|right: weight_map is \{\})")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, 0.5, 0.999])
