@@ -18,6 +18,7 @@ from llm import Attachment, ToolResult
 from llm.parts import AttachmentPart, Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
 from ..errors import CheckpointError, PromptError
+from ..wording import quoted
 from .images import Picture, pictures, what_is
 from .output import THOUGHT_LABEL, THOUGHT_OPENS
 from .tokenizer import ChatTokenizer, control_tokens
@@ -337,7 +338,7 @@ class PromptEncoder:
             )
         except Exception as error:  # a template may do with its input what it likes
             raise CheckpointError(
-                f"The checkpoint's chat template can't render this conversation: {error}"
+                f"The checkpoint's chat template can't render this conversation: {quoted(error)}"
             ) from error
         assert isinstance(rendered, str)
         return rendered

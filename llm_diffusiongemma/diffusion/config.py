@@ -80,26 +80,26 @@ class TextConfig(Document):
 
     @model_validator(mode="after")
     def _is_of_one_piece(self) -> TextConfig:
-        _refuse_unless(self.top_k_experts <= self.num_experts, "top_k_experts must be at most num_experts")
+        refuse_unless(self.top_k_experts <= self.num_experts, "top_k_experts must be at most num_experts")
         for name in ("pad_token_id", "bos_token_id"):
-            _refuse_unless((getattr(self, name) or 0) < self.vocab_size, f"{name} must be below vocab_size")
+            refuse_unless((getattr(self, name) or 0) < self.vocab_size, f"{name} must be below vocab_size")
         kinds = self.layer_types or [
             "full_attention" if i % 6 == 5 else "sliding_attention" for i in range(self.num_hidden_layers)
         ]
-        _refuse_unless(len(kinds) == self.num_hidden_layers, "layer_types must name each of num_hidden_layers")
-        _refuse_unless(kinds[-1] == "full_attention", "the last of layer_types must be full_attention")
+        refuse_unless(len(kinds) == self.num_hidden_layers, "layer_types must name each of num_hidden_layers")
+        refuse_unless(kinds[-1] == "full_attention", "the last of layer_types must be full_attention")
         sizes = {
             kind: {self._layer_sizes(i, kind) for i, each in enumerate(kinds) if each == kind} for kind in kinds
         }
-        _refuse_unless(
+        refuse_unless(
             all(len(each) == 1 for each in sizes.values()),
             "per_layer_config must say the same of all layers of a type",
         )
-        _refuse_unless(
+        refuse_unless(
             all(self.num_attention_heads % heads == 0 for each in sizes.values() for _, heads in each),
             "num_attention_heads must be a multiple of the key and value heads",
         )
-        _refuse_unless(
+        refuse_unless(
             all(int(index) < self.num_hidden_layers for index in self.per_layer_config or ()),
             "per_layer_config must be of layers that there are",
         )
@@ -142,7 +142,7 @@ class VisionConfig(Document):
 
     @model_validator(mode="after")
     def _is_of_one_piece(self) -> VisionConfig:
-        _refuse_unless(
+        refuse_unless(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "num_attention_heads must be a multiple of num_key_value_heads",
         )
@@ -166,7 +166,7 @@ class NetworkConfig(Document):
     def _is_of_one_piece(self) -> NetworkConfig:
         for name in ("boi_token_id", "eoi_token_id", "image_token_id"):
             token_id = getattr(self, name)
-            _refuse_unless(token_id < self.text_config.vocab_size, f"{name} {token_id} must be below vocab_size")
+            refuse_unless(token_id < self.text_config.vocab_size, f"{name} {token_id} must be below vocab_size")
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -253,6 +253,7 @@ def read_generation_settings(folder: Path, vocab_size: int) -> GenerationSetting
     return settings
 
 
-def _refuse_unless(condition: bool, rule: str) -> None:
+def refuse_unless(condition: bool, rule: str) -> None:
+    """For validators: what contradicts itself is no value of the schema."""
     if not condition:
         raise PydanticCustomError("contradiction", "{rule}", {"rule": rule})
