@@ -21,6 +21,7 @@ from ..errors import CheckpointError, PromptError
 from ..wording import quoted
 from .images import Picture, pictures, what_is
 from .output import THOUGHT_LABEL, THOUGHT_OPENS
+from .template import ChatTemplate
 from .tokenizer import ChatTokenizer, control_tokens
 
 TemplateMessage = dict[str, Any]
@@ -266,6 +267,7 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens_map)
         self._control_ids = {token: token_id for token_id, token in control_tokens(tokenizer).items()}
         # Longest first, so that no token hides one that it begins.
         alternatives = sorted(map(re.escape, self._control_ids), key=len, reverse=True)
@@ -329,19 +331,11 @@ class PromptEncoder:
 
     def _render(self, messages: list[TemplateMessage], tools: list[dict[str, Any]], thinking: bool) -> str:
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                messages,
-                tools=tools or None,
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=thinking,
-            )
+            return self._template.render(messages, tools=tools, enable_thinking=thinking)
         except Exception as error:  # a template may do with its input what it likes
             raise CheckpointError(
                 f"The checkpoint's chat template can't render this conversation: {quoted(error)}"
             ) from error
-        assert isinstance(rendered, str)
-        return rendered
 
     def _plain(self, text: str, breaker: str) -> list[int]:
         # Both sides of a broken marker are tokenised apart, so that they can't become one again.

@@ -15,14 +15,14 @@ class ChatTokenizer(Protocol):
 
     added_tokens_decoder: dict[int, Any]
     backend_tokenizer: Any
+    chat_template: str
+    special_tokens_map: dict[str, str]
 
     def get_vocab(self) -> dict[str, int]: ...
 
     def encode(self, text: str, **kwargs: Any) -> list[int]: ...
 
     def decode(self, token_ids: list[int], **kwargs: Any) -> str | list[str]: ...
-
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
 
 
 # Rows of Gemma's vocabulary that stand for nothing; not all of them are flagged as special.

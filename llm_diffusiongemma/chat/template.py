@@ -1,0 +1,302 @@
+"""A checkpoint's chat template, which is a program of a stranger: rendered in jinja2's sandbox, and within bounds.
+
+What a template sees and what it may call is as with transformers' `apply_chat_template`, but for what makes a long
+text of a short one by a number (padding, formatting). Time, numbers and texts are bounded at every place where a
+template can repeat something: loops, calls, operators, output.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+# Far above what a context of a million tokens takes.
+MAX_SECONDS = 20.0
+MAX_CHARACTERS = 50_000_000
+MAX_NUMBER_BITS = 1024
+MAX_INDENT = 16
+
+BUDGET = "budget of this rendering"
+
+# They pad, repeat or format by a number, and no chat template needs them.
+LENGTHENING_FILTERS = ("batch", "center", "format", "indent", "slice", "urlize", "wordwrap", "xmlattr")
+LENGTHENING_METHODS = frozenset(
+    {"center", "expandtabs", "format", "format_map", "ljust", "rjust", "to_bytes", "translate", "zfill"}
+)
+
+
+class _Budget:
+    """What one rendering may still take. Raises `SecurityError`."""
+
+    def __init__(self) -> None:
+        self._ends = time.monotonic() + MAX_SECONDS
+        self._characters = MAX_CHARACTERS
+
+    def tick(self) -> None:
+        if time.monotonic() > self._ends:
+            raise SecurityError(f"it takes longer than {MAX_SECONDS:.0f} seconds")
+
+    def write(self, value: object) -> None:
+        self.tick()
+        if isinstance(value, str):
+            self._characters -= len(value)
+        if self._characters < 0:
+            raise SecurityError(f"it writes more than {MAX_CHARACTERS:,} characters")
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_CHARACTERS:
+        raise SecurityError(f"it makes a text or a list longer than {MAX_CHARACTERS:,}")
+
+
+def _budget(context: Context) -> _Budget:
+    # Of what the rendering began with: a template can't set it.
+    budget = context.parent[BUDGET]
+    assert isinstance(budget, _Budget)
+    return budget
+
+
+@jinja2.pass_context
+def _write(context: Context, value: Any) -> Any:
+    _budget(context).write(value)
+    return value
+
+
+@jinja2.pass_context
+def _each(context: Context, items: Iterable[Any]) -> Any:
+    """What a loop goes over."""
+    budget = _budget(context)
+
+    def ticking() -> Iterator[Any]:
+        for item in items:
+            budget.tick()
+            yield item
+
+    # A sequence stays one: a loop may ask for its length. Each item of it has been paid for.
+    budget.tick()
+    return _Ticking(items, ticking) if isinstance(items, Sequence) else ticking()
+
+
+class _Ticking(Sequence[Any]):
+    def __init__(self, items: Sequence[Any], iterate: Callable[[], Iterator[Any]]) -> None:
+        self._items = items
+        self._iterate = iterate
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._items[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._iterate()
+
+
+@jinja2.pass_context
+def _concatenate(context: Context, *values: Any) -> str:
+    texts = [str(value) for value in values]
+    _check_length(sum(map(len, texts)))
+    _budget(context).tick()
+    return "".join(texts)
+
+
+def _replace(value: Any, old: Any, new: Any, count: int | None = None) -> str:
+    text, old, new = str(value), str(old), str(new)
+    _check_length(len(text) + (text.count(old) + 1) * len(new))
+    return text.replace(old, new, -1 if count is None else count)
+
+
+def _join(separator: Any, items: Iterable[Any]) -> str:
+    texts = [str(item) for item in items]
+    _check_length(sum(map(len, texts)) + len(texts) * len(str(separator)))
+    return str(separator).join(texts)
+
+
+@jinja2.pass_environment
+def _join_filter(
+    environment: jinja2.Environment, items: Iterable[Any], d: str = "", attribute: str | int | None = None
+) -> str:
+    if attribute is not None:
+        items = map(jinja2.filters.make_attrgetter(environment, attribute), items)
+    return _join(d, items)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    if indent is not None and (not isinstance(indent, int) or indent > MAX_INDENT):
+        raise SecurityError(f"it indents by more than {MAX_INDENT}")
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: Any) -> None:
+    raise TemplateError(str(message))
+
+
+class _PublicNamespace(Namespace):
+    """A template's variables, none of which is of Python's own."""
+
+    def __init__(self, *args: Any, **values: Any) -> None:
+        super().__init__(_public(dict(*args, **values)))
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _public({name: value})
+        super().__setitem__(name, value)
+
+
+def _public(values: dict[str, Any]) -> dict[str, Any]:
+    if any(str(name).startswith("_") for name in values):
+        raise SecurityError("it sets a name that begins with an underscore")
+    return values
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what a model wrote, for training. Here it is only what stands in it."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, loopcontrols],
+            # Nothing is computed while compiling, where nothing is bounded.
+            optimized=False,
+            finalize=_write,
+        )
+        for name in LENGTHENING_FILTERS:
+            del self.filters[name]
+        self.filters |= {"tojson": _to_json, "replace": _replace, "join": _join_filter}
+        del self.globals["lipsum"]
+        self.globals |= {
+            "dict": dict,
+            "namespace": _PublicNamespace,
+            "raise_exception": _raise_exception,
+            "strftime_now": lambda form: datetime.now().strftime(form),
+        }
+
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+        """jinja2's hook between parsing and compiling: loops and `~` go through functions of ours."""
+        for loop in source.find_all(nodes.For):
+            loop.iter = _call(_each, [loop.iter])
+        _replace_concatenations(source)
+        source.set_environment(self)
+        return super()._generate(source, *args, **kwargs)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return attr not in LENGTHENING_METHODS and super().is_safe_attribute(obj, attr, value)
+
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        _budget(context).tick()
+        text, method = getattr(obj, "__self__", None), getattr(obj, "__name__", None)
+        if isinstance(text, str) and method in ("replace", "join"):
+            return (_replace if method == "replace" else _join)(text, *args, **kwargs)
+        return super().call(context, obj, *args, **kwargs)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        _budget(context).tick()
+        if operator == "%" and isinstance(left, str):
+            raise SecurityError("it formats a text with %")
+        if operator == "+" and _length(left) is not None and _length(right) is not None:
+            _check_length((_length(left) or 0) + (_length(right) or 0))
+        if operator == "*":
+            for items, times in ((left, right), (right, left)):
+                if _length(items) is not None and isinstance(times, int):
+                    _check_length((_length(items) or 0) * times)
+            _check_bits(_bits(left) + _bits(right))
+        if operator == "**":
+            _check_bits(_bits(left) * right if isinstance(right, int) else 0)
+        return super().call_binop(context, operator, left, right)
+
+
+def _length(value: Any) -> int | None:
+    return len(value) if isinstance(value, (str, list, tuple)) else None
+
+
+def _bits(value: Any) -> int:
+    return value.bit_length() if isinstance(value, int) else 0
+
+
+def _check_bits(bits: int) -> None:
+    if bits > MAX_NUMBER_BITS:
+        raise SecurityError(f"it makes a number of more than {MAX_NUMBER_BITS:,} bits")
+
+
+def _call(function: Callable[..., Any], arguments: list[Any]) -> nodes.Call:
+    """An expression that calls a function of ours, which no template can name."""
+    name = nodes.ImportedName(f"{__name__}.{function.__name__}")
+    return nodes.Call(name, arguments, [], None, None)
+
+
+def _replace_concatenations(node: nodes.Node) -> None:
+    for field, value in list(node.iter_fields()):
+        children = value if isinstance(value, list) else [value]
+        for child in children:
+            if isinstance(child, nodes.Node):
+                _replace_concatenations(child)
+        changed = [
+            _call(_concatenate, child.nodes) if isinstance(child, nodes.Concat) else child for child in children
+        ]
+        setattr(node, field, changed if isinstance(value, list) else changed[0])
+
+
+ENVIRONMENT = _Environment()
+
+
+class ChatTemplate:
+    """A template and the names of special tokens that it may write."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, Any]) -> None:
+        self._source = source
+        self._special_tokens = {name: str(token) for name, token in special_tokens.items()}
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        return ENVIRONMENT.from_string(self._source)
+
+    def render(
+        self, messages: Sequence[dict[str, Any]], *, tools: list[dict[str, Any]] | None, enable_thinking: bool
+    ) -> str:
+        """The prompt, ready for the model's turn. Raises whatever the template may."""
+        values = {
+            **self._special_tokens,
+            "messages": [_as_templates_read(message) for message in messages],
+            "tools": tools or None,
+            "documents": None,
+            "add_generation_prompt": True,
+            "enable_thinking": enable_thinking,
+            BUDGET: _Budget(),
+        }
+        return self._template.render(values)
+
+
+def _as_templates_read(message: dict[str, Any]) -> dict[str, Any]:
+    """Without what is None, and with the thought under both of its names."""
+    present = {key: value for key, value in message.items() if value is not None}
+    thought = present.get("reasoning_content")
+    return present if thought is None else {"thinking": thought, **present}
