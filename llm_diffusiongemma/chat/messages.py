@@ -331,7 +331,12 @@ class PromptEncoder:
 
     def _render(self, messages: list[TemplateMessage], tools: list[dict[str, Any]], thinking: bool) -> str:
         try:
-            return self._template.render(messages, tools=tools, enable_thinking=thinking)
+            size = sum(map(len, _texts([messages, tools])))
+            rendered = self._template.render(
+                messages, tools=tools, enable_thinking=thinking, input_characters=size
+            )
+            rendered.encode()  # a template may write halves of surrogate pairs
+            return rendered
         except Exception as error:  # a template may do with its input what it likes
             raise CheckpointError(
                 f"The checkpoint's chat template can't render this conversation: {quoted(error)}"

@@ -18,16 +18,20 @@ import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-# Far above what a context of a million tokens takes.
+# Far above what a template takes for any conversation, whose own length comes on top.
 MAX_SECONDS = 20.0
-MAX_CHARACTERS = 50_000_000
+MAX_CHARACTERS = 10_000_000
+TIMES_ITS_INPUT = 8
+MAX_ITEMS = 1_000_000
 MAX_NUMBER_BITS = 1024
 MAX_INDENT = 16
+MAX_TIME_FORMAT = 100
 
 BUDGET = "budget of this rendering"
 
@@ -41,9 +45,10 @@ LENGTHENING_METHODS = frozenset(
 class _Budget:
     """What one rendering may still take. Raises `SecurityError`."""
 
-    def __init__(self) -> None:
+    def __init__(self, input_characters: int) -> None:
         self._ends = time.monotonic() + MAX_SECONDS
-        self._characters = MAX_CHARACTERS
+        self._longest = MAX_CHARACTERS + TIMES_ITS_INPUT * input_characters
+        self._left = self._longest
 
     def tick(self) -> None:
         if time.monotonic() > self._ends:
@@ -52,14 +57,19 @@ class _Budget:
     def write(self, value: object) -> None:
         self.tick()
         if isinstance(value, str):
-            self._characters -= len(value)
-        if self._characters < 0:
-            raise SecurityError(f"it writes more than {MAX_CHARACTERS:,} characters")
+            self._left -= len(value)
+        if self._left < 0:
+            raise SecurityError(f"it writes more than {self._longest:,} characters")
 
+    def make_text(self, length: int) -> None:
+        self.tick()
+        if length > self._longest:
+            raise SecurityError(f"it makes a text of more than {self._longest:,} characters")
 
-def _check_length(length: int) -> None:
-    if length > MAX_CHARACTERS:
-        raise SecurityError(f"it makes a text or a list longer than {MAX_CHARACTERS:,}")
+    def make_list(self, length: int) -> None:
+        self.tick()
+        if length > MAX_ITEMS:
+            raise SecurityError(f"it makes a list of more than {MAX_ITEMS:,}")
 
 
 def _budget(context: Context) -> _Budget:
@@ -108,30 +118,24 @@ class _Ticking(Sequence[Any]):
 @jinja2.pass_context
 def _concatenate(context: Context, *values: Any) -> str:
     texts = [str(value) for value in values]
-    _check_length(sum(map(len, texts)))
-    _budget(context).tick()
+    _budget(context).make_text(sum(map(len, texts)))
     return "".join(texts)
 
 
-def _replace(value: Any, old: Any, new: Any, count: int | None = None) -> str:
+@jinja2.pass_context
+def _replace(context: Context, value: Any, old: Any, new: Any, count: int | None = None) -> str:
     text, old, new = str(value), str(old), str(new)
-    _check_length(len(text) + (text.count(old) + 1) * len(new))
+    _budget(context).make_text(len(text) + text.count(old) * len(new))
     return text.replace(old, new, -1 if count is None else count)
 
 
-def _join(separator: Any, items: Iterable[Any]) -> str:
-    texts = [str(item) for item in items]
-    _check_length(sum(map(len, texts)) + len(texts) * len(str(separator)))
-    return str(separator).join(texts)
-
-
-@jinja2.pass_environment
-def _join_filter(
-    environment: jinja2.Environment, items: Iterable[Any], d: str = "", attribute: str | int | None = None
-) -> str:
+@jinja2.pass_context
+def _join(context: Context, items: Iterable[Any], d: Any = "", attribute: str | int | None = None) -> str:
     if attribute is not None:
-        items = map(jinja2.filters.make_attrgetter(environment, attribute), items)
-    return _join(d, items)
+        items = map(make_attrgetter(context.environment, attribute), items)
+    texts = [str(item) for item in items]
+    _budget(context).make_text(sum(map(len, texts)) + len(texts) * len(str(d)))
+    return str(d).join(texts)
 
 
 def _to_json(
@@ -144,6 +148,12 @@ def _to_json(
     if indent is not None and (not isinstance(indent, int) or indent > MAX_INDENT):
         raise SecurityError(f"it indents by more than {MAX_INDENT}")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _time_now(form: str) -> str:
+    if len(form) > MAX_TIME_FORMAT:
+        raise SecurityError("it writes the time in too many words")
+    return datetime.now().strftime(form)
 
 
 def _raise_exception(message: Any) -> None:
@@ -191,13 +201,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         )
         for name in LENGTHENING_FILTERS:
             del self.filters[name]
-        self.filters |= {"tojson": _to_json, "replace": _replace, "join": _join_filter}
+        self.filters |= {"tojson": _to_json, "replace": _replace, "join": _join}
         del self.globals["lipsum"]
         self.globals |= {
             "dict": dict,
             "namespace": _PublicNamespace,
             "raise_exception": _raise_exception,
-            "strftime_now": lambda form: datetime.now().strftime(form),
+            "strftime_now": _time_now,
         }
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
@@ -211,31 +221,33 @@ class _Environment(ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         return attr not in LENGTHENING_METHODS and super().is_safe_attribute(obj, attr, value)
 
+    def wrap_str_format(self, value: Any) -> None:
+        """A text's own `format` is no exception among `LENGTHENING_METHODS`."""
+
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         _budget(context).tick()
         text, method = getattr(obj, "__self__", None), getattr(obj, "__name__", None)
-        if isinstance(text, str) and method in ("replace", "join"):
-            return (_replace if method == "replace" else _join)(text, *args, **kwargs)
+        if isinstance(text, str) and method == "replace":
+            return _replace(context, text, *args, **kwargs)
+        if isinstance(text, str) and method == "join":
+            return _join(context, args[0], text)
         return super().call(context, obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        _budget(context).tick()
+        budget = _budget(context)
+        budget.tick()
         if operator == "%" and isinstance(left, str):
             raise SecurityError("it formats a text with %")
-        if operator == "+" and _length(left) is not None and _length(right) is not None:
-            _check_length((_length(left) or 0) + (_length(right) or 0))
+        if operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
+            (budget.make_text if isinstance(left, str) else budget.make_list)(len(left) + len(right))
         if operator == "*":
             for items, times in ((left, right), (right, left)):
-                if _length(items) is not None and isinstance(times, int):
-                    _check_length((_length(items) or 0) * times)
+                if isinstance(items, (str, list, tuple)) and isinstance(times, int):
+                    (budget.make_text if isinstance(items, str) else budget.make_list)(len(items) * times)
             _check_bits(_bits(left) + _bits(right))
-        if operator == "**":
-            _check_bits(_bits(left) * right if isinstance(right, int) else 0)
+        if operator == "**" and isinstance(right, int):
+            _check_bits(_bits(left) * right)
         return super().call_binop(context, operator, left, right)
-
-
-def _length(value: Any) -> int | None:
-    return len(value) if isinstance(value, (str, list, tuple)) else None
 
 
 def _bits(value: Any) -> int:
@@ -280,9 +292,17 @@ class ChatTemplate:
         return ENVIRONMENT.from_string(self._source)
 
     def render(
-        self, messages: Sequence[dict[str, Any]], *, tools: list[dict[str, Any]] | None, enable_thinking: bool
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]],
+        enable_thinking: bool,
+        input_characters: int,
     ) -> str:
-        """The prompt, ready for the model's turn. Raises whatever the template may."""
+        """The prompt, ready for the model's turn. Raises whatever the template may.
+
+        `input_characters` are those of the messages and tools.
+        """
         values = {
             **self._special_tokens,
             "messages": [_as_templates_read(message) for message in messages],
@@ -290,7 +310,7 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": True,
             "enable_thinking": enable_thinking,
-            BUDGET: _Budget(),
+            BUDGET: _Budget(input_characters),
         }
         return self._template.render(values)
 
