@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from ..documents import Document, DocumentError, conform, parse_object
 from ..errors import CheckpointError, FileAccessError
@@ -64,6 +64,9 @@ class _AddedToken(Document):
 
 
 class _AddedTokenWithId(_AddedToken):
+    # The library prints the names of what it does not know.
+    model_config = ConfigDict(extra="forbid")
+
     id: TokenId
 
 

@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 # Far above what a template takes for any conversation, whose own length comes on top.
-MAX_SECONDS = 20.0
+MAX_SECONDS = 10.0
 MAX_CHARACTERS = 10_000_000
 TIMES_ITS_INPUT = 8
 MAX_ITEMS = 1_000_000
