@@ -7,6 +7,7 @@ them leads out of the folder.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import stat
 from collections.abc import Iterable
@@ -65,25 +66,32 @@ def is_here(file: Path) -> bool:
 
     Raises `FileAccessError` where that can't be told: what may not be looked at is not missing.
     """
-    try:
-        status = file.stat()
-    except OSError as error:
-        if error.errno in NOT_THERE:
-            return False
-        raise unreadable(file, error) from error
-    except ValueError:  # a NUL in the name
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size > 0
+    status = _status(file)
+    return status is not None and stat.S_ISREG(status.st_mode) and status.st_size > 0
 
 
 def is_file(file: Path) -> bool:
     """The same, also of one with nothing in it, which is damaged and not missing. Raises `FileAccessError`."""
+    status = _status(file)
+    return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def is_folder(folder: Path) -> bool:
+    """Raises `FileAccessError` where that can't be told."""
+    status = _status(folder)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def _status(place: Path) -> os.stat_result | None:
+    """None if there is nothing. Raises `FileAccessError`."""
     try:
-        return stat.S_ISREG(file.stat().st_mode)
+        return place.stat()
     except OSError as error:
         if error.errno in NOT_THERE:
-            return False
-        raise unreadable(file, error) from error
+            return None
+        raise unreadable(place, error) from error
+    except ValueError:  # a NUL in the name
+        return None
 
 
 def weights_among(names: Iterable[str]) -> set[str]:
@@ -208,6 +216,15 @@ def read_bytes(file: Path) -> bytes:
             f"{quoted(file)} has more than {limit:,} bytes, as no such file has: replace it by a whole copy."
         )
     return content
+
+
+def read_start(file: Path, size: int) -> bytes:
+    """The first bytes of a large file that is there. Raises `FileAccessError`."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(size)
+    except OSError as error:
+        raise unreadable(file, error) from error
 
 
 def unreadable(file: Path, error: OSError) -> FileAccessError:

@@ -37,6 +37,14 @@ class _Rope(Document):
     rope_theta: Positive
     partial_rotary_factor: float = Field(default=1.0, gt=0, le=1)
 
+    @model_validator(mode="after")
+    def _is_of_one_piece(self) -> _Rope:
+        refuse_unless(
+            self.rope_type == "proportional" or self.partial_rotary_factor == 1,
+            "only rope_type proportional has a partial_rotary_factor",
+        )
+        return self
+
 
 class _RopeByLayerType(Document):
     sliding_attention: _Rope
@@ -63,7 +71,7 @@ class TextConfig(Document):
     num_global_key_value_heads: Count | None = None
     per_layer_config: dict[LayerIndex, _LayerSizes] | None = None
     layer_types: list[LayerType] | None = None
-    sliding_window: int = Field(default=512, ge=1, le=1 << 24)
+    sliding_window: int = Field(default=512, ge=2, le=1 << 24)
     max_position_embeddings: int = Field(default=131_072, ge=1, le=1 << 30)
     rope_parameters: _RopeByLayerType | None = None
     hidden_activation: Activation = "gelu_pytorch_tanh"

@@ -26,9 +26,20 @@ from ..errors import (
     DeviceError,
     DeviceMemoryError,
     DiffusionGemmaError,
+    FileAccessError,
     NoGpuError,
 )
-from ..layout import CONFIG_FILE, GENERATION_FILE, INDEX_FILE, WEIGHTS_FILE, is_file, unreadable, weight_names
+from ..layout import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    is_file,
+    is_folder,
+    read_start,
+    unreadable,
+    weight_names,
+)
 from ..wording import quoted
 from .config import read_config, read_generation_settings
 
@@ -167,7 +178,7 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
     it does not fit.
     """
     started = time.perf_counter()
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise CheckpointNotFoundError(
             f"There is no folder {quoted(folder)}. Download the model, or correct the path."
         )
@@ -323,13 +334,13 @@ def _read_headers(files: list[Path]) -> dict[str, _Tensor]:
 def _read_header(file: Path) -> dict[str, _Tensor]:
     """The tensors of a file. The library holds their places against each other and the file's size."""
     try:
-        with file.open("rb") as stream:
-            header_bytes = int.from_bytes(stream.read(8), "little")
-        if header_bytes > MAX_HEADER_BYTES:
+        if int.from_bytes(read_start(file, 8), "little") > MAX_HEADER_BYTES:
             raise SafetensorError("its header is larger than any such file's")
         with safe_open(file, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
             return {name: _Tensor(tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
+    except FileAccessError:
+        raise
     except OSError as error:
         raise unreadable(file, error) from error
     except (SafetensorError, ValueError, OverflowError) as error:

@@ -1,7 +1,7 @@
 """Checkpoints of a stranger: small files mutated in one or two places, then a short reply from the folder.
 
 Each case ends in one of this plugin's errors, with a sentence that a terminal can show, or in a whole reply;
-within bounds of time and memory. A child process takes the cases: if one breaks it, that is seen and the next goes on.
+within bounds of time and memory. A child process takes the cases: if one breaks it, the next one goes on.
 """
 
 from __future__ import annotations
