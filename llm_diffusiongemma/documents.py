@@ -9,6 +9,7 @@ import json
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from .wording import quoted
 
@@ -62,3 +63,9 @@ def conform(schema: type[AnyDocument], value: dict[str, Any]) -> AnyDocument:
         raise DocumentError(
             f"{where} is {quoted(repr(first['input']), SHOWN_VALUE_CHARACTERS)}: {reason}"
         ) from error
+
+
+def refuse_unless(condition: bool, rule: str) -> None:
+    """For the validators of a schema: what breaks the rule is no value of it."""
+    if not condition:
+        raise PydanticCustomError("rule", "{rule}", {"rule": rule})

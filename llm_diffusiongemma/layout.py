@@ -15,9 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
 
-from .documents import MAX_DOCUMENT_BYTES, AnyDocument, Document, DocumentError, conform, parse_object
+from .documents import (
+    MAX_DOCUMENT_BYTES,
+    AnyDocument,
+    Document,
+    DocumentError,
+    conform,
+    parse_object,
+    refuse_unless,
+)
 from .errors import CheckpointError, FileAccessError
 from .wording import quoted
 
@@ -50,9 +57,12 @@ WEIGHT_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)\.)[\w-][\w+.-]{0,
 
 
 def _weight_name(name: str) -> str:
-    if not WEIGHT_NAME.fullmatch(name):
-        raise PydanticCustomError("weight_name", "it must be the name of a safetensors file in the folder")
+    refuse_unless(bool(WEIGHT_NAME.fullmatch(name)), "it must be the name of a safetensors file in the folder")
     return name
+
+
+# Of any vocabulary; whether this one has it is checked where that is known.
+TokenId = Annotated[int, Field(ge=0, lt=1 << 22)]
 
 
 class _Index(Document):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from ..documents import Document, DocumentError, conform, parse_object
+from ..documents import Document, DocumentError, conform, parse_object, refuse_unless
 from ..errors import CheckpointError, FileAccessError
 from ..layout import (
     CONFIG_FILE,
@@ -19,17 +20,22 @@ from ..layout import (
     TEMPLATE_FILE,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
+    TokenId,
     is_here,
     read_bytes,
     read_document,
 )
 from ..wording import quoted
 from .messages import PromptEncoder
-from .tokenizer import MARKERS, control_tokens, decode
+from .tokenizer import MARKERS, control_tokens, decode, encode, is_panic
 
-# What a tokenizer has to give back as it was: capitals, digits, blanks, code, and characters that no
-# vocabulary has in one piece.
-SAMPLE = (
+# What a tokenizer has to give back as it was: every byte that UTF-8 has, which a vocabulary may lack; capitals,
+# digits, blanks, code, and characters that no vocabulary has in one piece.
+SAMPLE = "".join(
+    chr(code)
+    for code in [*range(0x20, 0x100), *range(0x100, 0x800, 0x40), *range(0x800, 0x10FFFF, 0x1000)]
+    if not 0xD800 <= code < 0xE000
+) + (
     "The Quick Brown FOX, 0123456789:\n\n\tif (x != 'Größe €') { return [1.5, -2]; }  // don't stop , now .\n"
     'naïve Ωж 日本語 👩‍🔬 <b>bold</b> C:\\dir {"key": null}\r\n '
 )
@@ -38,7 +44,16 @@ TAKE_BOTH = "Take both files from where the model comes from."
 # transformers' names for what is made of a tokenizer.json: Gemma's own kind, and any kind as the file says.
 TOKENIZER_CLASSES = ("GemmaTokenizer", "TokenizersBackend", "PreTrainedTokenizer")
 
-TokenId = Annotated[int, Field(ge=0, lt=1 << 22)]
+# What Gemma's tokenizers and byte-level ones are made of.
+PARTS = frozenset(
+    (
+        "Sequence Replace Split ByteLevel ByteFallback Fuse Strip Lowercase NFC NFKC Metaspace TemplateProcessing "
+        "BertProcessing RobertaProcessing"
+    ).split()
+)
+MAX_REPLACEMENT = 16
+MAX_REGEX = 1000
+REPEATED_GROUP = re.compile(r"\)[*+?{]")
 
 # The config's names for tokens of images, and what they are called in the vocabulary.
 IMAGE_TOKENS = {"boi_token_id": "<|image>", "image_token_id": "<|image|>", "eoi_token_id": "<image|>"}
@@ -99,10 +114,35 @@ class _TokenizerConfig(Document):
     chat_template: Annotated[list[_NamedTemplate], BeforeValidator(_as_templates)] = Field(default_factory=list)
 
 
+def _check_part(part: Any) -> Any:
+    """Of a tokenizer's pipeline. Its library panics over some kinds of parts, and says so at the terminal."""
+    if part is None:
+        return None
+    refuse_unless(isinstance(part, dict) and str(part.get("type")) in PARTS, "it is no part of a Gemma tokenizer")
+    for key in ("normalizers", "pretokenizers", "decoders", "processors"):
+        nested = part.get(key, [])
+        refuse_unless(isinstance(nested, list), f"it has {key} that are no list")
+        for each in nested:
+            _check_part(each)
+    refuse_unless(len(str(part.get("content", ""))) <= MAX_REPLACEMENT, "it replaces by a long text")
+    pattern = part.get("pattern", {})
+    refuse_unless(isinstance(pattern, dict) and "" not in pattern.values(), "it has an empty pattern")
+    regex = str(pattern.get("Regex", ""))
+    refuse_unless(len(regex) <= MAX_REGEX, "it has a very long regular expression")
+    refuse_unless(not REPEATED_GROUP.search(regex), "it has a regular expression that repeats a group")
+    return part
+
+
+Part = Annotated[Any, AfterValidator(_check_part)]
+
+
 class _Model(Document):
     type: Literal["BPE"]
     vocab: dict[str, TokenId] = Field(min_length=1)
     merges: list[Any]
+    dropout: Annotated[float, Field(ge=0, le=0)] | None = None
+    continuing_subword_prefix: Literal[""] | None = None
+    end_of_word_suffix: Literal[""] | None = None
 
 
 class _TokenizerFile(Document):
@@ -110,6 +150,20 @@ class _TokenizerFile(Document):
 
     model: _Model
     added_tokens: list[_AddedTokenWithId]
+    normalizer: Part = None
+    pre_tokenizer: Part = None
+    post_processor: Part = None
+    decoder: Part = None
+
+    @model_validator(mode="after")
+    def _has_one_token_an_id(self) -> _TokenizerFile:
+        """Or a text would be read as the control token that shares its id."""
+        vocab = self.model.vocab
+        # Those that are not in the vocabulary get the next free ids, whatever the file says.
+        ids = [*vocab.values(), *(token.id for token in self.added_tokens if token.content not in vocab)]
+        moved = any(vocab.get(token.content, token.id) != token.id for token in self.added_tokens)
+        refuse_unless(not moved and len(set(ids)) == len(ids), "every token must have an id of its own")
+        return self
 
 
 def load_tokenizer(folder: Path, config: Any, generation_config: Any) -> Any:
@@ -167,7 +221,7 @@ def _check_vocabulary(folder: Path, content: bytes, config: Any) -> None:
             f"{quoted(file)} can't be read as a tokenizer: {error}. Take the file from where the model comes from."
         ) from error
     known = config.get_text_config().vocab_size
-    # Added tokens that are not in it get the next free ids, whatever the file says: those are looked at later.
+    # Added tokens that are not in it are looked at when they have got their ids.
     if (size := max(document.model.vocab.values()) + 1) > known:
         _refuse_size(folder, size, known)
 
@@ -194,8 +248,7 @@ def _build(folder: Path, settings: _TokenizerConfig, content: bytes) -> Any:
     except FileAccessError:
         raise
     except BaseException as error:
-        # Its library says of some faults that it panicked, which is no Exception.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise CheckpointError(
             f"The tokenizer in {quoted(folder)} can't be read: {quoted(error)}. {TAKE_BOTH}"
@@ -218,7 +271,7 @@ def _folder_of(tokenizer: bytes, config: str) -> Iterator[Path]:
 
 
 def _check_text(folder: Path, tokenizer: Any) -> None:
-    ids = tokenizer.encode(SAMPLE, add_special_tokens=False)
+    ids = encode(tokenizer, SAMPLE)
     if decode(tokenizer, ids) != SAMPLE or not control_tokens(tokenizer).keys().isdisjoint(ids):
         raise CheckpointError(
             f"The tokenizer in {quoted(folder)} changes the text that goes through it: {TOKENIZER_FILE} and "

@@ -22,7 +22,7 @@ from ..wording import quoted
 from .images import Picture, pictures, what_is
 from .output import THOUGHT_LABEL, THOUGHT_OPENS
 from .template import ChatTemplate
-from .tokenizer import ChatTokenizer, control_tokens
+from .tokenizer import ChatTokenizer, control_tokens, encode
 
 TemplateMessage = dict[str, Any]
 # Reads attachments, and makes parts of them.
@@ -345,12 +345,7 @@ class PromptEncoder:
     def _plain(self, text: str, breaker: str) -> list[int]:
         # Both sides of a broken marker are tokenised apart, so that they can't become one again.
         parts = filter(None, text.split(breaker))
-        # Not verbose: a prompt that is too long is refused with a sentence of our own.
-        return [
-            token
-            for part in parts
-            for token in self._tokenizer.encode(part, add_special_tokens=False, verbose=False)
-        ]
+        return [token for part in parts for token in encode(self._tokenizer, part)]
 
 
 def _spell_out(message: TemplateMessage, picture: str, breaker: str) -> TemplateMessage:

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from ..documents import Document
+from ..documents import Document, refuse_unless
 from ..errors import CheckpointError
-from ..layout import CONFIG_FILE, GENERATION_FILE, check_document, read_document, read_json
+from ..layout import CONFIG_FILE, GENERATION_FILE, TokenId, check_document, read_document, read_json
 from ..wording import quoted
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ MODEL_TYPE = "diffusion_gemma"
 Size = Annotated[int, Field(ge=1, le=1 << 18)]
 Count = Annotated[int, Field(ge=1, le=1024)]
 HeadDim = Annotated[int, Field(ge=4, le=4096, multiple_of=4)]
-TokenId = Annotated[int, Field(ge=0, lt=1 << 22)]
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 LayerIndex = Annotated[str, Field(pattern=r"^\d{1,4}$")]
 LayerType = Literal["sliding_attention", "full_attention"]
@@ -259,9 +257,3 @@ def read_generation_settings(folder: Path, vocab_size: int) -> GenerationSetting
                 f"{vocab_size:,}: they are not of one checkpoint. Take both files from where the model comes from."
             )
     return settings
-
-
-def refuse_unless(condition: bool, rule: str) -> None:
-    """For validators: what contradicts itself is no value of the schema."""
-    if not condition:
-        raise PydanticCustomError("contradiction", "{rule}", {"rule": rule})

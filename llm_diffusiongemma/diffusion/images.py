@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..documents import Document
+from ..documents import Document, refuse_unless
 from ..errors import CheckpointError, ImageError
 from ..layout import IMAGE_FILES, check_document, is_here, read_json
 from ..wording import quoted
-from .config import Positive, refuse_unless
+from .config import Positive
 from .pipeline import ImageInputs
 
 if TYPE_CHECKING:
