@@ -59,6 +59,8 @@ def conform(schema: type[AnyDocument], value: dict[str, Any]) -> AnyDocument:
         where = quoted(".".join(map(str, first["loc"])))
         if first["type"] == "missing":
             raise DocumentError(f"it has no {where}") from error
+        if first["type"] == "rule" and isinstance(first["input"], dict):
+            raise DocumentError(f"in {where}, {first['msg']}" if where else first["msg"]) from error
         reason = first["msg"][:1].lower() + first["msg"][1:].partition(" or instance of ")[0]
         raise DocumentError(
             f"{where} is {quoted(repr(first['input']), SHOWN_VALUE_CHARACTERS)}: {reason}"

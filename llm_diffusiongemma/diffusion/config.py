@@ -89,8 +89,9 @@ class TextConfig(Document):
         refuse_unless(self.top_k_experts <= self.num_experts, "top_k_experts must be at most num_experts")
         for name in ("pad_token_id", "bos_token_id"):
             refuse_unless((getattr(self, name) or 0) < self.vocab_size, f"{name} must be below vocab_size")
+        last = self.num_hidden_layers - 1
         kinds = self.layer_types or [
-            "full_attention" if i % 6 == 5 else "sliding_attention" for i in range(self.num_hidden_layers)
+            "full_attention" if i % 6 == 5 or i == last else "sliding_attention" for i in range(last + 1)
         ]
         refuse_unless(len(kinds) == self.num_hidden_layers, "layer_types must name each of num_hidden_layers")
         refuse_unless(kinds[-1] == "full_attention", "the last of layer_types must be full_attention")
@@ -205,6 +206,13 @@ class GenerationSettings(Document):
     t_max: Annotated[float, Field(ge=0.01, le=100)] | None = None
     stability_threshold: Annotated[int, Field(ge=0, le=1000)] | None = None
     confidence_threshold: Positive | None = None
+
+    @model_validator(mode="after")
+    def _is_of_one_piece(self) -> GenerationSettings:
+        if self.t_min is not None and self.t_max is not None:
+            rule = f"t_min must be below t_max, and they are {self.t_min} and {self.t_max}"
+            refuse_unless(self.t_min < self.t_max, rule)
+        return self
 
 
 def read_config(folder: Path) -> NetworkConfig:
