@@ -79,9 +79,9 @@ class Pair(Document):
 
 
 def test_a_rule_between_fields() -> None:
-    with pytest.raises(DocumentError, match="^in first, low must be below high$"):
+    with pytest.raises(DocumentError, match=r"^in first, low must be below high$"):
         conform(Pair, {"first": {"low": 2, "high": 1}})
-    with pytest.raises(DocumentError, match="^low must be below high$"):
+    with pytest.raises(DocumentError, match=r"^low must be below high$"):
         conform(Falling, {"low": 2, "high": 1})
-    with pytest.raises(DocumentError, match="^first is 3: input should be a valid dictionary$"):
+    with pytest.raises(DocumentError, match=r"^first is 3: input should be a valid dictionary$"):
         conform(Pair, {"first": 3})

@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
 import tempfile
@@ -239,6 +238,7 @@ def reply_from(folder: Path, image: Path | None) -> tuple[str, bool]:
 
 def _work(connection: Connection) -> None:
     """A child process: takes folders, gives back what came of them."""
+    import resource
     import sys
 
     import torch
