@@ -41,13 +41,13 @@ from ..layout import (
     weight_names,
 )
 from ..wording import quoted
-from .config import read_config, read_generation_settings
+from .config import VisionConfig, read_config, read_generation_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from .config import GenerationSettings
+    from .config import GenerationSettings, NetworkConfig
 
 # bf16 products are slow or emulated on many CPUs. The upcast is exact, and below this a doubled size is
 # still small; above it the model would hardly fit twice.
@@ -187,6 +187,7 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
     generation = read_generation_settings(folder, config.text_config.vocab_size)
     files = _weight_files(folder)
     tensors = _read_headers(files)
+    _check_layers(folder, config, tensors)
     weight_bytes = sum(file.stat().st_size for file in files)
     upcast = device.type == "cpu" and weight_bytes < MAX_UPCAST_BYTES
 
@@ -355,6 +356,18 @@ def _generation_config(settings: GenerationSettings) -> DiffusionGemmaGeneration
     if settings.sampler_config is not None:
         values["sampler_config"] = EntropyBoundSamplerConfig(settings.sampler_config.entropy_bound)
     return DiffusionGemmaGenerationConfig(**values)
+
+
+def _check_layers(folder: Path, config: NetworkConfig, tensors: dict[str, _Tensor]) -> None:
+    """Refuse a config of other layers than the weights have, before they are made."""
+    vision = config.vision_config or VisionConfig()
+    for kind, layers in (("decoder", config.text_config), ("encoder.vision_tower.encoder", vision)):
+        named = {match[1] for name in tensors if (match := re.match(rf"model\.{kind}\.layers\.(\d+)\.", name))}
+        if len(named) != layers.num_hidden_layers:
+            raise CheckpointError(
+                f"The {CONFIG_FILE} in {quoted(folder)} describes {layers.num_hidden_layers} layers of the {kind}, "
+                f"and there are weights of {len(named)}. Download the model again, or use another revision of it."
+            )
 
 
 def _check_sizes(folder: Path, config: DiffusionGemmaConfig, tensors: dict[str, _Tensor]) -> None:
