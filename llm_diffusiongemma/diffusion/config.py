@@ -96,7 +96,8 @@ class TextConfig(Document):
         refuse_unless(len(kinds) == self.num_hidden_layers, "layer_types must name each of num_hidden_layers")
         refuse_unless(kinds[-1] == "full_attention", "the last of layer_types must be full_attention")
         sizes = {
-            kind: {self._layer_sizes(i, kind) for i, each in enumerate(kinds) if each == kind} for kind in kinds
+            kind: {self._layer_sizes(i, kind) for i, each in enumerate(kinds) if each == kind}
+            for kind in set(kinds)
         }
         refuse_unless(
             all(len(each) == 1 for each in sizes.values()),

@@ -365,8 +365,8 @@ def _check_layers(folder: Path, config: NetworkConfig, tensors: dict[str, _Tenso
         named = {match[1] for name in tensors if (match := re.match(rf"model\.{kind}\.layers\.(\d+)\.", name))}
         if len(named) != layers.num_hidden_layers:
             raise CheckpointError(
-                f"The {CONFIG_FILE} in {quoted(folder)} describes {layers.num_hidden_layers} layers of the {kind}, "
-                f"and there are weights of {len(named)}. Download the model again, or use another revision of it."
+                f"The {CONFIG_FILE} in {quoted(folder)} describes {layers.num_hidden_layers} layers of the "
+                f"{kind}, and there are weights of {len(named)}. Download the model again, or use another revision."
             )
 
 
