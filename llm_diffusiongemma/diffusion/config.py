@@ -68,7 +68,7 @@ class TextConfig(Document):
     global_head_dim: HeadDim = 512
     num_global_key_value_heads: Count | None = None
     per_layer_config: dict[LayerIndex, _LayerSizes] | None = None
-    layer_types: list[LayerType] | None = None
+    layer_types: Annotated[list[LayerType], Field(min_length=1)] | None = None
     sliding_window: int = Field(default=512, ge=2, le=1 << 24)
     max_position_embeddings: int = Field(default=131_072, ge=1, le=1 << 30)
     rope_parameters: _RopeByLayerType | None = None

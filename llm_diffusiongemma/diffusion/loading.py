@@ -345,10 +345,17 @@ def _read_header(file: Path) -> dict[str, _Tensor]:
     except OSError as error:
         raise unreadable(file, error) from error
     except (SafetensorError, ValueError, OverflowError) as error:
-        # No advice to delete: in the Hub's cache it is a link, and anywhere it may be one to somebody else's file.
         raise CheckpointError(
-            f"{quoted(file)} is damaged or was not downloaded whole ({quoted(error)}). Replace it by a whole copy."
+            f"{quoted(file)} is damaged or was not downloaded whole ({quoted(error)}). {_replacement(file)}"
         ) from error
+
+
+def _replacement(file: Path) -> str:
+    """How to come by a whole file. What a link leads to is deleted in the Hub's cache alone, where it is its own."""
+    content, blobs = file.resolve(), file.parent.parent.parent / "blobs"
+    if file.is_symlink() and file.parent.parent.name == "snapshots" and content.parent == blobs.resolve():
+        return f"Delete {quoted(content)} and download it again."
+    return "Replace it by a whole copy."
 
 
 def _generation_config(settings: GenerationSettings) -> DiffusionGemmaGenerationConfig:
@@ -366,7 +373,7 @@ def _check_layers(folder: Path, config: NetworkConfig, tensors: dict[str, _Tenso
         if len(named) != layers.num_hidden_layers:
             raise CheckpointError(
                 f"The {CONFIG_FILE} in {quoted(folder)} describes {layers.num_hidden_layers} layers of the "
-                f"{kind}, and there are weights of {len(named)}. Download the model again, or use another revision."
+                f"{kind}, and there are weights of {len(named)}. Download the model again."
             )
 
 

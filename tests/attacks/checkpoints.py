@@ -252,7 +252,10 @@ def _work(connection: Connection) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + BYTES_BESIDE, used + BYTES_BESIDE))
     while True:
-        folder, image = connection.recv()
+        try:
+            folder, image = connection.recv()
+        except EOFError:
+            return
         connection.send(reply_from(folder, image))
 
 
@@ -303,4 +306,5 @@ def run(count: int, seed: int) -> Iterator[Outcome]:
                 shutil.rmtree(folder.parent)
     finally:
         if child is not None:
-            child.close()
+            child.connection.close()
+            child.process.join()

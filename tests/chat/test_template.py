@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from jinja2 import TemplateError
+from transformers import TokenizersBackend
 
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat import template
 from llm_diffusiongemma.chat.template import ChatTemplate
 
@@ -117,3 +119,44 @@ def test_a_long_conversation_is_no_runaway() -> None:
         [message, message], tools=[], enable_thinking=False, input_characters=2 * len(long)
     )
     assert len(rendered) == 2 * len(long) + 4
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": [1, None, "é<b>"], "b": {}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}},
+}
+USER, SYSTEM = {"role": "user", "content": "Hello"}, {"role": "system", "content": "Be brief."}
+ASSISTANT = {"role": "assistant", "content": "Hi", "reasoning_content": "hm"}
+LOOP = [
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "name": "f", "tool_call_id": "1", "content": "42"},
+]
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [USER],
+        [SYSTEM, USER, ASSISTANT, USER],
+        [SYSTEM, USER, *LOOP],
+        [USER, *LOOP, *LOOP, ASSISTANT, USER],
+        [USER, {**ASSISTANT, "content": ""}, ASSISTANT, USER],
+        [
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a "}, {"type": "image"}, {"type": "text", "text": "b"}],
+            }
+        ],
+    ],
+)
+def test_it_renders_as_transformers_does(messages: list[dict[str, Any]], thinking: bool) -> None:
+    tokenizer = TokenizersBackend.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
+    ours = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens_map)
+    for tools in ([], [TOOL]):
+        assert ours.render(
+            messages, tools=tools, enable_thinking=thinking, input_characters=100
+        ) == tokenizer.apply_chat_template(
+            messages, tools=tools or None, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )

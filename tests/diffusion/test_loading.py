@@ -398,8 +398,11 @@ def test_a_header_that_would_be_gigabytes(length: int, checkpoint: Path) -> None
     refused(checkpoint, "is damaged or was not downloaded whole")
 
 
-def test_nobody_is_advised_to_delete_what_a_link_leads_to(checkpoint: Path, tmp_path: Path) -> None:
-    precious = tmp_path / "precious"
+@pytest.mark.parametrize("place", ["precious", "blobs/precious", "snapshots/precious"])
+def test_nobody_is_advised_to_delete_what_a_link_leads_to(place: str, checkpoint: Path, tmp_path: Path) -> None:
+    """But for a content of the Hub's cache, which a test with one holds."""
+    precious = tmp_path / place
+    precious.parent.mkdir(exist_ok=True)
     precious.write_text("not yours")
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "model.safetensors").symlink_to(precious)
