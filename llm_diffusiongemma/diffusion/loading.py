@@ -351,7 +351,7 @@ def _read_header(file: Path) -> dict[str, _Tensor]:
 
 
 def _replacement(file: Path) -> str:
-    """How to come by a whole file. What a link leads to is deleted in the Hub's cache alone, where it is its own."""
+    """How to come by a whole file. Only in the Hub's cache what a link leads to is this file's own."""
     content, blobs = file.resolve(), file.parent.parent.parent / "blobs"
     if file.is_symlink() and file.parent.parent.name == "snapshots" and content.parent == blobs.resolve():
         return f"Delete {quoted(content)} and download it again."
