@@ -28,15 +28,18 @@ from jinja2.utils import Namespace
 MAX_SECONDS = 10.0
 MAX_CHARACTERS = 10_000_000
 TIMES_ITS_INPUT = 8
-MAX_ITEMS = 1_000_000
+MAX_TOGETHER = 1_000_000_000
 MAX_NUMBER_BITS = 1024
 MAX_INDENT = 16
+MAX_SEPARATOR = 16
 MAX_TIME_FORMAT = 100
 
 BUDGET = "budget of this rendering"
 
 # They pad, repeat or format by a number, and no chat template needs them.
-LENGTHENING_FILTERS = ("batch", "center", "format", "indent", "slice", "urlize", "wordwrap", "xmlattr")
+LENGTHENING_FILTERS = (
+    "batch center forceescape format indent pprint slice urlencode urlize wordwrap xmlattr".split()
+)
 LENGTHENING_METHODS = frozenset(
     {"center", "expandtabs", "format", "format_map", "ljust", "rjust", "to_bytes", "translate", "zfill"}
 )
@@ -49,6 +52,7 @@ class _Budget:
         self._ends = time.monotonic() + MAX_SECONDS
         self._longest = MAX_CHARACTERS + TIMES_ITS_INPUT * input_characters
         self._left = self._longest
+        self._left_together = MAX_TOGETHER + TIMES_ITS_INPUT * input_characters
 
     def tick(self) -> None:
         if time.monotonic() > self._ends:
@@ -61,15 +65,26 @@ class _Budget:
         if self._left < 0:
             raise SecurityError(f"it writes more than {self._longest:,} characters")
 
-    def make_text(self, length: int) -> None:
+    def make(self, size: int) -> None:
+        """A text of so many characters, or a list with so much in it."""
         self.tick()
-        if length > self._longest:
-            raise SecurityError(f"it makes a text of more than {self._longest:,} characters")
+        self._left_together -= size
+        if size > self._longest or self._left_together < 0:
+            raise SecurityError(f"it makes texts or lists of more than {self._longest:,} characters")
 
-    def make_list(self, length: int) -> None:
-        self.tick()
-        if length > MAX_ITEMS:
-            raise SecurityError(f"it makes a list of more than {MAX_ITEMS:,}")
+    def measure(self, value: Any) -> int:
+        """What a value takes when it is written out: a list may hold the same one many times, at every depth."""
+        size, stack = 0, [value]
+        while stack and size <= self._longest:
+            each = stack.pop()
+            size += 1
+            if isinstance(each, str):
+                size += len(each)
+            elif isinstance(each, (list, tuple)):
+                stack += each
+            elif isinstance(each, dict):
+                stack += [*each, *each.values()]
+        return size
 
 
 def _budget(context: Context) -> _Budget:
@@ -117,15 +132,23 @@ class _Ticking(Sequence[Any]):
 
 @jinja2.pass_context
 def _concatenate(context: Context, *values: Any) -> str:
-    texts = [str(value) for value in values]
-    _budget(context).make_text(sum(map(len, texts)))
+    texts = [value if isinstance(value, str) else str(value) for value in values]
+    _budget(context).make(sum(map(len, texts)))
     return "".join(texts)
+
+
+@jinja2.pass_context
+def _literal(context: Context, value: Any) -> Any:
+    """A list or a dictionary that a template writes."""
+    budget = _budget(context)
+    budget.make(budget.measure(value))
+    return value
 
 
 @jinja2.pass_context
 def _replace(context: Context, value: Any, old: Any, new: Any, count: int | None = None) -> str:
     text, old, new = str(value), str(old), str(new)
-    _budget(context).make_text(len(text) + text.count(old) * len(new))
+    _budget(context).make(len(text) + text.count(old) * len(new))
     return text.replace(old, new, -1 if count is None else count)
 
 
@@ -134,7 +157,7 @@ def _join(context: Context, items: Iterable[Any], d: Any = "", attribute: str | 
     if attribute is not None:
         items = map(make_attrgetter(context.environment, attribute), items)
     texts = [str(item) for item in items]
-    _budget(context).make_text(sum(map(len, texts)) + len(texts) * len(str(d)))
+    _budget(context).make(sum(map(len, texts)) + len(texts) * len(str(d)))
     return str(d).join(texts)
 
 
@@ -147,7 +170,15 @@ def _to_json(
 ) -> str:
     if indent is not None and (not isinstance(indent, int) or indent > MAX_INDENT):
         raise SecurityError(f"it indents by more than {MAX_INDENT}")
+    if separators is not None and sum(map(len, separators)) > MAX_SEPARATOR:
+        raise SecurityError(f"it separates by more than {MAX_SEPARATOR} characters")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _sum(values: Iterable[Any], start: Any = 0) -> Any:
+    if not isinstance(start, (int, float)):
+        raise SecurityError("it adds up what is no number")
+    return sum(values, start)
 
 
 def _time_now(form: str) -> str:
@@ -201,7 +232,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         )
         for name in LENGTHENING_FILTERS:
             del self.filters[name]
-        self.filters |= {"tojson": _to_json, "replace": _replace, "join": _join}
+        self.filters |= {"tojson": _to_json, "replace": _replace, "join": _join, "sum": _sum}
         del self.globals["lipsum"]
         self.globals |= {
             "dict": dict,
@@ -211,10 +242,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         }
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        """jinja2's hook between parsing and compiling: loops and `~` go through functions of ours."""
+        """jinja2's hook between parsing and compiling: loops, `~`, lists go through functions of ours."""
         for loop in source.find_all(nodes.For):
             loop.iter = _call(_each, [loop.iter])
-        _replace_concatenations(source)
+        _route(source)
         source.set_environment(self)
         return super()._generate(source, *args, **kwargs)
 
@@ -238,16 +269,19 @@ class _Environment(ImmutableSandboxedEnvironment):
         budget.tick()
         if operator == "%" and isinstance(left, str):
             raise SecurityError("it formats a text with %")
-        if operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
-            (budget.make_text if isinstance(left, str) else budget.make_list)(len(left) + len(right))
+        if operator == "+" and isinstance(left, CONTAINERS) and isinstance(right, CONTAINERS):
+            budget.make(budget.measure(left) + budget.measure(right))
         if operator == "*":
             for items, times in ((left, right), (right, left)):
-                if isinstance(items, (str, list, tuple)) and isinstance(times, int):
-                    (budget.make_text if isinstance(items, str) else budget.make_list)(len(items) * times)
+                if isinstance(items, CONTAINERS) and isinstance(times, int):
+                    budget.make((budget.measure(items)) * max(0, times))
             _check_bits(_bits(left) + _bits(right))
         if operator == "**" and isinstance(right, int):
             _check_bits(_bits(left) * right)
         return super().call_binop(context, operator, left, right)
+
+
+CONTAINERS = (str, list, tuple)
 
 
 def _bits(value: Any) -> int:
@@ -265,16 +299,20 @@ def _call(function: Callable[..., Any], arguments: list[Any]) -> nodes.Call:
     return nodes.Call(name, arguments, [], None, None)
 
 
-def _replace_concatenations(node: nodes.Node) -> None:
+def _route(node: nodes.Node) -> None:
     for field, value in list(node.iter_fields()):
-        children = value if isinstance(value, list) else [value]
-        for child in children:
-            if isinstance(child, nodes.Node):
-                _replace_concatenations(child)
-        changed = [
-            _call(_concatenate, child.nodes) if isinstance(child, nodes.Concat) else child for child in children
-        ]
-        setattr(node, field, changed if isinstance(value, list) else changed[0])
+        children: list[Any] = value if isinstance(value, list) else [value]
+        routed = [_routed(child) if isinstance(child, nodes.Node) else child for child in children]
+        setattr(node, field, routed if isinstance(value, list) else routed[0])
+
+
+def _routed(node: nodes.Node) -> nodes.Node:
+    _route(node)
+    if isinstance(node, nodes.Concat):
+        return _call(_concatenate, node.nodes)
+    if isinstance(node, (nodes.List, nodes.Dict)) or (isinstance(node, nodes.Tuple) and node.ctx == "load"):
+        return _call(_literal, [node])
+    return node
 
 
 ENVIRONMENT = _Environment()
