@@ -9,6 +9,7 @@ import json
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from .wording import quoted
 
@@ -58,7 +59,15 @@ def conform(schema: type[AnyDocument], value: dict[str, Any]) -> AnyDocument:
         where = quoted(".".join(map(str, first["loc"])))
         if first["type"] == "missing":
             raise DocumentError(f"it has no {where}") from error
-        reason = first["msg"][:1].lower() + first["msg"][1:]
+        if first["type"] == "rule" and isinstance(first["input"], dict):
+            raise DocumentError(f"in {where}, {first['msg']}" if where else first["msg"]) from error
+        reason = first["msg"][:1].lower() + first["msg"][1:].partition(" or instance of ")[0]
         raise DocumentError(
             f"{where} is {quoted(repr(first['input']), SHOWN_VALUE_CHARACTERS)}: {reason}"
         ) from error
+
+
+def refuse_unless(condition: bool, rule: str) -> None:
+    """For the validators of a schema: what breaks the rule is no value of it."""
+    if not condition:
+        raise PydanticCustomError("rule", "{rule}", {"rule": rule})

@@ -34,9 +34,12 @@ from .layout import (
     IMAGE_FILES,
     INDEX_FILE,
     WEIGHTS_SUFFIX,
+    is_file,
+    is_folder,
     is_here,
     missing_files,
     missing_weights,
+    read_start,
     weights_among,
     weights_here,
 )
@@ -119,10 +122,10 @@ def how_to_mend(source: str | Path, folder: Path) -> str:
 
 def _check_folder(folder: Path) -> None:
     """Raises `CheckpointNotFoundError` with what may have been meant instead."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise CheckpointNotFoundError(_what_else(folder))
     snapshots = sorted(file.parent for file in folder.glob(f"snapshots/*/{CONFIG_FILE}"))
-    if snapshots and not (folder / CONFIG_FILE).exists():
+    if snapshots and not is_file(folder / CONFIG_FILE):
         raise CheckpointNotFoundError(
             f"{folder} is a repository's folder in a Hugging Face cache, where the checkpoint is the folder "
             f"{snapshots[-1]}. Set {MODEL_VARIABLE} to that one."
@@ -162,8 +165,7 @@ def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in weights_here(folder):
         digest.update(f"{file.name} {file.stat().st_size} ".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
+        digest.update(read_start(file, 1 << 20))
     return digest.hexdigest()[:12]
 
 

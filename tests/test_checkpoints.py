@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import random
 import re
 import shutil
 from pathlib import Path
+from typing import Any, NoReturn
 
+import llm
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from llm_diffusiongemma import hub
+from llm_diffusiongemma.backends import engine
 from llm_diffusiongemma.catalog import (
     EMBEDDED_CHECKPOINT,
     FULL_REPO,
@@ -18,9 +25,14 @@ from llm_diffusiongemma.catalog import (
     ModelEntry,
     built_in,
 )
+from llm_diffusiongemma.chat import template
 from llm_diffusiongemma.diffusion import loading
-from llm_diffusiongemma.errors import CheckpointNotFoundError
+from llm_diffusiongemma.errors import CheckpointNotFoundError, DiffusionGemmaError, FileAccessError
+from llm_diffusiongemma.layout import REQUIRED_FILES, TEMPLATE_FILE
+from llm_diffusiongemma.models import DiffusionGemma
+from llm_diffusiongemma.wording import printable
 
+from .attacks import checkpoints
 from .conftest import TINY, Llm
 
 FULL = "diffusiongemma"
@@ -110,19 +122,19 @@ def test_two_names_for_one_folder(llm_command: Llm, monkeypatch: pytest.MonkeyPa
     assert [turn["resolved_model"].split("@")[0] for turn in llm_command.logs()] == [TINY, FULL]
 
 
-@pytest.mark.parametrize("how", ["missing", "empty"])
-@pytest.mark.parametrize(
-    "file",
-    ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"],
-)
-def test_a_file_missing(llm_command: Llm, own_folder: Path, file: str, how: str) -> None:
+def test_a_file_missing(llm_command: Llm, own_folder: Path) -> None:
     """Without tokenizer_config.json transformers took another kind of tokenizer: `Ġ` for blanks, status 0."""
-    (own_folder / file).unlink()
-    if how == "empty":
+    for file in (*REQUIRED_FILES, TEMPLATE_FILE):
+        content = (own_folder / file).read_bytes()
+        (own_folder / file).unlink()
+        missing = llm_command.fails("-m", FULL, "Hello")
         (own_folder / file).touch()
-    message = llm_command.fails("-m", FULL, "Hello")
-    assert file in message
-    assert str(own_folder) in message
+        empty = llm_command.fails("-m", FULL, "Hello")
+        for message in (missing, empty):
+            assert file in message
+            assert str(own_folder) in message
+        (own_folder / file).write_bytes(content)
+    llm_command.ok("-m", FULL, "Hello")
 
 
 def test_unknown_device(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,11 +142,11 @@ def test_unknown_device(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> No
     assert "toaster" in llm_command.fails("-m", TINY, "Hello")
 
 
-@pytest.mark.parametrize("name", ["Cpu", "CPU", " cpu ", "CPU:0"])
-def test_a_devices_name_in_capitals(llm_command: Llm, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", name)
-    llm_command.ok("-m", TINY, "Hello")
-    assert llm_command.logs()[0]["response_json"]["device"] == "cpu"
+def test_a_devices_name_in_capitals(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Cpu", "CPU", " cpu ", "CPU:0"):
+        monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", name)
+        llm_command.ok("-m", TINY, "Hello")
+    assert {turn["response_json"]["device"] for turn in llm_command.logs()} == {"cpu"}
 
 
 def test_an_unknown_device_comes_before_a_folder_that_is_not_there(
@@ -236,3 +248,104 @@ def test_a_consolidated_copy_beside_shards(own_folder: Path) -> None:
     assert checkpoint.weight_bytes == sum((own_folder / shard).stat().st_size for shard in shards)
     (own_folder / "consolidated.safetensors").unlink()
     assert hub.locate(built_in()[0], lambda weight_bytes: None) == checkpoint
+
+
+# --- what a stranger's folder may hold --------------------------------------------------------------------
+
+
+def answer(folder: Path, image: Path | None = None) -> str:
+    """A short reply from a folder, without the command around it."""
+    attachments = [llm.Attachment(path=str(image), type="image/png")] if image else []
+    model = DiffusionGemma(ModelEntry(FULL, folder, "cpu"))
+    return model.prompt("Hello", attachments=attachments, stream=False, max_tokens=8, max_denoising_steps=1).text()
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    file = tmp_path / "picture.png"
+    Image.new("RGB", (64, 48), (220, 25, 25)).save(file)
+    return file
+
+
+@pytest.fixture
+def stranger(own_folder: Path, tmp_path: Path) -> Path:
+    """A folder that brings code along, and names it wherever transformers would ask whether it may run."""
+    code = f"open({str(tmp_path / 'it ran')!r}, 'w')\nclass Evil: pass\n"
+    (own_folder / "evil.py").write_text(code)
+    (own_folder / "custom_generate").mkdir()
+    (own_folder / "custom_generate" / "generate.py").write_text(code)
+    names = ("Config", "Model", "Tokenizer", "ImageProcessor", "Processor", "ModelForCausalLM")
+    auto_map = {f"Auto{name}": ["evil.Evil"] * 2 if name == "Tokenizer" else "evil.Evil" for name in names}
+    for file in ("config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        content = json.loads((own_folder / file).read_text())
+        for part in (content, content.get("text_config"), content.get("vision_config")):
+            if part is not None:
+                part.update(auto_map=auto_map, trust_remote_code=True, custom_generate="evil")
+        (own_folder / file).write_text(json.dumps(content))
+    return own_folder
+
+
+def test_code_that_a_folder_brings_along_is_never_asked_about(
+    stranger: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An `auto_map` of an unknown class asked `Do you wish to run the custom code? [y/N]` in a prompt."""
+
+    def asked(*_: object) -> NoReturn:
+        raise AssertionError("it asked")
+
+    monkeypatch.setattr("builtins.input", asked)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 100))
+    answer(stranger, picture)
+    for file, key, value in (
+        ("preprocessor_config.json", "image_processor_type", "EvilProcessor"),
+        ("tokenizer_config.json", "tokenizer_class", "EvilTokenizer\x1b[2J"),
+    ):
+        content = json.loads((stranger / file).read_text())
+        (stranger / file).write_text(json.dumps({**content, key: value}))
+        engine._engines.clear()
+        with pytest.raises(DiffusionGemmaError, match=f"{file}.*Evil") as raised:
+            answer(stranger, picture)
+        assert printable(str(raised.value)) == str(raised.value)
+        (stranger / file).write_text(json.dumps(content))
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_files_that_are_none_of_a_checkpoints(own_folder: Path) -> None:
+    """What transformers would read besides, and a pipe that it would wait for."""
+    (own_folder / "tokenizer.model").write_bytes(b"\x80\x02evil")
+    (own_folder / "pytorch_model.bin").write_bytes(b"\x80\x02evil")
+    (own_folder / "added_tokens.json").write_text("[")
+    os.mkfifo(own_folder / "special_tokens_map.json")
+    os.mkfifo(own_folder / "processor_config.json")
+    (own_folder / "chat_template.json").symlink_to("/dev/zero")
+    answer(own_folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"])
+def test_a_file_that_may_not_be_read(file: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was called broken JSON, and the way out threw the weights away."""
+    whole = Path.open
+
+    def open_(path: Path, *arguments: Any, **how: Any) -> Any:
+        if path.name == file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path, *arguments, **how)
+
+    monkeypatch.setattr(Path, "open", open_)
+    with pytest.raises(FileAccessError, match=f"This user has no right to read .*{file}") as raised:
+        answer(own_folder)
+    assert "\n" not in str(raised.value)
+    assert not re.search("replace|delete|download|damaged", str(raised.value), re.IGNORECASE)
+
+
+def test_a_short_run_of_the_attack_on_checkpoints(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m tests.attacks checkpoints` runs a long one, within bounds of time and memory."""
+    monkeypatch.setattr(template, "MAX_SECONDS", 0.5)
+    for case in range(16):
+        random_ = random.Random(f"suite-{case}")
+        folder = checkpoints.make_folder(tmp_path / str(case))
+        kind, done = checkpoints.mutate(folder, random_)
+        result, held = checkpoints.reply_from(folder, picture if kind.startswith("preprocessor") else None)
+        assert held, f"{kind}, case {case}: {done}: {result}"

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from llm_diffusiongemma.documents import MAX_DOCUMENT_BYTES, Document, DocumentError, conform, parse_object
+from llm_diffusiongemma.documents import (
+    MAX_DOCUMENT_BYTES,
+    Document,
+    DocumentError,
+    conform,
+    parse_object,
+    refuse_unless,
+)
 
 
 class Example(Document):
@@ -55,3 +62,26 @@ def test_an_object_with_other_fields(content: bytes, reason: str) -> None:
 
 def test_what_is_used() -> None:
     assert conform(Example, parse_object(b'{"name": "a", "more": [], "share": 1}')) == Example(name="a", share=1.0)
+
+
+class Falling(Document):
+    low: int
+    high: int
+
+    @model_validator(mode="after")
+    def _falls(self) -> Falling:
+        refuse_unless(self.low < self.high, "low must be below high")
+        return self
+
+
+class Pair(Document):
+    first: Falling
+
+
+def test_a_rule_between_fields() -> None:
+    with pytest.raises(DocumentError, match=r"^in first, low must be below high$"):
+        conform(Pair, {"first": {"low": 2, "high": 1}})
+    with pytest.raises(DocumentError, match=r"^low must be below high$"):
+        conform(Falling, {"low": 2, "high": 1})
+    with pytest.raises(DocumentError, match=r"^first is 3: input should be a valid dictionary$"):
+        conform(Pair, {"first": 3})

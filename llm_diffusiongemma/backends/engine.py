@@ -168,7 +168,7 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
 @cache
 def _import_libraries() -> None:
     with _no_garbage_collection():
-        from transformers import AutoTokenizer  # noqa: F401
+        from transformers import GemmaTokenizer, TokenizersBackend  # noqa: F401
 
         from ..diffusion import images, loading, pipeline  # noqa: F401
 

@@ -21,7 +21,8 @@ from ..errors import CheckpointError, ImageError, PromptError
 from ..wording import quoted, tell
 from .images import Picture, pictures, what_is
 from .output import THOUGHT_LABEL, THOUGHT_OPENS
-from .tokenizer import ChatTokenizer, control_tokens
+from .template import ChatTemplate
+from .tokenizer import ChatTokenizer, control_tokens, encode
 
 TemplateMessage = dict[str, Any]
 # Reads attachments, and makes parts of them.
@@ -284,6 +285,7 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens_map)
         self._control_ids = {token: token_id for token_id, token in control_tokens(tokenizer).items()}
         # Longest first, so that no token hides one that it begins.
         alternatives = sorted(map(re.escape, self._control_ids), key=len, reverse=True)
@@ -352,29 +354,21 @@ class PromptEncoder:
 
     def _render(self, messages: list[TemplateMessage], tools: list[dict[str, Any]], thinking: bool) -> str:
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                messages,
-                tools=tools or None,
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=thinking,
+            size = sum(map(len, _texts([messages, tools])))
+            rendered = self._template.render(
+                messages, tools=tools, enable_thinking=thinking, input_characters=size
             )
+            rendered.encode()  # a template may write halves of surrogate pairs
+            return rendered
         except Exception as error:  # a template may do with its input what it likes
             raise CheckpointError(
                 f"The checkpoint's chat template can't render this conversation: {quoted(error)}"
             ) from error
-        assert isinstance(rendered, str)
-        return rendered
 
     def _plain(self, text: str, breaker: str) -> list[int]:
         # Both sides of a broken marker are tokenised apart, so that they can't become one again.
         parts = filter(None, text.split(breaker))
-        # Not verbose: a prompt that is too long is refused with a sentence of our own.
-        return [
-            token
-            for part in parts
-            for token in self._tokenizer.encode(part, add_special_tokens=False, verbose=False)
-        ]
+        return [token for part in parts for token in encode(self._tokenizer, part)]
 
 
 def _spell_out(message: TemplateMessage, picture: str, breaker: str) -> TemplateMessage:

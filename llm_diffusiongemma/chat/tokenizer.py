@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from ..errors import ConstraintError
+from ..errors import CheckpointError, ConstraintError
+from ..wording import quoted
 
 
 class ChatTokenizer(Protocol):
@@ -15,14 +16,14 @@ class ChatTokenizer(Protocol):
 
     added_tokens_decoder: dict[int, Any]
     backend_tokenizer: Any
+    chat_template: str
+    special_tokens_map: dict[str, str]
 
     def get_vocab(self) -> dict[str, int]: ...
 
     def encode(self, text: str, **kwargs: Any) -> list[int]: ...
 
     def decode(self, token_ids: list[int], **kwargs: Any) -> str | list[str]: ...
-
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
 
 
 # Rows of Gemma's vocabulary that stand for nothing; not all of them are flagged as special.
@@ -48,6 +49,25 @@ def control_tokens(tokenizer: ChatTokenizer) -> dict[int, str]:
     """
     added = tokenizer.added_tokens_decoder.items()
     return {token_id: token.content for token_id, token in added if token.special or token.content in MARKERS}
+
+
+def encode(tokenizer: ChatTokenizer, text: str) -> list[int]:
+    """The tokens of a text, control tokens' names included. Raises `CheckpointError` if its library fails."""
+    try:
+        # Not verbose: a prompt that is too long is refused with a sentence of our own.
+        return tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise CheckpointError(
+            f"The checkpoint's tokenizer fails on a text: {quoted(error)}. Take its tokenizer.json from where the "
+            "model comes from."
+        ) from error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether it says that the tokenizers library panicked, which is no `Exception` and has no name to import."""
+    return type(error).__name__ == "PanicException"
 
 
 def decode(tokenizer: ChatTokenizer, token_ids: list[int]) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import Field, model_validator
+
+from ..documents import Document, refuse_unless
 from ..errors import CheckpointError, ImageError
-from ..layout import IMAGE_FILES
+from ..layout import IMAGE_FILES, check_document, is_here, read_json
 from ..wording import quoted
+from .config import Positive
 from .pipeline import ImageInputs
 
 if TYPE_CHECKING:
@@ -73,7 +77,7 @@ class ImageReader:
         Raises `ImageError` for one that can't be cut into patches, `CheckpointError` if the checkpoint has
         no image processor.
         """
-        processor = self._processor = self._processor or _load_processor(self._folder)
+        processor = self._processor = self._processor or _load_processor(self._folder, self._config.vision_config)
         size = f"{image.width} × {image.height}"
         try:
             budget = {} if soft_tokens is None else {"max_soft_tokens": soft_tokens}
@@ -91,14 +95,68 @@ class ImageReader:
         return Patches(features["pixel_values"][0], positions, int(features["num_soft_tokens_per_image"][0]))
 
 
-def _load_processor(folder: Path) -> Any:
-    from transformers import AutoImageProcessor
+class _ProcessorConfig(Document):
+    """What is used of a description of Gemma 4's image processor. What it leaves out has transformers' default."""
 
+    image_processor_type: Literal[
+        "Gemma4ImageProcessor", "Gemma4ImageProcessorFast", "Gemma4ImageProcessorPil"
+    ] = "Gemma4ImageProcessor"
+    do_resize: Literal[True] = True
+    resample: int = Field(default=3, ge=0, le=5)
+    do_rescale: bool = True
+    rescale_factor: float = Field(default=1 / 255, gt=0, le=1)
+    do_normalize: bool = False
+    image_mean: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
+    image_std: Annotated[list[Positive], Field(min_length=3, max_length=3)] | None = None
+    patch_size: int = 16
+    pooling_kernel_size: int = 3
+    max_soft_tokens: Literal[70, 140, 280, 560, 1120] = 280
+
+    @model_validator(mode="after")
+    def _is_of_one_piece(self) -> _ProcessorConfig:
+        refuse_unless(
+            not self.do_normalize or None not in (self.image_mean, self.image_std),
+            "do_normalize needs image_mean and image_std",
+        )
+        return self
+
+
+def _load_processor(folder: Path, vision: Any) -> Any:
+    """Gemma 4's image processor with the values of the checkpoint, for the vision tower of that config.
+
+    No other class, whatever the files name: what they could name besides is code of their own.
+
+    Raises `CheckpointError` and `FileAccessError`.
+    """
+    from transformers import Gemma4ImageProcessorPil  # without torchvision, whose build has to match torch's
+
+    file, content = _processor_content(folder)
+    config = check_document(file, _ProcessorConfig, content)
+    for name in ("patch_size", "pooling_kernel_size"):
+        if getattr(config, name) != getattr(vision, name):
+            raise CheckpointError(
+                f"{quoted(file)} can't be right: {name} is {getattr(config, name)}, and the vision tower's is "
+                f"{getattr(vision, name)}. Take the file from where the model comes from."
+            )
     try:
-        # Without torchvision, whose build has to match torch's.
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    except Exception as error:  # whatever it finds wrong is wrong with the folder
+        return Gemma4ImageProcessorPil(**config.model_dump(exclude={"image_processor_type"}, exclude_unset=True))
+    except Exception as error:  # whatever it finds wrong is wrong with the file
         raise CheckpointError(
-            f"{quoted(folder)} has no image processor that can be read ({' or '.join(IMAGE_FILES)}), so it can't "
-            f"be shown images: {quoted(error)}"
+            f"{quoted(file)} describes no image processor that can be made: {quoted(error)}. Take the file from "
+            "where the model comes from."
         ) from error
+
+
+def _processor_content(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The description and its file. A whole processor's goes first, as with transformers."""
+    alone, whole = (folder / name for name in IMAGE_FILES)
+    if is_here(whole):
+        content = read_json(whole).get("image_processor")
+        if isinstance(content, dict):
+            return whole, content
+    if not is_here(alone):
+        raise CheckpointError(
+            f"{quoted(folder)} has no image processor ({' or '.join(IMAGE_FILES)}), so it can't be shown images. "
+            "Take the file from where the model comes from."
+        )
+    return alone, read_json(alone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import time
@@ -11,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import DiffusionGemmaForBlockDiffusion
+from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
+    DiffusionGemmaGenerationConfig,
+    EntropyBoundSamplerConfig,
+)
 from transformers.utils import logging as transformers_logging
 
 from ..catalog import DEVICE_VARIABLE
@@ -20,15 +25,29 @@ from ..errors import (
     CheckpointNotFoundError,
     DeviceError,
     DeviceMemoryError,
+    DiffusionGemmaError,
+    FileAccessError,
     NoGpuError,
 )
-from ..layout import CONFIG_FILE, GENERATION_FILE, INDEX_FILE, WEIGHTS_FILE, read_json, weight_names
+from ..layout import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    is_file,
+    is_folder,
+    read_start,
+    unreadable,
+    weight_names,
+)
+from ..wording import quoted
+from .config import VisionConfig, read_config, read_generation_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-MODEL_TYPE = "diffusion_gemma"
+    from .config import GenerationSettings, NetworkConfig
 
 # bf16 products are slow or emulated on many CPUs. The upcast is exact, and below this a doubled size is
 # still small; above it the model would hardly fit twice.
@@ -52,6 +71,17 @@ OUT_OF_MEMORY_WORDS = (
 )
 
 NAMES_SHOWN = 3
+NAME_CHARACTERS_SHOWN = 150
+
+ADAPTER_FILE = "adapter_config.json"
+DISTRIBUTED_SHARD = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
+
+# The real model's header has some hundred kilobytes.
+MAX_HEADER_BYTES = 1 << 24
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+
+# More than that of a model can't be in its files under other names than the model's own.
+MAX_MISSING_SHARE = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,19 +178,29 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
     it does not fit.
     """
     started = time.perf_counter()
-    if not folder.is_dir():
-        raise CheckpointNotFoundError(f"There is no folder {folder}. Download the model, or correct the path.")
-    _check_config(folder)
-    _check_generation_config(folder)
+    if not is_folder(folder):
+        raise CheckpointNotFoundError(
+            f"There is no folder {quoted(folder)}. Download the model, or correct the path."
+        )
+    _check_kind(folder)
+    config = read_config(folder)
+    generation = read_generation_settings(folder, config.text_config.vocab_size)
     files = _weight_files(folder)
-    _check_weight_files(files)
+    tensors = _read_headers(files)
+    _check_layers(folder, config, tensors)
     weight_bytes = sum(file.stat().st_size for file in files)
     upcast = device.type == "cpu" and weight_bytes < MAX_UPCAST_BYTES
 
     try:
         with _quiet_transformers():
+            transformers_config = DiffusionGemmaConfig(**config.to_dict())
+            _check_sizes(folder, transformers_config, tensors)
             model, info = DiffusionGemmaForBlockDiffusion.from_pretrained(
                 folder,
+                # Both are made of what passed the schema: of the folder transformers reads the weights alone.
+                config=transformers_config,
+                generation_config=_generation_config(generation),
+                trust_remote_code=False,
                 dtype=torch.float32 if upcast else "auto",
                 # An explicit place for everything: straight from the file to the device, no hooks.
                 device_map={"": device},
@@ -177,17 +217,14 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
             f"The model's weights take {weight_bytes / 2**30:.1f} GiB, and {device} ran out of memory while "
             "loading them. Free memory that other programs hold on it, or choose another device."
         ) from error
+    except DiffusionGemmaError:
+        raise
     except Exception as error:
         # Whatever transformers finds wrong is wrong with the folder, and most of it is not its own error
         # class: an impossible config alone can be a KeyError, a TypeError or a validation error.
         raise _unloadable(folder, error) from error
 
-    _check_loaded(folder, info)
-    if model.generation_config.eos_token_id in (None, []):
-        raise CheckpointError(
-            f"{folder} names no end-of-sequence tokens, so a reply would never end. Its "
-            "generation_config.json must have eos_token_id: take the file from where the model comes from."
-        )
+    _check_loaded(folder, info, tensors)
     return LoadedModel(
         model=model,
         device=device,
@@ -204,47 +241,49 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
 
 
-def _unloadable(folder: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"transformers can't load {folder}: {type(error).__name__}: {error}.")
+def _unloadable(folder: Path, error: Exception) -> DiffusionGemmaError:
+    if isinstance(error, OSError) and error.errno is not None:
+        return unreadable(folder, error)
+    return CheckpointError(
+        f"transformers can't load {quoted(folder)}: {type(error).__name__}: {quoted(error)}. Take the files from "
+        "where the model comes from."
+    )
 
 
-def _check_config(folder: Path) -> None:
-    """Refuse what is no DiffusionGemma, or one for another runtime, saying what it is."""
-    if not (folder / CONFIG_FILE).is_file():
-        if any(folder.glob("*.gguf")):
+def _check_kind(folder: Path) -> None:
+    """Refuse what only looks like a checkpoint, saying what it is."""
+    names = set(_names(folder))
+    if CONFIG_FILE not in names:
+        if any(name.endswith(".gguf") for name in names):
             raise CheckpointError(
-                f"{folder} holds GGUF files, which are for llama.cpp. This plugin needs the original "
+                f"{quoted(folder)} holds GGUF files, which are for llama.cpp. This plugin needs the original "
                 "checkpoint in safetensors files."
             )
-        raise CheckpointError(f"{folder} has no {CONFIG_FILE}, so it is no model's checkpoint.")
-    config = read_json(folder / CONFIG_FILE)
-    model_type = config.get("model_type")
-    if model_type != MODEL_TYPE:
+        raise CheckpointError(f"{quoted(folder)} has no {CONFIG_FILE}, so it is no model's checkpoint.")
+    if GENERATION_FILE not in names:
         raise CheckpointError(
-            f"{folder} holds a model of type {model_type!r}, and this plugin runs {MODEL_TYPE!r} only."
+            f"{quoted(folder)} has no {GENERATION_FILE}, so it names no end-of-sequence tokens and no sampler. "
+            "Take the file from where the model comes from."
         )
-    quantization = config.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    # transformers would take either by itself, in place of the weights or on top of them.
+    if ADAPTER_FILE in names:
         raise CheckpointError(
-            f"{folder} is quantised ({method or 'method not named'}), a layout for vLLM that transformers "
-            "would load with random experts. Serve it with vLLM and use the server, or load the "
-            "unquantised checkpoint here."
+            f"{quoted(folder)} holds an adapter ({ADAPTER_FILE}), which this plugin can't apply. Merge it into "
+            "its base model, or take the file away to run that alone."
         )
-    if "quantization" in config:
+    if parts := sorted(filter(DISTRIBUTED_SHARD.match, names)):
         raise CheckpointError(
-            f"{folder} is quantised for MLX, which only mlx-vlm runs. Load the unquantised checkpoint here."
+            f"{quoted(folder)} holds weights as a distributed training saves them ({_some(parts)}). Save the "
+            "model with save_pretrained, and load that folder."
         )
 
 
-def _check_generation_config(folder: Path) -> None:
-    """Refuse a folder without one: transformers would make one up, with another sampler."""
-    if not (folder / GENERATION_FILE).is_file():
-        raise CheckpointError(
-            f"{folder} has no {GENERATION_FILE}, so it names no end-of-sequence tokens and no sampler. Take the "
-            "file from where the model comes from."
-        )
-    read_json(folder / GENERATION_FILE)
+def _names(folder: Path) -> list[str]:
+    """Of everything in a folder. Raises `FileAccessError`."""
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise unreadable(folder, error) from error
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -252,56 +291,146 @@ def _weight_files(folder: Path) -> list[Path]:
     names = weight_names(folder)
     if not names:
         raise CheckpointError(
-            f"{folder} has no weights: neither {WEIGHTS_FILE} nor {INDEX_FILE} is there. Download the model again."
+            f"{quoted(folder)} has no weights: neither {WEIGHTS_FILE} nor {INDEX_FILE} is there. Download the "
+            "model again."
         )
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not is_file(folder / name)]
     if missing:
         raise CheckpointError(
-            f"{folder} is incomplete: {len(missing)} of {len(names)} weight files are missing "
+            f"{quoted(folder)} is incomplete: {len(missing)} of {len(names)} weight files are missing "
             f"({_some(missing)}). Download the model again; what is there will be kept."
         )
     return [folder / name for name in names]
 
 
-def _check_weight_files(files: list[Path]) -> None:
-    """Refuse damaged files and layouts with a tensor an expert. Reads the headers only."""
+@dataclass(frozen=True)
+class _Tensor:
+    """What a weight file's header says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """as safetensors writes it: "BF16" """
+
+
+def _read_headers(files: list[Path]) -> dict[str, _Tensor]:
+    """The tensors of all files by name. Refuses damaged files and layouts with a tensor an expert."""
+    found: dict[str, _Tensor] = {}
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                names = list(tensors.keys())
-        except (SafetensorError, OSError) as error:
-            # In the Hub's cache a link: to delete only that would bring the same content back.
+        tensors = _read_header(file)
+        if per_expert := [name for name in tensors if PER_EXPERT_TENSOR.search(name)]:
             raise CheckpointError(
-                f"{file} is damaged or was not downloaded whole ({error}). Delete {file.resolve()} and "
-                "download it again."
-            ) from error
-        per_expert = [name for name in names if PER_EXPERT_TENSOR.search(name)]
-        if per_expert:
-            raise CheckpointError(
-                f"{file.parent} keeps each expert in a tensor of its own ({_some(per_expert)}), a layout for "
-                "vLLM that transformers would load with random experts. Serve it with vLLM and use the "
+                f"{quoted(file.parent)} keeps each expert in a tensor of its own ({_some(per_expert)}), a layout "
+                "for vLLM that transformers would load with random experts. Serve it with vLLM and use the "
                 "server, or load the original checkpoint here."
+            )
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise CheckpointError(
+                f"{quoted(file.parent)} has the same tensors in two of its files ({_some(twice)}). Download the "
+                "model again."
+            )
+        found |= tensors
+    return found
+
+
+def _read_header(file: Path) -> dict[str, _Tensor]:
+    """The tensors of a file. The library holds their places against each other and the file's size."""
+    try:
+        if int.from_bytes(read_start(file, 8), "little") > MAX_HEADER_BYTES:
+            raise SafetensorError("its header is larger than any such file's")
+        with safe_open(file, framework="pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: _Tensor(tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
+    except FileAccessError:
+        raise
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except (SafetensorError, ValueError, OverflowError) as error:
+        raise CheckpointError(
+            f"{quoted(file)} is damaged or was not downloaded whole ({quoted(error)}). {_replacement(file)}"
+        ) from error
+
+
+def _replacement(file: Path) -> str:
+    """How to come by a whole file. Only in the Hub's cache what a link leads to is this file's own."""
+    content, blobs = file.resolve(), file.parent.parent.parent / "blobs"
+    if file.is_symlink() and file.parent.parent.name == "snapshots" and content.parent == blobs.resolve():
+        return f"Delete {quoted(content)} and download it again."
+    return "Replace it by a whole copy."
+
+
+def _generation_config(settings: GenerationSettings) -> DiffusionGemmaGenerationConfig:
+    values = settings.model_dump(exclude={"sampler_config"}, exclude_none=True)
+    if settings.sampler_config is not None:
+        values["sampler_config"] = EntropyBoundSamplerConfig(settings.sampler_config.entropy_bound)
+    return DiffusionGemmaGenerationConfig(**values)
+
+
+def _check_layers(folder: Path, config: NetworkConfig, tensors: dict[str, _Tensor]) -> None:
+    """Refuse a config of other layers than the weights have, before they are made."""
+    vision = config.vision_config or VisionConfig()
+    for kind, layers in (("decoder", config.text_config), ("encoder.vision_tower.encoder", vision)):
+        named = {match[1] for name in tensors if (match := re.match(rf"model\.{kind}\.layers\.(\d+)\.", name))}
+        if len(named) != layers.num_hidden_layers:
+            raise CheckpointError(
+                f"The {CONFIG_FILE} in {quoted(folder)} describes {layers.num_hidden_layers} layers of the "
+                f"{kind}, and there are weights of {len(named)}. Download the model again."
             )
 
 
-def _check_loaded(folder: Path, info: dict[str, Any]) -> None:
+def _check_sizes(folder: Path, config: DiffusionGemmaConfig, tensors: dict[str, _Tensor]) -> None:
+    """Refuse a config of other sizes than the weights have, before anything takes memory by it."""
+    with torch.device("meta"):
+        model = DiffusionGemmaForBlockDiffusion(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    _refuse_misfits(
+        folder,
+        {
+            "weights of another size": [
+                f"{name} is {list(tensor.shape)}, not {list(expected[name])}"
+                for name, tensor in sorted(tensors.items())
+                if name in expected and tensor.shape != expected[name]
+            ],
+        },
+    )
+    # Weights that are missing are made first, and then found missing.
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    stored = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    if elements > MAX_MISSING_SHARE * stored:
+        raise CheckpointError(
+            f"The {CONFIG_FILE} in {quoted(folder)} describes a model of {elements:,} weights, and there are "
+            f"{stored:,}. Download the model again, or use another revision of it."
+        )
+
+
+def _check_loaded(folder: Path, info: dict[str, Any], tensors: dict[str, _Tensor]) -> None:
     """Refuse a model of which any weight is random.
 
     transformers leaves tied weights out of the missing ones by itself. Tensors that it has no use for are
     let through: they make nothing random, and a checkpoint may carry some for other programs.
     """
-    mismatched = sorted(
-        f"{name} is {list(found)}, not {list(expected)}" for name, found, expected in info["mismatched_keys"]
+    _refuse_misfits(
+        folder,
+        {
+            "missing weights": sorted(info["missing_keys"]),
+            "weights of another size": sorted(
+                f"{name} is {list(found)}, not {list(expected)}"
+                for name, found, expected in info["mismatched_keys"]
+            ),
+            "weights that are no plain floating-point numbers": sorted(
+                f"{name} is {tensor.dtype}"
+                for name, tensor in tensors.items()
+                if tensor.dtype not in FLOATS and name not in info["unexpected_keys"]
+            ),
+            "errors": sorted(info["error_msgs"]),
+        },
     )
-    problems = [
-        ("missing weights", sorted(info["missing_keys"])),
-        ("weights of another size", mismatched),
-        ("errors", sorted(info["error_msgs"])),
-    ]
-    found = [f"{what} ({_some(names)})" for what, names in problems if names]
+
+
+def _refuse_misfits(folder: Path, problems: dict[str, list[str]]) -> None:
+    found = [f"{what} ({_some(names)})" for what, names in problems.items() if names]
     if found:
         raise CheckpointError(
-            f"The weights in {folder} don't fit the model that its {CONFIG_FILE} describes: "
+            f"The weights in {quoted(folder)} don't fit the model that its {CONFIG_FILE} describes: "
             f"{'; '.join(found)}. Download the model again, or use another revision of it."
         )
 
@@ -310,7 +439,7 @@ def _some(names: Iterable[str]) -> str:
     """The first few names, for a sentence."""
     names = list(names)
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+    return ", ".join(quoted(name, NAME_CHARACTERS_SHOWN) for name in names[:NAMES_SHOWN]) + more
 
 
 @contextlib.contextmanager

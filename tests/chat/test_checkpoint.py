@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.checkpoint import SAMPLE, load_tokenizer
+from llm_diffusiongemma.chat.tokenizer import decode, encode
 from llm_diffusiongemma.errors import CheckpointError
 
 
@@ -75,6 +76,11 @@ def no_decoder(tokenizer: dict[str, Any]) -> None:
     tokenizer["decoder"] = None
 
 
+def part(name: str, **content: Any) -> Callable[[dict[str, Any]], None]:
+    """Puts another part into the pipeline. Its library panics over some: one of these ended the process."""
+    return lambda tokenizer: tokenizer.update({name: content})
+
+
 def one_token_more(tokenizer: dict[str, Any]) -> None:
     token = {**tokenizer["added_tokens"][0], "id": 5000, "content": "<more>"}
     tokenizer["added_tokens"].append(token)
@@ -100,6 +106,38 @@ DISAGREE = "not of one checkpoint"
         ("tokenizer.json", without("<|turn>"), r"writes <\|turn>, which its tokenizer doesn't know"),
         ("tokenizer_config.json", lambda c: c.pop("bos_token"), "writes bos_token, which its tokenizer"),
         ("tokenizer_config.json", lambda c: c.update(bos_token="<eos>"), DISAGREE),
+        (
+            "tokenizer_config.json",
+            lambda c: c.update(tokenizer_class="Evil\x1b[2J"),
+            r"tokenizer Evil\\x1b",
+        ),
+        ("tokenizer_config.json", lambda c: c.update(bos_token=3), "bos_token is 3"),
+        ("tokenizer_config.json", lambda c: c.update(added_tokens_decoder={"x": {"content": "a"}}), "decoder"),
+        ("tokenizer_config.json", lambda c: c.update(extra_special_tokens=[None]), r"special_tokens\.0 is None"),
+        ("tokenizer.json", lambda c: c["model"].update(type="Unigram"), "model.type is 'Unigram'"),
+        ("tokenizer.json", lambda c: c["model"].update(dropout=0.1), "model.dropout is 0.1"),
+        ("tokenizer.json", lambda c: c["model"].update(continuing_subword_prefix="##"), "subword_prefix is '##'"),
+        ("tokenizer.json", lambda c: c["model"].update(merges=[["a"]]), "can't be read"),
+        ("tokenizer.json", lambda c: c["model"]["vocab"].update(q=1), "an id of its own"),
+        ("tokenizer.json", lambda c: c["model"]["vocab"].update(q=2**31), "model.vocab.q is 2147483648"),
+        (
+            "tokenizer.json",
+            lambda c: c["model"]["vocab"].update(zz=9999),
+            "10,000 tokens and the network",
+        ),
+        ("tokenizer.json", lambda c: c["model"]["vocab"].update(zz=c["model"]["vocab"].pop("Ã")), CHANGED),
+        ("tokenizer.json", lambda c: c["added_tokens"][0].update(id=7), "an id of its own"),
+        ("tokenizer.json", lambda c: c["added_tokens"][0].update({"\x1b[2J": 1}), r"added_tokens\.0\.\\x1b\[2J"),
+        ("tokenizer.json", part("normalizer", type="Precompiled", precompiled_charsmap="/////w=="), "no part of"),
+        ("tokenizer.json", part("normalizer", type=["Replace"]), "no part of"),
+        (
+            "tokenizer.json",
+            part("normalizer", type="Replace", pattern={"String": ""}, content="x"),
+            "an empty",
+        ),
+        ("tokenizer.json", part("normalizer", type="Sequence", normalizers=[{"type": "Evil"}]), "no part of"),
+        ("tokenizer.json", part("pre_tokenizer", type="Split", pattern={"Regex": "(a+)+$"}), "repeats a group"),
+        ("tokenizer.json", part("decoder", type="CTC"), "no part of"),
         ("config.json", lambda c: c.update(image_token_id=300), rf"<\|image\|> is token \d+.*{DISAGREE}"),
         ("config.json", lambda c: c.update(boi_token_id=300), rf"<\|image> is token \d+.*{DISAGREE}"),
         ("config.json", lambda c: c["text_config"].update(vocab_size=2000), "tokens and the network 2,000"),
@@ -113,6 +151,28 @@ def test_what_does_not_belong_together(file: str, how: Any, words: str, folder: 
         load(folder)
     assert str(folder) in str(raised.value)
     assert "from where the model comes from" in str(raised.value)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("file", "how"),
+    [
+        ("tokenizer_config.json", lambda c: c.update(model_max_length="")),
+        ("tokenizer_config.json", lambda c: c.update(model_max_length=1000000000000000019884624838656)),
+        ("tokenizer_config.json", lambda c: c.update(auto_map={"AutoTokenizer": ["evil.Evil", None]})),
+        ("tokenizer_config.json", lambda c: c.update(tokenizer_class="PreTrainedTokenizerFast")),
+        ("tokenizer_config.json", lambda c: c.update(tokenizer_file="/etc/passwd", vocab_file="../x")),
+        ("tokenizer_config.json", lambda c: c.update(fast_tokenizer_files=["../../x"])),
+        ("tokenizer_config.json", lambda c: c.update(bos_token={"__type": "AddedToken", "content": "<bos>"})),
+        ("tokenizer_config.json", lambda c: c.update(extra_special_tokens={"image_token": "<|image|>"})),
+        ("tokenizer_config.json", lambda c: c.update(extra_special_tokens=None, chat_template=None)),
+        ("tokenizer.json", lambda c: c.update(truncation=None, padding=None)),
+    ],
+)
+def test_what_is_legal_or_not_used(file: str, how: Any, folder: Path) -> None:
+    change(folder / file, how)
+    tokenizer = load(folder)
+    assert decode(tokenizer, encode(tokenizer, SAMPLE)) == SAMPLE
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging.handlers
+import re
 import shutil
 import socket
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -260,10 +261,10 @@ def test_another_model(model_type: str | None, checkpoint: Path) -> None:
     refused(checkpoint, f"model of type {model_type!r}, and this plugin runs 'diffusion_gemma' only")
 
 
-def test_a_config_that_transformers_refuses(checkpoint: Path) -> None:
+def test_a_config_with_a_value_of_another_kind(checkpoint: Path) -> None:
     text_config = json.loads((checkpoint / "config.json").read_text())["text_config"]
     change_json(checkpoint / "config.json", text_config={**text_config, "hidden_size": "wide"})
-    refused(checkpoint, "transformers can't load .*hidden_size")
+    refused(checkpoint, "config.json can't be right: text_config.hidden_size is 'wide'")
 
 
 @pytest.mark.parametrize("method", ["compressed-tensors", "modelopt", "fp8"])
@@ -295,7 +296,7 @@ def test_a_missing_shard(sharded: Path) -> None:
 @pytest.mark.parametrize("index", ["{", "{}", '{"weight_map": {}}'])
 def test_an_index_without_weights(index: str, sharded: Path) -> None:
     (sharded / "model.safetensors.index.json").write_text(index)
-    refused(sharded, r"index\.json (can't be read as JSON|has no weight_map)")
+    refused(sharded, r"index\.json can't be (read as JSON|right: it has no weight_map|right: weight_map is \{\})")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, 0.5, 0.999])
@@ -342,6 +343,119 @@ def test_a_tensor_for_each_expert(checkpoint: Path) -> None:
 
     change_weights(checkpoint, split_experts)
     refused(checkpoint, r"each expert in a tensor of its own \(.*experts\.0\..* and 13 more\)")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_weights_that_are_no_plain_numbers(dtype: torch.dtype, checkpoint: Path) -> None:
+    """transformers takes them for what they would be unscaled."""
+    name = "model.decoder.layers.1.mlp.up_proj.weight"
+    change_weights(checkpoint, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    refused(checkpoint, rf"no plain floating-point numbers \({name} is ")
+
+
+def test_whole_numbers_for_another_program_are_let_through(checkpoint: Path) -> None:
+    change_weights(checkpoint, lambda tensors: tensors.update({"position_ids": torch.arange(3)}))
+    load_model(checkpoint, CPU)
+
+
+def change_header(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    new = json.dumps(header).encode()
+    file.write_bytes(len(new).to_bytes(8, "little") + new + content[8 + length :])
+
+
+FIRST = "model.decoder.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header[FIRST].update(data_offsets=[0, 4]),
+        lambda header: header[FIRST].update(data_offsets=[-1, 4]),
+        lambda header: header[FIRST].update(data_offsets=[0, 2**63]),
+        lambda header: header[FIRST].update(shape=[2**40, 2**40]),
+        lambda header: header[FIRST].update(shape=[-1]),
+        lambda header: header[FIRST].update(dtype="\x1b[2J"),
+        lambda header: header[FIRST].update(dtype=None),
+        lambda header: header.update({"\x1b]52;c;eA==\x07": 3}),
+        lambda header: header.update(__metadata__={"format": 3}),
+    ],
+)
+def test_a_header_that_lies(change: Callable[[dict[str, Any]], object], checkpoint: Path) -> None:
+    change_header(checkpoint, change)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged") as raised:
+        load_model(checkpoint, CPU)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("length", [1 << 27, 2**63, 2**64 - 1])
+def test_a_header_that_would_be_gigabytes(length: int, checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").write_bytes(length.to_bytes(8, "little") + b" " * 1000)
+    refused(checkpoint, "is damaged or was not downloaded whole")
+
+
+@pytest.mark.parametrize("place", ["precious", "blobs/precious", "snapshots/precious"])
+def test_nobody_is_advised_to_delete_what_a_link_leads_to(place: str, checkpoint: Path, tmp_path: Path) -> None:
+    """But for a content of the Hub's cache, which a test with one holds."""
+    precious = tmp_path / place
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text("not yours")
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "model.safetensors").symlink_to(precious)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged") as raised:
+        load_model(checkpoint, CPU)
+    assert not re.search("precious|delete", str(raised.value), re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": 1 << 18}, r"weights of another size \(.* and \d+ more\)"),
+        ({"vocab_size": 4_000_000}, "weights of another size .*4000000, 32"),
+        ({"num_experts": 4096}, r"weights of another size .*\[4096, "),
+        (
+            {"num_hidden_layers": 900, "layer_types": ["full_attention"] * 900},
+            "describes 900 layers of the decoder",
+        ),
+    ],
+)
+def test_a_config_of_another_size_takes_no_memory(changes: dict[str, Any], words: str, checkpoint: Path) -> None:
+    """It took what it said, and then the machine was to blame for having too little."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    text = {key: value for key, value in {**config["text_config"], **changes}.items() if value is not None}
+    change_json(checkpoint / "config.json", text_config=text)
+    refused(checkpoint, words)
+
+
+def test_one_tensor_in_two_files(sharded: Path) -> None:
+    first, second = sorted(sharded.glob("*.safetensors"))[:2]
+    shutil.copy(first, second)
+    refused(sharded, "the same tensors in two of its files")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("adapter_config.json", "holds an adapter"),
+        ("shard-00000-model-00001-of-00002.safetensors", "as a distributed training saves them"),
+    ],
+)
+def test_what_transformers_would_load_in_place_of_the_weights(name: str, words: str, checkpoint: Path) -> None:
+    (checkpoint / name).write_text('{"base_model_name_or_path": "somebody/else"}')
+    refused(checkpoint, words)
+
+
+def test_the_generation_config_is_that_of_the_file(checkpoint: Path) -> None:
+    change_json(
+        checkpoint / "generation_config.json", t_max=0.9, eos_token_id=5, sampler_config={"entropy_bound": 0.7}
+    )
+    config = load_model(checkpoint, CPU).model.generation_config
+    settings = SamplerSettings.from_generation_config(config)
+    assert (settings.t_max, settings.entropy_bound, config.eos_token_id) == (0.9, 0.7, [5])
 
 
 @pytest.mark.parametrize("eos_token_id", [None, []])

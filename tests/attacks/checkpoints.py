@@ -1,0 +1,310 @@
+"""Checkpoints of a stranger: small files mutated in one or two places, then a short reply from the folder.
+
+Each case ends in one of this plugin's errors, with a sentence that a terminal can show, or in a whole reply;
+within bounds of time and memory. A child process takes the cases: if one breaks it, the next one goes on.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+
+from .outcome import Outcome
+
+SECONDS_A_CASE = 40
+BYTES_BESIDE = 3 << 30
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "chat_template.jinja",
+    INDEX,
+)
+SHARD = "model-00001-of-00001.safetensors"
+
+VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    3,
+    2**31,
+    2**63,
+    10**30,
+    0.5,
+    -0.0,
+    1e-45,
+    1e308,
+    float("inf"),
+    float("nan"),
+    "",
+    "x",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "\x1b[2J\x1b]52;c;eA==\x07",
+    "a\u202eb\x00c",
+    "\ud800",
+    "x" * 100_000,
+    [],
+    {},
+    [None],
+    [[]],
+    {"": None},
+    {"__class__": "x"},
+)
+KEYS = (
+    "auto_map",
+    "quantization_config",
+    "_attn_implementation",
+    "transformers_weights",
+    "trust_remote_code",
+    "custom_generate",
+    "fusion_config",
+    "dtype",
+    "per_layer_config",
+    "tokenizer_file",
+    "fast_tokenizer_files",
+    "extra_special_tokens",
+    "init_inputs",
+    "backend",
+    "size",
+    "",
+    "\x1b[31m",
+)
+TEMPLATES = (
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{{ 'x' * 10**10 }}",
+    "{{ messages[0].content.__class__ }}",
+    "{{ raise_exception('\x1b[2J') }}",
+    "{{ '\ud800'.upper() }}",
+    "{% include '/etc/passwd' %}",
+    "{{ bos_token }}" * 5000,
+)
+
+
+def mutate(folder: Path, random_: random.Random) -> tuple[str, str]:
+    """Spoil a folder in one or two places. What kind of case it is, and what was done."""
+    file = folder / random_.choice(FILES)
+    if file.name == INDEX:
+        _shard(folder)
+    content = file.read_bytes()
+    how = "bytes" if file.suffix == ".jinja" or random_.random() < 0.15 else "values"
+    done: list[str] = []
+    for _ in range(random_.choice((1, 1, 2))):
+        if how == "bytes":
+            content = _mutate_bytes(content, file, random_, done)
+        else:
+            content = _mutate_values(content, random_, done)
+    file.unlink()
+    file.write_bytes(content)
+    return f"{file.name}, {how}", "; ".join(done)
+
+
+def _shard(folder: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(folder / WEIGHTS, framework="pt") as tensors:
+        names = list(tensors.keys())
+    (folder / WEIGHTS).rename(folder / SHARD)
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, SHARD)}
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def _mutate_values(content: bytes, random_: random.Random, done: list[str]) -> bytes:
+    try:
+        document = json.loads(content)
+    except ValueError:
+        return content
+    places = list(_places(document))
+    # Of the tokenizer's thousands of tokens not all the time.
+    shallow = [place for place in places if len(place) <= 2] or places
+    place = random_.choice(places if random_.random() < 0.5 else shallow)
+    parent = document
+    for step in place[:-1]:
+        parent = parent[step]
+    key = place[-1]
+    what = random_.choice(("value", "value", "value", "number", "remove", "add", "double"))
+    if what == "remove":
+        del parent[key]
+    elif what == "add" and isinstance(parent, dict):
+        key = random_.choice(KEYS)
+        parent[key] = copy.copy(random_.choice(VALUES))
+    elif what == "double" and isinstance(parent, list):
+        parent.append(copy.copy(parent[key]))
+    elif what == "number" and isinstance(parent[key], (int, float)) and not isinstance(parent[key], bool):
+        parent[key] = random_.choice(
+            (parent[key] + 1, parent[key] - 1, parent[key] * 2, -parent[key], parent[key] * 10**6)
+        )
+    else:
+        parent[key] = copy.copy(random_.choice(VALUES))
+    done.append(
+        f"{what} {'.'.join(map(str, place))[:80]!a} {repr(parent[key] if what != 'remove' else '')[:60]!a}"
+    )
+    return json.dumps(document).encode()
+
+
+def _places(value: Any) -> Iterator[list[Any]]:
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield [key]
+        for place in _places(item):
+            yield [key, *place]
+
+
+def _mutate_bytes(content: bytes, file: Path, random_: random.Random, done: list[str]) -> bytes:
+    place = random_.randrange(len(content) + 1)
+    what = random_.choice(("flip", "cut", "drop", "insert", "nest", "template"))
+    done.append(f"{what} at {place}")
+    if what == "template" and file.suffix == ".jinja":
+        template = random_.choice(TEMPLATES)
+        done.append(ascii(template[:60]))
+        return template.encode("utf-8", "surrogatepass") + random_.choice((b"", content))
+    if what == "cut":
+        return content[:place]
+    if what == "drop":
+        return content[:place] + content[place + random_.randrange(1, 40) :]
+    if what == "insert":
+        return (
+            content[:place]
+            + random_.choice((b"\x00", b"\xff", b"{", b"]", b"1e400", b"{{ x.y.z }}"))
+            + content[place:]
+        )
+    if what == "nest":
+        return content[:place] + b"[" * 20_000 + b"]" * 20_000 + content[place:]
+    place = min(place, len(content) - 1)
+    return content[:place] + bytes([content[place] ^ 1 << random_.randrange(8)]) + content[place + 1 :]
+
+
+def make_folder(place: Path) -> Path:
+    """The embedded checkpoint with its weights linked."""
+    folder = place / "checkpoint"
+    shutil.copytree(EMBEDDED_CHECKPOINT, folder, ignore=shutil.ignore_patterns(WEIGHTS))
+    (folder / WEIGHTS).symlink_to(EMBEDDED_CHECKPOINT / WEIGHTS)
+    return folder
+
+
+def reply_from(folder: Path, image: Path | None) -> tuple[str, bool]:
+    """What came of a short reply, and whether that is allowed."""
+    import llm
+
+    from llm_diffusiongemma.backends import engine
+    from llm_diffusiongemma.catalog import ModelEntry
+    from llm_diffusiongemma.errors import DiffusionGemmaError
+    from llm_diffusiongemma.models import DiffusionGemma
+    from llm_diffusiongemma.wording import printable
+
+    engine._engines.clear()
+    model = DiffusionGemma(ModelEntry("diffusiongemma", folder, "cpu"))
+    attachments = [llm.Attachment(path=str(image), type="image/png")] if image else []
+    try:
+        response = model.prompt(
+            "What colour is this image?" if image else "What is a canvas?",
+            attachments=attachments,
+            stream=False,
+            max_tokens=8,
+            max_denoising_steps=2,
+            seed=1,
+        )
+        response.text()
+    except DiffusionGemmaError as error:
+        text = str(error)
+        is_clean = printable(text) == text and len(text) < 3000 and text.strip() and "Traceback" not in text
+        return type(error).__name__, bool(is_clean)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return f"raw {type(error).__name__}: {ascii(str(error))[:200]}", False
+    return "reply", True
+
+
+def _work(connection: Connection) -> None:
+    """A child process: takes folders, gives back what came of them."""
+    import resource
+    import sys
+
+    import torch
+
+    from llm_diffusiongemma.backends import engine
+
+    torch.set_num_threads(1)
+    engine._import_libraries()
+    # What the libraries of a test command say at the terminal is no part of an outcome.
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + BYTES_BESIDE, used + BYTES_BESIDE))
+    while True:
+        try:
+            folder, image = connection.recv()
+        except EOFError:
+            return
+        connection.send(reply_from(folder, image))
+
+
+class _Child:
+    def __init__(self, target: Callable[[Connection], None]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=target, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, folder: Path, image: Path | None) -> tuple[str, bool]:
+        self.connection.send((folder, image))
+        if not self.connection.poll(SECONDS_A_CASE):
+            self.close()
+            return f"longer than {SECONDS_A_CASE} s", False
+        try:
+            answer: tuple[str, bool] = self.connection.recv()
+        except EOFError:
+            self.process.join()
+            code = self.process.exitcode or 0
+            return f"the process ended: {signal.Signals(-code).name if code < 0 else code}", False
+        return answer
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def run(count: int, seed: int) -> Iterator[Outcome]:
+    from PIL import Image
+
+    child: _Child | None = None
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            image = Path(directory) / "image.png"
+            Image.new("RGB", (64, 48), (220, 25, 25)).save(image)
+            for case in range(count):
+                random_ = random.Random(f"{seed}-{case}")
+                folder = make_folder(Path(directory) / str(case))
+                kind, done = mutate(folder, random_)
+                child = child or _Child(_work)
+                with_image = kind.startswith("preprocessor") or random_.random() < 0.2
+                result, held = child.ask(folder, image if with_image else None)
+                if not child.process.is_alive():
+                    child = None
+                yield Outcome(kind, result, held, f"seed {seed}, case {case}: {done}")
+                shutil.rmtree(folder.parent)
+    finally:
+        if child is not None:
+            child.connection.close()
+            child.process.join()

@@ -1,0 +1,176 @@
+"""A chat template is a stranger's program: it reads what transformers shows it, within bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from jinja2 import TemplateError
+from transformers import TokenizersBackend
+
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma.chat import template
+from llm_diffusiongemma.chat.template import ChatTemplate
+
+MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "Hello", "name": None}]
+
+
+def render(source: str, messages: list[dict[str, Any]] = MESSAGES) -> str:
+    return ChatTemplate(source, {"bos_token": "<bos>"}).render(
+        messages, tools=[], enable_thinking=False, input_characters=5
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{{ bos_token }}{{ messages[0].content ~ 1 ~ none }}", "<bos>Hello1None"),
+        ("{% for m in messages %}{{ m | tojson }}{% endfor %}", '{"role": "user", "content": "Hello"}'),
+        (
+            "{% for i in [1, 2, 3] %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}{% endfor %}",
+            "1/3,2/3,3/3",
+        ),
+        ("{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "13"),
+        ("{% for i in [1, 2, 3] if i != 2 %}{{ i }}{% else %}none{% endfor %}", "13"),
+        ("{% for i in nothing %}{{ i }}{% else %}none{% endfor %}", "none"),
+        ("{% for k, v in {'b': 1, 'a': 2} | dictsort %}{{ k }}{{ v }}{% endfor %}", "a2b1"),
+        (
+            "{% set n = namespace(x=1) %}{% for i in range(3) %}{% set n.x = n.x * 2 + 1 %}{% endfor %}{{ n.x }}",
+            "15",
+        ),
+        (
+            "{{ 'a-b'.replace('-', '+') }}{{ 'a-b' | replace('-', '+') }}{{ 'aaa'.replace('a', 'b', 2) }}",
+            "a+ba+bbba",
+        ),
+        (
+            "{{ ['a', 'b'] | join(', ') }}{{ '-'.join(['a', 'b']) }}{{ messages | join('', attribute='role') }}",
+            "a, ba-buser",
+        ),
+        ("{% macro f(n) %}{{ n }}{% if n %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(3) }}", "3210"),
+        ("{{ [1, [2, 3]] + [{'a': (1, 2)}] }}{{ [1, 2.5] | sum }}", "[1, [2, 3], {'a': (1, 2)}]3.5"),
+        (
+            "{% for a, (b, c) in [(1, (2, 3))] %}{{ a ~ b ~ c }}{% endfor %}{% set x, y = 1, 2 %}{{ x + y }}",
+            "1233",
+        ),
+        ("{{ 'b' in ['a', 'b'] }}{{ {'a': [1]}.a[0] }}{{ [1, 2, 3][1:] }}", "True1[2, 3]"),
+        ("{% generation %}{{ 7 % 4 }}{{ 2 ** 10 }}{% endgeneration %}", "31024"),
+        ("{{ dict(a=1) | tojson(indent=2) }}", '{\n  "a": 1\n}'),
+        ("{{ '<é>' | tojson }}{{ tools is none }}{{ strftime_now('%%') }}", '"<é>"True%'),
+        ("  {% if true %}\nx\n  {% endif %}\n", "x\n"),
+    ],
+)
+def test_what_a_template_may(source: str, expected: str) -> None:
+    assert render(source) == expected
+
+
+def test_a_thought_has_both_of_its_names() -> None:
+    message = {"role": "assistant", "content": "", "reasoning_content": "hm"}
+    assert render("{{ messages[0].reasoning_content }} {{ messages[0].thinking }}", [message]) == "hm hm"
+
+
+BIG = "{% set b = 'x' * 1000000 %}"
+GROW = "{% set n = namespace(x=START) %}{% for i in range(90) %}HOW{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(9999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+        "{{ 'x' * 10 ** 9 }}",
+        "{{ 10 ** 9 * [1] }}",
+        "{{ 9 ** (9 ** 9) }}",
+        GROW.replace("START", "'aa'").replace("HOW", "{% set n.x = n.x ~ n.x %}"),
+        GROW.replace("START", "'aa'").replace("HOW", "{% set n.x = n.x + n.x %}"),
+        GROW.replace("START", "[1]").replace("HOW", "{% set n.x = n.x + n.x %}"),
+        GROW.replace("START", "3").replace("HOW", "{% set n.x = n.x * n.x %}"),
+        GROW.replace("START", "'aa'").replace("HOW", "{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}"),
+        "{{ '%999999999d' % 1 }}",
+        "{{ '%999999999d' | format(1) }}",
+        "{{ '{:999999999}'.format(1) }}",
+        "{{ 'x'.ljust(10 ** 9) }}",
+        "{{ 'x' | center(10 ** 9) }}",
+        "{{ 'x' | indent(10 ** 9, true) }}",
+        "{{ [1] | tojson(indent=10 ** 9) }}",
+        BIG + "{{ b | replace('x', b) }}",
+        BIG + "{{ b.replace('x', b) }}",
+        BIG + "{{ b | join(b) }}",
+        BIG + "{{ b.join(b) }}",
+        BIG + "{% for i in range(99999) %}{{ b }}{% endfor %}",
+        "{{ strftime_now('%c' * 1000000) }}",
+        GROW.replace("START", "1").replace("HOW", "{% set n.x = [n.x, n.x] %}"),
+        GROW.replace("START", "1").replace("HOW", "{% set n.x = {'a': n.x, 'b': n.x} %}"),
+        GROW.replace("START", "1").replace("HOW", "{% set n.x = (n.x, n.x) %}"),
+        BIG + "{{ [b] * 1000000 }}",
+        BIG + "{{ ([[1] * 1000000] * 9) | sum(start=[]) }}",
+        BIG + "{{ range(99999) | map('replace', '', b) | list | length }}",
+        BIG + "{{ range(99999) | list | tojson(separators=(b, b)) }}",
+        BIG + "{{ [[b] * 9] * 9 ~ '' }}",
+        "{{ lipsum(10 ** 9) }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ namespace.__init__.__globals__ }}",
+        "{{ namespace(__class__=1) }}",
+        "{% set n = namespace() %}{% set n.__class__ = 1 %}",
+        "{{ messages.append(1) }}",
+        "{{ self._TemplateReference__context.parent }}",
+        "{{ raise_exception('no') }}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    ],
+)
+def test_what_a_template_may_not(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "MAX_SECONDS", 0.2)
+    with pytest.raises((TemplateError, RecursionError, OverflowError, TypeError)):
+        render(source)
+
+
+def test_a_long_conversation_is_no_runaway() -> None:
+    long = "x" * 9_000_000
+    message = {"role": "user", "content": long}
+    rendered = ChatTemplate("{% for m in messages %}{{ '<' ~ m.content ~ '>' }}{% endfor %}", {}).render(
+        [message, message], tools=[], enable_thinking=False, input_characters=2 * len(long)
+    )
+    assert len(rendered) == 2 * len(long) + 4
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": [1, None, "é<b>"], "b": {}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}},
+}
+USER, SYSTEM = {"role": "user", "content": "Hello"}, {"role": "system", "content": "Be brief."}
+ASSISTANT = {"role": "assistant", "content": "Hi", "reasoning_content": "hm"}
+LOOP = [
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "name": "f", "tool_call_id": "1", "content": "42"},
+]
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [USER],
+        [SYSTEM, USER, ASSISTANT, USER],
+        [SYSTEM, USER, *LOOP],
+        [USER, *LOOP, *LOOP, ASSISTANT, USER],
+        [USER, {**ASSISTANT, "content": ""}, ASSISTANT, USER],
+        [
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a "}, {"type": "image"}, {"type": "text", "text": "b"}],
+            }
+        ],
+    ],
+)
+def test_it_renders_as_transformers_does(messages: list[dict[str, Any]], thinking: bool) -> None:
+    tokenizer = TokenizersBackend.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
+    ours = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens_map)
+    for tools in ([], [TOOL]):
+        assert ours.render(
+            messages, tools=tools, enable_thinking=thinking, input_characters=100
+        ) == tokenizer.apply_chat_template(
+            messages, tools=tools or None, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )

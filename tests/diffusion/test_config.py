@@ -1,0 +1,182 @@
+"""Values of a config.json and a generation_config.json are used as they may be, or refused by their names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma.diffusion.config import read_config, read_generation_settings
+from llm_diffusiongemma.errors import CheckpointError
+
+REMOVED = object()
+
+
+def spoiled(file: str, place: str, value: Any, folder: Path) -> Path:
+    """A folder with that file of the embedded checkpoint, with another value at a place."""
+    document = json.loads((EMBEDDED_CHECKPOINT / file).read_text())
+    *steps, key = place.split(".")
+    parent = document
+    for step in steps:
+        parent = parent[step]
+    if value is REMOVED:
+        del parent[key]
+    else:
+        parent[key] = value
+    (folder / file).write_text(json.dumps(document))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("text_config", None, "text_config is None"),
+        ("text_config", REMOVED, "it has no text_config"),
+        ("text_config.top_k_experts", REMOVED, "it has no text_config.top_k_experts"),
+        ("text_config.top_k_experts", 5, "top_k_experts must be at most num_experts"),
+        ("text_config.num_experts", None, "text_config.num_experts is None"),
+        ("text_config.num_experts", 10**9, "num_experts is 1000000000"),
+        ("text_config.sliding_window", -1, "sliding_window is -1"),
+        ("text_config.sliding_window", 1, "sliding_window is 1"),
+        ("text_config.num_hidden_layers", -4, "num_hidden_layers is -4"),
+        ("text_config.num_hidden_layers", 3, "layer_types must name each"),
+        ("text_config.layer_types", ["full_attention"] * 5, "layer_types must name each"),
+        ("text_config.layer_types", ["full_attention"] * 3 + ["sliding_attention"], "must be full_attention"),
+        ("text_config.layer_types", ["\x1b[2J"] * 4, r"layer_types.0 is '\\x1b\[2J'"),
+        ("text_config.layer_types", "full", "layer_types is 'full'"),
+        ("text_config.vocab_size", 10**12, "vocab_size is 1000000000000"),
+        ("text_config.vocab_size", 0, "vocab_size is 0"),
+        ("text_config.vocab_size", 100, "_token_id 10[789] must be below vocab_size"),
+        ("text_config.pad_token_id", 2816, "pad_token_id must be below vocab_size"),
+        ("text_config.bos_token_id", -1, "bos_token_id is -1"),
+        ("text_config.hidden_size", 128.0, "hidden_size is 128.0"),
+        ("text_config.hidden_size", "128", "hidden_size is '128'"),
+        ("text_config.hidden_size", True, "hidden_size is True"),
+        ("text_config.head_dim", 31, "head_dim is 31"),
+        ("text_config.num_key_value_heads", 3, "multiple of the key and value heads"),
+        ("text_config.num_attention_heads", 0, "num_attention_heads is 0"),
+        ("text_config.per_layer_config", {"1": {"head_dim": 64}}, "the same of all layers of a type"),
+        ("text_config.per_layer_config", {"-1": {}}, "per_layer_config"),
+        ("text_config.per_layer_config", {"9": {}}, "of layers that there are"),
+        ("text_config.per_layer_config", [], "per_layer_config is"),
+        ("text_config.final_logit_softcapping", 0, "final_logit_softcapping is 0"),
+        ("text_config.final_logit_softcapping", float("inf"), "final_logit_softcapping is inf"),
+        ("text_config.rms_norm_eps", float("nan"), "rms_norm_eps is nan"),
+        ("text_config.max_position_embeddings", 2**63, "max_position_embeddings is 9223372036854775808"),
+        ("text_config.hidden_activation", "relu", "hidden_activation is 'relu'"),
+        ("text_config.attention_bias", True, "attention_bias is True"),
+        ("text_config.tie_word_embeddings", False, "tie_word_embeddings is False"),
+        ("text_config.use_bidirectional_attention", "all", "use_bidirectional_attention is 'all'"),
+        ("text_config.rope_parameters.full_attention.rope_type", "yarn", "rope_type is 'yarn'"),
+        ("text_config.rope_parameters.full_attention.rope_type", "default", "only rope_type proportional"),
+        ("text_config.rope_parameters.full_attention.rope_theta", 0, "rope_theta is 0"),
+        ("text_config.rope_parameters.full_attention.rope_theta", "x", "rope_theta is 'x'"),
+        ("text_config.rope_parameters.full_attention.partial_rotary_factor", 2, "partial_rotary_factor is 2"),
+        ("text_config.rope_parameters.sliding_attention", REMOVED, "has no .*rope_parameters.sliding_attention"),
+        ("text_config.rope_parameters", [], "rope_parameters is"),
+        ("vision_config.model_type", "evil", "vision_config.model_type is 'evil'"),
+        ("vision_config.patch_size", 0, "patch_size is 0"),
+        ("vision_config.position_embedding_size", 10**10, "position_embedding_size is"),
+        ("vision_config.rope_parameters.rope_type", "yarn", "rope_type is 'yarn'"),
+        ("vision_config.num_key_value_heads", 2, "multiple of num_key_value_heads"),
+        ("boi_token_id", 2**63, "boi_token_id is 9223372036854775808"),
+        ("boi_token_id", REMOVED, "boi_token_id 255999 must be below vocab_size"),
+        ("image_token_id", None, "image_token_id is None"),
+        ("eoi_token_id", 2816, "eoi_token_id 2816 must be below vocab_size"),
+        ("canvas_length", 0, "canvas_length is 0"),
+        ("canvas_length", 10**9, "canvas_length is 1000000000"),
+        ("dtype", "int8", "dtype is 'int8'"),
+        ("dtype", "__class__", "dtype is '__class__'"),
+        ("model_type", "\x1b]52;c;eA==\x07", r"a model of type '\\x1b\]52;c;eA==\\x07', and this plugin"),
+        ("model_type", ["x"], r"a model of type \['x'\], and"),
+        ("quantization_config", {"quant_method": "\x1b[2Jfp8"}, r"quantised \(\\x1b\[2Jfp8\), a layout for vLLM"),
+        ("quantization_config", 3, r"quantised \(method not named\)"),
+        ("text_config.quantization_config", {"quant_method": ["x"]}, r"quantised \(\['x'\]\)"),
+        ("text_config.quantization", {}, "quantised for MLX"),
+    ],
+)
+def test_a_config_that_is_refused(place: str, value: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=words) as raised:
+        read_config(spoiled("config.json", place, value, tmp_path))
+    assert str(tmp_path) in str(raised.value)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("text_config.per_layer_config", REMOVED),
+        ("text_config.per_layer_config", {"1": {"head_dim": 64}, "3": {"head_dim": 64}}),
+        ("text_config.global_head_dim", 64),
+        ("text_config.num_global_key_value_heads", None),
+        ("text_config.layer_types", None),
+        ("text_config.rope_parameters", None),
+        ("text_config.final_logit_softcapping", None),
+        ("text_config.pad_token_id", None),
+        ("text_config.rms_norm_eps", 0),
+        ("text_config.attention_k_eq_v", True),
+        ("vision_config", None),
+        ("vision_config.rope_parameters.rope_type", "default"),
+        ("dtype", None),
+        ("torch_dtype", "float16"),
+        ("auto_map", {"AutoConfig": "evil.Evil"}),
+        ("_attn_implementation", "somebody/kernels"),
+        ("transformers_weights", "../x.safetensors"),
+        ("fusion_config", {"patch_embeddings": True}),
+    ],
+)
+def test_a_config_that_is_taken(place: str, value: Any, tmp_path: Path) -> None:
+    """What is not in the schema goes no further."""
+    config = read_config(spoiled("config.json", place, value, tmp_path)).to_dict()
+    names = "auto_map|_attn_implementation|transformers_weights|fusion_config|attention_k_eq_v"
+    assert not re.search(names, json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("eos_token_id", REMOVED, "names no end-of-sequence tokens"),
+        ("eos_token_id", [], "names no end-of-sequence tokens"),
+        ("eos_token_id", -1, r"eos_token_id\.0 is -1"),
+        ("eos_token_id", [1, None], r"eos_token_id\.1 is None"),
+        ("eos_token_id", [1, 2816], "names a token 2816, and the network of .*config.json has 2,816"),
+        ("eos_token_id", True, r"eos_token_id\.0 is True"),
+        ("eos_token_id", {"a": 1}, "eos_token_id is {'a': 1}"),
+        ("pad_token_id", 9999, "names a token 9999"),
+        ("stability_threshold", 10**30, "stability_threshold is 1000000000000000000000000000000"),
+        ("max_denoising_steps", 0, "max_denoising_steps is 0"),
+        ("max_denoising_steps", 10**9, "max_denoising_steps is 1000000000"),
+        ("t_min", 0.8, "t_min must be below t_max"),
+        ("t_max", 0.3, "t_min must be below t_max"),
+        ("t_max", float("nan"), "t_max is nan"),
+        ("confidence_threshold", 0, "confidence_threshold is 0"),
+        ("sampler_config", "EntropyBound", "sampler_config is 'EntropyBound'"),
+        ("sampler_config._cls_name", "DiffusionGemmaGenerationConfig", "_cls_name is 'Diff"),
+        ("sampler_config.entropy_bound", -1, "entropy_bound is -1"),
+    ],
+)
+def test_generation_settings_that_are_refused(place: str, value: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        read_generation_settings(spoiled("generation_config.json", place, value, tmp_path), 2816)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "check"),
+    [
+        ("eos_token_id", 1, lambda settings: settings.eos_token_id == [1]),
+        ("pad_token_id", None, lambda settings: settings.pad_token_id is None),
+        ("sampler_config", None, lambda settings: settings.sampler_config is None),
+        ("confidence_threshold", 1, lambda settings: settings.confidence_threshold == 1.0),
+        ("custom_generate", "evil", lambda settings: "evil" not in str(settings)),
+        ("top_k", -1, lambda settings: settings.t_min == 0.4),
+    ],
+)
+def test_generation_settings_that_are_taken(
+    place: str, value: Any, check: Callable[[Any], bool], tmp_path: Path
+) -> None:
+    assert check(read_generation_settings(spoiled("generation_config.json", place, value, tmp_path), 2816))
