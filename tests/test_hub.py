@@ -19,7 +19,6 @@ from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub._tree_cache
 import huggingface_hub.constants
 import llm
 import pytest
@@ -31,7 +30,9 @@ from llm_diffusiongemma import hub as hub_module
 from llm_diffusiongemma.backends import engine
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry
 from llm_diffusiongemma.diffusion import loading
-from llm_diffusiongemma.errors import HubConnectionError
+from llm_diffusiongemma.errors import DiffusionGemmaError, HubConnectionError
+from llm_diffusiongemma.hub import download, exchange, failures
+from llm_diffusiongemma.wording import printable
 
 from .conftest import TINY, Llm
 from .loopback_hub import (
@@ -56,20 +57,20 @@ NOT_NEEDED = {
     "original/model.safetensors": b"the same again",
 }
 
-# huggingface_hub writes in chunks of this size: what is shorter is lost when a connection drops.
-HUB_CHUNK = 10 * 1024 * 1024
+PART = 1_500_000
+"""Of the last shard, which is twice as long."""
 
 
 @pytest.fixture(scope="session")
 def checkpoint_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The embedded checkpoint in two shards, the last longer than two chunks, and files that nobody needs."""
+    """The embedded checkpoint in two shards, the last one padded, and files that nobody needs."""
     folder = tmp_path_factory.mktemp("served")
     weights = load_file(EMBEDDED_CHECKPOINT / "model.safetensors")
     names = sorted(weights)
     shards = {
         FIRST_SHARD: {name: weights[name] for name in names[::2]},
         LAST_SHARD: {name: weights[name] for name in names[1::2]}
-        | {"unused": torch.zeros(22 * 2**20, dtype=torch.uint8)},
+        | {"unused": torch.zeros(2 * 2**20, dtype=torch.uint8)},
     }
     for shard, tensors in shards.items():
         save_file(tensors, folder / shard, metadata={"format": "pt"})
@@ -115,6 +116,7 @@ def in_process(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(loading, "_total_memory", lambda device: 2**40)
     # Nothing of what happens here may be found by another test.
     monkeypatch.setattr(engine, "_engines", {})
+    monkeypatch.setattr(exchange, "RETRY_SECONDS", (0.01, 0.01, 0.01))
 
 
 def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +130,33 @@ def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def blobs(cache: Path) -> list[Path]:
     return sorted((cache / f"models--{REPO.replace('/', '--')}" / "blobs").glob("*"))
+
+
+def repository(cache: Path) -> Path:
+    return cache / f"models--{REPO.replace('/', '--')}"
+
+
+def needed(hub: LoopbackHub) -> dict[str, bytes]:
+    return {name: content for name, content in hub.files.items() if name not in NOT_NEEDED}
+
+
+def all_of(hub: LoopbackHub) -> str:
+    return failures.size(sum(map(len, needed(hub).values())))
+
+
+def located() -> hub_module.Checkpoint:
+    """What a prompt does before it loads anything."""
+    return hub_module.locate(ModelEntry(FULL, REPO), lambda weight_bytes: None)
+
+
+def fails() -> str:
+    """What a prompt says that doesn't get so far: a sentence of ours, and nothing in it that a terminal obeys."""
+    with pytest.raises(DiffusionGemmaError) as raised:
+        located()
+    message = str(raised.value)
+    assert message == printable(message)
+    assert message.strip()
+    return message
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
@@ -168,7 +197,7 @@ def test_first_use_then_no_request(
     # First what will be done, then the bar, then the answer.
     announcement, _, progress = shown.partition("Ctrl-C stops it")
     assert f"The weights of {REPO} are not on this machine yet." in announcement
-    assert f"Downloading 25.9 MB in 9 files, to {cache}" in announcement
+    assert f"Downloading {all_of(hub)} in 9 files, to {cache}" in announcement
     assert "%" not in announcement
     assert f"{LAST_SHARD}: 100%" in progress
     assert answer == llm_command.ok("-m", TINY, QUESTION, *QUICK)
@@ -196,18 +225,18 @@ def test_stopped_and_gone_on_with(
     """Ctrl-C in the middle of a file, a run without network, then one that fetches only the rest."""
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    hub.pause_after = 15_000_000
+    hub.pause_after = PART
     process = llm_command.process("-m", FULL, QUESTION, *QUICK)
     assert hub.paused.wait(60)
-    partial = wait_for_size(cache, HUB_CHUNK)
+    partial = wait_for_size(cache, PART)
     process.send_signal(signal.SIGINT)
     output, errors = finish(process)
     assert process.returncode == 130
     assert output == ""
-    here = f"{(len(hub.files[FIRST_SHARD]) + HUB_CHUNK) / 1e6:.1f} MB"
-    assert f"Stopped. {here} of 25.9 MB are on disk" in errors
+    here = failures.size(sum(len(content) for name, content in needed(hub).items() if name != LAST_SHARD) + PART)
+    assert f"Stopped. {here} of {all_of(hub)} are on disk" in errors
     assert "Error:" not in errors
-    assert partial.stat().st_size == HUB_CHUNK
+    assert partial.stat().st_size == PART
     assert llm_command.logs() == []
     assert {request.authorization for request in hub.requests if request.file} == {"Bearer hf_of_a_test"}
 
@@ -221,14 +250,16 @@ def test_stopped_and_gone_on_with(
     assert "only partly in this machine's Hugging Face cache, and HF_HUB_OFFLINE" in message
     assert hub.requests == []
 
+    # The newest commit is another by now, whose weights nobody has asked for.
+    hub.newer = {name: content + b" " for name, content in hub.files.items()}
     process = llm_command.process("-m", FULL, QUESTION, *QUICK)
     output, errors = finish(process)
     assert process.returncode == 0, errors
     assert "are not all on this machine yet" in errors
-    assert f"Downloading 25.9 MB in 9 files, {here} of it here already" in errors
+    assert f"Downloading {all_of(hub)} in 9 files, {here} of it here already" in errors
     assert "%" not in errors  # HF_HUB_DISABLE_PROGRESS_BARS
-    assert hub.last_shard_ranges == [f"bytes={HUB_CHUNK}-"]
-    assert FIRST_SHARD not in hub.file_gets
+    assert hub.last_shard_ranges == [f"bytes={PART}-"]
+    assert hub.file_gets == [LAST_SHARD]
     assert output == llm_command.ok("-m", TINY, QUESTION, *QUICK)
     assert not [blob for blob in blobs(cache) if blob.name.endswith(".incomplete")]
 
@@ -243,67 +274,69 @@ def wait_for_size(cache: Path, size: int) -> Path:
 
 
 @pytest.mark.usefixtures("in_process")
-def test_dropped_connection(hub: LoopbackHub, llm_command: Llm) -> None:
-    """Within one run, huggingface_hub goes on by itself."""
-    hub.cut_after = 15_000_000
-    llm_command.ok("-m", FULL, QUESTION, *QUICK)
-    assert hub.last_shard_ranges == [None, f"bytes={HUB_CHUNK}-"]
+def test_dropped_connection(hub: LoopbackHub) -> None:
+    """Within one run it is gone on with by itself."""
+    hub.cut_after = PART
+    located()
+    assert hub.last_shard_ranges == [None, f"bytes={PART}-"]
 
 
 @pytest.mark.usefixtures("in_process")
-def test_cut_for_good(hub: LoopbackHub, llm_command: Llm) -> None:
+def test_cut_for_good(hub: LoopbackHub) -> None:
     """The rest comes with the next prompt, and nothing twice."""
-    hub.truncate_to = 12_000_000
-    message = llm_command.fails("-m", FULL, QUESTION)
+    hub.truncate_to = PART
+    message = fails()
     assert "did not come whole" in message
     assert "Run the command again" in message
     assert FIRST_SHARD in hub.file_gets
     hub.requests.clear()
     hub.truncate_to = None
-    llm_command.ok("-m", FULL, QUESTION, *QUICK)
-    assert FIRST_SHARD not in hub.file_gets
-    assert hub.last_shard_ranges == ["bytes=12000000-"]
+    located()
+    assert hub.file_gets == [LAST_SHARD]
+    assert hub.last_shard_ranges == [f"bytes={PART}-"]
 
 
 @pytest.mark.usefixtures("in_process")
-def test_damaged_on_the_way(hub: LoopbackHub, cache: Path, llm_command: Llm) -> None:
+def test_damaged_on_the_way(hub: LoopbackHub, cache: Path) -> None:
     hub.corrupt = True
-    message = llm_command.fails("-m", FULL, QUESTION)
-    assert f"{LAST_SHARD} of {REPO} came damaged" in message
-    assert [blob.stat().st_size for blob in blobs(cache)] == [len(hub.files[FIRST_SHARD])]
+    assert f"{LAST_SHARD} of {REPO} came damaged" in fails()
+    assert len(blobs(cache)) == len(needed(hub)) - 1
     hub.corrupt = False
-    llm_command.ok("-m", FULL, QUESTION, *QUICK)
+    located()
     assert hub.file_gets.count(FIRST_SHARD) == 1
     assert hub.last_shard_ranges == [None, None]
 
 
+@pytest.mark.parametrize("is_listed", [True, False])
 @pytest.mark.usefixtures("in_process")
-def test_damaged_on_disk(hub: LoopbackHub, cache: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message names the file that must go; a link to it would bring the same content back."""
-    llm_command.ok("-m", FULL, QUESTION, *QUICK)
-    blob = max(blobs(cache), key=lambda blob: blob.stat().st_size)
+def test_weights_cut_short_on_disk(
+    is_listed: bool, hub: LoopbackHub, cache: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where their size is known only they come again; else the message names them as what must go."""
+    snapshot = located().folder
+    blob = (snapshot / LAST_SHARD).resolve()
     os.truncate(blob, 1_000_000)
-    monkeypatch.setattr(engine, "_engines", {})
     hub.requests.clear()
-    message = llm_command.fails("-m", FULL, QUESTION)
-    assert f"Delete {blob}" in message
-    assert f"hf cache rm model/{REPO}" in message
-    assert hub.requests == []
-    blob.unlink()
-    llm_command.ok("-m", FULL, QUESTION, *QUICK)
+    if not is_listed:
+        shutil.rmtree(repository(cache) / "trees")
+        message = llm_command.fails("-m", FULL, QUESTION)
+        assert f"Damaged: {LAST_SHARD}. Delete {blob}, and the next prompt" in message
+        assert "hf cache rm" not in message
+        assert hub.requests == []
+        blob.unlink()
+    located()
     assert hub.file_gets == [LAST_SHARD]
+    assert blob.read_bytes() == hub.files[LAST_SHARD]
 
 
 @pytest.mark.usefixtures("in_process")
-def test_a_partial_cache_of_an_older_huggingface_hub(hub: LoopbackHub, cache: Path, llm_command: Llm) -> None:
+def test_a_partial_cache_of_an_older_huggingface_hub(hub: LoopbackHub, cache: Path) -> None:
     """It kept no list of a snapshot's files, so a missing shard is known from the weights' index only."""
-    llm_command.ok("-m", FULL, QUESTION, *QUICK)
-    repo = cache / f"models--{REPO.replace('/', '--')}"
-    shutil.rmtree(repo / "trees")
-    (repo / "snapshots" / COMMIT / LAST_SHARD).resolve().unlink()
-    huggingface_hub._tree_cache._IN_MEMORY_TREE_CACHE.clear()
+    snapshot = located().folder
+    shutil.rmtree(repository(cache) / "trees")
+    (snapshot / LAST_SHARD).resolve().unlink()
     hub.requests.clear()
-    llm_command.ok("-m", FULL, QUESTION, *QUICK)
+    located()
     assert hub.file_gets == [LAST_SHARD]
 
 
@@ -314,24 +347,30 @@ def test_a_partial_cache_of_an_older_huggingface_hub(hub: LoopbackHub, cache: Pa
         (Refusal(401, "GatedRepo", "Access is restricted"), True, ("accept a licence", "hf auth login")),
         (Refusal(403, "GatedRepo", "Not in the list"), False, ("accept a licence", "hf auth login")),
         (Refusal(401, None, "Invalid credentials in Authorization header"), False, ("401", "HF_TOKEN")),
-        (Refusal(403), True, ("403", "HF_TOKEN")),
+        (Refusal(401, None, "Invalid username or password."), False, ("does not have", "hf auth login")),
+        (Refusal(403, None, "\x1b]52;c;aGE=\x07 Not you"), True, ("403", "HF_TOKEN", "Not you")),
         (Refusal(401, "RepoNotFound"), False, ("does not have", "HF_ENDPOINT", "hf auth login")),
         (Refusal(404, "RepoNotFound"), False, ("does not have", "HF_ENDPOINT")),
         (Refusal(404, "EntryNotFound"), True, ("does not have", "not all of its files")),
         (Refusal(404, "RevisionNotFound"), False, ("not the revision",)),
         (Refusal(429), False, ("too many requests", "429")),
+        (Refusal(429, retry_after="86400"), False, ("24 hours", "429", "too long to wait")),
+        (Refusal(503, retry_after="99999999999999999999"), True, ("for ever", "503")),
+        (Refusal(503, retry_after="Wed, 21 Oct 2099 07:28:00 GMT"), True, ("hours", "503")),
+        (Refusal(503, retry_after="soon"), True, ("trouble of its own", "503")),
         (Refusal(500), False, ("trouble of its own (status 500)", "Try again later")),
         (Refusal(503), True, ("trouble of its own (status 503)", "Try again later")),
+        (Refusal(418), True, ("refuses the request (status 418)",)),
     ],
 )
 def test_refused_by_the_hub(
-    refusal: Refusal, only_files: bool, words: tuple[str, ...], hub: LoopbackHub, cache: Path, llm_command: Llm
+    refusal: Refusal, only_files: bool, words: tuple[str, ...], hub: LoopbackHub, cache: Path
 ) -> None:
     if only_files:
         hub.refuse_files = refusal
     else:
         hub.refuse_all = refusal
-    message = llm_command.fails("-m", FULL, QUESTION)
+    message = fails()
     assert REPO in message
     for word in words:
         assert word in message
@@ -340,10 +379,9 @@ def test_refused_by_the_hub(
 
 
 @pytest.mark.usefixtures("in_process")
-def test_a_small_file_refused(hub: LoopbackHub, llm_command: Llm) -> None:
-    """snapshot_download then complains that it has no local copy; what is said is the Hub's reason."""
+def test_a_small_file_refused(hub: LoopbackHub) -> None:
     hub.refuse_files, hub.refused_file = Refusal(403), "config.json"
-    assert "refuses access" in llm_command.fails("-m", FULL, QUESTION)
+    assert "refuses access" in fails()
 
 
 @pytest.mark.usefixtures("in_process")
@@ -357,20 +395,17 @@ def test_no_hub_at_all(llm_command: Llm, monkeypatch: pytest.MonkeyPatch, hub: L
 
     # A name that has no address: RFC 2606 keeps this one from ever having one.
     point_to("http://hub.invalid", monkeypatch)
-    assert "can't be reached" in llm_command.fails("-m", FULL, QUESTION)
-
-    point_to("not a url", monkeypatch)
-    assert "not a url" in llm_command.fails("-m", FULL, QUESTION)
+    assert "can't be reached" in fails()
 
     point_to(hub.url, monkeypatch)
     hub.instead = b"<html>Accept our terms to use this network</html>"
-    assert "not a Hugging Face Hub" in llm_command.fails("-m", FULL, QUESTION)
+    assert "not a Hugging Face Hub" in fails()
 
 
 @pytest.mark.usefixtures("in_process")
-def test_no_weights_on_the_hub(hub: LoopbackHub, llm_command: Llm) -> None:
+def test_no_weights_on_the_hub(hub: LoopbackHub) -> None:
     del hub.files[FIRST_SHARD], hub.files[LAST_SHARD]
-    assert "no weights in safetensors files" in llm_command.fails("-m", FULL, QUESTION)
+    assert "no weights in safetensors files" in fails()
     assert hub.file_gets == []
 
 
@@ -411,7 +446,7 @@ def test_too_large_for_the_disk(
         asked.append(place)
         return namedtuple("Usage", "total used free")(10**12, 10**12 - 10**9, 10**9)
 
-    monkeypatch.setattr(hub_module.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr(download.shutil, "disk_usage", disk_usage)
     message = llm_command.fails("-m", FULL, QUESTION)
     assert "needs 51.6 GB more" in message
     assert "only 1.0 GB are free" in message
@@ -423,21 +458,21 @@ def test_too_large_for_the_disk(
 
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_disk_runs_full(hub: LoopbackHub, cache: Path, llm_command: Llm) -> None:
+def test_disk_runs_full(hub: LoopbackHub, cache: Path) -> None:
     """The kernel's own ENOSPC, from the device that exists for this."""
     entry = next(entry for entry in hub.listing() if entry["name"] == LAST_SHARD)
-    folder = cache / f"models--{REPO.replace('/', '--')}" / "blobs"
+    folder = repository(cache) / "blobs"
     folder.mkdir(parents=True)
     (folder / (entry["sha256"] + hub_module.PARTIAL_SUFFIX)).symlink_to("/dev/full")
-    message = llm_command.fails("-m", FULL, QUESTION)
+    message = fails()
     assert "The disk ran full" in message
     assert "HF_HUB_CACHE" in message
 
 
 @pytest.mark.usefixtures("in_process")
-def test_cache_that_cannot_be_written(cache: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_that_cannot_be_written(cache: Path) -> None:
     cache.write_text("a file where a folder should be")
-    message = llm_command.fails("-m", FULL, QUESTION)
+    message = fails()
     assert "can't be written" in message
     assert os.strerror(errno.EEXIST) in message or os.strerror(errno.ENOTDIR) in message
 
@@ -445,7 +480,7 @@ def test_cache_that_cannot_be_written(cache: Path, llm_command: Llm, monkeypatch
 @pytest.mark.usefixtures("in_process")
 async def test_two_prompts_at_once_download_once(hub: LoopbackHub, checkpoint_files: dict[str, bytes]) -> None:
     """The second waits for the first one's download, and the event loop stays free meanwhile."""
-    hub.pause_after = 15_000_000
+    hub.pause_after = PART
     model = llm.get_async_model(FULL)
 
     async def reply() -> str:
@@ -468,25 +503,29 @@ async def test_two_prompts_at_once_download_once(hub: LoopbackHub, checkpoint_fi
 
 
 @pytest.mark.usefixtures("in_process")
-def test_another_process_is_at_it(hub: LoopbackHub, cache: Path, llm_command: Llm) -> None:
+def test_another_process_is_at_it(hub: LoopbackHub, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It waits for the cache's lock, which `hf download` takes as well, and says for what."""
     entry = next(entry for entry in hub.listing() if entry["name"] == LAST_SHARD)
     lock = cache / ".locks" / f"models--{REPO.replace('/', '--')}" / f"{entry['sha256']}.lock"
     lock.parent.mkdir(parents=True)
-    taken = threading.Event()
+    taken, told = threading.Event(), threading.Event()
 
     def hold() -> None:
         with WeakFileLock(lock):
             taken.set()
-            while not hub.requests:  # however long it takes to get so far
-                time.sleep(0.01)
-            time.sleep(hub_module.LOCK_SILENCE_SECONDS + 2)
+            told.wait(60)
 
     threading.Thread(target=hold).start()
     taken.wait(10)
-    result = llm_command("-m", FULL, QUESTION, *QUICK)
-    assert result.exit_code == 0
-    assert f"Another process is downloading {LAST_SHARD}; waiting for it." in result.stderr
+    seen = []
+
+    def check_wanted() -> None:
+        seen.append(capsys.readouterr().err)
+        if "Another process is downloading" in seen[-1]:
+            told.set()
+
+    hub_module.locate(ModelEntry(FULL, REPO), lambda weight_bytes: None, check_wanted)
+    assert f"Another process is downloading {LAST_SHARD}; waiting for it." in "".join(seen)
     assert hub.last_shard_ranges == [None]
 
 
@@ -528,11 +567,6 @@ def lose(file: Path, how: str) -> None:
         blob.unlink()
 
 
-def located() -> hub_module.Checkpoint:
-    """What a prompt does before it loads anything."""
-    return hub_module.locate(ModelEntry(FULL, REPO), lambda weight_bytes: None)
-
-
 @pytest.mark.parametrize(
     ("name", "how"),
     [
@@ -548,7 +582,7 @@ def test_a_small_file_is_missing(
     """Only that comes, and is announced: not a word of weights that are not here."""
     lose(snapshot / name, how)
     assert located() == hub_module.Checkpoint(snapshot, f"{REPO}@{COMMIT}")
-    size = hub_module._size(len(hub.files[name]))
+    size = failures.size(len(hub.files[name]))
     announced = f"The weights of {REPO} are here, but not {name}. Downloading {size} to {cache}.\n"
     assert capsys.readouterr() == ("", announced)
     assert hub.file_gets == [name]
@@ -671,17 +705,28 @@ def test_the_repository_does_not_have_it(
 
 
 @pytest.mark.parametrize("name", SMALL_FILES)
-def test_a_small_file_is_damaged(name: str, snapshot: Path, hub: LoopbackHub, llm_command: Llm) -> None:
-    """The message names its content as what must go, and nothing else."""
+def test_a_small_file_is_damaged(
+    name: str,
+    snapshot: Path,
+    hub: LoopbackHub,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One other digit, and it is not the Hub's file any more: it comes again, and nothing else."""
     blob = (snapshot / name).resolve()
-    os.truncate(blob, blob.stat().st_size // 2)
-    message = llm_command.fails("-m", FULL, QUESTION)
-    assert f"Damaged: {name}. Delete {blob}, and the next prompt downloads only that again." in message
-    assert "hf cache rm" not in message
+    content = bytearray(hub.files[name])
+    content[len(content) // 2] ^= 1
+    blob.write_bytes(content)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    message = fails()
+    assert f"but {name} is damaged, and HF_HUB_OFFLINE" in message
+    assert "elete" not in message
     assert hub.requests == []
-    blob.unlink()
-    located()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert located().folder == snapshot
     assert hub.file_gets == [name]
+    assert f"are here, but not {name}." in capsys.readouterr().err
+    assert blob.read_bytes() == hub.files[name]
 
 
 # --- copies of the weights in another layout -------------------------------------------------------------
