@@ -92,6 +92,11 @@ class LoopbackHub:
     """What it hands out in place of a file."""
     alter_headers: Callable[[str, dict[str, str]], None] | None = None
     """Change a file's headers. None of a length: the body ends with the connection."""
+    answer_ranges: str | None = None
+    """How a part is handed out that is none: "range ignored", "416" or "another part"."""
+    refuse_head: bool = False
+    redirect: str | None = None
+    """Where it sends whoever asks for its list."""
     elsewhere: str | None = None
     """Where the contents of large files lie: the address of another host."""
     _server: ThreadingHTTPServer | None = None
@@ -187,7 +192,11 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self.hub.commit_of(path)
         request = Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         self.hub.requests.append(request)
-        if self.hub.instead is not None:
+        if self.command == "HEAD" and self.hub.refuse_head:
+            self._refuse(Refusal(405))
+        elif self.hub.redirect is not None:
+            self._send(302, b"", {"Location": self.hub.redirect})
+        elif self.hub.instead is not None:
             self._send(200, self.hub.instead)
         elif self.hub.refuse_all is not None:
             self._refuse(self.hub.refuse_all)
@@ -254,12 +263,15 @@ class _Handler(BaseHTTPRequestHandler):
             if hub.elsewhere is not None:
                 return self._send(302, b"", {**headers, "Location": f"{hub.elsewhere}{self.path}"})
         status, start = 200, 0
-        if request.range is not None:
+        if request.range is not None and hub.answer_ranges == "416":
+            return self._refuse(Refusal(416))
+        if request.range is not None and hub.answer_ranges != "range ignored":
             match = re.fullmatch(r"bytes=(\d+)-", request.range)
             assert match is not None, request.range
             status, start = 206, int(match.group(1))
             if start >= len(content):
                 return self._refuse(Refusal(416))
+            start = 0 if hub.answer_ranges == "another part" else start
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         if hub.alter_headers is not None:
             headers["Content-Length"] = str(len(content) - start)

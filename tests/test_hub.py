@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -13,13 +14,16 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
+import huggingface_hub.utils
 import llm
 import pytest
 import torch
@@ -31,7 +35,8 @@ from llm_diffusiongemma.backends import engine
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry
 from llm_diffusiongemma.diffusion import loading
 from llm_diffusiongemma.errors import DiffusionGemmaError, HubConnectionError
-from llm_diffusiongemma.hub import download, exchange, failures
+from llm_diffusiongemma.hub import cache as cache_module
+from llm_diffusiongemma.hub import download, exchange, failures, listing, settings
 from llm_diffusiongemma.wording import printable
 
 from .conftest import TINY, Llm
@@ -838,3 +843,619 @@ def test_a_cache_that_cannot_be_written_before_the_network(
     # Where nothing would be written that is not what is wrong.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in llm_command.fails("-m", FULL, QUESTION)
+
+
+# --- lists that can't be believed ------------------------------------------------------------------------
+
+SHA1, SHA256 = "0" * 40, "0" * 64
+UNBELIEVABLE: list[dict[str, Any]] = [
+    *(
+        {"rfilename": name}
+        for name in (
+            *("", ".", "..", "../x.json", "a/../../x.json", "/etc/passwd", "a//b", "a/", "./a"),
+            *("..\\x.json", "\\\\host\\x", "C:\\x", "C:x.json", "config.json:stream", "x?.json", "x|y"),
+            *("con", "NUL.json", "aux.tar.gz", "com1.json", "LPT9", "COM¹", "a/prn", "con .json", "x.json."),
+            *("x.json ", "x\0.json", "x\n.json", "\x1b]52;c;aGE=\x07.json", "x\u202enosj", "x\x7f", "\ud800"),
+            *("n" * 300, "config.json", "CONFIG.JSON"),  # the last two are there already
+        )
+    ),
+    *({"blobId": blob_id} for blob_id in ("../../y", "0" * 39, "A" * 40, "0" * 40 + "\n", 7, ["0" * 40])),
+    *(
+        {"lfs": {"sha256": sha256, "size": 1}}
+        for sha256 in ("../../y", "/etc/passwd", "0" * 63, "A" * 64, "0" * 40, 7, None)
+    ),
+    *({"size": size} for size in (-1, 1.5, "12", True, 10**400, float("inf"), float("nan"), 1 << 63)),
+    {"size": 5, "lfs": {"sha256": SHA256, "size": 6}},
+    {"lfs": "yes"},
+]
+
+
+@pytest.mark.parametrize("changed", UNBELIEVABLE, ids=range(len(UNBELIEVABLE)))
+@pytest.mark.usefixtures("in_process")
+def test_a_list_that_cannot_be_believed(changed: dict[str, Any], hub: LoopbackHub, tmp_path: Path) -> None:
+    """Refused whole, before anything is asked for or made."""
+    extra = {"rfilename": "extra.json", "size": 1, "blobId": SHA1, **changed}
+    hub.alter_listing = lambda content: {**content, "siblings": [*content["siblings"], extra]}
+    assert "says can't be used" in fails()
+    assert hub.file_gets == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[" * 20_000, "not a Hugging Face Hub"),
+        (b'{"sha":' * 20_000, "not a Hugging Face Hub"),
+        (b'{"sha": 1' + b"0" * 5000 + b"}", "not a Hugging Face Hub"),
+        (b"[]", "not a Hugging Face Hub"),
+        (b"\xff\xfe", "not a Hugging Face Hub"),
+        (b"", "not a Hugging Face Hub"),
+        (b'{"error": "no"}', "not a Hugging Face Hub"),
+        (b'{"sha": "../..", "siblings": []}', "not 40 hexadecimal digits"),
+        (b'{"sha": 7, "siblings": []}', "sha is 7"),
+        (b'{"sha": "%s", "siblings": null}' % COMMIT.encode(), "siblings is None"),
+        (b'{"sha": "%s", "siblings": [7]}' % COMMIT.encode(), "can't be used"),
+        (b'{"sha": "%s", "siblings": [{}]}' % COMMIT.encode(), "has no siblings.0.rfilename"),
+        (b" " * (listing.MAX_LISTING_BYTES + 1), "has no end"),
+    ],
+    ids=range(13),
+)
+@pytest.mark.usefixtures("in_process")
+def test_no_list_at_all(content: bytes, words: str, hub: LoopbackHub) -> None:
+    hub.alter_listing = lambda _: content
+    assert words in fails()
+    assert hub.file_gets == []
+
+
+# --- other bytes than were announced ---------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("in_process")
+def test_main_moves_after_the_list(hub: LoopbackHub, checkpoint_files: dict[str, bytes], cache: Path) -> None:
+    """What was announced comes, once, and nothing of the other commit."""
+
+    def move() -> None:
+        hub.newer = {name: content + b" " for name, content in checkpoint_files.items()}
+
+    hub.after_listing = move
+    assert located().resolved_model == f"{REPO}@{COMMIT}"
+    assert sorted(hub.file_gets) == sorted(checkpoint_files)
+    assert not any(NEWER_COMMIT in request.path for request in hub.requests)
+    assert (repository(cache) / "refs" / "main").read_text() == COMMIT
+    for name, content in checkpoint_files.items():
+        link = repository(cache) / "snapshots" / COMMIT / name
+        assert link.resolve().parent == (repository(cache) / "blobs").resolve()
+        assert link.read_bytes() == content
+
+
+@pytest.mark.usefixtures("in_process")
+def test_an_etag_that_a_proxy_has_changed(hub: LoopbackHub, cache: Path) -> None:
+    hub.alter_headers = lambda name, headers: headers.update({"ETag": '"of-a-proxy"', "X-Linked-ETag": '"x"'})
+    located()
+    assert all(re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name) for blob in blobs(cache))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", LAST_SHARD])
+@pytest.mark.usefixtures("in_process")
+def test_a_flipped_bit_on_the_way(name: str, hub: LoopbackHub, cache: Path) -> None:
+    hub.alter_body = lambda file, body: body[:-1] + bytes([body[-1] ^ 1]) if file == name else body
+    assert f"{name} of {REPO} came damaged" in fails()
+    assert not (repository(cache) / "snapshots" / COMMIT / name).exists()
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+@pytest.mark.parametrize("name", ["config.json", LAST_SHARD])
+@pytest.mark.usefixtures("in_process")
+def test_a_body_longer_than_announced(name: str, is_announced: bool, hub: LoopbackHub, cache: Path) -> None:
+    """It is stopped while it comes, and nothing of it is kept."""
+    hub.alter_body = lambda file, body: body * 20 if file == name else body
+    if not is_announced:
+        hub.alter_headers = lambda file, headers: headers.pop("Content-Length", None) and None
+    assert f"{name} of {REPO} is longer than" in fails()
+    assert not list((repository(cache) / "blobs").glob("*.incomplete"))
+    hub.alter_body = hub.alter_headers = None
+    located()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_disk_is_judged_without_what_is_of_no_use(
+    hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A begun file that is too long, and one of a content that nobody has any more, make room first."""
+    ids = {entry["name"]: entry["sha256"] for entry in hub.listing()}
+    folder = repository(cache) / "blobs"
+    folder.mkdir(parents=True)
+    for content_id, size in ((ids[LAST_SHARD], 2 * len(hub.files[LAST_SHARD])), ("f" * 64, 7_000_000)):
+        (folder / (content_id + hub_module.PARTIAL_SUFFIX)).write_bytes(bytes(size))
+
+    def disk_usage(place: Path) -> tuple[int, int, int]:
+        taken = sum(blob.stat().st_size for blob in folder.iterdir())
+        return namedtuple("Usage", "total used free")(10**7, taken, 10**7 - taken)
+
+    monkeypatch.setattr(download.shutil, "disk_usage", disk_usage)
+    located()
+
+
+@pytest.mark.parametrize("what", ["content", "range ignored", "416", "another part"])
+@pytest.mark.usefixtures("in_process")
+def test_a_begun_file_that_cannot_be_gone_on_with(what: str, hub: LoopbackHub, cache: Path) -> None:
+    hub.truncate_to = PART
+    fails()
+    hub.truncate_to = None
+    begun = next((repository(cache) / "blobs").glob("*.incomplete"))
+    if what == "content":
+        begun.write_bytes(bytes(PART))
+    else:
+        hub.answer_ranges = what
+    located()
+    assert hub.last_shard_ranges[-1] == (f"bytes={PART}-" if what == "range ignored" else None)
+
+
+# --- mirrors that do not say everything ------------------------------------------------------------------
+
+
+def without(*fields: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The list without some of what it says of files."""
+    return lambda content: {
+        **content,
+        "siblings": [
+            {key: value for key, value in file.items() if key not in fields} for file in content["siblings"]
+        ],
+    }
+
+
+@pytest.mark.parametrize("no_head", [False, True])
+@pytest.mark.parametrize("fields", [("size",), ("size", "blobId", "lfs")])
+@pytest.mark.usefixtures("in_process")
+def test_a_mirror_that_lists_no_sizes(
+    fields: tuple[str, ...], no_head: bool, hub: LoopbackHub, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if fields == ("size",):
+        no_size = {"size": None}
+        hub.alter_listing = lambda content: {
+            **content,
+            "siblings": [
+                {**file, **no_size, **({"lfs": {**file["lfs"], **no_size}} if "lfs" in file else {})}
+                for file in content["siblings"]
+            ],
+        }
+    else:
+        hub.alter_listing = without(*fields)
+    hub.refuse_head = no_head
+    located()
+    said = capsys.readouterr().err
+    assert "have no sizes or checksums in the list" in said
+    assert f"Downloading {all_of(hub)} in 9 files" in said
+    assert {name: hub.files[name] for name in needed(hub)} == {
+        file.name: file.read_bytes() for file in (repository(cache) / "snapshots" / COMMIT).iterdir()
+    }
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_a_mirror_without_sizes_hands_out_is_checked(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.alter_listing = without("size", "blobId", "lfs")
+    with monkeypatch.context() as small:
+        usage = namedtuple("Usage", "total used free")(10**6, 0, 10**6)
+        small.setattr(download.shutil, "disk_usage", lambda place: usage)
+        assert f"needs {all_of(hub)} more on disk" in fails()
+    assert hub.file_gets == []
+    hub.corrupt = True
+    assert "came damaged" in fails()
+    hub.corrupt = False
+    located()
+
+
+@pytest.mark.parametrize("lack", ["checksum", "size", "commit"])
+@pytest.mark.usefixtures("in_process")
+def test_a_mirror_that_says_nothing_to_check_by(lack: str, hub: LoopbackHub) -> None:
+    def alter(name: str, headers: dict[str, str | None]) -> None:
+        if lack == "commit":
+            headers["X-Repo-Commit"] = NEWER_COMMIT
+        for key in {"checksum": ("ETag", "X-Linked-ETag"), "size": ("Content-Length", "X-Linked-Size")}.get(
+            lack, ()
+        ):
+            headers.pop(key, None)
+
+    hub.alter_listing = without("size", "blobId", "lfs")
+    hub.alter_headers = alter
+    words = {"checksum": "what its checksum is", "size": "how large it is", "commit": "is of commit"}
+    assert words[lack] in fails()
+
+
+# --- waiting ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("in_process")
+def test_how_long_is_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that takes 13 s to list is slow, and not absent; who sets a variable means it."""
+    monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
+    assert settings.listing_seconds() == (60, 60)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 3)
+    assert settings.listing_seconds() == (3, 60)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 200)
+    assert settings.listing_seconds() == (200, 200)
+    for seconds, waited in ((30, 30), (-5, 1), (10**30, 86_400)):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", seconds)
+        assert settings.download_silence_seconds() == waited
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_slow_list(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(listing, "SLOW_SECONDS", 0.1)
+    hub.seconds_before = 0.4
+    located()
+    said = capsys.readouterr().err
+    assert said.count("takes long to say what it has. It is given 60 s; Ctrl-C stops it.") == 1
+
+
+@pytest.mark.parametrize("how", ["silent", "a byte at a time"])
+@pytest.mark.usefixtures("in_process")
+def test_a_list_that_never_ends(how: str, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    if how == "silent":
+        hub.seconds_before = 60
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 1)
+    else:
+        hub.seconds_a_byte = 0.05
+        monkeypatch.setattr(settings, "LISTING_SECONDS", 1)
+    assert "can't be reached or went silent" in fails()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_file_that_trickles(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "TRICKLE_SECONDS", 0.0)
+    monkeypatch.setattr(download, "TRICKLE_BYTES", 10**9)
+    assert "comes too slowly to ever be here" in fails()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_file_that_goes_silent(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HF_HUB_DOWNLOAD_TIMEOUT of silence, and it is asked for again where it was."""
+    hub.pause_after = PART
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    located()
+    assert hub.last_shard_ranges == [None, f"bytes={PART}-"]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_wait_that_the_hub_asks_for(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(exchange, "wait", lambda seconds, check_wanted: waits.append(seconds))
+    hub.troubles = [Refusal(429, retry_after="120"), Refusal(503), Refusal(503, retry_after="0")]
+    located()
+    assert waits == [120, 0.01, 0.01]
+    said = capsys.readouterr().err
+    assert said.count("have to wait") == 1
+    assert "the Hub (status 429) asks for 120 s. Ctrl-C stops it" in said
+
+
+class NobodyWantsItError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["list", "file", "wait", "lock"])
+@pytest.mark.usefixtures("in_process")
+def test_nobody_wants_it_any_more(where: str, hub: LoopbackHub, cache: Path) -> None:
+    """Whatever is waited for, the download ends: a thread that makes a reply gets no Ctrl-C."""
+    if where == "list":
+        hub.seconds_before = 60
+    if where == "file":
+        hub.pause_after = PART
+    if where == "wait":
+        hub.refuse_all = Refusal(503, retry_after="250")
+    is_asked = threading.Event()
+
+    def check_wanted() -> None:
+        if hub.requests if where in ("list", "wait") else hub.paused.is_set() or is_asked.is_set():
+            raise NobodyWantsItError
+
+    with contextlib.ExitStack() as stack:
+        if where == "lock":
+            entry = next(entry for entry in hub.listing() if entry["name"] == LAST_SHARD)
+            lock = cache / ".locks" / f"models--{REPO.replace('/', '--')}" / f"{entry['sha256']}.lock"
+            lock.parent.mkdir(parents=True)
+            stack.enter_context(WeakFileLock(lock))
+            hub.alter_headers = lambda name, headers: is_asked.set() if name == FIRST_SHARD else None
+        with pytest.raises(NobodyWantsItError):
+            hub_module.locate(ModelEntry(FULL, REPO), lambda weight_bytes: None, check_wanted)
+
+
+# --- what was wrong before anything was sent -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["“hf_quoted”", "hf_a b", "hf_\u00e4", "hf_\u043f", "hf_a\x1b[31m", "hf_a\tb", "hf_\u200b", "hf_\udcff"],
+)
+@pytest.mark.usefixtures("in_process")
+def test_a_token_that_is_none(token: str, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    message = fails()
+    assert "The token in HF_TOKEN is none" in message
+    assert "hf_" not in message
+    assert hub.requests == []
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_token_file_that_is_none(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    for content in (b"\xff\xfeh\0f\0", "“hf_x”".encode()):
+        (tmp_path / "token").write_bytes(content)
+        assert str(tmp_path / "token") in fails()
+    (tmp_path / "token").unlink()
+    (tmp_path / "token").mkdir()
+    assert str(tmp_path / "token") in fails()
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("not a url", "", "huggingface.co", "ftp://huggingface.co", "http://", "http://:80", "http://[::1"),
+        *(
+            "http://host:port",
+            "http://host:99999",
+            "https://a b.example",
+            "http://a\x1b[31m",
+            "http://\u2100.example",
+        ),
+        *("http://" + "a" * 64 + ".example", "http://xn--\ud83d.example"),
+    ],
+)
+@pytest.mark.usefixtures("in_process")
+def test_an_endpoint_that_is_none(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_to(address, monkeypatch)
+    assert "HF_ENDPOINT is" in fails()
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "http_proxy", "ALL_PROXY", "SSL_CERT_FILE"])
+@pytest.mark.usefixtures("in_process")
+def test_network_settings_that_cannot_be_used(
+    variable: str, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "/nowhere/at/all" if "SSL" in variable else "http://me:secret@[::1")
+    huggingface_hub.utils.close_session()
+    try:
+        message = fails()
+    finally:
+        huggingface_hub.utils.close_session()
+    assert f"Correct or unset {variable}" in message
+    assert "secret" not in message
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("folder", ["~nobody-of-that-name/hub", "~", "~/.cache/huggingface/hub"])
+@pytest.mark.usefixtures("in_process")
+def test_no_home(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", folder)
+    message = fails()
+    assert "Set HOME to your home folder, or HF_HUB_CACHE" in message
+    assert folder in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("HF_ENDPOINT", "http://[::1"), ("HF_HUB_DOWNLOAD_TIMEOUT", "soon")]
+)
+def test_variables_that_huggingface_hub_cannot_be_imported_with(
+    variable: str, value: str, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    process = llm_command.process("-m", TINY, QUESTION)
+    _, errors = finish(process)
+    assert process.returncode == 1
+    assert f"Correct or unset {variable}" in errors
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_password_in_the_endpoint_is_not_shown(monkeypatch: pytest.MonkeyPatch, hub: LoopbackHub) -> None:
+    point_to(hub.url.replace("http://", "http://me:secret@"), monkeypatch)
+    hub.refuse_all = Refusal(500)
+    message = fails()
+    assert "secret" not in message
+    assert "status 500" in message
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_token_goes_to_no_other_host(
+    hub: LoopbackHub, checkpoint_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    storage = LoopbackHub(checkpoint_files)
+    storage.start()
+    try:
+        hub.elsewhere = storage.url
+        located()
+    finally:
+        storage.stop()
+    assert sorted(storage.file_gets) == [FIRST_SHARD, LAST_SHARD]
+    assert {request.authorization for request in storage.requests} == {None}
+    assert {request.authorization for request in hub.requests} == {"Bearer hf_of_a_test"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "other", "is_same"),
+    [
+        ("https://a.co/x", "https://a.co/y", True),
+        ("https://a.co/x", "https://A.co:443/y", True),
+        ("http://a.co/x", "https://a.co/y", True),
+        ("https://a.co/x", "http://a.co/y", False),
+        ("https://a.co/x", "https://a.co:8443/y", False),
+        ("https://a.co/x", "https://b.a.co/y", False),
+        ("https://a.co/x", "https://a.co.b/y", False),
+        ("https://a.co/x", "https://a.co@b.co/y", False),
+    ],
+)
+def test_what_is_the_same_host(asked: str, other: str, is_same: bool) -> None:
+    assert exchange._is_same_host(exchange._origin(asked), exchange._origin(other)) is is_same
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://x/y", "//", "http://[", "http://:80", "SELF"])
+@pytest.mark.usefixtures("in_process")
+def test_a_redirection_to_nowhere(location: str, hub: LoopbackHub) -> None:
+    hub.redirect = hub.url + "/again" if location == "SELF" else location
+    assert "can't be used" in fails()
+
+
+# --- what is here is here --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [COMMIT + "\n", " " + COMMIT + "\r\n", None, "", NEWER_COMMIT, "../../x", "\0", "\xff", "a" * 5000, "dir"],
+)
+def test_a_reference_that_leads_nowhere(
+    content: str | None, snapshot: Path, cache: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshots are looked at themselves, with a network and without."""
+    reference = repository(cache) / "refs" / "main"
+    reference.unlink()
+    if content == "dir":
+        reference.mkdir()
+    elif content is not None:
+        reference.write_bytes(content.encode("latin-1"))
+    assert located() == hub_module.Checkpoint(snapshot, f"{REPO}@{COMMIT}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert located().folder == snapshot
+    assert hub.requests == []
+
+
+def test_a_whole_commit_goes_before_a_begun_one(snapshot: Path, cache: Path, hub: LoopbackHub) -> None:
+    """Whatever was the newest when somebody last asked."""
+    begun = snapshot.with_name(NEWER_COMMIT)
+    begun.mkdir()
+    (begun / "config.json").write_text("{}")
+    (repository(cache) / "refs" / "main").write_text(NEWER_COMMIT)
+    assert located().folder == snapshot
+    assert hub.requests == []
+
+
+def test_a_link_to_another_commits_content(
+    in_process: None, hub: LoopbackHub, checkpoint_files: dict[str, bytes], cache: Path
+) -> None:
+    """Of the same length, as the weights of two commits are."""
+    snapshot = located().folder
+    other = repository(cache) / "blobs" / ("e" * 64)
+    other.write_bytes(bytes(len(checkpoint_files[LAST_SHARD])))
+    (snapshot / LAST_SHARD).unlink()
+    (snapshot / LAST_SHARD).symlink_to(Path("..", "..", "blobs", other.name))
+    hub.requests.clear()
+    located()
+    assert (snapshot / LAST_SHARD).read_bytes() == checkpoint_files[LAST_SHARD]
+    assert hub.file_gets == []
+
+
+def test_contents_that_the_cache_shares_between_repositories(
+    snapshot: Path, cache: Path, hub: LoopbackHub
+) -> None:
+    """A content is then a link itself, to one whose name is another hash."""
+    for number, blob in enumerate(blobs(cache)):
+        shared = cache / "blobs" / f"{number:064x}"
+        shared.parent.mkdir(exist_ok=True)
+        blob.rename(shared)
+        blob.symlink_to(shared)
+    assert located().folder == snapshot
+    assert hub.requests == []
+    assert cache_module.damaged_files(snapshot) == []
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_disk_without_links(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    snapshot = located().folder
+    assert all(not (snapshot / name).is_symlink() for name in needed(hub))
+    assert blobs(cache) == []
+    hub.requests.clear()
+    located()
+    assert hub.requests == []
+    (snapshot / "config.json").write_bytes(hub.files["config.json"].replace(b"1", b"2"))
+    located()
+    assert hub.file_gets == ["config.json"]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_others_understand_the_cache(hub: LoopbackHub, cache: Path) -> None:
+    snapshot = located().folder
+    info = huggingface_hub.scan_cache_dir(cache)
+    assert info.warnings == []
+    [revision] = next(iter(info.repos)).revisions
+    assert (revision.commit_hash, revision.refs) == (COMMIT, {"main"})
+    assert {file.file_name for file in revision.files} == {*needed(hub)}
+    assert huggingface_hub.try_to_load_from_cache(REPO, "config.json", cache_dir=cache) == str(
+        snapshot / "config.json"
+    )
+    hub.requests.clear()
+    found = huggingface_hub.snapshot_download(
+        REPO, cache_dir=cache, allow_patterns=["model*.safetensors", "*.json"], local_files_only=True
+    )
+    assert found == str(snapshot)
+    names = {entry.path for entry in huggingface_hub.get_cached_repo_tree(REPO, cache_dir=cache)}
+    assert names == {*hub.files}
+    assert hub.requests == []
+
+
+# --- what this user may not read -------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """The superuser may read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX rights")
+@pytest.mark.parametrize("place", [LAST_SHARD, "config.json", "blobs", "snapshots", ""])
+@pytest.mark.usefixtures("in_process")
+def test_what_may_not_be_read(
+    place: str, checkpoint_files: dict[str, bytes], hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither missing nor damaged, and nothing is downloaded, nor is anybody told to delete anything."""
+    with tempfile.TemporaryDirectory() as name:
+        cache = Path(name)
+        cache.chmod(0o755)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+        snapshot = fill_cache(cache, checkpoint_files)
+        locked = (snapshot / place).resolve() if place in checkpoint_files else repository(cache) / place
+        locked.chmod(0)
+        try:
+            with as_somebody_else():
+                messages = [fails()]
+                if place in checkpoint_files:
+                    messages.append(hub_module.how_to_mend(REPO, snapshot))
+                    messages.append(hub_module.how_to_mend(snapshot, snapshot))
+        finally:
+            locked.chmod(0o755)
+    for message in messages:
+        assert "no right to read" in message
+        assert "chmod" in message
+        assert "elete" not in message.replace("nor deleted", "")
+        assert "hf cache" not in message
+        assert "download" not in message
+    assert hub.requests == []
+
+
+def test_nothing_outside_of_the_cache_is_advised_to_be_deleted(snapshot: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "precious.safetensors"
+    outside.write_bytes(b"short")
+    (snapshot / LAST_SHARD).unlink()
+    (snapshot / LAST_SHARD).symlink_to(outside)
+    assert f"Delete {snapshot / LAST_SHARD}, and" in hub_module.how_to_mend(REPO, snapshot)
