@@ -97,6 +97,8 @@ class LoopbackHub:
     refuse_head: bool = False
     redirect: str | None = None
     """Where it sends whoever asks for its list."""
+    stranger: str = ""
+    """The address of another host."""
     elsewhere: str | None = None
     """Where the contents of large files lie: the address of another host."""
     _server: ThreadingHTTPServer | None = None
@@ -125,7 +127,7 @@ class LoopbackHub:
             pass
 
         Handler.hub = hub
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -135,6 +137,16 @@ class LoopbackHub:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+
+    def begin_again(self, files: dict[str, bytes]) -> LoopbackHub:
+        """The same server without a memory, and with no fault."""
+        self.over.set()
+        self.go_on.set()
+        result = LoopbackHub(files)
+        assert self._server is not None
+        result._server = self._server
+        self._server.RequestHandlerClass.hub = result
+        return result
 
     def commit_of(self, path: str) -> str | None:
         """The commit that a request is about, if the hub has it."""
@@ -172,6 +184,11 @@ def fill_cache(cache: Path, files: dict[str, bytes]) -> Path:
         blob.write_bytes(files[entry["name"]])
         (snapshot / entry["name"]).symlink_to(Path("..", "..", "blobs", blob.name))
     return snapshot
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # the other side has hung up, as it may
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -73,6 +73,7 @@ def locate(entry: ModelEntry, check_size: CheckSize, check_wanted: CheckWanted =
     if isinstance(entry.source, Path):
         with cache.readable(entry.source):
             _check_folder(entry.source)
+            cache.check_readable(entry.source)
             return Checkpoint(entry.source, f"{entry.model_id}@{_fingerprint(entry.source)}")
     here = cache.find(entry.source)
     folder = here.folder if here is not None else None

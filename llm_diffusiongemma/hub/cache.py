@@ -126,7 +126,7 @@ def _look_at(repository: Repository, folder: Path) -> Snapshot:
     check_readable(folder, repository.folder)
     weights = missing_weights(folder)
     if listed is None:
-        # It is known which files every checkpoint has, and from the index which weights.
+        # It is known which files every checkpoint has, from the index which weights, from them how long they are.
         names = {file.name for file in _small_files(folder)}
         missing = {*missing_files(folder), *weights}
     else:
@@ -135,11 +135,14 @@ def _look_at(repository: Repository, folder: Path) -> Snapshot:
         # What the repository doesn't have there is no use in asking for: loading says so.
         missing = {*weights} & listed.keys()
     states = {name: _state(repository, folder / name, (listed or {}).get(name)) for name in names}
-    missing |= {name for name, state in states.items() if state != "whole"}
+    damaged = {name for name, state in states.items() if state == "damaged"}
+    if listed is None:
+        damaged |= {file.name for file in weights_here(folder) if not _has_its_length(file)}
+    missing |= damaged | {name for name, state in states.items() if state == "missing"}
     return Snapshot(
         folder,
         sorted(missing),
-        sorted(name for name, state in states.items() if state == "damaged"),
+        sorted(damaged),
         any(file.name not in missing for file in folder.glob("*" + WEIGHTS_SUFFIX))
         or any(_is_begun(repository, file) for file in (listed or {}).values()),
     )

@@ -46,6 +46,7 @@ from .listing import Listing, RemoteFile, complete, file_url, needed
 
 LOCK_SILENCE_SECONDS = 1.0
 SLOW_TO_HASH_BYTES = 10**9
+SOON_HERE_AGAIN_BYTES = 10**8
 
 # No web server need hand out more at once. What is larger comes in parts.
 LARGEST_ANSWER_BYTES = 50 * 10**9
@@ -137,7 +138,8 @@ def bring(download: Download) -> Path:
         download = Download(listing, download.repository, names, download.is_newest, download.check_wanted)
         _bring(download)
     if download.is_newest or not download.repository.main.exists():
-        write_whole(download.repository.main, download.listing.commit)
+        with contextlib.suppress(OSError):  # for others: here a snapshot is found without it
+            write_whole(download.repository.main, download.listing.commit)
     return folder
 
 
@@ -249,7 +251,8 @@ def _fetch(download: Download, file: RemoteFile) -> None:
             partial.unlink()
             is_right = _receive(download, file, partial)
     except _TooLongError:
-        partial.unlink()
+        if file_size(partial) != began_with or not began_with:
+            partial.unlink()
         raise
     if not is_right:
         partial.unlink()
@@ -331,9 +334,7 @@ class _Receiver:
                 return
         else:
             end = self.size
-            if answer.length is not None and answer.length < self.offset:
-                raise self._not_whole(answer.length)
-            self._begin_again()
+            self._begin_again(answer)
         if answer.length is not None and self.offset + answer.length > self.size:
             raise self._too_long()
         for chunk in answer.chunks:
@@ -348,8 +349,12 @@ class _Receiver:
         if self.offset < end:
             raise self._not_whole(self.offset)
 
-    def _begin_again(self) -> None:
+    def _begin_again(self, answer: Answer) -> None:
+        """Drop what is here for an answer that is all of the file, as far as it says. A login page is not."""
         if self.offset:
+            is_all = answer.length == self.size or (answer.length is None and self.offset < SOON_HERE_AGAIN_BYTES)
+            if not is_all:
+                raise self._not_whole(self.offset)
             self._stream.truncate(0)
             self._bar.update(-self.offset)
             self.offset, self.digest = 0, self._file.digest()

@@ -73,7 +73,7 @@ class Answer:
     @property
     def is_encoded(self) -> bool:
         """Whether it came compressed, though nobody had asked for that."""
-        return self.headers.get("content-encoding", "identity") != "identity"
+        return self.headers.get("content-encoding", "").strip().lower() not in ("", "identity")
 
     @property
     def length(self) -> int | None:

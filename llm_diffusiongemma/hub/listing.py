@@ -283,7 +283,7 @@ def _with_headers(file: RemoteFile, answer: Answer, listing: Listing) -> RemoteF
     size, content_id = file.size, file.content_id
     for headers in (*answer.hops, answer.headers):
         commit = headers.get("x-repo-commit")
-        if commit is not None and commit != listing.commit:
+        if commit is not None and commit != listing.commit and file.content_id is None:
             raise UnusableAnswerError(
                 f"{file.name} is of the commit {quoted(commit, 60)}, not of {listing.commit}"
             )
