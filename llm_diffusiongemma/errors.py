@@ -30,6 +30,10 @@ class CheckpointError(DiffusionGemmaError, ValueError):
     """A folder is there but can't be used: no DiffusionGemma, files missing, weights missing."""
 
 
+class FileAccessError(DiffusionGemmaError, OSError):
+    """A file is there and can't be read: this user's rights, or the disk. What is in it may well be whole."""
+
+
 class CheckpointNotFoundError(DiffusionGemmaError, FileNotFoundError):
     """The weights are not on this machine."""
 

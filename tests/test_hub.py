@@ -39,6 +39,7 @@ from llm_diffusiongemma.hub import cache as cache_module
 from llm_diffusiongemma.hub import download, exchange, failures, listing, settings
 from llm_diffusiongemma.wording import printable
 
+from .attacks import listings
 from .conftest import TINY, Llm
 from .loopback_hub import (
     COMMIT,
@@ -315,16 +316,14 @@ def test_damaged_on_the_way(hub: LoopbackHub, cache: Path) -> None:
 @pytest.mark.parametrize("is_listed", [True, False])
 @pytest.mark.usefixtures("in_process")
 def test_weights_cut_short_on_disk(is_listed: bool, hub: LoopbackHub, cache: Path) -> None:
-    """They come again, and nothing else, whether it is the Hub's list or their header that says how long they are."""
+    """They come again, and nothing else: the Hub's list or their header says how long they are."""
     snapshot = located().folder
     blob = (snapshot / LAST_SHARD).resolve()
     os.truncate(blob, 1_000_000)
     hub.requests.clear()
     if not is_listed:
         shutil.rmtree(repository(cache) / "trees")
-        assert f"Damaged: {LAST_SHARD}. Delete {blob}, and the next prompt" in hub_module.how_to_mend(
-            REPO, snapshot
-        )
+        assert f"Damaged: {LAST_SHARD}. Delete {blob}, and" in hub_module.how_to_mend(REPO, snapshot)
     located()
     assert hub.file_gets == [LAST_SHARD]
     assert blob.read_bytes() == hub.files[LAST_SHARD]
@@ -1455,3 +1454,10 @@ def test_nothing_outside_of_the_cache_is_advised_to_be_deleted(snapshot: Path, t
     (snapshot / LAST_SHARD).unlink()
     (snapshot / LAST_SHARD).symlink_to(outside)
     assert f"Delete {snapshot / LAST_SHARD}, and" in hub_module.how_to_mend(REPO, snapshot)
+
+
+def test_hostile_hubs() -> None:
+    """A short run of `python -m tests.attacks listings`."""
+    outcomes = list(listings.run(40, 3))
+    assert [outcome.detail for outcome in outcomes if not outcome.held] == []
+    assert len({outcome.kind for outcome in outcomes}) > 7

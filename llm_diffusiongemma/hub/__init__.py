@@ -21,10 +21,10 @@ from pathlib import Path
 
 from ..catalog import EMBEDDED_CHECKPOINT, FULL_REPO, MODEL_VARIABLE, ModelEntry
 from ..errors import (
-    CheckpointError,
     CheckpointNotFoundError,
     DiskSpaceError,
     DownloadError,
+    FileAccessError,
     HubAccessError,
     HubConnectionError,
 )
@@ -66,7 +66,7 @@ def locate(entry: ModelEntry, check_size: CheckSize, check_wanted: CheckWanted =
     `check_size` is asked before a download and before the network is blamed, not for what is here.
     `check_wanted` is asked again and again while a download goes on, and raises to end it.
 
-    Raises `CheckpointNotFoundError` if there is no such folder, `CheckpointError` if this user may not read it,
+    Raises `CheckpointNotFoundError` if there is no such folder, `FileAccessError` if it can't be read,
     and for a download `HubConnectionError`, `HubAccessError`, `DiskSpaceError`, `DownloadError`, and what
     `check_size` and `check_wanted` raise.
     """
@@ -124,7 +124,7 @@ def how_to_mend(source: str | Path, folder: Path) -> str:
     try:
         cache.check_readable(folder)
         damaged = cache.damaged_files(folder) if isinstance(source, str) else []
-    except CheckpointError as error:
+    except FileAccessError as error:
         return str(error)
     if isinstance(source, str):
         if damaged:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..documents import Document, DocumentError, conform, parse_object
-from ..errors import CheckpointError, DiffusionGemmaError
+from ..errors import DiffusionGemmaError, FileAccessError
 from ..layout import WEIGHTS_SUFFIX, missing_files, missing_weights, weights_here
 from ..wording import quoted
 from . import settings
@@ -91,7 +91,7 @@ class Snapshot:
 def find(repo: str) -> Snapshot | None:
     """The best snapshot of a repository: a whole one if there is any, else the one to complete.
 
-    Raises `CheckpointError` if this user may not read it.
+    Raises `FileAccessError` if this user may not read it.
     """
     repository = Repository.of(repo)
     with readable(repository.folder):
@@ -163,7 +163,7 @@ def _small_files(folder: Path) -> list[Path]:
 def damaged_files(folder: Path) -> list[Path]:
     """The files of a snapshot that are not as the cache has named them, or, of weights, cut short or longer.
 
-    Raises `CheckpointError` if one may not be read.
+    Raises `FileAccessError` if one may not be read.
     """
     repository = Repository("", folder.parent.parent)
     with readable(repository.folder):
@@ -348,11 +348,11 @@ def _if_there() -> Iterator[None]:
 
 @contextmanager
 def readable(folder: Path) -> Iterator[None]:
-    """Raises `CheckpointError` for what can't be read, which is then no reason to download or delete it."""
+    """Raises `FileAccessError` for what can't be read, which is then no reason to download or delete it."""
     try:
         yield
     except PermissionError as error:
-        raise CheckpointError(
+        raise FileAccessError(
             f"This user has no right to read {quoted(error.filename or folder)}. It is neither missing nor "
             f"damaged: have its owner give the right to read {quoted(folder)} (such as with `chmod -R a+rX`), or "
             "use a copy of your own."
@@ -360,14 +360,14 @@ def readable(folder: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, DiffusionGemmaError):
             raise
-        raise CheckpointError(
+        raise FileAccessError(
             f"{quoted(folder)} can't be read ({quoted(error)}). Look after that disk first: nothing there has to "
             "be deleted."
         ) from error
 
 
 def check_readable(folder: Path, whole: Path | None = None) -> None:
-    """Raises `CheckpointError` if this user may not read a checkpoint's files. `whole` is where the folder is."""
+    """Raises `FileAccessError` if this user may not read a checkpoint's files. `whole` is where the folder is."""
     with readable(whole or folder):
         for name in os.listdir(folder):
             with _if_there():
