@@ -142,17 +142,14 @@ def _token_source() -> str:
 
 def blame_for_session(error: BaseException) -> HubConnectionError:
     """huggingface_hub's HTTP client could not be made: of proxies and certificates it reads the environment."""
-    names = [
-        name
-        for variable in (*PROXY_VARIABLES, *CERTIFICATE_VARIABLES)
-        for name in (variable, variable.lower())
-        if os.environ.get(name)
-    ]
+    variables = CERTIFICATE_VARIABLES if isinstance(error, OSError) else PROXY_VARIABLES
+    names = [name for variable in variables for name in (variable, variable.lower()) if os.environ.get(name)]
     where = f"Correct or unset {_listed_or(names)}" if names else "Correct this machine's network settings"
-    # The error's words may hold a proxy's password.
+    # A proxy's address may hold a password, and such an error the address.
+    words = quoted(error, 200) if isinstance(error, ImportError | OSError) else type(error).__name__
     return HubConnectionError(
-        f"No request can be sent to the Hugging Face Hub: its settings can't be used ({type(error).__name__}). "
-        f"{where}. Nothing was sent."
+        f"No request can be sent to the Hugging Face Hub: its settings can't be used ({words}). {where}. Nothing "
+        "was sent."
     )
 
 
