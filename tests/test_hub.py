@@ -1118,12 +1118,32 @@ def test_a_wait_that_the_hub_asks_for(
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr(exchange, "wait", lambda seconds, check_wanted: waits.append(seconds))
+    monkeypatch.setattr(exchange, "LONGEST_WAIT_SECONDS", 130)
     hub.troubles = [Refusal(429, retry_after="120"), Refusal(503), Refusal(503, retry_after="0")]
     located()
     assert waits == [120, 0.01, 0.01]
     said = capsys.readouterr().err
     assert said.count("have to wait") == 1
     assert "the Hub (status 429) asks for 120 s. Ctrl-C stops it" in said
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": " 7 "}, 7),
+        ({"retry-after": "-7"}, None),
+        ({"retry-after": "7.5"}, None),
+        ({"retry-after": "9" * 5000}, 1e18),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"retry-after": "Wed, 21 Oct 99999 07:28:00 GMT"}, None),
+        ({"ratelimit": '"api";r=0;t=55'}, 55),
+        ({"ratelimit": '"api";r=9;t=55'}, None),
+        ({}, None),
+    ],
+    ids=range(9),
+)
+def test_how_long_the_hub_asks_for(headers: dict[str, str], seconds: float | None) -> None:
+    assert exchange._retry_after(headers) == seconds
 
 
 class NobodyWantsItError(Exception):
@@ -1442,6 +1462,28 @@ def test_what_may_not_be_read(
         assert "hf cache" not in message
         assert "download" not in message
     assert hub.requests == []
+
+
+def test_a_damaged_image_processor_is_not_used_offline(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing is told by a prompt with an image; damaged would only give other pictures."""
+    blob = (snapshot / IMAGE_FILE).resolve()
+    blob.write_bytes(blob.read_bytes().replace(b"0", b"1"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert f"{IMAGE_FILE} is damaged" in fails()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_nobody_waits_at_a_pipe(snapshot: Path, cache: Path, hub: LoopbackHub) -> None:
+    content = snapshot / LAST_SHARD
+    begun = content.resolve().with_name(content.resolve().name + hub_module.PARTIAL_SUFFIX)
+    for place in (repository(cache) / "refs" / "main", content.resolve(), (snapshot / "config.json").resolve()):
+        place.unlink()
+        os.mkfifo(place)
+    os.mkfifo(begun)
+    (repository(cache) / "trees").mkdir()
+    os.mkfifo(repository(cache) / "trees" / f"{COMMIT}.json")
+    assert located().folder == snapshot
+    assert sorted(hub.file_gets) == ["config.json", LAST_SHARD]
 
 
 def test_nothing_outside_of_the_cache_is_advised_to_be_deleted(snapshot: Path, tmp_path: Path) -> None:

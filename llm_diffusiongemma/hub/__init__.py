@@ -82,7 +82,7 @@ def locate(entry: ModelEntry, check_size: CheckSize, check_wanted: CheckWanted =
             folder = _download(entry.source, here, entry.weight_bytes, check_size, check_wanted)
         except (HubConnectionError, HubAccessError, DownloadError, DiskSpaceError):
             # Text needs no image processor. A prompt with an image will say that it is not there.
-            if here is None or {*here.missing} - {*IMAGE_FILES}:
+            if here is None or here.damaged or {*here.missing} - {*IMAGE_FILES}:
                 raise
     assert folder is not None
     # The cache names a snapshot's folder after its commit.

@@ -34,6 +34,8 @@ from .listing import COMMIT, GIT_SHA1, SHA256, SMALL_SUFFIXES, Listing, RemoteFi
 PARTIAL_SUFFIX = ".resumable.incomplete"
 
 HASH_CHUNK_BYTES = 1 << 24
+# As safetensors has it.
+MAX_HEADER_BYTES = 100_000_000
 TREE_FORMAT = 1
 
 State = Literal["whole", "missing", "damaged"]
@@ -116,9 +118,16 @@ def _snapshots(repository: Repository) -> list[Path]:
 
 def _main(repository: Repository) -> str | None:
     try:
-        return repository.main.read_text(encoding="utf-8").strip()
+        return _note(repository.main).decode().strip()
     except (OSError, ValueError):
         return None
+
+
+def _note(file: Path) -> bytes:
+    """What was noted beside the snapshots. Raises `OSError` if nothing was: nobody waits at a pipe."""
+    if not file.is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
+    return file.read_bytes()
 
 
 def _look_at(repository: Repository, folder: Path) -> Snapshot:
@@ -176,7 +185,7 @@ def _has_its_length(weights: Path) -> bool:
     with weights.open("rb") as stream:
         header_length = int.from_bytes(stream.read(8), "little")
         size = weights.stat().st_size
-        if header_length + 8 > size:
+        if header_length > MAX_HEADER_BYTES or header_length + 8 > size:
             return False
         try:
             header = parse_object(stream.read(header_length))
@@ -234,10 +243,11 @@ def _name_of_content(repository: Repository, file: Path) -> str | None:
 @functools.lru_cache(64)
 def _content_id(file: Path, version: tuple[int, ...], digits: int) -> str:
     """The hash of a small file, made again when `version` says that the file is another."""
-    content = file.read_bytes()
-    if digits == 64:
-        return hashlib.sha256(content).hexdigest()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    digest = hashlib.sha256() if digits == 64 else hashlib.sha1(b"blob %d\0" % file.stat().st_size)
+    with file.open("rb") as stream:
+        while chunk := stream.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def state_in(repository: Repository, commit: str, file: RemoteFile) -> State:
@@ -272,7 +282,7 @@ class _Tree(Document):
 def read_tree(repository: Repository, commit: str) -> Mapping[str, RemoteFile] | None:
     """As it was noted, by us or by huggingface_hub; None if it wasn't, or can't be read."""
     try:
-        tree = conform(_Tree, parse_object(repository.tree(commit).read_bytes()))
+        tree = conform(_Tree, parse_object(_note(repository.tree(commit))))
         return by_name(
             remote_file(name, file.size, file.blob_id, file.lfs_sha256) for name, file in tree.files.items()
         )

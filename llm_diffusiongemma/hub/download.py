@@ -173,7 +173,7 @@ def _clean_up(download: Download) -> None:
     if download.repository.blobs.is_dir():
         for partial in download.repository.blobs.glob("*" + PARTIAL_SUFFIX):
             whole = sizes.get(partial.name, 0)
-            if whole is not None and file_size(partial) > whole:
+            if partial.is_fifo() or (whole is not None and file_size(partial) > whole):
                 lock = download.repository.lock(partial.name.removesuffix(PARTIAL_SUFFIX))
                 lock.parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(TimeoutError), WeakFileLock(lock, timeout=TICK_SECONDS):

@@ -7,6 +7,7 @@ can't be cut otherwise: whoever asked goes on at once, and the thread ends by it
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,7 @@ TROUBLES = frozenset({408, 429, 500, 502, 503, 504})
 RETRY_SECONDS = (0.5, 1.0, 2.0)
 LONGEST_WAIT_SECONDS = 300.0
 WORTH_A_WORD_SECONDS = 5.0
+LIMIT_REACHED = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d{1,9})")
 
 
 class ExchangeError(Exception):
@@ -120,7 +122,7 @@ def exchange(
 
 def pause(answer: Answer, tries: int, what: str, check_wanted: CheckWanted) -> None:
     """Wait before the next request, as long as a Hub in trouble wants. Raises `RefusedError` if it is too long."""
-    asked = _retry_after(answer.headers.get("retry-after"))
+    asked = _retry_after(answer.headers)
     if tries >= len(RETRY_SECONDS) or (asked or 0) > LONGEST_WAIT_SECONDS:
         raise RefusedError(answer, asked if (asked or 0) > LONGEST_WAIT_SECONDS else None)
     seconds = max(asked or 0, RETRY_SECONDS[tries])
@@ -152,11 +154,12 @@ def whole_number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
-def _retry_after(text: str | None) -> float | None:
-    """Seconds, from seconds or from a date."""
-    if text is None:
-        return None
-    text = text.strip()
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from seconds or from a date, or from what is left of the Hub's own limit."""
+    text = headers.get("retry-after", "").strip()
+    if not text:
+        match = LIMIT_REACHED.search(headers.get("ratelimit", ""))
+        return float(match[1]) if match else None
     if text.isascii() and text.isdigit():
         return float(int(text)) if len(text) < 19 else float("1e18")
     try:
