@@ -239,19 +239,17 @@ class _Request:
         silent_at = time.monotonic() + self._silence_seconds
         while True:
             self._check_wanted()
+            if self._deadline is not None and time.monotonic() > self._deadline:
+                raise NoAnswerError("it was not done in time")
             try:
                 item = self._came.get(timeout=TICK_SECONDS)
             except queue.Empty:
                 if time.monotonic() > silent_at:
                     raise NoAnswerError(f"nothing came for {self._silence_seconds:.0f} s") from None
-                item = None
-            else:
-                if isinstance(item, BaseException):
-                    raise NoAnswerError(quoted(item) or type(item).__name__) from item
-                if self._deadline is None or time.monotonic() < self._deadline:
-                    return item
-            if self._deadline is not None and time.monotonic() > self._deadline:
-                raise NoAnswerError("it was not done in time")
+                continue
+            if isinstance(item, BaseException):
+                raise NoAnswerError(quoted(item) or type(item).__name__) from item
+            return item
 
     def _work(self, session: Any, request: Any) -> None:
         try:
