@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -44,6 +45,7 @@ class Refusal:
     """The Hub's X-Error-Code."""
     message: str | None = None
     """The Hub's X-Error-Message."""
+    retry_after: str | None = None
 
 
 @dataclass
@@ -69,12 +71,36 @@ class LoopbackHub:
     """Send so many bytes of the last shard and wait for `go_on` before the others."""
     go_on: threading.Event = field(default_factory=threading.Event)
     paused: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
     truncate_to: int | None = None
     """Hand out the last shard as if it were that short."""
     corrupt: bool = False
     """Hand out the last shard with one other byte."""
     instead: bytes | None = None
     """Answer all with this page."""
+    alter_listing: Callable[[dict[str, Any]], Any] | None = None
+    """What it says in place of its list, made of that; bytes are sent as they are."""
+    after_listing: Callable[[], None] | None = None
+    """What happens behind its back as soon as it has said what it has."""
+    seconds_a_byte: float = 0.0
+    """How slowly it says what it has."""
+    seconds_before: float = 0.0
+    """How long it is silent before that."""
+    troubles: list[Refusal] = field(default_factory=list)
+    """What it answers to the next requests for files."""
+    alter_body: Callable[[str, bytes], bytes] | None = None
+    """What it hands out in place of a file."""
+    alter_headers: Callable[[str, dict[str, str]], None] | None = None
+    """Change a file's headers. None of a length: the body ends with the connection."""
+    answer_ranges: str | None = None
+    """How a part is handed out that is none: "range ignored", "416" or "another part"."""
+    refuse_head: bool = False
+    redirect: str | None = None
+    """Where it sends whoever asks for its list."""
+    stranger: str = ""
+    """The address of another host."""
+    elsewhere: str | None = None
+    """Where the contents of large files lie: the address of another host."""
     _server: ThreadingHTTPServer | None = None
 
     @property
@@ -101,15 +127,26 @@ class LoopbackHub:
             pass
 
         Handler.hub = hub
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
         self.go_on.set()
+        self.over.set()
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+
+    def begin_again(self, files: dict[str, bytes]) -> LoopbackHub:
+        """The same server without a memory, and with no fault."""
+        self.over.set()
+        self.go_on.set()
+        result = LoopbackHub(files)
+        assert self._server is not None
+        result._server = self._server
+        self._server.RequestHandlerClass.hub = result
+        return result
 
     def commit_of(self, path: str) -> str | None:
         """The commit that a request is about, if the hub has it."""
@@ -149,6 +186,11 @@ def fill_cache(cache: Path, files: dict[str, bytes]) -> Path:
     return snapshot
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # the other side has hung up, as it may
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
@@ -167,7 +209,11 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self.hub.commit_of(path)
         request = Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         self.hub.requests.append(request)
-        if self.hub.instead is not None:
+        if self.command == "HEAD" and self.hub.refuse_head:
+            self._refuse(Refusal(405))
+        elif self.hub.redirect is not None:
+            self._send(302, b"", {"Location": self.hub.redirect})
+        elif self.hub.instead is not None:
             self._send(200, self.hub.instead)
         elif self.hub.refuse_all is not None:
             self._refuse(self.hub.refuse_all)
@@ -177,16 +223,41 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file(request, commit)
         elif path in (f"/api/models/{REPO}", *(f"/api/models/{REPO}/revision/{of}" for of in ("main", commit))):
             siblings = [_sibling(entry) for entry in self.hub.listing(commit)]
-            self._send_json({"id": REPO, "sha": commit, "siblings": siblings})
+            self._send_listing({"id": REPO, "sha": commit, "siblings": siblings})
         elif path == f"/api/models/{REPO}/tree/{commit}":
-            self._send_json([_tree_entry(entry) for entry in self.hub.listing(commit)])
+            self._send_listing([_tree_entry(entry) for entry in self.hub.listing(commit)])
         else:
             self._refuse(Refusal(404, "RepoNotFound"))
+
+    def _send_listing(self, content: Any) -> None:
+        hub = self.hub
+        if hub.alter_listing is not None:
+            content = hub.alter_listing(content)
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        hub.over.wait(hub.seconds_before)
+        if not hub.seconds_a_byte:
+            self._send(200, body, {"Content-Type": "application/json"})
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            for byte in body:
+                try:
+                    self.wfile.write(bytes([byte]))
+                except OSError:
+                    break
+                if hub.over.wait(hub.seconds_a_byte):
+                    break
+            self.close_connection = True
+        if hub.after_listing is not None:
+            hub.after_listing()
 
     def _send_file(self, request: Request, commit: str) -> None:
         hub, name = self.hub, request.file
         if hub.refuse_files is not None and hub.refused_file in (None, name):
             return self._refuse(hub.refuse_files)
+        if hub.troubles:
+            return self._refuse(hub.troubles.pop(0))
         entry = next((entry for entry in hub.listing(commit) if entry["name"] == name), None)
         if entry is None:
             return self._refuse(Refusal(404, "EntryNotFound"))
@@ -195,6 +266,8 @@ class _Handler(BaseHTTPRequestHandler):
         is_last_shard = name == LAST_SHARD
         if is_last_shard and hub.truncate_to is not None:
             content = content[: hub.truncate_to]
+        if hub.alter_body is not None:
+            content = hub.alter_body(name, content)
         if is_last_shard and hub.corrupt:
             content = content[:-1] + bytes([content[-1] ^ 1])
         headers = {
@@ -203,15 +276,23 @@ class _Handler(BaseHTTPRequestHandler):
             "Accept-Ranges": "bytes",
         }
         if entry["sha256"]:
-            headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(entry["size"])}
+            headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(hub.files_of(commit)[name]))}
+            if hub.elsewhere is not None:
+                return self._send(302, b"", {**headers, "Location": f"{hub.elsewhere}{self.path}"})
         status, start = 200, 0
-        if request.range is not None:
+        if request.range is not None and hub.answer_ranges == "416":
+            return self._refuse(Refusal(416))
+        if request.range is not None and hub.answer_ranges != "range ignored":
             match = re.fullmatch(r"bytes=(\d+)-", request.range)
             assert match is not None, request.range
             status, start = 206, int(match.group(1))
             if start >= len(content):
                 return self._refuse(Refusal(416))
+            start = 0 if hub.answer_ranges == "another part" else start
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if hub.alter_headers is not None:
+            headers["Content-Length"] = str(len(content) - start)
+            hub.alter_headers(name, headers)
         return self._send(status, content[start:], headers, is_last_shard=is_last_shard)
 
     def _send(
@@ -220,7 +301,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for header, value in (headers or {}).items():
             self.send_header(header, value)
-        self.send_header("Content-Length", str(len(body)))
+        if self.hub.alter_headers is None or not 200 <= status < 300:
+            self.send_header("Content-Length", str(len(body)))
+        elif "Content-Length" not in (headers or {}):
+            self.close_connection = True
         self.end_headers()
         if self.command == "HEAD":
             return
@@ -239,11 +323,9 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:  # the other side has hung up
             self.close_connection = True
 
-    def _send_json(self, content: Any) -> None:
-        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
-
     def _refuse(self, refusal: Refusal) -> None:
         headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
+        headers["Retry-After"] = refusal.retry_after
         self._send(refusal.status, b"{}", {name: value for name, value in headers.items() if value})
 
 

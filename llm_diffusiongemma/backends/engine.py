@@ -129,6 +129,8 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
     """
     with _engines_lock:
         started = time.perf_counter()
+        # transformers reads the same variables when it is imported, and raises there whatever comes.
+        hub.check_environment()
         with stop.importing():
             _import_libraries()
         from ..diffusion.loading import check_fits, load_model, resolve_device
@@ -140,7 +142,7 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
             check_fits(weight_bytes, device, chosen=entry.device is not None)
 
         import_seconds = time.perf_counter() - started
-        checkpoint = hub.locate(entry, check_size)
+        checkpoint = hub.locate(entry, check_size, stop.check)
         stop.check()
         key = (checkpoint.folder.resolve(), str(device))
         engine = _engines.get(key)

@@ -1,0 +1,189 @@
+"""Where the weights of a model are: on this machine, or on the Hub and after a download on this machine.
+
+No network for what is here already. What isn't is announced before it comes: how much, how much of it is
+here, and where it goes. All of it is of the announced commit, and checked against what the Hub's list says.
+
+    settings   what the environment says: where the Hub is, where its cache, who asks
+    cache      what is on disk, whole or not, and what may not be read
+    exchange   one request and its answer
+    listing    what the Hub says it has, as far as it can be believed
+    download   bringing bytes: announced, gone on with, checked, put in their place
+    failures   what goes wrong, in plain words
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..catalog import EMBEDDED_CHECKPOINT, FULL_REPO, MODEL_VARIABLE, ModelEntry
+from ..errors import (
+    CheckpointNotFoundError,
+    DiskSpaceError,
+    DownloadError,
+    FileAccessError,
+    HubAccessError,
+    HubConnectionError,
+)
+from ..layout import CONFIG_FILE, IMAGE_FILES, is_file, is_folder, read_start, weights_here
+from ..wording import quoted
+from . import cache, download, listing, settings
+from .cache import PARTIAL_SUFFIX, Repository, Snapshot
+from .exchange import CheckWanted
+from .failures import Lack, in_plain_words, offline
+from .failures import listed as _listed
+from .settings import check_environment
+
+__all__ = ["PARTIAL_SUFFIX", "Checkpoint", "check_environment", "how_to_mend", "locate"]
+
+# "owner/name", maybe with a revision, and the address of its page. A Path has made one slash of two.
+REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@[^/]*)?")
+ADDRESS = re.compile(r"(?:https?:/+[^/]+|hf:|huggingface\.co|hf\.co)/+(\w[\w.-]*/\w[\w.-]*)(?:[/?#@].*)?")
+
+CheckSize = Callable[[int], None]
+"""Raises if this machine can't hold weights of so many bytes."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's folder, and the name under which a reply of it is logged."""
+
+    folder: Path
+    resolved_model: str
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of what will be loaded: a copy of the weights in another layout doesn't count."""
+        return sum(file.stat().st_size for file in weights_here(self.folder))
+
+
+def locate(entry: ModelEntry, check_size: CheckSize, check_wanted: CheckWanted = lambda: None) -> Checkpoint:
+    """Find a model's checkpoint on disk. What is not there of one of the Hub is downloaded.
+
+    `check_size` is asked before a download and before the network is blamed, not for what is here.
+    `check_wanted` is asked again and again while a download goes on, and raises to end it.
+
+    Raises `CheckpointNotFoundError` if there is no such folder, `FileAccessError` if it can't be read,
+    and for a download `HubConnectionError`, `HubAccessError`, `DiskSpaceError`, `DownloadError`, and what
+    `check_size` and `check_wanted` raise.
+    """
+    if isinstance(entry.source, Path):
+        with cache.readable(entry.source):
+            _check_folder(entry.source)
+            cache.check_readable(entry.source)
+            return Checkpoint(entry.source, f"{entry.model_id}@{_fingerprint(entry.source)}")
+    here = cache.find(entry.source)
+    folder = here.folder if here is not None else None
+    if here is None or here.missing:
+        try:
+            folder = _download(entry.source, here, entry.weight_bytes, check_size, check_wanted)
+        except (HubConnectionError, HubAccessError, DownloadError, DiskSpaceError):
+            # Text needs no image processor. A prompt with an image will say that it is not there.
+            if here is None or here.damaged or {*here.missing} - {*IMAGE_FILES}:
+                raise
+    assert folder is not None
+    # The cache names a snapshot's folder after its commit.
+    return Checkpoint(folder, f"{entry.source}@{folder.name}")
+
+
+def _download(
+    repo: str, here: Snapshot | None, weight_bytes: int | None, check_size: CheckSize, check_wanted: CheckWanted
+) -> Path:
+    """Bring what is missing of a repository, saying so first, and return its snapshot's folder.
+
+    `weight_bytes` is the weights' size as far as it is known without the Hub.
+    """
+    lack = Lack(repo, here)
+    # Its weights fit no other commit, and should not come twice.
+    commit = here.folder.name if here is not None and here.has_weights else None
+    if here is not None and lack.is_small:
+        weight_bytes = Checkpoint(here.folder, repo).weight_bytes
+    repository = Repository.of(repo)
+    with in_plain_words(lack):
+        try:
+            if settings.is_offline():
+                raise offline(lack)
+            found = listing.ask(repo, commit, check_wanted)
+            wanted = download.prepare(found, repository, found.commit != commit, check_wanted)
+        except Exception:
+            # What this machine can tell goes before what somebody else is to blame for.
+            if weight_bytes is not None:
+                check_size(weight_bytes)
+            if not settings.is_offline():
+                cache.check_writable(repository)
+            raise
+        check_size(wanted.weight_bytes)
+        return download.bring(wanted)
+
+
+def how_to_mend(source: str | Path, folder: Path) -> str:
+    """What to do about a checkpoint that can't be used, wherever it is from."""
+    try:
+        cache.check_readable(folder)
+        damaged = cache.damaged_files(folder) if isinstance(source, str) else []
+    except FileAccessError as error:
+        return str(error)
+    if isinstance(source, str):
+        if damaged:
+            names = _listed(file.name for file in damaged)
+            contents = _listed(cache.removable(file) for file in damaged)
+            return f"Damaged: {names}. Delete {contents}, and the next prompt downloads only that again."
+        return (
+            f"The folder is part of the Hugging Face cache. `hf cache verify {source}` says whether any of its "
+            "files are damaged: if so delete those, and the next prompt downloads only them again."
+        )
+    if source == EMBEDDED_CHECKPOINT:
+        return "The folder is part of this plugin: install it again."
+    return f"{MODEL_VARIABLE} names the folder. Set it to another one, or unset it for the Hub's checkpoint."
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises `CheckpointNotFoundError` with what may have been meant instead."""
+    if not is_folder(folder):
+        raise CheckpointNotFoundError(_what_else(folder))
+    snapshots = sorted(file.parent for file in folder.glob(f"snapshots/*/{CONFIG_FILE}"))
+    if snapshots and not is_file(folder / CONFIG_FILE):
+        raise CheckpointNotFoundError(
+            f"{quoted(folder)} is a repository's folder in a Hugging Face cache, where the checkpoint is the "
+            f"folder {quoted(snapshots[-1])}. Set {MODEL_VARIABLE} to that one."
+        )
+
+
+def _what_else(folder: Path) -> str:
+    if folder.exists():
+        return f"{quoted(folder)} is a file. Set {MODEL_VARIABLE} to the folder of a DiffusionGemma checkpoint."
+    text = str(folder)
+    no_folder = f"There is no folder {quoted(text)}."
+    match = ADDRESS.fullmatch(text) or REPOSITORY.fullmatch(text)
+    repo = match[1] if match else text
+    if repo.casefold() in (FULL_REPO.casefold(), FULL_REPO.partition("/")[2].casefold()):
+        return (
+            f"{no_folder} {MODEL_VARIABLE} takes a folder, and {FULL_REPO} is the repository of the Hugging Face "
+            "Hub that `diffusiongemma` uses by itself: unset the variable, and the next prompt downloads it."
+        )
+    if match:
+        return (
+            f"{no_folder} {MODEL_VARIABLE} takes a folder. If {repo} is a repository of the Hugging Face Hub, "
+            f"download it with `hf download {repo} --local-dir FOLDER` and set the variable to that folder, or "
+            f"unset it to use {FULL_REPO}."
+        )
+    return (
+        f"{no_folder} Set {MODEL_VARIABLE} to a folder with a DiffusionGemma checkpoint, or unset it to use the "
+        "one from the Hugging Face Hub."
+    )
+
+
+def _fingerprint(folder: Path) -> str:
+    """What stands for a commit where there is none: a hash over the weight files' sizes and headers.
+
+    Reading 52 GB to hash all of it would take longer than the reply. A safetensors header names every
+    tensor, its shape and place, but not its values, so a little of the values goes in, too.
+    """
+    digest = hashlib.sha256()
+    for file in weights_here(folder):
+        digest.update(f"{file.name} {file.stat().st_size} ".encode())
+        digest.update(read_start(file, 1 << 20))
+    return digest.hexdigest()[:12]
