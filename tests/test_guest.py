@@ -27,7 +27,7 @@ from PIL import Image
 
 from llm_diffusiongemma.backends import engine as engine_module
 from llm_diffusiongemma.backends.engine import get_engine
-from llm_diffusiongemma.errors import DeviceError
+from llm_diffusiongemma.errors import DeviceError, DiffusionGemmaError
 from llm_diffusiongemma.grammar.scalars import bounded_number
 
 from .conftest import TINY
@@ -221,6 +221,17 @@ def test_the_program_may_change_its_folder(tmp_path: Path, monkeypatch: pytest.M
     assert engine.image_reader.cut(Image.new("RGB", (64, 48)), None).soft_tokens > 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder in use can't be removed there")
+def test_a_current_folder_that_is_gone_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing transformers asks for it, and said FileNotFoundError without a name."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    engine_module._import_libraries.cache_clear()
+    with pytest.raises(DiffusionGemmaError, match="current folder is gone"):
+        get_engine(llm.get_model(TINY).entry)
+
+
 def test_where_llm_can_make_no_folder_a_form_is_held_to(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise PermissionError(13, "Permission denied")
@@ -300,6 +311,12 @@ asked = dict(seed=3, max_denoising_steps=2, max_tokens=40)
 def reply(**more):
     return model.prompt("Count from 1 to 320", **asked, **more).text()
 
+def reply_twice():
+    try:
+        reply()
+    except llm.ModelError:
+        return reply()
+
 def is_same():
     return str(reply() == expected)
 
@@ -307,14 +324,27 @@ def is_same():
 texts = []
 thread = threading.Thread(target=lambda: texts.append(reply()))
 thread.start()
-while not forks._importers:
+while not forks._at_it:
     time.sleep(0.001)
-say("importing", in_child(reply))
+say("importing", in_child(reply_twice))
 thread.join()
 expected = texts[0]
 
 import torch
+from llm_diffusiongemma.backends import engine as engines
 from llm_diffusiongemma.backends.engine import Engine, get_engine
+
+# While another thread loads: transformers has changed its functions by then.
+engines._engines, loaded = {}, engines._engines
+thread = threading.Thread(target=reply)
+thread.start()
+while not forks._at_it:
+    time.sleep(0.001)
+say("loading", in_child(reply))
+engines._engines |= loaded
+say("loading another", in_child(is_same))
+thread.join()
+
 say("idle", in_child(is_same))
 say("two threads", torch.get_num_threads())
 
@@ -387,10 +417,12 @@ def test_forks() -> None:
     )
     assert done.returncode == 0, done.stderr
     said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    refused = said.pop("importing")
-    assert refused.startswith("DiffusionGemmaError: This process was forked off one in which another thread")
-    assert "spawn" in refused
+    for moment in ("importing", "loading"):
+        refused = said.pop(moment)
+        assert refused.startswith("DiffusionGemmaError: This process was forked off one in which another thread")
+        assert "spawn" in refused
     assert said == {
+        "loading another": "True",
         "idle": "True",
         "two threads": "2",
         "answering": "True 2",

@@ -25,8 +25,8 @@ from ..chat.checkpoint import load_tokenizer
 from ..chat.messages import PromptEncoder
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
 from ..chat.tokenizer import ChatTokenizer, control_tokens, decode, table_decoder, token_bytes
-from ..errors import CheckpointError, DeviceError
-from .forks import importing
+from ..errors import CheckpointError, DeviceError, DiffusionGemmaError
+from .forks import importing, indivisible
 from .form import Form
 from .isolation import isolated, isolated_numbers
 from .turn import ALWAYS_WANTED, Stop
@@ -183,7 +183,7 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
     check_size(checkpoint.weight_bytes)
     started = time.perf_counter()
     try:
-        with _no_garbage_collection(stop.owns_process), isolated():
+        with indivisible(), _no_garbage_collection(stop.owns_process), isolated():
             # The model first: its checks say best what is wrong with a folder.
             loaded = load_model(checkpoint.folder, device)
             stop.check()
@@ -217,6 +217,13 @@ def _lost_by_fork(device_type: str) -> DeviceError:
 
 @cache
 def _import_libraries(owns_process: bool) -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise DiffusionGemmaError(
+            "The current folder is gone or can't be read, and transformers can't be imported without one. Change "
+            "to another folder."
+        ) from error
     with importing("engine"), _no_garbage_collection(owns_process):
         from transformers import AutoTokenizer  # noqa: F401
 

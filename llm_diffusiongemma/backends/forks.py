@@ -21,43 +21,52 @@ torch_was_there = False
 """Whether this process was forked off one that had PyTorch, whose pool of threads (OpenMP's) is dead here if it
 had computed: who hands it work waits for ever."""
 
-_was_importing = False
+_was_cut = False
 _imported: set[str] = set()
-_importers: list[int] = []
-"""The threads that import something just now."""
+_at_it: list[int] = []
+"""The threads in the middle of something that a fork would cut."""
+
+
+@contextmanager
+def indivisible() -> Iterator[None]:
+    """Around what a fork cuts for good: an import, which nobody ends in the forked process and whoever needs it
+    waits for; and the loading of a model, for which transformers changes torch's and its own functions.
+
+    Raises `DiffusionGemmaError` if this process was forked while another thread was at such a thing.
+    """
+    if _was_cut:
+        raise DiffusionGemmaError(
+            "This process was forked off one in which another thread was just importing PyTorch or loading a "
+            "model, and can do neither itself. Fork when the first reply is there, or start the process anew "
+            '(multiprocessing: start method "spawn").'
+        )
+    thread = threading.get_ident()
+    _at_it.append(thread)
+    try:
+        yield
+    finally:
+        _at_it.remove(thread)
 
 
 @contextmanager
 def importing(what: str) -> Iterator[None]:
-    """Around what imports something large, the first time.
-
-    Raises `DiffusionGemmaError` if this process was forked while another thread did that: nobody ends that import
-    here, and who needs it waits for ever.
-    """
+    """`indivisible` around what imports something large the first time."""
     if what in _imported:
         yield
         return
-    if _was_importing:
-        raise DiffusionGemmaError(
-            "This process was forked off one in which another thread was just importing PyTorch or another "
-            "library, so it can't import it. Fork when the first reply is there, or start the process anew "
-            '(multiprocessing: start method "spawn").'
-        )
-    thread = threading.get_ident()
-    _importers.append(thread)
-    try:
-        yield
-    finally:
-        _importers.remove(thread)
-        _imported.add(what)
+    with indivisible():
+        try:
+            yield
+        finally:
+            _imported.add(what)
 
 
 def _after_fork() -> None:
-    global torch_was_there, _was_importing
+    global torch_was_there, _was_cut
     torch_was_there = torch_was_there or "torch" in sys.modules
     here = threading.get_ident()
-    _was_importing = _was_importing or any(thread != here for thread in _importers)
-    _importers[:] = [thread for thread in _importers if thread == here]
+    _was_cut = _was_cut or any(thread != here for thread in _at_it)
+    _at_it[:] = [thread for thread in _at_it if thread == here]
     _make_property_locks_anew()
 
 
