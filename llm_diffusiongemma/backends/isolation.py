@@ -18,9 +18,10 @@ AUTOCAST_DEVICES = ("cpu", "cuda", "mps")
 def isolated() -> Iterator[None]:
     """Around a piece of work: what the host has set doesn't reach it, and all of it is as it was afterwards.
 
-    Never around a `yield` to the host, who has the word then. All of it belongs to this thread but for two
-    settings of the process, which are touched only if the host has changed them: deterministic algorithms, which
-    some work on a GPU has none of, and a recursion limit below Python's own.
+    Never around a `yield` to the host, who has the word then. What is changed belongs to this thread, but for two
+    settings of the process, which are touched only if the host has changed them: deterministic algorithms, which a
+    GPU doesn't have for all that we do, and a recursion limit below Python's own. In a process forked off one that
+    had torch, work is done on one thread (see `forks`).
 
     The default dtype is the process's, too, and isn't touched: what we compute names its own.
     """
