@@ -76,6 +76,7 @@ class Interrupts(Stop):
 
     def __init__(self, command: Command | None) -> None:
         self._command = command
+        self.owns_process = command is not None
         self._count = 0
         self._is_held_back = False
         self._is_installed = False

@@ -121,6 +121,7 @@ class AsyncDiffusionGemma(_DiffusionGemma, llm.AsyncModel):  # type: ignore[misc
     ) -> AsyncGenerator[StreamEvent, None]:
         command = current_command()
         worker = _Worker(lambda: self._reply(prompt, worker), asyncio.get_running_loop())
+        worker.owns_process = command is not None
         # Not a daemon: a thread that is inside torch when the interpreter ends takes the process down.
         threading.Thread(target=worker.run, name="diffusiongemma").start()
         try:

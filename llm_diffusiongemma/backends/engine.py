@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,13 +20,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import llm
 
 from .. import hub
-from ..catalog import ModelEntry
+from ..catalog import DEVICE_VARIABLE, ModelEntry
 from ..chat.checkpoint import load_tokenizer
 from ..chat.messages import PromptEncoder
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
 from ..chat.tokenizer import ChatTokenizer, control_tokens, decode, table_decoder, token_bytes
-from ..errors import CheckpointError
+from ..errors import CheckpointError, DeviceError, DiffusionGemmaError
+from .forks import importing, indivisible
 from .form import Form
+from .isolation import isolated, isolated_numbers
 from .turn import ALWAYS_WANTED, Stop
 
 if TYPE_CHECKING:
@@ -54,7 +57,8 @@ class Engine:
         from ..diffusion.images import ImageReader
         from ..diffusion.pipeline import BlockDiffusionPipeline
 
-        self.image_reader = ImageReader(folder, loaded.model.config)
+        # The processor is read with the first picture, and the program may be in another folder by then.
+        self.image_reader = ImageReader(folder.absolute(), loaded.model.config)
         self.loaded = loaded
         self.pipeline: BlockDiffusionPipeline = BlockDiffusionPipeline(loaded.model)
         self.prompt_encoder = PromptEncoder(tokenizer)
@@ -62,6 +66,24 @@ class Engine:
         self.control_tokens = control_tokens(tokenizer)
         # Reentrant: a worker thread holds it for its whole reply, each step takes it again.
         self.lock: ReentrantLock = threading.RLock()
+        """Anew in a forked process: don't keep it."""
+        self._process = os.getpid()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Around each step of a reply: nobody else's is computed, and what the host has set doesn't matter.
+
+        Raises `DeviceError` in a process that was forked off the one which loaded the model to a GPU.
+        """
+        with self.lock:
+            self.check_process()
+            with isolated():
+                yield
+
+    def check_process(self) -> None:
+        """Raises `DeviceError` if what the model is loaded to can't be used in this process."""
+        if self._process != os.getpid() and self.loaded.device.type != "cpu":
+            raise _lost_by_fork(self.loaded.device.type)
 
     def decode(self, token_ids: list[int]) -> str:
         return decode(self._tokenizer, token_ids)
@@ -88,11 +110,16 @@ class Engine:
 
     def hold_to(self, form: Form) -> TextConstraint:
         """A fresh constraint for one reply. Raises `ConstraintError` if no tokens can spell the form."""
+        from ..grammar.automaton import build
         from ..grammar.cache import load_or_build
         from ..grammar.constraint import TextConstraint
 
-        folder = Path(llm.user_dir())  # type: ignore[no-untyped-call]
-        automaton = load_or_build(form.language, self._vocabulary, folder / AUTOMATA_FOLDER)
+        try:
+            folder = Path(llm.user_dir()) / AUTOMATA_FOLDER  # type: ignore[no-untyped-call]
+        except OSError:  # llm makes the folder, and can't
+            automaton = build(form.language, self._vocabulary)
+        else:
+            automaton = load_or_build(form.language, self._vocabulary, folder)
         return TextConstraint(automaton, self.loaded.device)
 
     def opens_thought(self, prompt_ids: list[int]) -> bool:
@@ -131,67 +158,114 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
         started = time.perf_counter()
         # transformers reads the same variables when it is imported, and raises there whatever comes.
         hub.check_environment()
-        with stop.importing():
-            _import_libraries()
-        from ..diffusion.loading import check_fits, load_model, resolve_device
-
-        # A device that is not there is told before anything is looked for or downloaded.
-        device = resolve_device(entry.device)
-
-        def check_size(weight_bytes: int) -> None:
-            check_fits(weight_bytes, device, chosen=entry.device is not None)
-
-        import_seconds = time.perf_counter() - started
-        checkpoint = hub.locate(entry, check_size, stop.check)
-        stop.check()
-        key = (checkpoint.folder.resolve(), str(device))
-        engine = _engines.get(key)
-        if engine is not None:
-            return Ready(engine, checkpoint.resolved_model, 0.0)
-        check_size(checkpoint.weight_bytes)
-        started = time.perf_counter()
-        try:
-            with _no_garbage_collection():
-                # The model first: its checks say best what is wrong with a folder.
-                loaded = load_model(checkpoint.folder, device)
-                stop.check()
-                config, generation_config = loaded.model.config, loaded.model.generation_config
-                tokenizer = load_tokenizer(checkpoint.folder, config, generation_config)
-                engine = Engine(loaded, tokenizer, checkpoint.folder)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source, checkpoint.folder)}") from error
-        # What is in the cache is whole, whenever somebody interrupts.
-        _engines[key] = engine
-        load_seconds = import_seconds + time.perf_counter() - started
+        with stop.importing(), isolated_numbers():
+            _import_libraries(stop.owns_process)
+        ready = _find_or_load(entry, stop, time.perf_counter() - started)
     stop.check()
-    return Ready(engine, checkpoint.resolved_model, load_seconds)
+    return ready
+
+
+def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready:
+    from ..diffusion.loading import check_fits, load_model, resolve_device
+
+    # A device that is not there is told before anything is looked for or downloaded.
+    _check_cuda_after_fork(entry.device)
+    device = resolve_device(entry.device)
+
+    def check_size(weight_bytes: int) -> None:
+        check_fits(weight_bytes, device, chosen=entry.device is not None)
+
+    checkpoint = hub.locate(entry, check_size, stop.check)
+    stop.check()
+    key = (checkpoint.folder.resolve(), str(device))
+    engine = _engines.get(key)
+    if engine is not None:
+        engine.check_process()
+        return Ready(engine, checkpoint.resolved_model, 0.0)
+    check_size(checkpoint.weight_bytes)
+    started = time.perf_counter()
+    try:
+        with indivisible(), _no_garbage_collection(stop.owns_process), isolated():
+            # The model first: its checks say best what is wrong with a folder.
+            loaded = load_model(checkpoint.folder, device)
+            stop.check()
+            config, generation_config = loaded.model.config, loaded.model.generation_config
+            tokenizer = load_tokenizer(checkpoint.folder, config, generation_config)
+            engine = Engine(loaded, tokenizer, checkpoint.folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source, checkpoint.folder)}") from error
+    # What is in the cache is whole, whenever somebody interrupts.
+    _engines[key] = engine
+    return Ready(engine, checkpoint.resolved_model, import_seconds + time.perf_counter() - started)
+
+
+def _check_cuda_after_fork(device: str | None) -> None:
+    """CUDA can't be used in a process whose parent has used it. PyTorch may say that no GPU is there."""
+    import torch
+
+    wants_cuda = device is None or device.strip().lower().startswith("cuda")
+    # What torch's own modules ask; it has no public name.
+    if wants_cuda and torch.cuda._is_in_bad_fork():
+        raise _lost_by_fork("cuda")
+
+
+def _lost_by_fork(device_type: str) -> DeviceError:
+    return DeviceError(
+        f"This process was forked off one that had used its GPU by then ({device_type}), so it can't use it. "
+        'Start it anew instead (multiprocessing: start method "spawn"), let the first reply come behind the fork, '
+        f"not before it, or set {DEVICE_VARIABLE}=cpu."
+    )
 
 
 @cache
-def _import_libraries() -> None:
-    with _no_garbage_collection():
+def _import_libraries(owns_process: bool) -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise DiffusionGemmaError(
+            "The current folder is gone or can't be read, and transformers can't be imported without one. Change "
+            "to another folder."
+        ) from error
+    with importing("engine"), _no_garbage_collection(owns_process):
         from transformers import GemmaTokenizer, TokenizersBackend  # noqa: F401
 
         from ..diffusion import images, loading, pipeline  # noqa: F401
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def _no_garbage_collection(owns_process: bool) -> Iterator[None]:
     """For imports and loading, which make half a million objects and no garbage: some tenths of a second.
 
-    What they made is then left out of every later collection. Without that the first one, at once, looks
-    through all of it, and a Ctrl-C in the middle of its destructors is lost.
+    In a command of llm's own what they made is then left out of every later collection. Without that the first
+    one, at once, looks through all of it, and a Ctrl-C in the middle of its destructors is lost. In a program it
+    would be the program's own objects, too: what of them is garbage would stay for ever.
     """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if owns_process:
+            gc.freeze()
+            _freeze_at_the_end()
         if was_enabled:
             gc.enable()
 
 
-# Python ends by looking through all the objects of torch and transformers for garbage once more, which
-# would be a fifth of a short command.
-atexit.register(gc.freeze)
+@cache
+def _freeze_at_the_end() -> None:
+    """Python ends by looking through all the objects of torch and transformers for garbage once more, which would
+    be a fifth of a short command."""
+    atexit.register(gc.freeze)
+
+
+def _make_locks_anew() -> None:
+    """In a forked process: of the threads that held them maybe none is here. The weights are read, and stay."""
+    global _engines_lock
+    _engines_lock = threading.Lock()
+    for engine in _engines.values():
+        engine.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_make_locks_anew)

@@ -17,10 +17,14 @@ from ..chat.messages import Conversation, read_conversation
 from ..chat.output import THOUGHT_CLOSES, ReplyReader
 from ..options import DEFAULT_MAX_TOKENS, Options
 from .engine import Engine, ReentrantLock, get_engine
+from .forks import importing
 from .form import Form, read_form
+from .isolation import isolated, isolated_numbers
 from .turn import BlockReport, FinishReason, Report, Stop, Turn
 
 if TYPE_CHECKING:
+    from ..chat.images import Picture
+    from ..diffusion.images import Patches
     from ..diffusion.pipeline import Block, ImageInputs
     from ..grammar.constraint import TextConstraint
 
@@ -62,17 +66,19 @@ class LocalReply:
         """
         options = turn.options
         # Before the model is loaded: these need none of it.
-        with stop.importing():
+        with stop.importing(), importing("forms"), isolated_numbers():
             self._form = read_form(turn.schema, options.regex, options.choices)
-        conversation = read_conversation(turn.messages)
+        with isolated_numbers():
+            conversation = read_conversation(turn.messages)
         stop.check()
         self._ready = get_engine(entry, stop)
         self._seed = options.seed if options.seed is not None else secrets.randbits(32)
         asked = _Asked(self._ready.engine, options, self._seed, stop)
-        prompts = _PromptReader(asked, conversation, turn)
-        # What can't be guaranteed is refused before anything is written.
-        self._formed = None if self._form is None else _formed(asked, prompts, self._form)
-        self._free = _free(asked, prompts, turn) if self._form is None or turn.tools else None
+        with isolated():
+            prompts = _PromptReader(asked, conversation, turn)
+            # What can't be guaranteed is refused before anything is written.
+            self._formed = None if self._form is None else _formed(asked, prompts, self._form)
+            self._free = _free(asked, prompts, turn) if self._form is None or turn.tools else None
         # The one at work, or whose outcome counts, is the last.
         self._tried = [attempt for attempt in (self._free, self._formed) if attempt is not None][:1]
 
@@ -145,12 +151,13 @@ class _PromptReader:
         self._asked = asked
         self._tools = declare(turn.tools)
         self._conversation = conversation
-        self._pictures = [
-            asked.engine.image_reader.cut(
-                picture.image, asked.options.image_tokens or (FRAME_SOFT_TOKENS if picture.timestamp else None)
-            )
-            for picture in conversation.pictures
-        ]
+        self._pictures = [self._cut(picture) for picture in conversation.pictures]
+
+    def _cut(self, picture: Picture) -> Patches:
+        engine, options = self._asked.engine, self._asked.options
+        soft_tokens = options.image_tokens or (FRAME_SOFT_TOKENS if picture.timestamp else None)
+        with importing("image processors"):
+            return engine.image_reader.cut(picture.image, soft_tokens)
 
     def read(self, form: Form | None = None) -> _Prompt:
         """The prompt of a free reply, or of one that is held to a form."""
@@ -214,7 +221,7 @@ class _Attempt:
         self.blocks: list[BlockReport] = []
         self.seconds = 0.0
         self.text = ""
-        self._lock = asked.engine.lock
+        self._engine = asked.engine
         options = asked.options
         self._records = asked.engine.pipeline.generate(
             prompt.ids,
@@ -243,16 +250,17 @@ class _Attempt:
 
         try:
             while True:
-                with self._lock:
+                with self._engine.at_work():
                     started = time.perf_counter()
                     try:
                         record = next(self._records, None)
                     finally:
                         self.seconds += time.perf_counter() - started
-                if record is None:
-                    break
-                assert isinstance(record, Block)  # no drafts were asked for
-                yield self._take(record)
+                    if record is None:
+                        break
+                    assert isinstance(record, Block)  # no drafts were asked for
+                    events = self._take(record)
+                yield events
         finally:
             self.close()
 

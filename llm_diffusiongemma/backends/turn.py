@@ -36,6 +36,9 @@ class StoppedError(Exception):
 class Stop:
     """Whether a reply is still wanted: asked before every step of the work. This one always is."""
 
+    owns_process = False
+    """Whether the reply is for llm's own command, so that nobody else's objects are in the process."""
+
     def is_set(self) -> bool:
         return False
 

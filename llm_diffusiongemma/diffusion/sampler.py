@@ -263,8 +263,9 @@ def temper_and_measure(
     """
     canvas_length, device = logits.shape[0], logits.device
     argmax = torch.empty(canvas_length, dtype=torch.int64, device=device)
-    entropy = torch.empty(canvas_length, device=device)
-    log_normaliser = torch.empty(canvas_length, device=device)
+    # Not of the default dtype, which is the host program's.
+    entropy = logits.new_empty(canvas_length)
+    log_normaliser = logits.new_empty(canvas_length)
     for rows, chunk in _temper(logits, softcap, temperature, rows_per_chunk):
         if self_conditioning is not None:
             self_conditioning[rows] = chunk
@@ -388,9 +389,9 @@ class EntropyBoundSampler:
             else torch.empty(canvas_length, vocab_size, dtype=self_conditioning_dtype, device=device)
         )
         # [N + 1]. transformers divides an int32 step, a tensor of the model's device, by N. That gives
-        # fp32, and so does every operation here: computed in Python floats the last bit would differ.
+        # fp32 as a rule, and so does every operation here: computed in Python floats the last bit would differ.
         # One table also spares a copy to the device every step.
-        steps = torch.arange(settings.max_denoising_steps + 1, dtype=torch.int32, device=device)
+        steps = torch.arange(settings.max_denoising_steps + 1, dtype=torch.float32, device=device)
         fraction_left = steps / settings.max_denoising_steps
         self._temperatures = settings.t_min + (settings.t_max - settings.t_min) * fraction_left
         self._argmax_history = self._empty_history()

@@ -1,5 +1,8 @@
 """Token automata on disk: one file each, named by what it was built from.
 
+A file is believed only if it is whole and is the one that its name stands for: it holds a digest over its key and
+its tables. That tells accidents of every kind, not somebody who writes files of his own for this user.
+
 The folder is bounded, the entries that were used last stay. It may be deleted at any time, and by several
 processes at once nothing worse happens than that one is built twice.
 """
@@ -9,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
+import struct
 import tempfile
 from pathlib import Path
 
@@ -17,12 +22,24 @@ import numpy as np
 from .automaton import Ints, TokenAutomaton, Vocabulary, assemble, build
 from .dfa import ByteDFA
 
-# Part of every name: count it up when what `build` makes, or the layout of a file, changes.
-FORMAT_VERSION = 1
+# Part of every key: count it up when what `build` makes, or the layout of a file, changes.
+FORMAT_VERSION = 2
 
-# An entry has two bytes a token, half a megabyte for Gemma's vocabulary, and a little for the states.
+# An entry has a byte or two a token, half a megabyte at most for Gemma's vocabulary, and a little for the states.
 MAX_ENTRIES = 64
 MAX_BYTES = 64 << 20
+
+# A file is the digest, the number of classes of text, then the two tables in the smallest unsigned integers that
+# hold their numbers: class of each token `[V]`, moves `[text classes, byte states]`.
+HEADER = struct.Struct("<32sI")
+
+SUFFIX = ".tables"
+# What is removed when there is too much: also what a killed process left half written, and the files of version 1.
+PRUNED = frozenset({SUFFIX, ".tmp", ".npz"})
+
+# Of a pipe opening would wait for the other end. Not every system has all of these.
+_FLAGS = ("O_NONBLOCK", "O_NOFOLLOW", "O_BINARY")
+OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in _FLAGS)
 
 
 def load_or_build(
@@ -38,63 +55,103 @@ def load_or_build(
     A file that can't be read, or is none of ours, is built anew. So it goes on without a folder that can
     be written to. Raises what `build` raises.
     """
-    path = folder / f"{_key(dfa, vocabulary)}.npz"
-    tables = _read(path, dfa, vocabulary)
+    key = _key(dfa, vocabulary)
+    path = folder / f"{key.hex()}{SUFFIX}"
+    tables = _read(path, key, dfa, vocabulary, max_bytes)
     if tables is not None:
         return assemble(*tables, dfa, vocabulary)
     automaton = build(dfa, vocabulary)
     # A cache that can't be kept costs time, not the reply.
     with contextlib.suppress(OSError):
-        _write(path, automaton)
-        _prune(folder, max_entries, max_bytes)
+        content = _content(key, automaton)
+        if len(content) <= max_bytes:  # or it would have to go at once, and all others with it
+            _write(path, content)
+            _prune(folder, max_entries, max_bytes)
     return automaton
 
 
-def _key(dfa: ByteDFA, vocabulary: Vocabulary) -> str:
+def _key(dfa: ByteDFA, vocabulary: Vocabulary) -> bytes:
     digest = hashlib.sha256(f"{FORMAT_VERSION} {vocabulary.digest} {len(dfa.accepting)}".encode())
     digest.update(np.ascontiguousarray(dfa.transitions, np.int32).tobytes())
     digest.update(np.ascontiguousarray(dfa.accepting, np.bool_).tobytes())
-    return digest.hexdigest()
+    return digest.digest()
 
 
-def _read(path: Path, dfa: ByteDFA, vocabulary: Vocabulary) -> tuple[Ints, Ints] | None:
-    """Class of each token and the classes' moves, or None."""
-    try:
-        with np.load(path, allow_pickle=False) as entry:  # a zip file: compares checksums
-            token_class = entry["token_class"].astype(np.int32)
-            moves = entry["moves"].astype(np.int32)
-        os.utime(path)
-    except Exception:  # damaged bytes raise nearly anything, and whatever it is, the entry is useless
+def _content(key: bytes, automaton: TokenAutomaton) -> bytes:
+    class_type, move_type = _types(len(automaton.moves), len(automaton.accepting))
+    tables = automaton.token_class.astype(class_type).tobytes() + automaton.moves.astype(move_type).tobytes()
+    size = struct.pack("<I", len(automaton.moves))
+    return hashlib.sha256(key + size + tables).digest() + size + tables
+
+
+def _types(text_classes: int, states: int) -> tuple[np.dtype, np.dtype]:  # type: ignore[type-arg]
+    """What the numbers of classes and of states are kept in. Three classes come behind those of text."""
+    smallest = (np.min_scalar_type(count).newbyteorder("<") for count in (text_classes + 3, states))
+    return next(smallest), next(smallest)
+
+
+def _read(
+    path: Path, key: bytes, dfa: ByteDFA, vocabulary: Vocabulary, max_bytes: int
+) -> tuple[Ints, Ints] | None:
+    """Class of each token and the classes' moves, or None if what is there is not what was put there."""
+    content = _bytes_of(path, max_bytes)
+    if content is None or len(content) < HEADER.size:
         return None
-    fits = token_class.shape == (vocabulary.size,) and moves.shape[1:] == dfa.accepting.shape
-    return (token_class, moves) if fits else None
+    digest, text_classes = HEADER.unpack_from(content)
+    if hashlib.sha256(key + content[len(digest) :]).digest() != digest:
+        return None
+    with contextlib.suppress(OSError):  # a folder that can only be read
+        os.utime(path)
+    states = len(dfa.accepting)
+    class_type, move_type = _types(text_classes, states)
+    token_class = np.frombuffer(content, class_type, vocabulary.size, HEADER.size)
+    moves = np.frombuffer(content, move_type, text_classes * states, HEADER.size + token_class.nbytes)
+    return token_class.astype(np.int32), moves.reshape(text_classes, states).astype(np.int32)
 
 
-def _write(path: Path, automaton: TokenAutomaton) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+def _bytes_of(path: Path, max_bytes: int) -> bytes | None:
+    """What a regular file holds, if it can be read and is not larger than any entry."""
+    try:
+        descriptor = os.open(path, OPEN_FLAGS)
         try:
-            np.savez(
-                file,
-                token_class=automaton.token_class.astype(np.min_scalar_type(automaton.num_classes)),
-                moves=automaton.moves.astype(np.min_scalar_type(automaton.num_states)),
-            )
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+                return None
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(status.st_size)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)  # or a power cut might leave the name and nothing behind it
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
 
 
 def _prune(folder: Path, max_entries: int, max_bytes: int) -> None:
-    """Remove what was used longest ago, beyond the bounds; also what a killed process left half written."""
+    """Remove what was used longest ago, beyond the bounds. Folders and what is none of ours stay."""
     entries = []
-    for path in (*folder.glob("*.npz"), *folder.glob("*.tmp")):
+    for path in folder.iterdir():
+        if path.suffix not in PRUNED:
+            continue
         with contextlib.suppress(FileNotFoundError):  # another process prunes, too
-            status = path.stat()
-            entries.append((status.st_mtime_ns, status.st_size, path))
+            status = path.lstat()
+            if not stat.S_ISDIR(status.st_mode):
+                entries.append((status.st_mtime_ns, status.st_size, path))
     total = 0
     for place, (_, size, path) in enumerate(sorted(entries, reverse=True)):
         total += size
         if place >= max_entries or total > max_bytes:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what can't be removed keeps nothing else from it
+                path.unlink()

@@ -179,11 +179,11 @@ class TextConstraint:
         self._state = 0
         self._positions = 0
         self._may_end = np.zeros(0, np.bool_)
-        self._statistics = torch.empty(3, 0, self._layout.num_blocks, device=device)
+        self._statistics = torch.empty(3, 0, self._layout.num_blocks, dtype=torch.float32, device=device)
         # The tokens in other than the largest blocks.
         num_small = len(automaton.token_class) - self._layout.large.tokens.stop
-        self._small = torch.empty(0, num_small, device=device)
-        self._bias = torch.empty(0, automaton.num_classes, device=device)
+        self._small = torch.empty(0, num_small, dtype=torch.float32, device=device)
+        self._bias = torch.empty(0, automaton.num_classes, dtype=torch.float32, device=device)
         self._log_total = 0.0
         self._changed = np.zeros(0, np.bool_)
 

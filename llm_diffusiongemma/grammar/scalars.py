@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from decimal import (
+    ROUND_CEILING,
+    ROUND_FLOOR,
+    ROUND_HALF_EVEN,
+    Context,
+    Decimal,
+    DivisionByZero,
+    InvalidOperation,
+    Overflow,
+    localcontext,
+)
 from functools import lru_cache
 from typing import Any
 
@@ -194,6 +204,12 @@ def _multiples(factor: int) -> ByteDFA:
     return intersection(dfa, dfa)
 
 
+def _arithmetic(digits: int = 28, rounding: str = ROUND_HALF_EVEN) -> Context:
+    """Python's defaults, whatever the host program's context is: a bound that it rounds is another bound."""
+    traps = [DivisionByZero, InvalidOperation, Overflow]
+    return Context(digits, rounding, Emin=-999_999, Emax=999_999, capitals=1, clamp=0, flags=[], traps=traps)
+
+
 @lru_cache(maxsize=256)
 def bounded_number(
     minimum: Decimal | None, above: Decimal | None, maximum: Decimal | None, below: Decimal | None
@@ -203,28 +219,31 @@ def bounded_number(
     They have at most 15 digits, so that rounding to a double can't move one onto a bound that it must not reach.
     Raises `StateLimitError`.
     """
-    bounds = [bound for bound in (minimum, above, maximum, below) if bound is not None]
-    inward_up, inward_down = (Context(SIGNIFICANT_DIGITS, rounding) for rounding in (ROUND_CEILING, ROUND_FLOOR))
-    own_digits = max((-int(bound.normalize().as_tuple().exponent) for bound in bounds), default=0)
-    finest = min(max(BOUNDED_FRACTION_DIGITS, own_digits + 1), SIGNIFICANT_DIGITS - 1)
-    lengths: list[Language] = []
-    for fraction_digits in range(finest + 1):
-        scale = Decimal(10) ** fraction_digits
-        low = -(10**SIGNIFICANT_DIGITS) + 1
-        high = -low
-        if minimum is not None:
-            low = max(low, int((minimum * scale).to_integral_value(ROUND_CEILING)))
-        if above is not None:
-            rounded = inward_up.plus(above)
-            first = int((rounded * scale).to_integral_value(ROUND_CEILING))
-            low = max(low, first + (first == above * scale))
-        if maximum is not None:
-            high = min(high, int((maximum * scale).to_integral_value(ROUND_FLOOR)))
-        if below is not None:
-            rounded = inward_down.plus(below)
-            last = int((rounded * scale).to_integral_value(ROUND_FLOOR))
-            high = min(high, last - (last == below * scale))
-        lengths.append(_decimals_between(low, high, fraction_digits))
+    with localcontext(_arithmetic()):
+        bounds = [bound for bound in (minimum, above, maximum, below) if bound is not None]
+        inward_up, inward_down = (
+            _arithmetic(SIGNIFICANT_DIGITS, rounding) for rounding in (ROUND_CEILING, ROUND_FLOOR)
+        )
+        own_digits = max((-int(bound.normalize().as_tuple().exponent) for bound in bounds), default=0)
+        finest = min(max(BOUNDED_FRACTION_DIGITS, own_digits + 1), SIGNIFICANT_DIGITS - 1)
+        lengths: list[Language] = []
+        for fraction_digits in range(finest + 1):
+            scale = Decimal(10) ** fraction_digits
+            low = -(10**SIGNIFICANT_DIGITS) + 1
+            high = -low
+            if minimum is not None:
+                low = max(low, int((minimum * scale).to_integral_value(ROUND_CEILING)))
+            if above is not None:
+                rounded = inward_up.plus(above)
+                first = int((rounded * scale).to_integral_value(ROUND_CEILING))
+                low = max(low, first + (first == above * scale))
+            if maximum is not None:
+                high = min(high, int((maximum * scale).to_integral_value(ROUND_FLOOR)))
+            if below is not None:
+                rounded = inward_down.plus(below)
+                last = int((rounded * scale).to_integral_value(ROUND_FLOOR))
+                high = min(high, last - (last == below * scale))
+            lengths.append(_decimals_between(low, high, fraction_digits))
     return embed(minimal_dfa(unite(lengths)))
 
 

@@ -12,7 +12,7 @@ import collections
 import importlib
 import sys
 
-ATTACKS = ("signals", "media", "checkpoints", "listings")
+ATTACKS = ("signals", "media", "checkpoints", "listings", "forms")
 
 
 def main() -> int:

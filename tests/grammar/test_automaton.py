@@ -1,18 +1,11 @@
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar import automaton as automaton_module
-from llm_diffusiongemma.grammar import cache as cache_module
-from llm_diffusiongemma.grammar.automaton import UNREACHABLE, TokenAutomaton, build
-from llm_diffusiongemma.grammar.cache import load_or_build
-from llm_diffusiongemma.grammar.dfa import ByteDFA
+from llm_diffusiongemma.grammar.automaton import UNREACHABLE, build
 from llm_diffusiongemma.grammar.pattern import regex_language
 
 from .languages import (
@@ -148,115 +141,3 @@ def test_an_automaton_beyond_all_bounds_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(automaton_module, "MAX_TABLE_CELLS", 100)
     with pytest.raises(ConstraintError, match="too complicated"):
         build(regex_language(JSON), vocabulary_of(BYTE_TOKENS))
-
-
-# --- the cache ---------------------------------------------------------------------------------------------
-
-
-def same(one: TokenAutomaton, other: TokenAutomaton) -> bool:
-    arrays = ("token_class", "moves", "accepting", "distance")
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays) and (
-        (one.eos_token_ids, one.pad_token_id) == (other.eos_token_ids, other.pad_token_id)
-    )
-
-
-@pytest.fixture
-def builds(monkeypatch: pytest.MonkeyPatch) -> list[ByteDFA]:
-    """What has really been built."""
-    built: list[ByteDFA] = []
-
-    def counting(dfa: ByteDFA, vocabulary: Any) -> TokenAutomaton:
-        built.append(dfa)
-        return build(dfa, vocabulary)
-
-    monkeypatch.setattr(cache_module, "build", counting)
-    return built
-
-
-def test_the_second_time_it_comes_from_disk(tmp_path: Path, builds: list[ByteDFA]) -> None:
-    dfa, vocabulary, folder = regex_language(JSON), vocabulary_of(BYTE_TOKENS), tmp_path / "new" / "folder"
-    first = load_or_build(dfa, vocabulary, folder)
-    again = load_or_build(dfa, vocabulary, folder)
-    assert len(builds) == 1
-    assert same(first, again)
-    assert same(first, build(dfa, vocabulary))
-
-
-def test_what_differs_is_never_mixed_up(tmp_path: Path, builds: list[ByteDFA]) -> None:
-    dfa, other = regex_language("a+"), regex_language("a*")
-    variants = [
-        (dfa, vocabulary_of(BYTE_TOKENS)),
-        (other, vocabulary_of(BYTE_TOKENS)),
-        (dfa, vocabulary_of(BYTE_TOKENS, eos=(EOS,))),
-        (dfa, vocabulary_of(BYTE_TOKENS[:-1])),
-        (dfa, vocabulary_of(BYTE_TOKENS, size=300)),
-        (dfa, vocabulary_of([*BYTE_TOKENS[:-2], b"aa", BYTE_TOKENS[-1]])),
-    ]
-    for _ in range(2):
-        for variant in variants:
-            assert same(load_or_build(*variant, tmp_path), build(*variant))
-    assert len(builds) == len(variants)
-
-
-@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "flipped", "other arrays", "folder"])
-def test_a_damaged_entry_is_built_anew(tmp_path: Path, damage: str, builds: list[ByteDFA]) -> None:
-    dfa, vocabulary = regex_language(JSON), vocabulary_of(BYTE_TOKENS)
-    expected = load_or_build(dfa, vocabulary, tmp_path)
-    (path,) = tmp_path.iterdir()
-    content = path.read_bytes()
-    if damage == "empty":
-        path.write_bytes(b"")
-    elif damage == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    elif damage == "noise":
-        path.write_bytes(np.random.default_rng(0).bytes(len(content)))
-    elif damage == "flipped":
-        place = len(content) // 2
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    elif damage == "other arrays":
-        np.savez(path, token_class=np.zeros(3, np.int32), moves=np.zeros((2, 2), np.int32))
-    else:
-        path.unlink()
-        path.mkdir()
-    assert same(load_or_build(dfa, vocabulary, tmp_path), expected)
-    assert len(builds) == 2
-    if damage != "folder":
-        assert same(load_or_build(dfa, vocabulary, tmp_path), expected)
-        assert len(builds) == 2
-
-
-def test_the_folder_is_bounded_and_keeps_what_was_used_last(tmp_path: Path, builds: list[ByteDFA]) -> None:
-    vocabulary = vocabulary_of(BYTE_TOKENS)
-    dfas = [regex_language("a" * n) for n in range(1, 7)]
-    now = 1_000_000_000
-    for i, dfa in enumerate(dfas[:4]):
-        load_or_build(dfa, vocabulary, tmp_path, max_entries=4)
-        path = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        os.utime(path, (now + i, now + i))
-    (tmp_path / "left-over.tmp").write_bytes(b"half an entry")
-    os.utime(tmp_path / "left-over.tmp", (now - 1, now - 1))
-    load_or_build(dfas[0], vocabulary, tmp_path, max_entries=4)  # used: not the oldest any more
-    load_or_build(dfas[4], vocabulary, tmp_path, max_entries=4)
-    assert len(list(tmp_path.iterdir())) == 4
-    assert not list(tmp_path.glob("*.tmp"))
-    built = len(builds)
-    load_or_build(dfas[0], vocabulary, tmp_path, max_entries=4)
-    assert len(builds) == built
-    load_or_build(dfas[1], vocabulary, tmp_path, max_entries=4)
-    assert len(builds) == built + 1
-
-
-def test_the_folder_is_bounded_in_bytes(tmp_path: Path) -> None:
-    vocabulary = vocabulary_of(BYTE_TOKENS)
-    load_or_build(regex_language("a"), vocabulary, tmp_path)
-    size = sum(path.stat().st_size for path in tmp_path.iterdir())
-    for n in range(2, 8):
-        load_or_build(regex_language("a" * n), vocabulary, tmp_path, max_bytes=4 * size)
-    assert 1 <= sum(path.stat().st_size for path in tmp_path.iterdir()) <= 4 * size
-
-
-def test_without_a_folder_to_write_to_it_is_built(tmp_path: Path) -> None:
-    blocked = tmp_path / "a file"
-    blocked.write_text("")
-    dfa, vocabulary = regex_language("a"), vocabulary_of(BYTE_TOKENS)
-    assert same(load_or_build(dfa, vocabulary, blocked), build(dfa, vocabulary))

@@ -1,0 +1,83 @@
+"""What a process has to know of the fork that it began with. Imported before anything heavy is.
+
+Of its parent's threads a forked process has only the one that forked. What the others held is held for ever,
+and those that computed for the parent are gone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+from ..errors import DiffusionGemmaError
+
+_PACKAGE = __name__.partition(".")[0]
+
+torch_was_there = False
+"""Whether this process was forked off one that had PyTorch, whose pool of threads (OpenMP's) is dead here if it
+had computed: who hands it work waits for ever."""
+
+_was_cut = False
+_imported: set[str] = set()
+_at_it: list[int] = []
+"""The threads in the middle of something that a fork would cut."""
+
+
+@contextmanager
+def indivisible() -> Iterator[None]:
+    """Around what a fork cuts for good: an import, which nobody ends in the forked process and whoever needs it
+    waits for; and the loading of a model, for which transformers changes torch's and its own functions.
+
+    Raises `DiffusionGemmaError` if this process was forked while another thread was at such a thing.
+    """
+    if _was_cut:
+        raise DiffusionGemmaError(
+            "This process was forked off one in which another thread was just importing PyTorch or loading a "
+            "model, and can do neither itself. Fork when the first reply is there, or start the process anew "
+            '(multiprocessing: start method "spawn").'
+        )
+    thread = threading.get_ident()
+    _at_it.append(thread)
+    try:
+        yield
+    finally:
+        _at_it.remove(thread)
+
+
+@contextmanager
+def importing(what: str) -> Iterator[None]:
+    """`indivisible` around what imports something large the first time."""
+    if what in _imported:
+        yield
+        return
+    with indivisible():
+        try:
+            yield
+        finally:
+            _imported.add(what)
+
+
+def _after_fork() -> None:
+    global torch_was_there, _was_cut
+    torch_was_there = torch_was_there or "torch" in sys.modules
+    here = threading.get_ident()
+    _was_cut = _was_cut or any(thread != here for thread in _at_it)
+    _at_it[:] = [thread for thread in _at_it if thread == here]
+    _make_property_locks_anew()
+
+
+def _make_property_locks_anew() -> None:
+    """Before Python 3.12 a cached property has a lock, one for all objects of the class."""
+    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == _PACKAGE]
+    classes = [value for module in modules for value in list(vars(module).values()) if isinstance(value, type)]
+    for member in (member for each in classes for member in list(vars(each).values())):
+        if isinstance(member, cached_property) and hasattr(member, "lock"):
+            member.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,436 @@
+"""In somebody else's program: what that has set changes nothing here, what happens here changes nothing there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import decimal
+import gc
+import io
+import os
+import random
+import subprocess
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import llm
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from llm_diffusiongemma.backends import engine as engine_module
+from llm_diffusiongemma.backends.engine import get_engine
+from llm_diffusiongemma.errors import DeviceError, DiffusionGemmaError
+from llm_diffusiongemma.grammar.scalars import bounded_number
+
+from .conftest import TINY
+
+# A minimum that few digits would round.
+SCHEMA = {"type": "object", "properties": {"w": {"type": "number", "minimum": 1.25}}, "required": ["w"]}
+
+
+def picture() -> llm.Attachment:
+    with io.BytesIO() as file:
+        Image.new("RGB", (64, 48), (255, 0, 0)).save(file, "PNG")
+        return llm.Attachment(content=file.getvalue())
+
+
+def reply(model: llm.Model, **asked: Any) -> tuple[str, object]:
+    """The text and, where it is held to a form, how probable that was to the last bit."""
+    response = model.prompt("What colour is it?", seed=3, max_denoising_steps=2, **asked)
+    return response.text(), response.response_json["blocks"][0].get("constraint")
+
+
+def replies() -> list[tuple[str, object]]:
+    """A picture, a form and both numbers of a schema, by an engine that is loaded for them."""
+    engine_module._engines.clear()
+    bounded_number.cache_clear()
+    model = llm.get_model(TINY)
+    return [reply(model, attachments=[picture()], regex="The [a-z ]{3,20}"), reply(model, schema=SCHEMA)]
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[tuple[str, object]]:
+    return replies()
+
+
+@pytest.fixture(autouse=True)
+def _engine_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_engines", {})
+
+
+def state() -> dict[str, object]:
+    """What a program may have set, or may count on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            device = str(torch.get_default_device())
+        except AssertionError as error:
+            device = str(error)
+    return {
+        "default device": device,
+        "default dtype": torch.get_default_dtype(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "grad mode": torch.is_grad_enabled(),
+        "deterministic": torch.get_deterministic_debug_mode(),
+        "threads": torch.get_num_threads(),
+        "torch's random numbers": torch.default_generator.get_state().tolist(),
+        "numpy's random numbers": np.random.get_state()[1].tolist(),
+        "Python's random numbers": random.getstate(),
+        "numpy's errors": np.geterr(),
+        "decimal": repr(decimal.getcontext()).partition("flags")[0],
+        "warnings": list(warnings.filters),
+        "recursion": sys.getrecursionlimit(),
+        "garbage": (gc.isenabled(), gc.get_freeze_count(), gc.get_threshold()),
+        "folder": os.getcwd(),
+    }
+
+
+def setting(
+    set_it: Callable[[Any], object], value: Any, before: Any
+) -> Callable[[], AbstractContextManager[None]]:
+    @contextlib.contextmanager
+    def host() -> Iterator[None]:
+        set_it(value)
+        try:
+            yield
+        finally:
+            set_it(before)
+
+    return host
+
+
+@contextlib.contextmanager
+def few_digits() -> Iterator[None]:
+    traps = [decimal.Inexact, decimal.Rounded, decimal.FloatOperation]
+    with decimal.localcontext(decimal.Context(prec=1, rounding=decimal.ROUND_UP, traps=traps)):
+        yield
+
+
+@contextlib.contextmanager
+def warnings_are_errors() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@contextlib.contextmanager
+def small_recursion_limit() -> Iterator[None]:
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(traceback.extract_stack()) + 120)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+HOSTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "default device meta": setting(torch.set_default_device, "meta", None),
+    "default device that isn't here": setting(torch.set_default_device, "cuda", None),
+    "a device's block": lambda: torch.device("meta"),
+    "default dtype bfloat16": setting(torch.set_default_dtype, torch.bfloat16, torch.float32),
+    "numpy raises": lambda: np.errstate(all="raise"),
+    "warnings are errors": warnings_are_errors,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "deterministic": setting(torch.use_deterministic_algorithms, True, False),
+    "few digits": few_digits,
+    "small recursion limit": small_recursion_limit,
+    "no garbage collection": setting(lambda on: gc.enable() if on else gc.disable(), False, True),
+}
+
+
+@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
+def test_what_the_host_has_set_changes_nothing_and_stays(
+    host: Callable[[], AbstractContextManager[Any]], expected: list[tuple[str, object]]
+) -> None:
+    """A default device broke loading, pictures and forms, and np.seterr(all="raise") the forms."""
+    with host():
+        before = state()
+        found = replies()
+        after = state()
+    assert found == expected
+    assert after == before
+
+
+def count_to_300(model: llm.Model | llm.AsyncModel) -> Any:
+    """Two blocks."""
+    return model.prompt("Count from 1 to 320", seed=3, max_tokens=257)
+
+
+def test_between_two_blocks_the_host_has_its_own_settings() -> None:
+    """What is set for a step must not stay set where the reply waits for its reader."""
+    expected = list(count_to_300(llm.get_model(TINY)))
+    with torch.device("meta"), torch.inference_mode(), torch.autocast("cpu"), np.errstate(all="raise"):
+        before = state()
+        chunks = []
+        for chunk in count_to_300(llm.get_model(TINY)):
+            chunks.append(chunk)
+            assert state() == before
+    assert len(chunks) == 2
+    assert chunks == expected
+
+
+def test_the_async_model_in_a_host_of_its_own() -> None:
+    """Its thread shares the default dtype with the program, which goes on meanwhile."""
+    expected = list(count_to_300(llm.get_model(TINY)))
+    seen = []
+    engine = get_engine(llm.get_model(TINY).entry).engine
+    hook = engine.loaded.model.model.decoder.register_forward_hook(
+        lambda *_: seen.append((torch.get_default_dtype(), torch.get_default_device().type))
+    )
+
+    async def run() -> list[str]:
+        return [chunk async for chunk in count_to_300(llm.get_async_model(TINY))]
+
+    with hook, setting(torch.set_default_dtype, torch.float64, torch.float32)(), torch.device("meta"):
+        before = state()
+        assert asyncio.run(run()) == expected
+        assert state() == before
+    assert set(seen) == {(torch.float64, "cpu")}
+
+
+def test_few_digits_move_no_bound() -> None:
+    """Where the host's arithmetic had two digits, at most 117 was at most 120."""
+    wide = (decimal.Decimal("0.125"), None, decimal.Decimal(117), None)
+    bounded_number.cache_clear()
+    expected = bounded_number(*wide)
+    bounded_number.cache_clear()
+    with decimal.localcontext(decimal.Context(prec=2)):
+        found = bounded_number(*wide)
+    assert repr(found) == repr(expected)
+
+
+def test_the_program_may_change_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image processor was looked for in the folder of the first reply, by a relative path."""
+    checkpoint = llm.get_model(TINY).entry.source
+    (tmp_path / "model").symlink_to(checkpoint)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", "model")
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
+    engine = get_engine(llm.get_model("diffusiongemma").entry).engine
+    monkeypatch.chdir("/")
+    assert engine.image_reader.cut(Image.new("RGB", (64, 48)), None).soft_tokens > 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder in use can't be removed there")
+def test_a_current_folder_that_is_gone_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing transformers asks for it, and said FileNotFoundError without a name."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    engine_module._import_libraries.cache_clear()
+    with pytest.raises(DiffusionGemmaError, match="current folder is gone"):
+        get_engine(llm.get_model(TINY).entry)
+
+
+def test_where_llm_can_make_no_folder_a_form_is_held_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise PermissionError(13, "Permission denied")
+
+    model = llm.get_model(TINY)
+    monkeypatch.setattr(llm, "user_dir", refuse)
+    assert reply(model, regex="(yes|no)")[0] in ("yes", "no")
+
+
+def test_only_llms_own_command_freezes_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, llm_command: Callable[..., object]
+) -> None:
+    """What is garbage of the program's own by then would stay for ever."""
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
+    get_engine(llm.get_model(TINY).entry)
+    assert not frozen
+    engine_module._engines.clear()
+    llm_command("-m", TINY, "Hello", "-o", "max_denoising_steps", "1")
+    assert frozen
+
+
+# --- forks -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_fork_makes_of_cuda_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says so itself, with RuntimeError; or it finds no GPU, and the CPU would be taken silently."""
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    entry = llm.get_model(TINY).entry
+    for device in (None, "cuda", " CUDA:1 "):
+        with pytest.raises(DeviceError, match=r"forked .*spawn.*LLM_DIFFUSIONGEMMA_DEVICE=cpu"):
+            get_engine(dataclasses.replace(entry, device=device))
+    assert get_engine(dataclasses.replace(entry, device="cpu")).engine
+
+
+def test_a_model_on_a_gpu_is_lost_by_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = get_engine(llm.get_model(TINY).entry).engine
+    blocks = iter(count_to_300(llm.get_model(TINY)))
+    next(blocks)
+    monkeypatch.setattr(engine, "loaded", dataclasses.replace(engine.loaded, device=torch.device("mps")))
+    engine.check_process()
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(DeviceError, match=r"forked .*\(mps\).*spawn"):
+        next(blocks)
+
+
+# Everything in one process, for its imports are what takes long.
+FORKS = """
+import asyncio, functools, multiprocessing, os, signal, sys, threading, time
+import llm
+from llm_diffusiongemma.backends import forks
+
+def in_child(work):
+    # What work returns in a forked process; no child outlives its patience.
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(40)
+        try:
+            answer = work()
+        except BaseException as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writing, answer.encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        answer = pipe.read().decode()
+    os.waitpid(child, 0)
+    return answer or "hangs"
+
+def say(name, answer):
+    print(f"{name}: {answer}", flush=True)
+
+model = llm.get_model("diffusiongemma-tiny")
+asked = dict(seed=3, max_denoising_steps=2, max_tokens=40)
+
+def reply(**more):
+    return model.prompt("Count from 1 to 320", **asked, **more).text()
+
+def reply_twice():
+    try:
+        reply()
+    except llm.ModelError:
+        return reply()
+
+def is_same():
+    return str(reply() == expected)
+
+# While another thread imports.
+texts = []
+thread = threading.Thread(target=lambda: texts.append(reply()))
+thread.start()
+while not forks._at_it:
+    time.sleep(0.001)
+say("importing", in_child(reply_twice))
+thread.join()
+expected = texts[0]
+
+import torch
+from llm_diffusiongemma.backends import engine as engines
+from llm_diffusiongemma.backends.engine import Engine, get_engine
+
+# While another thread loads: transformers has changed its functions by then.
+engines._engines, loaded = {}, engines._engines
+thread = threading.Thread(target=reply)
+thread.start()
+while not forks._at_it:
+    time.sleep(0.001)
+say("loading", in_child(reply))
+engines._engines |= loaded
+say("loading another", in_child(is_same))
+thread.join()
+
+say("idle", in_child(is_same))
+say("two threads", torch.get_num_threads())
+
+# While another thread is in the middle of a step, and computes a property.
+engine = get_engine(model.entry).engine
+in_a_step, go_on = threading.Event(), threading.Event()
+def wait(*_):
+    if threading.current_thread() is thread:
+        in_a_step.set()
+        go_on.wait()
+hook = engine.loaded.model.model.decoder.register_forward_hook(wait)
+thread = threading.Thread(target=lambda: texts.append(reply()))
+thread.start()
+in_a_step.wait()
+property_lock = getattr(vars(Engine)["_vocabulary"], "lock", threading.RLock())
+held, let_go = threading.Event(), threading.Event()
+def hold():
+    with property_lock:
+        held.set()
+        let_go.wait()
+holder = threading.Thread(target=hold)
+holder.start()
+held.wait()
+
+def of_a_form():
+    return str(len(reply(regex="[0-9 ]{20}")))
+
+async def as_async():
+    return await llm.get_async_model("diffusiongemma-tiny").prompt("Count from 1 to 320", **asked).text()
+
+say("answering", in_child(lambda: f"{is_same()} {torch.get_num_threads()}"))
+say("answering, a form", in_child(of_a_form))
+say("answering, async", in_child(lambda: str(asyncio.run(as_async()) == expected)))
+say("a child's child", in_child(lambda: in_child(is_same)))
+
+def put(queue):
+    signal.alarm(40)
+    queue.put(is_same())
+
+context = multiprocessing.get_context("fork")
+queue = context.SimpleQueue()
+process = context.Process(target=put, args=(queue,))
+process.start()
+process.join(60)
+say("multiprocessing", "hangs" if process.exitcode else queue.get())
+
+go_on.set()
+let_go.set()
+thread.join()
+holder.join()
+say("the parent", texts[1] == expected and reply() == expected)
+
+# Between two blocks of a reply.
+chunks = iter(model.prompt("Count from 1 to 320", seed=3, max_tokens=257))
+first = next(chunks)
+rest = in_child(lambda: first + "".join(chunks))
+say("between two blocks", (rest == first + "".join(chunks), len(first) < len(rest)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forks() -> None:
+    """A fork while another thread answered, or with torch on two threads, waited in the child for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    for moment in ("importing", "loading"):
+        refused = said.pop(moment)
+        assert refused.startswith("DiffusionGemmaError: This process was forked off one in which another thread")
+        assert "spawn" in refused
+    assert said == {
+        "loading another": "True",
+        "idle": "True",
+        "two threads": "2",
+        "answering": "True 2",
+        "answering, a form": "20",
+        "answering, async": "True",
+        "a child's child": "True",
+        "multiprocessing": "True",
+        "the parent": "True",
+        "between two blocks": "(True, True)",
+    }
+    assert not done.stderr
