@@ -122,7 +122,11 @@ class AsyncDiffusionGemma(_DiffusionGemma, llm.AsyncModel):  # type: ignore[misc
         command = current_command()
         worker = _Worker(lambda: self._reply(prompt, worker), asyncio.get_running_loop())
         # Not a daemon: a thread that is inside torch when the interpreter ends takes the process down.
-        threading.Thread(target=worker.run, name="diffusiongemma").start()
+        thread = threading.Thread(target=worker.run, name="diffusiongemma")
+        if command is None:
+            thread.start()
+        else:
+            command.employ(thread)
         try:
             while True:
                 result = await worker.results.get()

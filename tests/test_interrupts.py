@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import click
 import llm
 import pytest
+from llm.logs import LogStore
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
 from llm_diffusiongemma.backends import engine
+from llm_diffusiongemma.backends.local import LocalReply
+from llm_diffusiongemma.backends.turn import Stop, Turn
 from llm_diffusiongemma.chat.messages import without_unanswered
 from llm_diffusiongemma.diffusion import loading, pipeline, sampler
+from llm_diffusiongemma.errors import ImageError
+from llm_diffusiongemma.options import Options
 
 from .conftest import TINY, Llm
 
@@ -34,7 +40,7 @@ PRINTING = (click, "echo")
 pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs POSIX signals")
 
 
-@contextmanager
+@contextlib.contextmanager
 def interrupting(owner: Any, name: str) -> Iterator[None]:
     """A SIGINT when a function is called for the first time."""
     original = getattr(owner, name)
@@ -175,23 +181,87 @@ def test_async_too(llm_command: Llm) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "module", "mode"),
+    ("how", "module"),
     [
-        ("plainly", "torch.nn", ()),
+        ("plainly", "torch.nn"),
         # Python drops the exception; the command used to answer, seconds later.
-        ("lost", "transformers.models.diffusion_gemma.modeling_diffusion_gemma", ()),
-        ("plainly", "torch.nn", ("--async",)),
+        ("lost", "transformers.models.diffusion_gemma.modeling_diffusion_gemma"),
     ],
 )
-def test_while_importing(llm_command: Llm, how: str, module: str, mode: tuple[str, ...]) -> None:
-    process = llm_command.process(
-        "-m", TINY, "What is a canvas?", *mode, module=("tests.interrupting", how, module)
-    )
+def test_while_importing(llm_command: Llm, how: str, module: str) -> None:
+    process = llm_command.process("-m", TINY, "What is a canvas?", module=("tests.interrupting", how, module))
     output, errors = end(process)
     assert process.returncode == 130, errors
     assert output == ""
     assert "Interrupted." in errors
     assert llm_command.logs() == []
+
+
+def test_async_does_not_wait_for_what_cant_be_stopped(llm_command: Llm) -> None:
+    """An import, loading, a download. It took seconds, and a second Ctrl-C printed an ignored exception."""
+    process = llm_command.process(
+        "-m", TINY, "What is a canvas?", "--async", module=("tests.interrupting", "stuck", "torch.nn")
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "\n"
+    assert process.stderr.readline() == "Interrupted.\n"
+    process.send_signal(signal.SIGINT)  # if it is still there
+    assert end(process) == ("", "")
+    assert process.returncode == 130
+    assert llm_command.logs() == []
+
+
+@pytest.mark.parametrize("mode", [(), ("--async",)])
+def test_while_nobody_reads(llm_command: Llm, mode: tuple[str, ...]) -> None:
+    """`llm … | sleep 100`. What was held back while llm printed had no end."""
+    unread, pipe = os.pipe()
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(pipe, bytes(1024)):
+            pass
+    os.set_blocking(pipe, True)
+    process = llm_command.process(
+        "-m", TINY, "What is a canvas?", *mode, module=("tests.interrupting", "plainly", "printing"), stdout=pipe
+    )
+    os.close(pipe)
+    assert process.stderr is not None
+    assert process.stderr.read().strip() == "Interrupted."
+    assert process.wait() == 130
+    os.close(unread)
+
+
+def test_when_all_is_said_and_logged(llm_command: Llm) -> None:
+    """It ends the process as it ends any other, without a word."""
+    process = llm_command.process(
+        "-m", TINY, "What is a canvas?", module=("tests.interrupting", "plainly", "the end")
+    )
+    output, errors = end(process)
+    assert (process.returncode, errors) == (-signal.SIGINT, "")
+    (turn,) = llm_command.logs()
+    assert turn["response"] == output.strip()
+
+
+def test_while_llm_logs(llm_command: Llm) -> None:
+    """The turn is there or it isn't; a chat ends, too, and by a shell's status."""
+    with interrupting(LogStore, "log"):
+        result = llm_command("-m", TINY, "What is a canvas?")
+    assert (result.exit_code, result.stderr.strip()) == (130, "Interrupted.")
+    with interrupting(LogStore, "log"):
+        result = llm_command("chat", "-m", TINY, input="What is a canvas?\nexit\n")
+    assert (result.exit_code, result.stderr.strip()) == (130, "Interrupted.")
+    assert llm_command.logs() == []
+
+
+def test_a_command_in_the_background_ignores_it(llm_command: Llm) -> None:
+    """As a script's shell has it: `llm … &`."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupting(*DENOISING):
+            result = llm_command("-m", TINY, "What is a canvas?")
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 def test_chat_goes_on_after_imports_were_interrupted(llm_command: Llm) -> None:
@@ -206,6 +276,34 @@ def test_chat_goes_on_after_imports_were_interrupted(llm_command: Llm) -> None:
     assert process.returncode == 0, errors
     assert "A canvas is" in output
     assert [turn["response"][:11] for turn in llm_command.logs()] == ["", "A canvas is"]
+
+
+def test_the_video_reader_is_imported_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut in the middle, PyAV can be imported again, but lacks some of its parts."""
+    asked_for = []
+
+    class Asked(Stop):
+        is_importing = False
+
+        @contextlib.contextmanager
+        def importing(self) -> Iterator[None]:
+            self.is_importing = True
+            yield
+            self.is_importing = False
+
+    class Finder:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "av":
+                asked_for.append(stop.is_importing)
+                raise ImportError
+
+    stop = Asked()
+    video = llm.Attachment(type="video/mp4", content=b"....ftyp")
+    monkeypatch.delitem(sys.modules, "av", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    with pytest.raises(ImageError, match="takes an extra"):
+        LocalReply(llm.get_model(TINY).entry, Turn([llm.user("What is this?", video)], Options()), stop)
+    assert asked_for[0]
 
 
 def test_an_abandoned_question_is_not_asked_again(llm_command: Llm) -> None:
