@@ -190,8 +190,7 @@ def command(kind: str, folder: Path, sent: signal.Signals | None = None, instant
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.attacks.marked", str(marking), *arguments(kind, folder)],
-        # In a terminal it also gets that as the one that controls it.
-        preexec_fn=os.setsid if slave < 0 else lambda: os.login_tty(os.dup(slave)),
+        preexec_fn=lambda: begin_session(slave),
         stdin=subprocess.PIPE if kind == "piped" else subprocess.DEVNULL if slave < 0 else None,
         stdout=subprocess.PIPE if slave < 0 else None,
         stderr=subprocess.PIPE if slave < 0 else None,
@@ -229,6 +228,16 @@ def command(kind: str, folder: Path, sent: signal.Signals | None = None, instant
     if slave >= 0:
         os.close(terminal)
     return Ended(status, seconds, phase, texts[0], texts[-1], left_running if status is not None else [])
+
+
+def begin_session(terminal: int) -> None:
+    """In the child, before the command. -1 is no terminal; else it is the one that controls it."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_DFL)  # who runs this in the background may have them ignored
+    if terminal < 0:
+        os.setsid()
+    else:
+        os.login_tty(os.dup(terminal))
 
 
 class Reader:
