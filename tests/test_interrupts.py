@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -24,8 +25,10 @@ from llm_diffusiongemma.backends.turn import Stop, Turn
 from llm_diffusiongemma.chat.messages import without_unanswered
 from llm_diffusiongemma.diffusion import loading, pipeline, sampler
 from llm_diffusiongemma.errors import ImageError
+from llm_diffusiongemma.interrupts import Command
 from llm_diffusiongemma.options import Options
 
+from .attacks import signals
 from .conftest import TINY, Llm
 
 # Never sure enough to stop: both canvases take all of their steps, long enough to be interrupted.
@@ -118,9 +121,12 @@ def test_it_stops_within_a_step() -> None:
 
 
 def test_chat_and_its_model_survive(llm_command: Llm) -> None:
-    process = llm_command.process("chat", "-m", TINY, *SLOW, interactive=True)
+    """While it imports, too: a half-imported torch could not be imported again."""
+    process = llm_command.process(
+        "chat", "-m", TINY, *SLOW, interactive=True, module=("tests.interrupting", "plainly", "torch.nn")
+    )
     assert process.stdin is not None
-    process.stdin.write("Count from 1 to 400\n")
+    process.stdin.write("What is entropy?\nCount from 1 to 400\n")
     process.stdin.flush()
     read_into_second_canvas(process)
     process.send_signal(signal.SIGINT)
@@ -129,14 +135,16 @@ def test_chat_and_its_model_survive(llm_command: Llm) -> None:
     process.stdin.close()
     output, errors = end(process)
     assert process.returncode == 0, errors
-    first, second = llm_command.logs()
+    assert errors.count("Interrupted: the reply ends here.") == 2
+    unanswered, first, second = llm_command.logs()
+    assert (unanswered["response"], unanswered["response_json"]) == ("", {"finish_reason": "interrupted"})
     assert first["response_json"]["finish_reason"] == "interrupted"
     # Whatever it says with these settings: it is a whole reply, of the model that was loaded before.
     assert second["response_json"]["finish_reason"] in ("stop", "length")
     assert second["output_tokens"] > 0
     assert second["response"].strip() in output
     assert second["response_json"]["load_seconds"] == 0
-    assert first["conversation_id"] == second["conversation_id"]
+    assert unanswered["conversation_id"] == first["conversation_id"] == second["conversation_id"]
 
 
 def test_nothing_after_it_runs(llm_command: Llm) -> None:
@@ -252,8 +260,9 @@ def test_while_llm_logs(llm_command: Llm) -> None:
     assert llm_command.logs() == []
 
 
-def test_a_command_in_the_background_ignores_it(llm_command: Llm) -> None:
+def test_a_command_in_the_background_ignores_it(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a script's shell has it: `llm … &`."""
+    monkeypatch.setattr(Command, "_owns_process", lambda _: True)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with interrupting(*DENOISING):
@@ -262,20 +271,6 @@ def test_a_command_in_the_background_ignores_it(llm_command: Llm) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert (result.exit_code, result.stderr) == (0, "")
-
-
-def test_chat_goes_on_after_imports_were_interrupted(llm_command: Llm) -> None:
-    """A half-imported torch could not be imported again."""
-    process = llm_command.process(
-        "chat", "-m", TINY, interactive=True, module=("tests.interrupting", "plainly", "torch.nn")
-    )
-    assert process.stdin is not None
-    process.stdin.write("What is entropy?\nWhat is a canvas?\nexit\n")
-    process.stdin.close()
-    output, errors = end(process)
-    assert process.returncode == 0, errors
-    assert "A canvas is" in output
-    assert [turn["response"][:11] for turn in llm_command.logs()] == ["", "A canvas is"]
 
 
 def test_the_video_reader_is_imported_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,3 +362,19 @@ def test_a_program_keeps_its_own_handler() -> None:
     for _ in llm.get_model(TINY).prompt("What is a canvas?", seed=1):
         assert signal.getsignal(signal.SIGINT) is before
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_at_any_instant() -> None:
+    """A short run of `python -m tests.attacks signals`."""
+    draw = random.Random(3)
+    with signals.world() as folder:
+        for kind, sent in (
+            ("plain", signal.SIGINT),
+            ("--async", signal.SIGINT),
+            ("chat in a terminal", signal.SIGINT),
+            ("schema", signal.SIGINT),
+            ("piped", signal.SIGTERM),
+            ("chat in a terminal", signal.SIGHUP),
+        ):
+            outcome = signals.attack(kind, sent, draw.uniform(1, 4), folder)
+            assert outcome.held, outcome

@@ -90,7 +90,7 @@ def world() -> Iterator[Path]:
         (folder / "llm").mkdir()
         Image.new("RGB", (64, 48), (220, 25, 25)).save(folder / "red.png")
         try:
-            assert next_command().exit_code == 0
+            assert (first := next_command()).exit_code == 0, first.output
             yield folder
         finally:
             for key, value in before.items():
