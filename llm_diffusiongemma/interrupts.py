@@ -173,6 +173,8 @@ class Interrupts(Stop):
     def __init__(self, command: Command | None) -> None:
         self._command = command
         self._count = 0
+        self.has_cut_an_import = False
+        """Then this process can't go on: not everything can be imported again."""
         self._held_back_for: Literal["imports", "printing"] | None = None
 
     def __enter__(self) -> Interrupts:
@@ -195,8 +197,12 @@ class Interrupts(Stop):
         # torch and numpy can't be imported again if their import was cut in the middle, so where the process
         # goes on it takes effect behind the imports.
         ends = self._command is not None and not self._command.goes_on
-        with nullcontext() if ends else self._held_back("imports"):
-            yield
+        try:
+            with nullcontext() if ends else self._held_back("imports"):
+                yield
+        except KeyboardInterrupt:
+            self.has_cut_an_import = True
+            raise
         self.check()
 
     @contextmanager

@@ -3,8 +3,8 @@
     python -m tests.interrupting HOW WHERE [llm's arguments]
 
 WHERE is a module, while it is imported; or "printing", before llm's first word; or "the end", when all is logged
-and Python takes itself apart. HOW is "plainly"; or "lost": in a destructor, where Python prints and drops the
-exception that it raises; or "stuck": the import never ends.
+and Python takes itself apart. HOW is "plainly"; "twice"; "lost": in a destructor, where Python prints and
+drops the exception that it raises; or "stuck": the import never ends.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Interrupting(MetaPathFinder):
             if self._how == "lost":
                 Dying()
             else:
+                interrupt()
+            if self._how == "twice":
                 interrupt()
             if self._how == "stuck":
                 time.sleep(1000)

@@ -273,6 +273,19 @@ def test_a_command_in_the_background_ignores_it(llm_command: Llm, monkeypatch: p
     assert (result.exit_code, result.stderr) == (0, "")
 
 
+def test_pressed_twice_while_a_chat_imports(llm_command: Llm) -> None:
+    """It went on without all of torch, to end by a traceback."""
+    process = llm_command.process(
+        "chat", "-m", TINY, interactive=True, module=("tests.interrupting", "twice", "torch.nn")
+    )
+    assert process.stdin is not None
+    process.stdin.write("What is entropy?\nWhat is a canvas?\nexit\n")
+    process.stdin.close()
+    _, errors = end(process)
+    assert (process.returncode, errors.strip()) == (130, "Interrupted.")
+    assert llm_command.logs() == []
+
+
 def test_the_video_reader_is_imported_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut in the middle, PyAV can be imported again, but lacks some of its parts."""
     asked_for = []
