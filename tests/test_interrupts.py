@@ -28,7 +28,6 @@ from llm_diffusiongemma.errors import ImageError
 from llm_diffusiongemma.interrupts import Command
 from llm_diffusiongemma.options import Options
 
-from .attacks import signals
 from .conftest import TINY, Llm
 
 # Never sure enough to stop: both canvases take all of their steps, long enough to be interrupted.
@@ -379,6 +378,8 @@ def test_a_program_keeps_its_own_handler() -> None:
 
 def test_at_any_instant() -> None:
     """A short run of `python -m tests.attacks signals`."""
+    from .attacks import signals  # needs POSIX, too
+
     draw = random.Random(3)
     with signals.world() as folder:
         for kind, sent in (
@@ -389,5 +390,5 @@ def test_at_any_instant() -> None:
             ("piped", signal.SIGTERM),
             ("chat in a terminal", signal.SIGHUP),
         ):
-            outcome = signals.attack(kind, sent, draw.uniform(1, 4), folder)
-            assert outcome.held, outcome
+            outcome = signals.attack(kind, sent, draw.uniform(0.8, 2.5), folder)
+            assert outcome is None or outcome.held, outcome

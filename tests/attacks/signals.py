@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import llm.cli
 import numpy as np
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from PIL import Image
 
 from llm_diffusiongemma.backends.engine import AUTOMATA_FOLDER
@@ -62,7 +63,8 @@ class Ended:
     """None: it had to be killed."""
     seconds: float
     """from its start, or from the signal if one was sent"""
-    phase: str
+    phase: str | None
+    """None: it had ended."""
     output: str
     errors: str
     left_running: list[str]
@@ -74,7 +76,10 @@ def run(count: int, seed: int) -> Iterator[Outcome]:
         lives = {kind: command(kind, folder).seconds for kind in KINDS}
         for number in range(count):
             kind, sent = KINDS[number % len(KINDS)], draw.choice(SIGNALS)
-            yield attack(kind, sent, draw.uniform(0, lives[kind]), folder)
+            outcome = None
+            while outcome is None:
+                outcome = attack(kind, sent, draw.uniform(0, lives[kind]), folder)
+            yield outcome
 
 
 @contextlib.contextmanager
@@ -97,15 +102,19 @@ def world() -> Iterator[Path]:
                 os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
 
 
-def attack(kind: str, sent: signal.Signals, instant: float, folder: Path) -> Outcome:
-    """One signal, so many seconds after a command's start."""
+def attack(kind: str, sent: signal.Signals, instant: float, folder: Path) -> Outcome | None:
+    """One signal, so many seconds after a command's start. None if that had ended by then."""
     turns_before = len(turns(folder))
     ended = command(kind, folder, sent, instant)
+    if ended.phase is None:
+        return None
     result, is_allowed = judge(kind, sent, ended)
-    faults = [*damage(folder, turns_before), *ended.left_running]
+    reasons = [turn["response_json"]["finish_reason"] for turn in turns(folder)[turns_before:]]
+    in_log = "no turn" if not reasons else "a whole turn" if {*reasons} & {"stop", "length"} else "a partial turn"
+    faults = [*damage(folder, reasons), *ended.left_running]
     return Outcome(
         kind=f"{sent.name}, {kind}, {ended.phase}",
-        result=", ".join([result, *faults]),
+        result=", ".join([result, f"{in_log} in the log", *faults]),
         held=is_allowed and not faults,
         detail=f"{instant:.3f} s after the start, ended after {ended.seconds:.2f} s\n"
         f"{ended.output[-1000:]}\n{ended.errors[-3000:]}",
@@ -124,17 +133,20 @@ def judge(kind: str, sent: signal.Signals, ended: Ended) -> tuple[str, bool]:
         return shown, ended.status == 0 and ended.seconds < DONE_ALREADY_SECONDS
     if ended.status == 130:
         return shown, "Interrupted" in ended.errors
-    if ended.phase == IMPORTS or "Aborted!" in ended.errors:
-        # click's own end: before there is a reply, and at the chat's prompt.
-        shown += ", Aborted!" if "Aborted!" in ended.errors else ", lost by Python" if ended.status == 0 else ""
+    if ended.phase != REPLIES or "Aborted!" in ended.errors:
+        # click's own end, at the chat's prompt, too; or one that Python dropped.
+        shown += ", Aborted!" if "Aborted!" in ended.errors else ", lost" if ended.status == 0 else ""
         return shown, ended.phase != REPLIES or kind.startswith("chat")
     if ended.status == 0 and kind.startswith("chat"):
         return f"{shown}, the chat went on", "Interrupted" in ended.errors or ended.seconds < DONE_ALREADY_SECONDS
     return f"{shown}, it was done already", ended.seconds < DONE_ALREADY_SECONDS and ended.status == 0
 
 
-def damage(folder: Path, turns_before: int) -> list[str]:
-    """What is broken in llm's folder, and whether the next command works."""
+def damage(folder: Path, reasons: list[str]) -> list[str]:
+    """What is broken in llm's folder, and whether the next command works.
+
+    `reasons` are why the turns ended that have come into the log.
+    """
     faults = []
     with contextlib.closing(sqlite3.connect(folder / "llm" / "logs.db")) as log:
         if log.execute("pragma integrity_check").fetchone() != ("ok",):
@@ -146,12 +158,9 @@ def damage(folder: Path, turns_before: int) -> list[str]:
                     entry[name]
         except Exception as error:  # whatever it is, a broken file must not have this name
             faults.append(f"a form's file is broken: {error!r}")
-    after = turns(folder)
     # A reply that calls a tool is a turn of its own.
-    if not turns_before <= len(after) <= turns_before + 2:
-        faults.append(f"{len(after) - turns_before} turns in the log")
-    reasons = {turn["response_json"]["finish_reason"] for turn in after[turns_before:]}
-    faults += [f"finish reason {reason}" for reason in reasons - REASONS]
+    if len(reasons) > 2 or not REASONS.issuperset(reasons):
+        faults.append(f"turns that ended by {' and '.join(reasons)}")
     if (result := next_command()).exit_code != 0:
         faults.append(f"the next command fails: {result.output}")
     return faults
@@ -162,7 +171,7 @@ def turns(folder: Path) -> list[dict]:
     return json.loads(result.stdout)
 
 
-def next_command():  # type: ignore[no-untyped-def]
+def next_command() -> Result:
     """With a schema: it reads the file that the last one may have been writing."""
     return CliRunner().invoke(llm.cli.cli, ["-m", TINY, "--schema", SCHEMA, "name Ada, age 36"])
 
@@ -183,36 +192,38 @@ def arguments(kind: str, folder: Path) -> list[str]:
 def command(kind: str, folder: Path, sent: signal.Signals | None = None, instant: float = 0) -> Ended:
     """Run a command in a session of its own, and send it a signal if one is given."""
     marks, marking = os.pipe()
-    fcntl.fcntl(marks, fcntl.F_SETFL, os.O_NONBLOCK)
-    terminal = slave = -1
-    if kind.startswith("chat"):
+    os.set_blocking(marks, False)
+    in_terminal = kind.startswith("chat")
+    if in_terminal:
         terminal, slave = os.openpty()
+        os.write(terminal, f"{COUNT}\nexit\n".encode())
+        readers, stdin, stdout, stderr = [Reader(terminal)], slave, slave, slave
+    else:
+        (said, stdout), (complained, stderr), (stdin, piped) = os.pipe(), os.pipe(), os.pipe()
+        readers = [Reader(said), Reader(complained)]
+        os.write(piped, b"1 2 3 4" if kind == "piped" else b"")
+        os.close(piped)
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.attacks.marked", str(marking), *arguments(kind, folder)],
-        preexec_fn=lambda: begin_session(slave),
-        stdin=subprocess.PIPE if kind == "piped" else subprocess.DEVNULL if slave < 0 else None,
-        stdout=subprocess.PIPE if slave < 0 else None,
-        stderr=subprocess.PIPE if slave < 0 else None,
-        pass_fds=(marking,) if slave < 0 else (marking, slave),
+        preexec_fn=begin_terminal_session if in_terminal else begin_session,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=(marking,),
         cwd=Path(__file__).parents[2],
     )
-    os.close(marking)
-    if slave >= 0:
-        os.close(slave)
-        os.write(terminal, f"{COUNT}\nexit\n".encode())
-    outputs = [Reader(stream) for stream in ((process.stdout, process.stderr) if slave < 0 else (terminal,))]
-    if process.stdin is not None:
-        process.stdin.write(b"1 2 3 4")
-        process.stdin.close()
-    phase = PHASES[0]
+    for descriptor in {marking, stdin, stdout, stderr}:
+        os.close(descriptor)
+    phase: str | None = IMPORTS
     if sent is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(instant)
-        with contextlib.suppress(BlockingIOError):
-            phase = PHASES[len(os.read(marks, 2))]
+            phase = None
         started = time.monotonic()
-        if process.poll() is None:
+        if phase is not None:
+            with contextlib.suppress(BlockingIOError):
+                phase = PHASES[len(os.read(marks, 2))]
             os.killpg(process.pid, sent)  # as a terminal does: to all of the foreground
     try:
         status: int | None = process.wait(LIMIT_SECONDS)
@@ -224,41 +235,40 @@ def command(kind: str, folder: Path, sent: signal.Signals | None = None, instant
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     os.close(marks)
-    texts = [output.text() for output in outputs]
-    if slave >= 0:
-        os.close(terminal)
+    texts = [reader.text() for reader in readers]
     return Ended(status, seconds, phase, texts[0], texts[-1], left_running if status is not None else [])
 
 
-def begin_session(terminal: int) -> None:
-    """In the child, before the command. -1 is no terminal; else it is the one that controls it."""
+def begin_session() -> None:
+    """In the child, before the command."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_DFL)  # who runs this in the background may have them ignored
-    if terminal < 0:
-        os.setsid()
-    else:
-        os.login_tty(os.dup(terminal))
+    os.setsid()
+
+
+def begin_terminal_session() -> None:
+    """With the terminal that standard input already is as the one that controls it."""
+    begin_session()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class Reader:
-    """What comes out of a stream or terminal, read by a thread so that nothing has to wait for it."""
+    """What comes out of a pipe or terminal, read by a thread so that nothing has to wait for it."""
 
-    def __init__(self, source: object) -> None:
-        self._source = source
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
         self._content = b""
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        descriptor = self._source if isinstance(self._source, int) else self._source.fileno()  # type: ignore[attr-defined]
         with contextlib.suppress(OSError):  # a terminal's other end has been closed
-            while content := os.read(descriptor, 4096):
+            while content := os.read(self._descriptor, 4096):
                 self._content += content
 
     def text(self) -> str:
         self._thread.join(5)
-        if not isinstance(self._source, int):
-            self._source.close()  # type: ignore[attr-defined]
+        os.close(self._descriptor)
         return self._content.decode(errors="replace")
 
 
