@@ -164,7 +164,8 @@ class Interrupts(Stop):
     """A Ctrl-C raises `KeyboardInterrupt`, as ever, and stays known if that gets lost.
 
     Python drops what is raised in a destructor or in a callback of C code, and there are libraries that catch
-    everything. So whoever works asks `is_set` between two steps.
+    everything. So whoever works asks `is_set` between two steps. Others make an error of their own of it
+    (pydantic, modules written in C++): any error behind a Ctrl-C leaves this as `KeyboardInterrupt`.
 
     **Invariant**: the handler that was there is there again when this is left, and is never replaced but
     for Python's own, in the main thread.
@@ -174,15 +175,17 @@ class Interrupts(Stop):
         self._command = command
         self._count = 0
         self.has_cut_an_import = False
-        """Then this process can't go on: not everything can be imported again."""
+        """By a second Ctrl-C: then a chat can't go on, for not everything can be imported again."""
         self._held_back_for: Literal["imports", "printing"] | None = None
 
     def __enter__(self) -> Interrupts:
         self._install()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._uninstall()
+        if self.is_set() and isinstance(error, Exception):
+            raise KeyboardInterrupt from error
 
     def is_set(self) -> bool:
         return self._count > 0
@@ -200,8 +203,8 @@ class Interrupts(Stop):
         try:
             with nullcontext() if ends else self._held_back("imports"):
                 yield
-        except KeyboardInterrupt:
-            self.has_cut_an_import = True
+        except BaseException:
+            self.has_cut_an_import = self._count > 1
             raise
         self.check()
 

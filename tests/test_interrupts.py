@@ -165,6 +165,24 @@ def test_nothing_after_it_runs(llm_command: Llm) -> None:
     assert llm_command("-m", TINY, "What is a canvas?").exit_code == 0
 
 
+def test_as_an_error_of_a_library(llm_command: Llm) -> None:
+    """pydantic, for one, makes an error of its own of what a signal raises inside of it."""
+    with interrupting(*DENOISING), pytest.MonkeyPatch.context() as patch:
+        step = getattr(*DENOISING)
+
+        def wrapped(*arguments: object, **settings: object) -> object:
+            try:
+                return step(*arguments, **settings)
+            except KeyboardInterrupt as error:
+                raise ValueError("KeyboardInterrupt") from error
+
+        patch.setattr(*DENOISING, wrapped)
+        result = llm_command("-m", TINY, "What is a canvas?")
+    assert (result.exit_code, result.stderr.strip()) == (130, "Interrupted: the reply ends here.")
+    (turn,) = llm_command.logs()
+    assert turn["response_json"]["finish_reason"] == "interrupted"
+
+
 def test_while_loading(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_engines", {})
     with interrupting(*LOADING):
