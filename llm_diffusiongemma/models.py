@@ -81,31 +81,32 @@ class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
         command = current_command()
         goes_on = command is not None and command.goes_on
         reply: LocalReply | None = None
-        with Interrupts(command) as interrupts:
-            try:
+        interrupts = Interrupts(command)
+        try:
+            with interrupts:
                 reply = self._reply(prompt, interrupts)
                 for events in reply.steps():
                     with interrupts.printing():
                         yield from events
                 interrupts.check()
-            except KeyboardInterrupt:
-                if reply is None and not goes_on:
-                    raise  # there is nothing to keep
-                # llm would drop the turn, and `llm chat` would take the loaded weights down with it. The
-                # blocks that are done are worth keeping; the report says that the reply is not whole.
-                if reply is not None:
-                    yield from reply.cut_short()
-                click.echo("\nInterrupted: the reply ends here.", err=True)
-                if command is not None:
-                    command.end_with(INTERRUPTED_STATUS)
-            except DiffusionGemmaError as error:
-                if not goes_on:
-                    raise
-                # It would end the chat, and with it the loaded model.
-                click.echo(f"Error: {error}", err=True)
-                response.response_json = {"finish_reason": "error", "error": str(error)}
-                yield _no_answer()
-                return
+        except KeyboardInterrupt:
+            if reply is None and (interrupts.has_cut_an_import or not goes_on):
+                raise  # there is nothing to keep
+            # llm would drop the turn, and `llm chat` would take the loaded weights down with it. The
+            # blocks that are done are worth keeping; the report says that the reply is not whole.
+            if reply is not None:
+                yield from reply.cut_short()
+            click.echo("\nInterrupted: the reply ends here.", err=True)
+            if command is not None:
+                command.end_with(INTERRUPTED_STATUS)
+        except DiffusionGemmaError as error:
+            if not goes_on:
+                raise
+            # It would end the chat, and with it the loaded model.
+            click.echo(f"Error: {error}", err=True)
+            response.response_json = {"finish_reason": "error", "error": str(error)}
+            yield _no_answer()
+            return
         yield from _end(response, reply, command, prompt)
 
 
@@ -121,9 +122,13 @@ class AsyncDiffusionGemma(_DiffusionGemma, llm.AsyncModel):  # type: ignore[misc
     ) -> AsyncGenerator[StreamEvent, None]:
         command = current_command()
         worker = _Worker(lambda: self._reply(prompt, worker), asyncio.get_running_loop())
-        worker.owns_process = command is not None
+        worker.owns_process = command is not None and command.owns_process
         # Not a daemon: a thread that is inside torch when the interpreter ends takes the process down.
-        threading.Thread(target=worker.run, name="diffusiongemma").start()
+        thread = threading.Thread(target=worker.run, name="diffusiongemma")
+        if command is None:
+            thread.start()
+        else:
+            command.employ(thread)
         try:
             while True:
                 result = await worker.results.get()

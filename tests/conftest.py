@@ -84,6 +84,7 @@ class Llm:
         *arguments: str,
         interactive: bool = False,
         module: Sequence[str] = ("llm",),
+        stdout: int = subprocess.PIPE,
         stderr: int = subprocess.PIPE,
     ) -> subprocess.Popen[str]:
         """The command in a process of its own, killed after a while whatever happens.
@@ -94,7 +95,7 @@ class Llm:
         process = subprocess.Popen(
             [sys.executable, "-m", *module, *arguments],
             stdin=subprocess.PIPE if interactive else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=stderr,
             text=True,
             env=dict(os.environ),

@@ -1,19 +1,24 @@
-"""An `llm` command that gets a SIGINT while a module is imported.
+"""An `llm` command that gets a SIGINT in the middle.
 
-    python -m tests.interrupting HOW MODULE [llm's arguments]
+    python -m tests.interrupting HOW WHERE [llm's arguments]
 
-HOW is "plainly", or "lost": in a destructor, where Python prints and drops the exception that it raises.
+WHERE is a module, while it is imported; or "printing", before llm's first word; or "the end", when all is logged
+and Python takes itself apart. HOW is "plainly"; "twice"; "lost": in a destructor, where Python prints and
+drops the exception that it raises; or "stuck": the import never ends.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from types import ModuleType
 
+import click
 from llm.cli import cli
 
 
@@ -30,16 +35,40 @@ class Interrupting(MetaPathFinder):
             if self._how == "lost":
                 Dying()
             else:
-                os.kill(os.getpid(), signal.SIGINT)
+                interrupt()
+            if self._how == "twice":
+                interrupt()
+            if self._how == "stuck":
+                time.sleep(1000)
 
 
 class Dying:
     def __del__(self) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupt_printing() -> None:
+    echo = click.echo
+
+    def interrupted_echo(*arguments: object, **settings: object) -> None:
+        click.echo = echo
+        interrupt()
+        echo(*arguments, **settings)  # type: ignore[arg-type]
+
+    click.echo = interrupted_echo  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
-    _, how, module, *arguments = sys.argv
-    sys.meta_path.insert(0, Interrupting(how, module))
+    _, how, where, *arguments = sys.argv
+    if where == "printing":
+        interrupt_printing()
+    elif where == "the end":
+        atexit.register(interrupt)
+    else:
+        sys.meta_path.insert(0, Interrupting(how, where))
     sys.argv = ["llm", *arguments]
     cli()

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import click
 import llm
 import pytest
+from llm.logs import LogStore
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
 from llm_diffusiongemma.backends import engine
+from llm_diffusiongemma.backends.local import LocalReply
+from llm_diffusiongemma.backends.turn import Stop, Turn
 from llm_diffusiongemma.chat.messages import without_unanswered
 from llm_diffusiongemma.diffusion import loading, pipeline, sampler
+from llm_diffusiongemma.errors import ImageError
+from llm_diffusiongemma.interrupts import Command
+from llm_diffusiongemma.options import Options
 
 from .conftest import TINY, Llm
 
@@ -34,7 +42,7 @@ PRINTING = (click, "echo")
 pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs POSIX signals")
 
 
-@contextmanager
+@contextlib.contextmanager
 def interrupting(owner: Any, name: str) -> Iterator[None]:
     """A SIGINT when a function is called for the first time."""
     original = getattr(owner, name)
@@ -112,9 +120,12 @@ def test_it_stops_within_a_step() -> None:
 
 
 def test_chat_and_its_model_survive(llm_command: Llm) -> None:
-    process = llm_command.process("chat", "-m", TINY, *SLOW, interactive=True)
+    """While it imports, too: a half-imported torch could not be imported again."""
+    process = llm_command.process(
+        "chat", "-m", TINY, *SLOW, interactive=True, module=("tests.interrupting", "plainly", "torch.nn")
+    )
     assert process.stdin is not None
-    process.stdin.write("Count from 1 to 400\n")
+    process.stdin.write("What is entropy?\nCount from 1 to 400\n")
     process.stdin.flush()
     read_into_second_canvas(process)
     process.send_signal(signal.SIGINT)
@@ -123,14 +134,16 @@ def test_chat_and_its_model_survive(llm_command: Llm) -> None:
     process.stdin.close()
     output, errors = end(process)
     assert process.returncode == 0, errors
-    first, second = llm_command.logs()
+    assert errors.count("Interrupted: the reply ends here.") == 2
+    unanswered, first, second = llm_command.logs()
+    assert (unanswered["response"], unanswered["response_json"]) == ("", {"finish_reason": "interrupted"})
     assert first["response_json"]["finish_reason"] == "interrupted"
     # Whatever it says with these settings: it is a whole reply, of the model that was loaded before.
     assert second["response_json"]["finish_reason"] in ("stop", "length")
     assert second["output_tokens"] > 0
     assert second["response"].strip() in output
     assert second["response_json"]["load_seconds"] == 0
-    assert first["conversation_id"] == second["conversation_id"]
+    assert unanswered["conversation_id"] == first["conversation_id"] == second["conversation_id"]
 
 
 def test_nothing_after_it_runs(llm_command: Llm) -> None:
@@ -150,6 +163,24 @@ def test_nothing_after_it_runs(llm_command: Llm) -> None:
         "stop",
     ]
     assert llm_command("-m", TINY, "What is a canvas?").exit_code == 0
+
+
+def test_as_an_error_of_a_library(llm_command: Llm) -> None:
+    """pydantic, for one, makes an error of its own of what a signal raises inside of it."""
+    with interrupting(*DENOISING), pytest.MonkeyPatch.context() as patch:
+        step = getattr(*DENOISING)
+
+        def wrapped(*arguments: object, **settings: object) -> object:
+            try:
+                return step(*arguments, **settings)
+            except KeyboardInterrupt as error:
+                raise ValueError("KeyboardInterrupt") from error
+
+        patch.setattr(*DENOISING, wrapped)
+        result = llm_command("-m", TINY, "What is a canvas?")
+    assert (result.exit_code, result.stderr.strip()) == (130, "Interrupted: the reply ends here.")
+    (turn,) = llm_command.logs()
+    assert turn["response_json"]["finish_reason"] == "interrupted"
 
 
 def test_while_loading(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,18 +206,15 @@ def test_async_too(llm_command: Llm) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "module", "mode"),
+    ("how", "module"),
     [
-        ("plainly", "torch.nn", ()),
+        ("plainly", "torch.nn"),
         # Python drops the exception; the command used to answer, seconds later.
-        ("lost", "transformers.models.diffusion_gemma.modeling_diffusion_gemma", ()),
-        ("plainly", "torch.nn", ("--async",)),
+        ("lost", "transformers.models.diffusion_gemma.modeling_diffusion_gemma"),
     ],
 )
-def test_while_importing(llm_command: Llm, how: str, module: str, mode: tuple[str, ...]) -> None:
-    process = llm_command.process(
-        "-m", TINY, "What is a canvas?", *mode, module=("tests.interrupting", how, module)
-    )
+def test_while_importing(llm_command: Llm, how: str, module: str) -> None:
+    process = llm_command.process("-m", TINY, "What is a canvas?", module=("tests.interrupting", how, module))
     output, errors = end(process)
     assert process.returncode == 130, errors
     assert output == ""
@@ -194,18 +222,113 @@ def test_while_importing(llm_command: Llm, how: str, module: str, mode: tuple[st
     assert llm_command.logs() == []
 
 
-def test_chat_goes_on_after_imports_were_interrupted(llm_command: Llm) -> None:
-    """A half-imported torch could not be imported again."""
+def test_async_does_not_wait_for_what_cant_be_stopped(llm_command: Llm) -> None:
+    """An import, loading, a download. It took seconds, and a second Ctrl-C printed an ignored exception."""
     process = llm_command.process(
-        "chat", "-m", TINY, interactive=True, module=("tests.interrupting", "plainly", "torch.nn")
+        "-m", TINY, "What is a canvas?", "--async", module=("tests.interrupting", "stuck", "torch.nn")
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "\n"
+    assert process.stderr.readline() == "Interrupted.\n"
+    process.send_signal(signal.SIGINT)  # if it is still there
+    assert end(process) == ("", "")
+    assert process.returncode == 130
+    assert llm_command.logs() == []
+
+
+@pytest.mark.parametrize("mode", [(), ("--async",)])
+def test_while_nobody_reads(llm_command: Llm, mode: tuple[str, ...]) -> None:
+    """`llm … | sleep 100`. What was held back while llm printed had no end."""
+    unread, pipe = os.pipe()
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(pipe, bytes(1024)):
+            pass
+    os.set_blocking(pipe, True)
+    process = llm_command.process(
+        "-m", TINY, "What is a canvas?", *mode, module=("tests.interrupting", "plainly", "printing"), stdout=pipe
+    )
+    os.close(pipe)
+    assert process.stderr is not None
+    assert process.stderr.read().strip() == "Interrupted."
+    assert process.wait() == 130
+    os.close(unread)
+
+
+def test_when_all_is_said_and_logged(llm_command: Llm) -> None:
+    """It ends the process as it ends any other, without a word."""
+    process = llm_command.process(
+        "-m", TINY, "What is a canvas?", module=("tests.interrupting", "plainly", "the end")
+    )
+    output, errors = end(process)
+    assert (process.returncode, errors) == (-signal.SIGINT, "")
+    (turn,) = llm_command.logs()
+    assert turn["response"] == output.strip()
+
+
+def test_while_llm_logs(llm_command: Llm) -> None:
+    """The turn is there or it isn't; a chat ends, too, and by a shell's status."""
+    with interrupting(LogStore, "log"):
+        result = llm_command("-m", TINY, "What is a canvas?")
+    assert (result.exit_code, result.stderr.strip()) == (130, "Interrupted.")
+    with interrupting(LogStore, "log"):
+        result = llm_command("chat", "-m", TINY, input="What is a canvas?\nexit\n")
+    assert (result.exit_code, result.stderr.strip()) == (130, "Interrupted.")
+    assert llm_command.logs() == []
+
+
+def test_a_command_in_the_background_ignores_it(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a script's shell has it: `llm … &`."""
+    monkeypatch.setattr(Command, "_owns_process", lambda _: True)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupting(*DENOISING):
+            result = llm_command("-m", TINY, "What is a canvas?")
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_pressed_twice_while_a_chat_imports(llm_command: Llm) -> None:
+    """It went on without all of torch, to end by a traceback."""
+    process = llm_command.process(
+        "chat", "-m", TINY, interactive=True, module=("tests.interrupting", "twice", "torch.nn")
     )
     assert process.stdin is not None
     process.stdin.write("What is entropy?\nWhat is a canvas?\nexit\n")
     process.stdin.close()
-    output, errors = end(process)
-    assert process.returncode == 0, errors
-    assert "A canvas is" in output
-    assert [turn["response"][:11] for turn in llm_command.logs()] == ["", "A canvas is"]
+    _, errors = end(process)
+    assert (process.returncode, errors.strip()) == (130, "Interrupted.")
+    assert llm_command.logs() == []
+
+
+def test_the_video_reader_is_imported_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut in the middle, PyAV can be imported again, but lacks some of its parts."""
+    asked_for = []
+
+    class Asked(Stop):
+        is_importing = False
+
+        @contextlib.contextmanager
+        def importing(self) -> Iterator[None]:
+            self.is_importing = True
+            yield
+            self.is_importing = False
+
+    class Finder:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "av":
+                asked_for.append(stop.is_importing)
+                raise ImportError
+
+    stop = Asked()
+    video = llm.Attachment(type="video/mp4", content=b"....ftyp")
+    monkeypatch.delitem(sys.modules, "av", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    with pytest.raises(ImageError, match="takes an extra"):
+        LocalReply(llm.get_model(TINY).entry, Turn([llm.user("What is this?", video)], Options()), stop)
+    assert asked_for[0]
 
 
 def test_an_abandoned_question_is_not_asked_again(llm_command: Llm) -> None:
@@ -269,3 +392,21 @@ def test_a_program_keeps_its_own_handler() -> None:
     for _ in llm.get_model(TINY).prompt("What is a canvas?", seed=1):
         assert signal.getsignal(signal.SIGINT) is before
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_at_any_instant() -> None:
+    """A short run of `python -m tests.attacks signals`."""
+    from .attacks import signals  # needs POSIX, too
+
+    draw = random.Random(3)
+    with signals.world() as folder:
+        for kind, sent in (
+            ("plain", signal.SIGINT),
+            ("--async", signal.SIGINT),
+            ("chat in a terminal", signal.SIGINT),
+            ("schema", signal.SIGINT),
+            ("piped", signal.SIGTERM),
+            ("chat in a terminal", signal.SIGHUP),
+        ):
+            outcome = signals.attack(kind, sent, draw.uniform(0.8, 2.5), folder)
+            assert outcome is None or outcome.held, outcome

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import llm
-from llm.parts import StreamEvent
+from llm.parts import AttachmentPart, Message, StreamEvent, ToolResultPart
 
 from ..catalog import ModelEntry
 from ..chat.declarations import declare
+from ..chat.images import VIDEO_TYPES
 from ..chat.messages import Conversation, read_conversation
 from ..chat.output import THOUGHT_CLOSES, ReplyReader
 from ..options import DEFAULT_MAX_TOKENS, Options
@@ -68,6 +70,7 @@ class LocalReply:
         # Before the model is loaded: these need none of it.
         with stop.importing(), importing("forms"), isolated_numbers():
             self._form = read_form(turn.schema, options.regex, options.choices)
+            _import_video_reader(turn.messages)
         with isolated_numbers():
             conversation = read_conversation(turn.messages)
         stop.check()
@@ -142,6 +145,17 @@ class LocalReply:
     def lock(self) -> ReentrantLock:
         """Hold it to keep other replies of the same engine waiting."""
         return self._ready.engine.lock
+
+
+def _import_video_reader(messages: Sequence[Message]) -> None:
+    """PyAV, if a message has a video: an import that was cut leaves it without some of its parts."""
+    parts = [part for message in messages for part in message.parts]
+    attachments = [part.attachment for part in parts if isinstance(part, AttachmentPart)]
+    for part in parts:
+        attachments += part.attachments if isinstance(part, ToolResultPart) else []
+    if any(attachment is not None and attachment.type in VIDEO_TYPES for attachment in attachments):
+        with suppress(ImportError):  # who reads the video says what to install
+            import av  # noqa: F401
 
 
 class _PromptReader:
