@@ -479,4 +479,5 @@ def _to_image(frame: Any, most_pixels: int) -> Image.Image:
         width=max(1, int(frame.width * scale)), height=max(1, int(frame.height * scale)), interpolation="BICUBIC"
     )
     # Filmed with a telephone held upright.
-    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+    turn = 90 * round(frame.rotation / 90)
+    return image.rotate(turn, expand=True) if turn else image

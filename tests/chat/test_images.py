@@ -330,7 +330,7 @@ def test_cut_off(share: float) -> None:
 def test_a_decompression_bomb(size: tuple[int, int]) -> None:
     """Refused before it is decoded, whether Pillow only warns of it or raises."""
     with pytest.raises(ImageError, match=r"too (many|large)"):
-        pictures(attached(Image.new("1", size)))
+        pictures(llm.Attachment(type="image/png", content=png_header(*size, 1, GREY)))
 
 
 def test_a_false_type_opens_no_odd_decoder() -> None:

@@ -403,11 +403,23 @@ def test_bounds_of_work(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("seconds", [2**40, 2**50])
-def test_times_that_mean_nothing(seconds: int) -> None:
+@pytest.mark.parametrize("ticks", [0, 1, 2**31 - 1, 2**32 - 1])
+def test_times_that_mean_nothing(ticks: int) -> None:
     """They are shown as they are."""
-    content = changed(film([0, 1, 2]).content or b"", b"stts", 1, 3, seconds % 2**31)
+    content = changed(film([0, 1, 2]).content or b"", b"stts", 1, 3, ticks)
     assert 1 <= len(pictures(llm.Attachment(type="video/mp4", content=content))) <= MAX_FRAMES
+
+
+@pytest.mark.parametrize(("turn", "size"), [(0x10000, (48, 64)), (-0x10000, (48, 64)), (0x1234, (64, 48))])
+def test_only_quarter_turns(turn: int, size: tuple[int, int]) -> None:
+    """A telephone held upright. Any other turn would make the pictures larger."""
+    content = film([0]).content
+    assert content is not None
+    at = content.index(b"tkhd") + 44
+    cosine = 0 if abs(turn) == 0x10000 else 0x10000
+    matrix = struct.pack(">iiiiiiiii", cosine, turn, 0, -turn, cosine, 0, 0, 0, 0x40000000)
+    turned = content[:at] + matrix + content[at + 36 :]
+    assert pictures(llm.Attachment(type="video/mp4", content=turned))[0].image.size == size
 
 
 def test_attack() -> None:
