@@ -38,8 +38,12 @@ BUDGET = "budget of this rendering"
 
 # They pad, repeat or format by a number, and no chat template needs them.
 LENGTHENING_FILTERS = (
-    "batch center forceescape format indent pprint slice urlencode urlize wordwrap xmlattr".split()
-)
+    "batch center forceescape format indent pprint slice striptags truncate urlencode urlize wordcount wordwrap "
+    "xmlattr"
+).split()
+# They make a key of each item, or a text of whatever they get.
+COPYING_FILTERS = ("dictsort", "groupby", "max", "min", "sort", "unique")
+TEXT_FILTERS = ("capitalize", "e", "escape", "lower", "safe", "string", "title", "trim", "upper")
 LENGTHENING_METHODS = frozenset(
     {"center", "expandtabs", "format", "format_map", "ljust", "rjust", "to_bytes", "translate", "zfill"}
 )
@@ -72,6 +76,11 @@ class _Budget:
         if size > self._longest or self._left_together < 0:
             raise SecurityError(f"it makes texts or lists of more than {self._longest:,} characters")
 
+    def write_out(self, value: Any) -> None:
+        """What is no text yet becomes one."""
+        if not isinstance(value, str):
+            self.make(self.measure(value))
+
     def measure(self, value: Any) -> int:
         """What a value takes when it is written out: a list may hold the same one many times, at every depth."""
         size, stack = 0, [value]
@@ -96,6 +105,7 @@ def _budget(context: Context) -> _Budget:
 
 @jinja2.pass_context
 def _write(context: Context, value: Any) -> Any:
+    _budget(context).write_out(value)
     _budget(context).write(value)
     return value
 
@@ -132,7 +142,9 @@ class _Ticking(Sequence[Any]):
 
 @jinja2.pass_context
 def _concatenate(context: Context, *values: Any) -> str:
-    texts = [value if isinstance(value, str) else str(value) for value in values]
+    for value in values:
+        _budget(context).write_out(value)
+    texts = [str(value) for value in values]
     _budget(context).make(sum(map(len, texts)))
     return "".join(texts)
 
@@ -147,6 +159,7 @@ def _literal(context: Context, value: Any) -> Any:
 
 @jinja2.pass_context
 def _replace(context: Context, value: Any, old: Any, new: Any, count: int | None = None) -> str:
+    _budget(context).write_out(value)
     text, old, new = str(value), str(old), str(new)
     _budget(context).make(len(text) + text.count(old) * len(new))
     return text.replace(old, new, -1 if count is None else count)
@@ -156,12 +169,16 @@ def _replace(context: Context, value: Any, old: Any, new: Any, count: int | None
 def _join(context: Context, items: Iterable[Any], d: Any = "", attribute: str | int | None = None) -> str:
     if attribute is not None:
         items = map(make_attrgetter(context.environment, attribute), items)
+    items = list(items)
+    _budget(context).write_out(items)
     texts = [str(item) for item in items]
     _budget(context).make(sum(map(len, texts)) + len(texts) * len(str(d)))
     return str(d).join(texts)
 
 
+@jinja2.pass_context
 def _to_json(
+    context: Context,
     value: Any,
     ensure_ascii: bool = False,
     indent: int | None = None,
@@ -172,7 +189,30 @@ def _to_json(
         raise SecurityError(f"it indents by more than {MAX_INDENT}")
     if separators is not None and sum(map(len, separators)) > MAX_SEPARATOR:
         raise SecurityError(f"it separates by more than {MAX_SEPARATOR} characters")
+    _budget(context).write_out(value)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _measured(make: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of jinja2's that is given only what it can take."""
+    takes_environment = hasattr(make, "jinja_pass_arg")
+
+    @jinja2.pass_context
+    def filter_(context: Context, value: Any, *args: Any, **values: Any) -> Any:
+        if isinstance(value, Iterator):
+            value = list(value)
+        _budget(context).write_out(value)
+        if takes_environment:
+            return make(context.environment, value, *args, **values)
+        return make(value, *args, **values)
+
+    return filter_
+
+
+@jinja2.pass_context
+def _dict(context: Context, *args: Any, **values: Any) -> dict[Any, Any]:
+    made: dict[Any, Any] = _literal(context, dict(*args, **values))
+    return made
 
 
 def _sum(values: Iterable[Any], start: Any = 0) -> Any:
@@ -233,9 +273,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         for name in LENGTHENING_FILTERS:
             del self.filters[name]
         self.filters |= {"tojson": _to_json, "replace": _replace, "join": _join, "sum": _sum}
+        self.filters |= {name: _measured(self.filters[name]) for name in TEXT_FILTERS + COPYING_FILTERS}
         del self.globals["lipsum"]
         self.globals |= {
-            "dict": dict,
+            "dict": _dict,
             "namespace": _PublicNamespace,
             "raise_exception": _raise_exception,
             "strftime_now": _time_now,
