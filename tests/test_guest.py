@@ -132,19 +132,25 @@ def small_recursion_limit() -> Iterator[None]:
         sys.setrecursionlimit(limit)
 
 
+@contextlib.contextmanager
+def much_at_once() -> Iterator[None]:
+    """What has nothing to do with each other."""
+    without_collection = setting(lambda on: gc.enable() if on else gc.disable(), False, True)
+    deterministic = setting(torch.use_deterministic_algorithms, True, False)
+    with few_digits(), warnings_are_errors(), without_collection(), deterministic():
+        yield
+
+
 HOSTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "default device meta": setting(torch.set_default_device, "meta", None),
     "default device that isn't here": setting(torch.set_default_device, "cuda", None),
     "a device's block": lambda: torch.device("meta"),
     "default dtype bfloat16": setting(torch.set_default_dtype, torch.bfloat16, torch.float32),
     "numpy raises": lambda: np.errstate(all="raise"),
-    "warnings are errors": warnings_are_errors,
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "inference mode": torch.inference_mode,
-    "deterministic": setting(torch.use_deterministic_algorithms, True, False),
-    "few digits": few_digits,
     "small recursion limit": small_recursion_limit,
-    "no garbage collection": setting(lambda on: gc.enable() if on else gc.disable(), False, True),
+    "much at once": much_at_once,
 }
 
 
