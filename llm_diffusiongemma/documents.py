@@ -9,13 +9,15 @@ import json
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import PydanticCustomError
 
 from .wording import quoted
 
 # Gemma's tokenizer.json, the largest there is, has 33 MB.
 MAX_DOCUMENT_BYTES = 1 << 28
 SHOWN_VALUE_CHARACTERS = 60
+
+# How pydantic begins what a validator has said.
+RULE = "Value error, "
 
 
 class DocumentError(ValueError):
@@ -59,9 +61,10 @@ def conform(schema: type[AnyDocument], value: dict[str, Any]) -> AnyDocument:
         where = quoted(".".join(map(str, first["loc"])))
         if first["type"] == "missing":
             raise DocumentError(f"it has no {where}") from error
-        if first["type"] == "rule" and isinstance(first["input"], dict):
-            raise DocumentError(f"in {where}, {first['msg']}" if where else first["msg"]) from error
-        reason = first["msg"][:1].lower() + first["msg"][1:].partition(" or instance of ")[0]
+        message = first["msg"].removeprefix(RULE)
+        if first["msg"].startswith(RULE) and isinstance(first["input"], dict):
+            raise DocumentError(f"in {where}, {message}" if where else message) from error
+        reason = message[:1].lower() + message[1:].partition(" or instance of ")[0]
         raise DocumentError(
             f"{where} is {quoted(repr(first['input']), SHOWN_VALUE_CHARACTERS)}: {reason}"
         ) from error
@@ -70,4 +73,4 @@ def conform(schema: type[AnyDocument], value: dict[str, Any]) -> AnyDocument:
 def refuse_unless(condition: bool, rule: str) -> None:
     """For the validators of a schema: what breaks the rule is no value of it."""
     if not condition:
-        raise PydanticCustomError("rule", "{rule}", {"rule": rule})
+        raise ValueError(rule)

@@ -241,8 +241,9 @@ def unreadable(file: Path, error: OSError) -> FileAccessError:
     """Says that it is not the file's content that is wrong, so that nobody deletes it for that."""
     if error.errno in (errno.EACCES, errno.EPERM):
         return FileAccessError(
-            f"This user has no right to read {quoted(file)}, so what is in it is not known. Change the rights of "
-            "the file and of the folders that it is in, or run the command as who owns it."
+            f"This user has no right to read {quoted(file)}, so what is in it is not known. Have its owner give "
+            "that right for it and for the folders that it is in (such as with `chmod -R a+rX`), or use a copy of "
+            "your own."
         )
     return FileAccessError(
         f"The system can't read {quoted(file)}: {quoted(error.strerror or error)}. Its content need not be "

@@ -10,6 +10,7 @@ import gc
 import io
 import os
 import random
+import signal
 import subprocess
 import sys
 import traceback
@@ -29,6 +30,7 @@ from llm_diffusiongemma.backends import engine as engine_module
 from llm_diffusiongemma.backends.engine import get_engine
 from llm_diffusiongemma.errors import DeviceError, DiffusionGemmaError
 from llm_diffusiongemma.grammar.scalars import bounded_number
+from llm_diffusiongemma.interrupts import Command
 
 from .conftest import TINY
 
@@ -257,6 +259,14 @@ def test_only_llms_own_command_freezes_what_there_is(
     assert not frozen
     engine_module._engines.clear()
     llm_command("-m", TINY, "Hello", "-o", "max_denoising_steps", "1")
+    assert not frozen
+    engine_module._engines.clear()
+    monkeypatch.setattr(Command, "owns_process", True)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        llm_command("-m", TINY, "Hello", "-o", "max_denoising_steps", "1")
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert frozen
 
 

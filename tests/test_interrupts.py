@@ -279,7 +279,7 @@ def test_while_llm_logs(llm_command: Llm) -> None:
 
 def test_a_command_in_the_background_ignores_it(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a script's shell has it: `llm … &`."""
-    monkeypatch.setattr(Command, "_owns_process", lambda _: True)
+    monkeypatch.setattr(Command, "owns_process", True)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with interrupting(*DENOISING):

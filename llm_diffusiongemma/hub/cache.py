@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..documents import Document, DocumentError, conform, parse_object
-from ..errors import DiffusionGemmaError, FileAccessError
-from ..layout import WEIGHTS_SUFFIX, missing_files, missing_weights, weights_here
-from ..wording import quoted
+from ..errors import DiffusionGemmaError
+from ..layout import WEIGHTS_SUFFIX, missing_files, missing_weights, unreadable, weights_here
 from . import settings
 from .listing import COMMIT, GIT_SHA1, SHA256, SMALL_SUFFIXES, Listing, RemoteFile, by_name, needed, remote_file
 
@@ -361,19 +360,10 @@ def readable(folder: Path) -> Iterator[None]:
     """Raises `FileAccessError` for what can't be read, which is then no reason to download or delete it."""
     try:
         yield
-    except PermissionError as error:
-        raise FileAccessError(
-            f"This user has no right to read {quoted(error.filename or folder)}. It is neither missing nor "
-            f"damaged: have its owner give the right to read {quoted(folder)} (such as with `chmod -R a+rX`), or "
-            "use a copy of your own."
-        ) from error
     except OSError as error:
         if isinstance(error, DiffusionGemmaError):
             raise
-        raise FileAccessError(
-            f"{quoted(folder)} can't be read ({quoted(error)}). Look after that disk first: nothing there has to "
-            "be deleted."
-        ) from error
+        raise unreadable(Path(error.filename or folder), error) from error
 
 
 def check_readable(folder: Path, whole: Path | None = None) -> None:
