@@ -94,7 +94,7 @@ class LoopbackHub:
     """Change a file's headers. None of a length: the body ends with the connection."""
     answer_ranges: str | None = None
     """How a part is handed out that is none: "range ignored", "416" or "another part"."""
-    refuse_head: bool = False
+    refuse_head: int | None = None
     redirect: str | None = None
     """Where it sends whoever asks for its list."""
     stranger: str = ""
@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         self.hub.requests.append(request)
         if self.command == "HEAD" and self.hub.refuse_head:
-            self._refuse(Refusal(405))
+            self._refuse(Refusal(self.hub.refuse_head))
         elif self.hub.redirect is not None:
             self._send(302, b"", {"Location": self.hub.redirect})
         elif self.hub.instead is not None:

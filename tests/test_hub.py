@@ -1013,7 +1013,7 @@ def test_a_mirror_that_lists_no_sizes(
         }
     else:
         hub.alter_listing = without(*fields)
-    hub.refuse_head = no_head
+    hub.refuse_head = 405 if no_head else None
     located()
     said = capsys.readouterr().err
     assert "have no sizes or checksums in the list" in said
@@ -1021,6 +1021,23 @@ def test_a_mirror_that_lists_no_sizes(
     assert {name: hub.files[name] for name in needed(hub)} == {
         file.name: file.read_bytes() for file in (repository(cache) / "snapshots" / COMMIT).iterdir()
     }
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_storage_that_signs_its_addresses_for_another_request(
+    hub: LoopbackHub, checkpoint_files: dict[str, bytes]
+) -> None:
+    """The Hub had said it all, and the storage's refusal of a HEAD was taken for the answer."""
+    storage = LoopbackHub(checkpoint_files, refuse_head=403)
+    storage.start()
+    try:
+        hub.elsewhere = storage.url
+        hub.alter_listing = without("size", "blobId", "lfs")
+        located()
+    finally:
+        storage.stop()
+    assert "HEAD" in {request.method for request in storage.requests}
+    assert sorted(storage.file_gets) == [FIRST_SHARD, LAST_SHARD]
 
 
 @pytest.mark.usefixtures("in_process")

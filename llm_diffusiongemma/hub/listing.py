@@ -268,20 +268,23 @@ def _ask_file(listing: Listing, file: RemoteFile, check_wanted: CheckWanted) -> 
                     break
             pause(answer, tries, listing.repo, check_wanted)
             tries += 1
-        if answer.status == 200:
-            file = _with_headers(file, answer, listing)
-            if file.is_known:
-                return file
-        elif method == "GET" or answer.status not in (400, 404, 405, 501):
+        file = _with_headers(file, answer, listing)
+        if file.is_known:
+            return file
+        if answer.status != 200 and (method == "GET" or answer.status not in (400, 404, 405, 501)):
             raise RefusedError(answer)
     lack = "how large it is" if file.size is None else "what its checksum is"
     raise UnusableAnswerError(f"of {file.name} it does not say {lack}, so what comes could not be checked")
 
 
 def _with_headers(file: RemoteFile, answer: Answer, listing: Listing) -> RemoteFile:
-    """Of all answers on the way the first that says something: the Hub's own goes before a storage's."""
+    """Of all answers on the way the first that says something: the Hub's own goes before a storage's.
+
+    A storage may refuse a request for the head alone, after the Hub has said it all.
+    """
     size, content_id = file.size, file.content_id
-    for headers in (*answer.hops, answer.headers):
+    is_of_the_file = answer.status == 200
+    for headers in (*answer.hops, *([answer.headers] if is_of_the_file else [])):
         commit = headers.get("x-repo-commit")
         if commit is not None and commit != listing.commit and file.content_id is None:
             raise UnusableAnswerError(
@@ -290,7 +293,8 @@ def _with_headers(file: RemoteFile, answer: Answer, listing: Listing) -> RemoteF
         etag = ETAG.fullmatch(headers.get("x-linked-etag", headers.get("etag", "")))
         content_id = content_id or (etag and etag[1])
         size = whole_number(headers.get("x-linked-size")) if size is None else size
-    size = answer.length if size is None else size
+    if size is None and is_of_the_file:
+        size = answer.length
     ids = (None, content_id) if content_id and len(content_id) == 64 else (content_id, None)
     try:
         return remote_file(file.name, size, *ids)
