@@ -183,7 +183,7 @@ def a_list_that_says_less(draw: random.Random, hub: LoopbackHub, root: Path) -> 
         **content,
         "siblings": [{key: file[key] for key in file if key not in dropped} for file in content["siblings"]],
     }
-    hub.refuse_head = draw.random() < 0.3
+    hub.refuse_head = 405 if draw.random() < 0.3 else None
     if draw.random() < 0.5:
         headers(draw, hub, root)
 
