@@ -68,5 +68,7 @@ def _default_device_is_cpu() -> bool:
 
     try:
         return torch.get_default_device().type == "cpu"
+    except AttributeError:  # PyTorch 2.9's answer when somebody has set it to None again
+        return True
     except (AssertionError, RuntimeError):  # it is one that isn't here
         return False
