@@ -427,7 +427,7 @@ def test_too_large_for_this_machine(
     assert "48.1 GiB and 3 GiB more" in message
 
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
-    assert "cpu has 24.0 GiB" in llm_command.fails("-m", FULL, QUESTION)
+    assert "this machine has 24.0 GiB" in llm_command.fails("-m", FULL, QUESTION)
     assert [request for request in hub.requests if request.file] == []
     assert not cache.exists()
 
@@ -795,7 +795,7 @@ def test_the_machine_before_the_network(
     lose(fill_cache(cache, checkpoint_files) / LAST_SHARD, "content")
     monkeypatch.setattr(loading, "_total_memory", lambda device: 24 * 2**30)
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "CPU")
-    assert "cpu has 24.0 GiB" in llm_command.fails("-m", FULL, QUESTION)
+    assert "this machine has 24.0 GiB" in llm_command.fails("-m", FULL, QUESTION)
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "bogus")
     assert llm_command.fails("-m", FULL, QUESTION).startswith("There is no device called 'bogus'. Here are: cpu.")
 

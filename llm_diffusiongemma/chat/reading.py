@@ -32,8 +32,8 @@ def check_size(width: int, height: int, most_pixels: int, name: str) -> None:
         raise ImageError(f"{size}, too small to show anything.")
     if max(width, height) > min(MAX_SIDE_PIXELS, MAX_ASPECT * min(width, height)):
         raise ImageError(
-            f"{size}, too long and narrow: at most {MAX_ASPECT:,} times as long as wide, and {MAX_SIDE_PIXELS:,} "
-            "pixels. Crop it, or cut it in pieces."
+            f"{size}, too long and narrow: at most {MAX_ASPECT:,} times as long as wide, and no side longer than "
+            f"{MAX_SIDE_PIXELS:,}. Crop it, or cut it in pieces."
         )
     if width * height > most_pixels:
         raise ImageError(f"{size}, too large: at most {most_pixels:,} in all. Scale it down first.")

@@ -269,7 +269,9 @@ def _plan(container: Any, stream: Any, source: VideoReader, name: str) -> _Plan 
     Raises `ImageError` if it takes too much.
     """
     context = stream.codec_context
-    codec = context.name if context is not None else "unknown"
+    if context is None:
+        raise ImageError(f"{name} doesn't say what its pictures are made of: it is broken or was cut off.")
+    codec = context.name
     if codec not in CODECS:
         raise ImageError(
             f"{name} holds pictures in a format that is not read here ({quoted(codec)}). Convert it first, for "

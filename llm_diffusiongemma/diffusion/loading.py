@@ -143,16 +143,22 @@ def check_fits(weight_bytes: int, device: torch.device, *, chosen: bool) -> None
         return
     weights = f"The model's weights take {weight_bytes / 2**30:.1f} GiB"
     tiny = "use the embedded model: llm -m diffusiongemma-tiny"
-    if device.type == "cpu" and not chosen:
-        raise NoGpuError(
-            f"{weights}, and PyTorch finds no GPU here: on the CPU a reply would take very long. Set "
-            f"{DEVICE_VARIABLE}=cpu to run it there all the same, or {tiny}"
-        )
     total = _total_memory(device)
-    if total is not None and total < weight_bytes + WORKING_BYTES:
+    is_too_small = total is not None and total < weight_bytes + WORKING_BYTES
+    where = "this machine" if device.type == "cpu" else str(device)
+    memory = f"{where} has {(total or 0) / 2**30:.1f} GiB of memory in all"
+    if device.type == "cpu" and not chosen:
+        cpu = "on the CPU a reply would take very long"
+        way_out = f"Set {DEVICE_VARIABLE}=cpu to run it there all the same, or {tiny}"
+        if is_too_small:
+            cpu, way_out = f"for the CPU {memory}", f"Run it on a machine that has more, or {tiny}"
+        raise NoGpuError(f"{weights}, and PyTorch finds no GPU here: {cpu}. {way_out}")
+    if is_too_small:
+        elsewhere = "Run it on a machine that has more"
+        if len(_available_devices()) > 1:
+            elsewhere = f"Set {DEVICE_VARIABLE} to a device that has more"
         raise DeviceMemoryError(
-            f"{weights} and {WORKING_BYTES / 2**30:.0f} GiB more to work in, and {device} has "
-            f"{total / 2**30:.1f} GiB of memory in all. Set {DEVICE_VARIABLE} to a device that has more, or {tiny}"
+            f"{weights} and {WORKING_BYTES / 2**30:.0f} GiB more to work in, and {memory}. {elsewhere}, or {tiny}"
         )
 
 

@@ -17,9 +17,9 @@ ATTACKS = ("signals", "media", "checkpoints", "listings", "forms")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.attacks", description="Attacks on the product.")
-    parser.add_argument("attack", choices=ATTACKS)
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("attack", choices=ATTACKS, help="what is attacked; see docs/attacks.md")
+    parser.add_argument("--count", type=int, default=200, help="how many cases (200)")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed draws the same cases (1)")
     arguments = parser.parse_args()
     attack = importlib.import_module(f".{arguments.attack}", __package__)
     rows: collections.Counter[tuple[str, str, bool]] = collections.Counter()

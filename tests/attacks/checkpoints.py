@@ -246,7 +246,7 @@ def _work(connection: Connection) -> None:
     from llm_diffusiongemma.backends import engine
 
     torch.set_num_threads(1)
-    engine._import_libraries()
+    engine._import_libraries(False)
     # What the libraries of a test command say at the terminal is no part of an outcome.
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -268,17 +268,23 @@ class _Child:
         theirs.close()
 
     def ask(self, folder: Path, image: Path | None) -> tuple[str, bool]:
-        self.connection.send((folder, image))
+        try:
+            self.connection.send((folder, image))
+        except OSError:
+            return self._ended()
         if not self.connection.poll(SECONDS_A_CASE):
             self.close()
             return f"longer than {SECONDS_A_CASE} s", False
         try:
             answer: tuple[str, bool] = self.connection.recv()
-        except EOFError:
-            self.process.join()
-            code = self.process.exitcode or 0
-            return f"the process ended: {signal.Signals(-code).name if code < 0 else code}", False
+        except (EOFError, OSError):
+            return self._ended()
         return answer
+
+    def _ended(self) -> tuple[str, bool]:
+        self.process.join()
+        code = self.process.exitcode or 0
+        return f"the process ended: {signal.Signals(-code).name if code < 0 else code}", False
 
     def close(self) -> None:
         self.process.kill()

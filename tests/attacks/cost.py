@@ -91,9 +91,12 @@ def _peak_bytes() -> int:
 def main() -> None:
     from PIL import Image
 
-    parser = argparse.ArgumentParser(prog="python -m tests.attacks.cost")
-    parser.add_argument("--cut", action="store_true")
-    parser.add_argument("files", nargs="+")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.attacks.cost",
+        description="What an attachment costs: bytes at the peak, CPU seconds.",
+    )
+    parser.add_argument("--cut", action="store_true", help="cut it into patches, too, as for a prompt")
+    parser.add_argument("files", nargs="+", metavar="TYPE=FILE", help="such as image/png=red.png")
     arguments = parser.parse_args()
     reader = _image_reader() if arguments.cut else None
     for file_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):

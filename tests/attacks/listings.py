@@ -310,7 +310,7 @@ def run(count: int, seed: int) -> Iterator[Outcome]:
             case = f"{seed}:{number}"
             draw = random.Random(case)
             attack = draw.choice(ATTACKS)
-            kind = attack.__name__.replace("_", " ")
+            kind = attack.__name__.replace("a_lists_bytes", "bytes of a list").replace("_", " ")
             with tempfile.TemporaryDirectory() as name:
                 root = Path(name).resolve()
                 result, fault = _one(draw, attack, servers, root)

@@ -527,7 +527,21 @@ def test_what_fits(
         (CUDA, False, 50, DeviceMemoryError, r"48\.0 GiB and 3 GiB more.* cuda:0 has 50\.0 GiB.*tiny$"),
         (CUDA, True, 24, DeviceMemoryError, "cuda:0 has 24"),
         (MPS, False, 36, DeviceMemoryError, "mps has 36"),
-        (CPU, True, 32, DeviceMemoryError, "cpu has 32"),
+        # Not advised what would be refused next.
+        (
+            CPU,
+            False,
+            32,
+            NoGpuError,
+            r"for the CPU this machine has 32\.0 GiB.*Run it on a machine that has more, or",
+        ),
+        (
+            CPU,
+            True,
+            32,
+            DeviceMemoryError,
+            r"this machine has 32\.0 GiB .*\. Run it on a machine that has more, or",
+        ),
     ],
 )
 def test_what_does_not_fit(
