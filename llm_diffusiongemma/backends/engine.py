@@ -26,6 +26,7 @@ from ..chat.messages import PromptEncoder
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
 from ..chat.tokenizer import ChatTokenizer, control_tokens, decode, table_decoder, token_bytes
 from ..errors import CheckpointError, DeviceError, DiffusionGemmaError
+from . import forks
 from .forks import importing, indivisible
 from .form import Form
 from .isolation import isolated, isolated_numbers
@@ -200,12 +201,15 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
 
 
 def _check_cuda_after_fork(device: str | None) -> None:
-    """CUDA can't be used in a process whose parent has used it. PyTorch may say that no GPU is there."""
+    """CUDA can't be used in a process whose parent has used it. PyTorch may say that no GPU is there.
+
+    A parent that has only asked for GPUs counts for one that has used them; if there are none that is no matter.
+    """
     import torch
 
     wants_cuda = device is None or device.strip().lower().startswith("cuda")
     # What torch's own modules ask; it has no public name.
-    if wants_cuda and torch.cuda._is_in_bad_fork():
+    if wants_cuda and torch.cuda._is_in_bad_fork() and (forks.cuda_was_used or torch.cuda.device_count()):
         raise _lost_by_fork("cuda")
 
 

@@ -21,6 +21,10 @@ torch_was_there = False
 """Whether this process was forked off one that had PyTorch, whose pool of threads (OpenMP's) is dead here if it
 had computed: who hands it work waits for ever."""
 
+cuda_was_used = False
+"""Whether this process was forked off one that had begun to use a GPU, which can't be used in both."""
+
+_uses_cuda = False
 _was_cut = False
 _imported: set[str] = set()
 _at_it: list[int] = []
@@ -61,8 +65,16 @@ def importing(what: str) -> Iterator[None]:
             _imported.add(what)
 
 
+def _before_fork() -> None:
+    global _uses_cuda
+    # Asked here: in the forked process PyTorch denies it.
+    is_initialized = getattr(sys.modules.get("torch.cuda"), "is_initialized", None)
+    _uses_cuda = is_initialized is not None and is_initialized()
+
+
 def _after_fork() -> None:
-    global torch_was_there, _was_cut
+    global torch_was_there, cuda_was_used, _was_cut
+    cuda_was_used = cuda_was_used or _uses_cuda
     torch_was_there = torch_was_there or "torch" in sys.modules
     here = threading.get_ident()
     _was_cut = _was_cut or any(thread != here for thread in _at_it)
@@ -80,4 +92,4 @@ def _make_property_locks_anew() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
