@@ -42,6 +42,9 @@ IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 
 REQUIRED_FILES = (CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE)
 
+#: All that is read of a checkpoint besides its weights; any of them may lack.
+READ_FILES = frozenset({*REQUIRED_FILES, TEMPLATE_FILE, *IMAGE_FILES, INDEX_FILE})
+
 SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 # The real model has 11 shards. A number of ten thousand digits in a name must not make as many names.
 MAX_SHARDS = 10_000

@@ -716,7 +716,7 @@ def test_a_small_file_is_damaged(
     blob.write_bytes(content)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     message = fails()
-    assert f"but {name} is damaged, and HF_HUB_OFFLINE" in message
+    assert f"but {name} is not as the Hub has it (damaged, or edited), and HF_HUB_OFFLINE" in message
     assert "elete" not in message
     assert hub.requests == []
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -1021,6 +1021,19 @@ def test_a_mirror_that_lists_no_sizes(
     assert {name: hub.files[name] for name in needed(hub)} == {
         file.name: file.read_bytes() for file in (repository(cache) / "snapshots" / COMMIT).iterdir()
     }
+
+
+@pytest.mark.usefixtures("in_process")
+def test_files_that_nobody_reads_may_be_anything(
+    cache: Path, checkpoint_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a cache without a list each of them was needed, and offline that was an end."""
+    snapshot = fill_cache(cache, checkpoint_files)
+    (snapshot / "special_tokens_map.json").touch()
+    (snapshot / "other.json").symlink_to("nowhere")
+    (snapshot / "model.fp8.index.json").symlink_to("nowhere")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert located().folder == snapshot
 
 
 @pytest.mark.usefixtures("in_process")
@@ -1486,7 +1499,7 @@ def test_a_damaged_image_processor_is_not_used_offline(snapshot: Path, monkeypat
     blob = (snapshot / IMAGE_FILE).resolve()
     blob.write_bytes(blob.read_bytes().replace(b"0", b"1"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert f"{IMAGE_FILE} is damaged" in fails()
+    assert f"{IMAGE_FILE} is not as the Hub has it" in fails()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import make_attrgetter
+from jinja2.filters import do_indent, do_round, do_sum, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -32,14 +32,14 @@ MAX_TOGETHER = 1_000_000_000
 MAX_NUMBER_BITS = 1024
 MAX_INDENT = 16
 MAX_SEPARATOR = 16
+MAX_DECIMALS = 30
 MAX_TIME_FORMAT = 100
 
 BUDGET = "budget of this rendering"
 
 # They pad, repeat or format by a number, and no chat template needs them.
 LENGTHENING_FILTERS = (
-    "batch center forceescape format indent pprint slice striptags truncate urlencode urlize wordcount wordwrap "
-    "xmlattr"
+    "batch center forceescape format pprint slice striptags truncate urlencode urlize wordcount wordwrap xmlattr"
 ).split()
 # They make a key of each item, or a text of whatever they get.
 COPYING_FILTERS = ("dictsort", "groupby", "max", "min", "sort", "unique")
@@ -215,10 +215,29 @@ def _dict(context: Context, *args: Any, **values: Any) -> dict[Any, Any]:
     return made
 
 
-def _sum(values: Iterable[Any], start: Any = 0) -> Any:
+@jinja2.pass_environment
+def _sum(
+    environment: jinja2.Environment, values: Iterable[Any], attribute: str | int | None = None, start: Any = 0
+) -> Any:
     if not isinstance(start, (int, float)):
         raise SecurityError("it adds up what is no number")
-    return sum(values, start)
+    return do_sum(environment, values, attribute, start)
+
+
+def _round(value: float, precision: int = 0, method: Literal["common", "ceil", "floor"] = "common") -> float:
+    if not isinstance(precision, int) or abs(precision) > MAX_DECIMALS:
+        raise SecurityError(f"it rounds to more than {MAX_DECIMALS} decimals")
+    return do_round(value, precision, method)
+
+
+@jinja2.pass_context
+def _indent(context: Context, text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    columns = len(width) if isinstance(width, str) else width
+    if not isinstance(columns, int) or columns > MAX_INDENT:
+        raise SecurityError(f"it indents by more than {MAX_INDENT}")
+    text = str(text)
+    _budget(context).make(len(text) + (text.count("\n") + 1) * max(0, columns))
+    return do_indent(text, width, first, blank)
 
 
 def _time_now(form: str) -> str:
@@ -272,7 +291,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         )
         for name in LENGTHENING_FILTERS:
             del self.filters[name]
-        self.filters |= {"tojson": _to_json, "replace": _replace, "join": _join, "sum": _sum}
+        self.filters |= {
+            "tojson": _to_json,
+            "replace": _replace,
+            "join": _join,
+            "indent": _indent,
+            "round": _round,
+            "sum": _sum,
+        }
         self.filters |= {name: _measured(self.filters[name]) for name in TEXT_FILTERS + COPYING_FILTERS}
         del self.globals["lipsum"]
         self.globals |= {

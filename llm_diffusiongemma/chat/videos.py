@@ -11,6 +11,7 @@ import itertools
 import math
 import re
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError
 from ..installation import install_command
-from ..wording import quoted
+from ..wording import quoted, tell
 from .reading import VideoReader, check_size
 
 if TYPE_CHECKING:
@@ -61,7 +62,12 @@ CODECS = {
 # Beside its pixels every frame costs something, and so does every byte.
 PIXELS_PER_FRAME = 10_000
 PIXELS_PER_BYTE = 15
+# Of this thread, for decoding a video whole. Then there is still time to look at frames that stand alone.
 DECODING_SECONDS = 5
+# Most films are so much easier than the worst: it is tried.
+HOPE = 4
+# Of the seconds, for frames that stand alone after that was in vain.
+SHARE_LEFT = 0.5
 # Decoders round sizes up, and some put an edge around.
 CODED_MARGIN = 256
 # Of a pixel whose format is not known before it is decoded: 4:2:0 with up to 16 bits.
@@ -117,13 +123,19 @@ class _Plan:
     """Nor take more for a pixel."""
     picture_pixels: int
     """The most that is held of each."""
+    wanted: int
+    """At how many instants it would be shown if it were easy."""
+
+
+class _TooSlowError(Exception):
+    """Decoding a video whole takes too long. Never shown to anybody."""
 
 
 def frames(content: bytes, name: str) -> list[tuple[Image.Image, str]]:
     """What a video shows at each second, with the time from its start as `mm:ss`, in RGB.
 
     Of a long one it is `MAX_FRAMES` instants, spread evenly over it. Of one that takes too much to decode whole,
-    it is the frames nearest before these that can be decoded by themselves.
+    it is the frames nearest before these that can be decoded by themselves, and a line says so.
 
     It is read from end to end twice, first without decoding it, rather than by jumping about in it: of what one
     needs for that, its length and an index, a browser's recording has neither.
@@ -142,12 +154,10 @@ def frames(content: bytes, name: str) -> list[tuple[Image.Image, str]]:
     hidden = _hidden(content, name) if demuxer == "mov" else []
     source = VideoReader(content, name, hidden)
     try:
-        with _open(source, demuxer) as container:
-            stream = container.streams.best("video")
-            plan = _plan(container, stream, source, name) if stream else None
-        source.seek(0)
-        with _open(source, demuxer) as container:
-            shown = list(_show(container, plan, source, name)) if plan else []
+        try:
+            plan, shown = _look(source, demuxer, name)
+        except _TooSlowError:
+            plan, shown = _look(source, demuxer, name, is_slow=True)
     except ImageError:
         raise
     except Exception as error:  # PyAV raises FFmpeg's errors, and some of its own for files that are odd
@@ -155,9 +165,27 @@ def frames(content: bytes, name: str) -> list[tuple[Image.Image, str]]:
         reason = quoted(getattr(error, "strerror", None) or error)
         raise ImageError(f"{name} is no video that can be decoded: {reason}.") from error
     source.check()
-    if not shown:
+    if not shown or plan is None:
         raise ImageError(f"{name} has no pictures in it.")
+    if plan.alone and len(shown) < plan.wanted:
+        tell(
+            f"{name} would take long to decode whole: it is shown at {len(shown)} of {plan.wanted} instants, "
+            "where it has frames that stand alone."
+        )
     return shown
+
+
+def _look(
+    source: VideoReader, demuxer: str, name: str, *, is_slow: bool = False
+) -> tuple[_Plan | None, list[tuple[Image.Image, str]]]:
+    """Raises `_TooSlowError` unless nobody hopes for more than frames that stand alone (`is_slow`)."""
+    source.seek(0)
+    with _open(source, demuxer) as container:
+        stream = container.streams.best("video")
+        plan = _plan(container, stream, source, name, is_slow=is_slow) if stream else None
+    source.seek(0)
+    with _open(source, demuxer) as container:
+        return plan, list(_show(container, plan, source, name)) if plan else []
 
 
 def _demuxer(content: bytes) -> str | None:
@@ -263,7 +291,7 @@ def _check_samples(content: bytes, passed_over: list[tuple[int, int]], name: str
 # --- what to look at ---------------------------------------------------------------------------------------
 
 
-def _plan(container: Any, stream: Any, source: VideoReader, name: str) -> _Plan | None:
+def _plan(container: Any, stream: Any, source: VideoReader, name: str, *, is_slow: bool) -> _Plan | None:
     """How to go through a video, by its header and its packets; None if it has none.
 
     Raises `ImageError` if it takes too much.
@@ -290,10 +318,13 @@ def _plan(container: Any, stream: Any, source: VideoReader, name: str) -> _Plan 
     bits = context.format.bits_per_pixel if context.format is not None else UNKNOWN_BITS
     pixels = width * height
     frame_seconds = (pixels + PIXELS_PER_FRAME + PIXELS_PER_BYTE * timeline.mean_bytes) / CODECS[codec]
-    most = int(DECODING_SECONDS / frame_seconds)
+    most = DECODING_SECONDS / frame_seconds
     instants = timeline.instants(stream.time_base, MAX_FRAMES)
-    alone = pixels * bits > 8 * MAX_REFERENCE_BYTES or timeline.to_decode(instants) > most
+    wanted = len(instants)
+    is_large = pixels * bits > 8 * MAX_REFERENCE_BYTES
+    alone = is_slow or is_large or timeline.to_decode(instants) > HOPE * most
     if alone:
+        most = int(most * (SHARE_LEFT if is_slow else 1))
         evenly = timeline.instants(stream.time_base, max(1, min(MAX_FRAMES, most)))
         instants = timeline.moved_to_keys(evenly, stream.time_base)
         shift = max(before.seconds - after.seconds for before, after in zip(evenly, instants, strict=True))
@@ -311,6 +342,7 @@ def _plan(container: Any, stream: Any, source: VideoReader, name: str) -> _Plan 
         coded_pixels=_with_margin(width, height),
         bits=max(bits, UNKNOWN_BITS),
         picture_pixels=min(MAX_FRAME_PIXELS, MAX_HELD_PIXELS // timeline.distinct(instants)),
+        wanted=wanted,
     )
 
 
@@ -415,8 +447,12 @@ def _show(container: Any, plan: _Plan, source: VideoReader, name: str) -> Iterat
     context.thread_count = 1
     context.options = {"max_pixels": str(plan.coded_pixels)}
 
+    too_late = math.inf if plan.alone else time.thread_time() + DECODING_SECONDS
+
     def decode(packet: Any) -> list[Any]:
         source.check()
+        if time.thread_time() > too_late:
+            raise _TooSlowError
         decoded = packet.decode()
         if context.format is not None and context.format.bits_per_pixel > plan.bits:
             raise ImageError(f"{name} changes its format on the way. Convert it first.")

@@ -25,9 +25,9 @@ from typing import Literal
 
 from ..documents import Document, DocumentError, conform, parse_object
 from ..errors import DiffusionGemmaError
-from ..layout import WEIGHTS_SUFFIX, missing_files, missing_weights, unreadable, weights_here
+from ..layout import READ_FILES, WEIGHTS_SUFFIX, missing_files, missing_weights, unreadable, weights_here
 from . import settings
-from .listing import COMMIT, GIT_SHA1, SHA256, SMALL_SUFFIXES, Listing, RemoteFile, by_name, needed, remote_file
+from .listing import COMMIT, GIT_SHA1, SHA256, Listing, RemoteFile, by_name, needed, remote_file
 
 # Ends as the Hub's own unfinished files do, so that `hf cache prune` knows it for what it is.
 PARTIAL_SUFFIX = ".resumable.incomplete"
@@ -164,7 +164,7 @@ def _is_begun(repository: Repository, file: RemoteFile) -> bool:
 
 def _small_files(folder: Path) -> list[Path]:
     with _if_there():
-        return [folder / name for name in sorted(os.listdir(folder)) if name.endswith(SMALL_SUFFIXES)]
+        return [folder / name for name in sorted(os.listdir(folder)) if name in READ_FILES]
     return []
 
 
@@ -224,7 +224,7 @@ def _state(repository: Repository, file: Path, listed: RemoteFile | None) -> Sta
         if named is not None and named != content_id:
             return "damaged"  # a link to another commit's
         name = file.name if listed is None else listed.name
-        if content_id is None or not name.endswith(SMALL_SUFFIXES):
+        if content_id is None or name not in READ_FILES:
             return "whole"  # a copy in place of a link can't be told, and weights take minutes to
         version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         is_same = _content_id(file, version, len(content_id)) == content_id
@@ -371,7 +371,7 @@ def check_readable(folder: Path, whole: Path | None = None) -> None:
     with readable(whole or folder):
         for name in os.listdir(folder):
             with _if_there():
-                if name.endswith((*SMALL_SUFFIXES, WEIGHTS_SUFFIX)):
+                if name in READ_FILES or name.endswith(WEIGHTS_SUFFIX):
                     _open(folder / name)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ..catalog import MODEL_VARIABLE
 from ..errors import DiffusionGemmaError, DiskSpaceError, DownloadError, HubAccessError, HubConnectionError
 from ..layout import WEIGHTS_SUFFIX
 from ..wording import quoted
@@ -37,7 +38,7 @@ class Lack:
             damaged = [name for name in here.missing if name in here.damaged]
             lacking = [name for name in here.missing if name not in here.damaged]
             faults = [f"{listed(lacking)} is not"] if lacking else []
-            faults += [f"{listed(damaged)} is damaged"] if damaged else []
+            faults += [f"{listed(damaged)} is not as the Hub has it (damaged, or edited)"] if damaged else []
             return f"The weights of {self.repo} are in {quoted(here.folder)}, but {' and '.join(faults)}"
         blobs = Repository.of(self.repo).blobs
         begun = "only partly" if any(file_size(blob) for blob in blobs.glob("*")) else "not"
@@ -49,7 +50,12 @@ class Lack:
 
     @property
     def by_hand(self) -> str:
-        if self.is_small:
+        if self.here is not None and self.is_small:
+            if self.here.damaged:
+                return (
+                    "it downloads only that. To use a file of your own, copy the folder and set "
+                    f"{MODEL_VARIABLE} to the copy."
+                )
             return "it downloads only that. Or put a copy of it there yourself."
         return f"or fetch them where there is a network with: hf download {self.repo}"
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..documents import Document, DocumentError, conform, parse_object
-from ..layout import INDEX_FILE, weights_among
+from ..layout import READ_FILES, weights_among
 from ..wording import printable, quoted, tell
 from . import settings
 from .exchange import (
@@ -25,9 +25,6 @@ from .exchange import (
     pause,
     whole_number,
 )
-
-SMALL_SUFFIXES = (".json", ".jinja")
-FOREIGN_INDEX_SUFFIX = ".index.json"
 
 MAX_LISTING_BYTES = 1 << 24
 MAX_NAME_BYTES = 255
@@ -142,13 +139,12 @@ def by_name(files: Iterable[RemoteFile]) -> dict[str, RemoteFile]:
 
 
 def needed(names: Iterable[str]) -> set[str]:
-    """What a reply needs of a repository's files.
+    """What is read of a repository's files.
 
     Not the same weights in other formats or another layout, nor whatever is in subfolders.
     """
     flat = {name for name in names if "/" not in name}
-    small = {name for name in flat if name.endswith(SMALL_SUFFIXES) and not name.endswith(FOREIGN_INDEX_SUFFIX)}
-    return weights_among(flat) | small | flat & {INDEX_FILE}
+    return weights_among(flat) | flat & READ_FILES
 
 
 def ask(repo: str, commit: str | None, check_wanted: CheckWanted) -> Listing:

@@ -348,12 +348,27 @@ def test_frames_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(width * height <= 320 * 304 for width, height in sizes)
 
 
-def test_of_what_takes_too_long_only_frames_that_stand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With their own times."""
-    monkeypatch.setattr(videos, "DECODING_SECONDS", 20 * (64 * 48 + videos.PIXELS_PER_FRAME) / 300e6)
+@pytest.mark.parametrize("hope", [0, 1000])
+def test_of_what_takes_too_long_only_frames_that_stand_alone(
+    hope: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With their own times, and said. By an estimate, or after it was tried whole."""
+    monkeypatch.setattr(videos, "HOPE", hope)
+    monkeypatch.setattr(videos, "DECODING_SECONDS", 30 * (64 * 48 + videos.PIXELS_PER_FRAME) / 300e6)
     times = [number / 2 for number in range(40)]
     attachment = film(times, "mp4", "libx264", key_frames=4, codec_options={"sc_threshold": "0"})
     assert_true(attachment, times, range(0, 20, 2))
+    assert "it is shown at 10 of 20 instants" in capsys.readouterr().err
+
+
+def test_a_long_film_with_a_single_key_frame(capsys: pytest.CaptureFixture[str]) -> None:
+    """As some screen recorders write: it was refused by an estimate, though it decodes in no time."""
+    seconds_a_frame = (64 * 48 + videos.PIXELS_PER_FRAME) / videos.CODECS["vp8"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(videos.CODECS, "vp8", videos.CODECS["vp8"] * seconds_a_frame * 60 / (1.5 * 5))
+        attachment = film(range(60), "webm", "libvpx", key_frames=1000)
+        assert len(pictures(attachment)) == 60
+    assert capsys.readouterr().err == ""
 
 
 def test_large_frames_are_decoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
