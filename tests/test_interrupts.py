@@ -31,7 +31,7 @@ from llm_diffusiongemma.options import Options
 from .conftest import TINY, Llm
 
 # Never sure enough to stop: both canvases take all of their steps, long enough to be interrupted.
-SLOW = "-o seed 3 -o max_denoising_steps 60 -o confidence_threshold 1e-12 -o max_tokens 512".split()
+SLOW = "-o seed 3 -o max_denoising_steps 30 -o confidence_threshold 1e-12 -o max_tokens 512".split()
 
 # Whose first call a SIGINT meets.
 LOADING = (loading, "_check_loaded")

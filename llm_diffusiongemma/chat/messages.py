@@ -276,7 +276,7 @@ def _tool_message(part: Part, show: Show) -> TemplateMessage:
 def _describe(part: Part) -> str:
     attachment = getattr(part, "attachment", None)
     if attachment is not None:
-        return f"an attachment of type {attachment.type or 'unknown'}"
+        return f"an attachment of type {quoted(attachment.type or 'unknown')}"
     return f"a part of type {type(part).__name__}"
 
 
