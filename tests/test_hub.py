@@ -1223,6 +1223,19 @@ def test_a_token_that_is_none(token: str, hub: LoopbackHub, monkeypatch: pytest.
     assert hub.requests == []
 
 
+@pytest.mark.usefixtures("judged")
+def test_a_slip_in_a_setting_is_said_before_the_machine(
+    hub: LoopbackHub, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was hidden behind the size that the weights are thought to have."""
+    with monkeypatch.context() as slip:
+        slip.setenv("HF_TOKEN", "“hf_quoted”")
+        assert "The token in HF_TOKEN is none" in llm_command.fails("-m", FULL, QUESTION)
+    point_to("hf-mirror.example", monkeypatch)
+    assert "HF_ENDPOINT is" in llm_command.fails("-m", FULL, QUESTION)
+    assert hub.requests == []
+
+
 @pytest.mark.usefixtures("in_process")
 def test_a_token_file_that_is_none(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)

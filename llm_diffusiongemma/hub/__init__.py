@@ -103,6 +103,9 @@ def _download(
         weight_bytes = Checkpoint(here.folder, repo).weight_bytes
     repository = Repository.of(repo)
     with in_plain_words(lack):
+        if not settings.is_offline():
+            # A slip in a setting is sure, and the weights' size is an assumption.
+            settings.check_usable()
         try:
             if settings.is_offline():
                 raise offline(lack)

@@ -204,17 +204,12 @@ class _Request:
         *,
         is_first: bool,
     ) -> None:
-        from huggingface_hub import get_session
-
         self._silence_seconds = silence_seconds
         self._check_wanted = check_wanted
         self._deadline = deadline
         self._came: queue.Queue[Any] = queue.Queue(QUEUED_CHUNKS)
         self._is_abandoned = threading.Event()
-        try:
-            session = get_session()
-        except Exception as error:
-            raise settings.blame_for_session(error) from error
+        session = settings.session()
         try:
             request = session.build_request(method, url, headers=dict(headers), timeout=silence_seconds)
         except Exception as error:

@@ -140,8 +140,25 @@ def _token_source() -> str:
     return named[0] if named else quoted(_constants().HF_TOKEN_PATH)
 
 
-def blame_for_session(error: BaseException) -> HubConnectionError:
-    """huggingface_hub's HTTP client could not be made: of proxies and certificates it reads the environment."""
+def check_usable() -> None:
+    """Raises `HubConnectionError` or `HubAccessError` if no request could be made, whoever were to answer it."""
+    endpoint()
+    headers()
+    session()
+
+
+def session() -> Any:
+    """huggingface_hub's HTTP client, which all of a process share. Raises `HubConnectionError`."""
+    from huggingface_hub import get_session
+
+    try:
+        return get_session()
+    except Exception as error:
+        raise _blame_for_session(error) from error
+
+
+def _blame_for_session(error: BaseException) -> HubConnectionError:
+    """The client could not be made: of proxies and certificates it reads the environment."""
     variables = CERTIFICATE_VARIABLES if isinstance(error, OSError) else PROXY_VARIABLES
     names = [name for variable in variables for name in (variable, variable.lower()) if os.environ.get(name)]
     where = f"Correct or unset {_listed_or(names)}" if names else "Correct this machine's network settings"
