@@ -7,6 +7,7 @@ sentence, or in absurd memory. Whether the sizes are those of the weights is che
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -25,7 +26,8 @@ Size = Annotated[int, Field(ge=1, le=1 << 18)]
 Count = Annotated[int, Field(ge=1, le=1024)]
 HeadDim = Annotated[int, Field(ge=4, le=4096, multiple_of=4)]
 Positive = Annotated[float, Field(gt=0, le=1e12)]
-LayerIndex = Annotated[str, Field(pattern=r"^\d{1,4}$")]
+LAYER_INDEX = re.compile(r"\d{1,4}", re.ASCII)
+LayerIndex = Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,3})$")]
 LayerType = Literal["sliding_attention", "full_attention"]
 Activation = Literal["gelu_pytorch_tanh"]
 
@@ -54,6 +56,13 @@ class _LayerSizes(Document):
     num_key_value_heads: Count | None = None
 
 
+def _by_number(value: Any) -> Any:
+    """transformers writes the numbers of layers with a zero in front, if there are more than ten."""
+    if not isinstance(value, dict):
+        return value
+    return {str(int(key)) if LAYER_INDEX.fullmatch(str(key)) else key: each for key, each in value.items()}
+
+
 class TextConfig(Document):
     """The text network. What a config leaves out has the default of transformers."""
 
@@ -67,7 +76,7 @@ class TextConfig(Document):
     head_dim: HeadDim = 256
     global_head_dim: HeadDim = 512
     num_global_key_value_heads: Count | None = None
-    per_layer_config: dict[LayerIndex, _LayerSizes] | None = None
+    per_layer_config: Annotated[dict[LayerIndex, _LayerSizes] | None, BeforeValidator(_by_number)] = None
     layer_types: Annotated[list[LayerType], Field(min_length=1)] | None = None
     sliding_window: int = Field(default=512, ge=2, le=1 << 24)
     max_position_embeddings: int = Field(default=131_072, ge=1, le=1 << 30)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import DiffusionGemmaConfig
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion.config import read_config, read_generation_settings
@@ -135,6 +136,33 @@ def test_a_config_that_is_taken(place: str, value: Any, tmp_path: Path) -> None:
     config = read_config(spoiled("config.json", place, value, tmp_path)).to_dict()
     names = "auto_map|_attn_implementation|transformers_weights|fusion_config|attention_k_eq_v"
     assert not re.search(names, json.dumps(config))
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_what_transformers_writes_of_the_real_sizes(all_of_it: bool, tmp_path: Path) -> None:
+    """It writes a layer's number with a zero in front: a whole checkpoint was refused for that."""
+    text = {
+        "hidden_size": 2816,
+        "intermediate_size": 2112,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "num_global_key_value_heads": 2,
+        "sliding_window": 1024,
+        "num_experts": 128,
+        "top_k_experts": 8,
+        "moe_intermediate_size": 704,
+        "max_position_embeddings": 262_144,
+        "use_bidirectional_attention": "vision",
+    }
+    config = DiffusionGemmaConfig(text_config=text, vision_config={"model_type": "gemma4_vision"})
+    written = config.to_json_string(use_diff=not all_of_it)
+    assert '"05"' in written
+    (tmp_path / "config.json").write_text(written)
+    read = DiffusionGemmaConfig(**read_config(tmp_path).to_dict())
+    assert read.text_config.to_dict() == config.text_config.to_dict()
+    assert read.vision_config.to_dict() == config.vision_config.to_dict()
 
 
 @pytest.mark.parametrize(
