@@ -23,10 +23,13 @@ def main() -> int:
     arguments = parser.parse_args()
     attack = importlib.import_module(f".{arguments.attack}", __package__)
     rows: collections.Counter[tuple[str, str, bool]] = collections.Counter()
-    for outcome in attack.run(arguments.count, arguments.seed):
-        rows[outcome.kind, outcome.result, outcome.held] += 1
-        if not outcome.held:
-            print(f"NOT HELD  {outcome.kind}: {outcome.result}\n{outcome.detail}", file=sys.stderr)
+    try:
+        for outcome in attack.run(arguments.count, arguments.seed):
+            rows[outcome.kind, outcome.result, outcome.held] += 1
+            if not outcome.held:
+                print(f"NOT HELD  {outcome.kind}: {outcome.result}\n{outcome.detail}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Interrupted: the table is of what was done by then.", file=sys.stderr)
     print("| What was done | What came of it | Times |\n| --- | --- | --- |")
     for (kind, result, held), times in sorted(rows.items()):
         print(f"| {kind} | {result}{'' if held else ' (NOT HELD)'} | {times} |")
