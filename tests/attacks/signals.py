@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import random
@@ -20,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import llm.cli
-import numpy as np
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from llm_diffusiongemma.backends.engine import AUTOMATA_FOLDER
+from llm_diffusiongemma.grammar.cache import SUFFIX
 
 from .outcome import Outcome
 
@@ -151,13 +152,10 @@ def damage(folder: Path, reasons: list[str]) -> list[str]:
     with contextlib.closing(sqlite3.connect(folder / "llm" / "logs.db")) as log:
         if log.execute("pragma integrity_check").fetchone() != ("ok",):
             faults.append("the log is broken")
-    for file in (folder / "llm" / AUTOMATA_FOLDER).glob("*.npz"):
-        try:
-            with np.load(file, allow_pickle=False) as entry:
-                for name in entry.files:
-                    entry[name]
-        except Exception as error:  # whatever it is, a broken file must not have this name
-            faults.append(f"a form's file is broken: {error!r}")
+    for file in (folder / "llm" / AUTOMATA_FOLDER).glob(f"*{SUFFIX}"):
+        content = file.read_bytes()
+        if hashlib.sha256(bytes.fromhex(file.stem) + content[32:]).digest() != content[:32]:
+            faults.append("a form's file is broken")
     # A reply that calls a tool is a turn of its own.
     if len(reasons) > 2 or not REASONS.issuperset(reasons):
         faults.append(f"turns that ended by {' and '.join(reasons)}")
