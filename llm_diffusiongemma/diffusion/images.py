@@ -11,7 +11,7 @@ from ..documents import Document, refuse_unless
 from ..errors import CheckpointError, ImageError
 from ..layout import IMAGE_FILES, check_document, is_here, read_json
 from ..wording import quoted
-from .config import Positive
+from .config_file import Positive
 from .pipeline import ImageInputs
 
 if TYPE_CHECKING:

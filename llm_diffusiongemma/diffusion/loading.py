@@ -41,13 +41,13 @@ from ..layout import (
     weight_names,
 )
 from ..wording import quoted
-from .config import VisionConfig, read_config, read_generation_settings
+from .config_file import VisionConfig, read_config, read_generation_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from .config import GenerationSettings, NetworkConfig
+    from .config_file import ConfigFile, GenerationSettings
 
 # bf16 products are slow or emulated on many CPUs. The upcast is exact, and below this a doubled size is
 # still small; above it the model would hardly fit twice.
@@ -371,7 +371,7 @@ def _generation_config(settings: GenerationSettings) -> DiffusionGemmaGeneration
     return DiffusionGemmaGenerationConfig(**values)
 
 
-def _check_layers(folder: Path, config: NetworkConfig, tensors: dict[str, _Tensor]) -> None:
+def _check_layers(folder: Path, config: ConfigFile, tensors: dict[str, _Tensor]) -> None:
     """Refuse a config of other layers than the weights have, before they are made."""
     vision = config.vision_config or VisionConfig()
     for kind, layers in (("decoder", config.text_config), ("encoder.vision_tower.encoder", vision)):

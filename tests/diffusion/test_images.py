@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import DiffusionGemmaConfig
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
-from llm_diffusiongemma.diffusion.config import read_config
+from llm_diffusiongemma.diffusion.config_file import read_config
 from llm_diffusiongemma.diffusion.images import ImageReader
 from llm_diffusiongemma.errors import CheckpointError
 

@@ -12,7 +12,7 @@ import pytest
 from transformers import DiffusionGemmaConfig
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
-from llm_diffusiongemma.diffusion.config import read_config, read_generation_settings
+from llm_diffusiongemma.diffusion.config_file import read_config, read_generation_settings
 from llm_diffusiongemma.errors import CheckpointError
 
 REMOVED = object()

@@ -1,0 +1,299 @@
+"""DiffusionGemma's text network: one set of weights that reads (encodes) and denoises.
+
+A Gemma 4 with experts, as transformers' `DiffusionGemmaModel` computes it; tests/diffusion/test_network.py holds
+every mode, mask and dtype against that class. The two modes differ in what a position sees, in a scalar a layer,
+and in what goes in: an encoder reads causally and writes the KV cache, a denoiser sees it and its whole canvas.
+
+Batch size is 1 and has no axis. Sizes in comments: n positions, H hidden, Q attention heads, K key and value
+heads, D head_dim, V vocabulary, E experts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .experts import Experts, gelu_gate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .config import AttentionConfig, NetworkConfig
+    from .kv_cache import KVCache
+
+Mode = Literal["encode", "denoise"]
+
+DECODER = "model.decoder."
+ENCODER_LAYERS = "model.encoder.language_model.layers."
+
+
+class _Rotation(NamedTuple):
+    """Rotary embedding of n positions, over the halves of a head: x cos + (second half, first half) sin."""
+
+    cos: torch.Tensor  # [n, 1, D]
+    signed_sin: torch.Tensor  # [n, 1, D], negative in the first half
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`[n, heads, D]`, turned."""
+        return torch.addcmul(x * self.cos, x.roll(x.shape[-1] // 2, -1), self.signed_sin)
+
+
+class _Norm:
+    """RMS norm over the last axis, in fp32, times a weight that is not counted from 1."""
+
+    def __init__(self, weight: torch.Tensor, eps: float) -> None:
+        self.weight = weight
+        self._eps = eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weight, self._eps)
+
+
+class _GatedMLP:
+    """down(gelu(gate x) × up x), gate and up as one product."""
+
+    def __init__(self, gate_up: torch.Tensor, down: torch.Tensor) -> None:
+        self.gate_up = gate_up  # [2 I, H]
+        self.down = down  # [H, I]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(gelu_gate(F.linear(x, self.gate_up)), self.down)
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        gate, up = self.gate_up.chunk(2)
+        yield from (("gate_proj.weight", gate), ("up_proj.weight", up), ("down_proj.weight", self.down))
+
+
+class _Layer:
+    """One layer's weights."""
+
+    def __init__(
+        self, config: NetworkConfig, kind: AttentionConfig, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        def new(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        def norm(size: int) -> _Norm:
+            return _Norm(new(size), config.rms_norm_eps)
+
+        hidden, width = config.hidden_size, config.intermediate_size
+        self.kind = kind
+        self.heads = (config.num_attention_heads, kind.num_key_value_heads)
+        projected = sum(self.heads) + kind.num_key_value_heads * kind.has_value_projection
+        self.qkv = new(projected * kind.head_dim, hidden)
+        self.output = new(hidden, config.num_attention_heads * kind.head_dim)
+        self.q_norm, self.k_norm = norm(kind.head_dim), norm(kind.head_dim)
+        self.input_norm, self.post_attention_norm = norm(hidden), norm(hidden)
+        self.pre_mlp_norm, self.post_mlp_norm = norm(hidden), norm(hidden)
+        self.pre_experts_norm, self.post_experts_norm = norm(hidden), norm(hidden)
+        self.post_norm = norm(hidden)
+        self.mlp = _GatedMLP(new(2 * width, hidden), new(hidden, width))
+        self.router, self.router_scale = new(config.num_experts, hidden), new(hidden)
+        self.per_expert_scale = new(config.num_experts)
+        self.experts = Experts(config.num_experts, hidden, config.moe_intermediate_size, dtype, device)
+        self.scalar: dict[Mode, torch.Tensor] = {"encode": new(1), "denoise": new(1)}
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each weight by its name in a checkpoint, behind the layer's; the parts of a merged one as views."""
+        queries, keys = (heads * self.kind.head_dim for heads in self.heads)
+        yield "self_attn.q_proj.weight", self.qkv[:queries]
+        yield "self_attn.k_proj.weight", self.qkv[queries : queries + keys]
+        if self.kind.has_value_projection:
+            yield "self_attn.v_proj.weight", self.qkv[queries + keys :]
+        yield "self_attn.o_proj.weight", self.output
+        yield "self_attn.q_norm.weight", self.q_norm.weight
+        yield "self_attn.k_norm.weight", self.k_norm.weight
+        yield "input_layernorm.weight", self.input_norm.weight
+        yield "post_attention_layernorm.weight", self.post_attention_norm.weight
+        yield "pre_feedforward_layernorm.weight", self.pre_mlp_norm.weight
+        yield "post_feedforward_layernorm_1.weight", self.post_mlp_norm.weight
+        yield "pre_feedforward_layernorm_2.weight", self.pre_experts_norm.weight
+        yield "post_feedforward_layernorm_2.weight", self.post_experts_norm.weight
+        yield "post_feedforward_layernorm.weight", self.post_norm.weight
+        yield from ((f"mlp.{name}", tensor) for name, tensor in self.mlp.tensors())
+        yield "router.proj.weight", self.router
+        yield "router.scale", self.router_scale
+        yield "router.per_expert_scale", self.per_expert_scale
+        yield from ((f"experts.{name}", tensor) for name, tensor in self.experts.tensors())
+        yield "layer_scalar", self.scalar["denoise"]
+
+
+class Network:
+    """The text network. Its weights are whatever was in memory until each of `tensors` has been filled."""
+
+    def __init__(self, config: NetworkConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        hidden, width, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
+
+        def new(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        self._embedding = new(config.vocab_size, hidden)  # [V, H], of the head, too
+        self._layers = [_Layer(config, kind, dtype, device) for kind in config.layers]
+        self._final_norm = _Norm(new(hidden), eps)
+        self._conditioning_norm = _Norm(new(hidden), eps)
+        self._conditioning = _GatedMLP(new(2 * width, hidden), new(hidden, width))
+        # As a number of the weights' dtype, which transformers makes of it first.
+        self._embedding_scale = torch.tensor(hidden**0.5, dtype=dtype).item()
+        self._frequencies = {kind: _frequencies(kind, device) for kind in dict.fromkeys(config.layers)}
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each weight by its name in a checkpoint: where its values belong, a tensor or a view of one."""
+        yield f"{DECODER}embed_tokens.weight", self._embedding
+        for i, layer in enumerate(self._layers):
+            yield from ((f"{DECODER}layers.{i}.{name}", tensor) for name, tensor in layer.tensors())
+            yield f"{ENCODER_LAYERS}{i}.layer_scalar", layer.scalar["encode"]
+        yield f"{DECODER}norm.weight", self._final_norm.weight
+        yield f"{DECODER}self_conditioning.pre_norm.weight", self._conditioning_norm.weight
+        for name, tensor in self._conditioning.tensors():
+            yield f"{DECODER}self_conditioning.{name}", tensor
+
+    @property
+    def size(self) -> int:
+        """V"""
+        return self.config.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """H"""
+        return self.config.hidden_size
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens int64 `[n]` as both modes read them: `[n, H]`."""
+        return F.embedding(tokens, self._embedding) * self._embedding_scale
+
+    def encode(self, embeddings: torch.Tensor, cache: KVCache, spans: Sequence[range] = ()) -> None:
+        """Read `[n, H]` behind what is in the cache, and put it there.
+
+        `spans` are positions, counted from the conversation's first: the soft tokens of an image each, which stand
+        among the n and see each other.
+        """
+        cache.reserve(len(embeddings))
+        self._run(embeddings, "encode", cache, spans if self.config.image_tokens_see_each_other else ())
+        cache.commit(len(embeddings))
+
+    def denoise(self, canvas: torch.Tensor, soft_embeddings: torch.Tensor | None, cache: KVCache) -> torch.Tensor:
+        """One step over a canvas int64 `[256]` behind what is in the cache: `[256, H]`, for the head.
+
+        `soft_embeddings` `[256, H]` are the mean embedding of each position by the step before
+        (self-conditioning), as `mix` gives them; None at a canvas's first step.
+        """
+        cache.reserve(len(canvas))
+        x = self.embed(canvas)
+        if soft_embeddings is not None:
+            soft = (soft_embeddings * self._embedding_scale).to(self.dtype)
+            x = x + self._conditioning(self._conditioning_norm(soft))
+        x = F.rms_norm(x, x.shape[-1:], None, self.config.rms_norm_eps)
+        return self._final_norm(self._run(x, "denoise", cache))
+
+    def logits(self, hidden: torch.Tensor, tokens: slice, out: torch.Tensor) -> None:
+        """The head for some tokens, before the softcap: `[n, H]` to fp32 `[n, len(tokens)]`, into `out`."""
+        weights = self._embedding[tokens].T
+        if self.dtype == torch.float32:
+            torch.mm(hidden, weights, out=out)
+        else:
+            out.copy_(hidden @ weights)
+
+    def mix(self, weights: torch.Tensor, tokens: slice) -> torch.Tensor:
+        """Sums of the embeddings of some of the vocabulary: weights fp32 `[n, len(tokens)]` to fp32 `[n, H]`."""
+        return (weights.to(self.dtype) @ self._embedding[tokens]).float()
+
+    def _run(self, x: torch.Tensor, mode: Mode, cache: KVCache, spans: Sequence[range] = ()) -> torch.Tensor:
+        """Through all layers, `[n, H]` to `[n, H]`. Encoding ends with the keys and values of the last one."""
+        positions = torch.arange(cache.length, cache.length + len(x), device=x.device)
+        rotations = {kind: _rotation(f, positions, x.dtype) for kind, f in self._frequencies.items()}
+        masks = (
+            {kind: _mask(kind, positions, cache, spans) for kind in self._frequencies} if mode == "encode" else {}
+        )
+        for i, layer in enumerate(self._layers):
+            queries, keys, values = self._project(layer, x, rotations[layer.kind])
+            keys, values = cache.write(i, keys, values)
+            if mode == "encode":
+                if layer is self._layers[-1]:
+                    break
+                attended = _attend_causally(queries, keys, values, masks[layer.kind])
+            else:
+                attended = _attend(queries, keys, values)
+            x = x + layer.post_attention_norm(F.linear(attended, layer.output))
+            dense = layer.post_mlp_norm(layer.mlp(layer.pre_mlp_norm(x)))
+            sparse = layer.post_experts_norm(layer.experts(layer.pre_experts_norm(x), *self._route(layer, x)))
+            x = (x + layer.post_norm(dense + sparse)) * layer.scalar[mode]
+        return x
+
+    def _project(
+        self, layer: _Layer, x: torch.Tensor, rotate: _Rotation
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries `[n, Q, D]`, keys and values `[n, K, D]`."""
+        num_queries, num_keys = layer.heads
+        projected = F.linear(layer.input_norm(x), layer.qkv).view(len(x), -1, layer.kind.head_dim)
+        queries, keys = projected[:, :num_queries], projected[:, num_queries : num_queries + num_keys]
+        values = projected[:, num_queries + num_keys :] if layer.kind.has_value_projection else keys
+        turned = rotate(torch.cat((layer.q_norm(queries), layer.k_norm(keys)), 1))
+        values = F.rms_norm(values, values.shape[-1:], None, self.config.rms_norm_eps)
+        return turned[:, :num_queries], turned[:, num_queries:], values
+
+    def _route(self, layer: _Layer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The experts of each position, int64 `[n, k]`, and their weights, fp32 `[n, k]`."""
+        normed = F.rms_norm(x, x.shape[-1:], layer.router_scale, self.config.rms_norm_eps)
+        scores = F.linear(normed * self.config.hidden_size**-0.5, layer.router)  # [n, E]
+        weights, chosen = scores.softmax(-1, dtype=torch.float32).topk(self.config.top_k_experts)
+        return chosen, weights / weights.sum(-1, keepdim=True) * layer.per_expert_scale[chosen]
+
+
+def _frequencies(kind: AttentionConfig, device: torch.device) -> torch.Tensor:
+    """Radians a position by which each pair of a head turns: fp32 `[D / 2]`, theta^(-2 i / D) for pair i."""
+    pairs = kind.head_dim // 2
+    exponents = torch.arange(pairs, dtype=torch.float32) * 2 / kind.head_dim
+    turning = int(kind.rope_share * kind.head_dim // 2)
+    frequencies = torch.where(torch.arange(pairs) < turning, 1 / kind.rope_theta**exponents, 0)
+    return frequencies.to(device)
+
+
+def _rotation(frequencies: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> _Rotation:
+    angles = positions[:, None, None].float() * frequencies  # [n, 1, D / 2]
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return _Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+
+
+def _mask(
+    kind: AttentionConfig, positions: torch.Tensor, cache: KVCache, spans: Sequence[range]
+) -> torch.Tensor | None:
+    """What each of n positions sees of what `KVCache.write` returns: bool `[n, seen]`; None for plainly causal."""
+    n, first = len(positions), cache.first_seen(kind.window)
+    if cache.length == 0 and not spans and (kind.window is None or n <= kind.window):
+        return None
+    rows, columns = positions[:, None], torch.arange(first, cache.length + n, device=positions.device)
+    mask = columns <= rows
+    if kind.window is not None:
+        mask &= columns > rows - kind.window
+    for span in spans:
+        mask[span.start - cache.length : span.stop - cache.length, span.start - first : span.stop - first] = True
+    return mask
+
+
+def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Everything sees everything: queries `[n, Q, D]`, keys and values `[K, seen, D]`, to `[n, Q D]`.
+
+    The queries that share a key head become its rows: exact without a mask, and no head is repeated.
+    """
+    n, heads, width = queries.shape
+    groups = len(keys)
+    rows = queries.view(n, groups, -1, width).permute(1, 2, 0, 3).reshape(1, groups, -1, width)
+    result = F.scaled_dot_product_attention(rows, keys[None], values[None], scale=1.0)
+    return result.view(heads, n, width).transpose(0, 1).reshape(n, -1)
+
+
+def _attend_causally(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The same for an encoder, whose mask is `[n, seen]`. A key head stands for its queries by a stride of 0."""
+    n, heads, width = queries.shape
+    groups, seen, _ = keys.shape
+    rows = queries.transpose(0, 1).view(groups, -1, n, width)
+    keys, values = (each[:, None].expand(groups, heads // groups, seen, width) for each in (keys, values))
+    result = F.scaled_dot_product_attention(rows, keys, values, mask, is_causal=mask is None, scale=1.0)
+    return result.reshape(heads, n, width).transpose(0, 1).reshape(n, -1)
