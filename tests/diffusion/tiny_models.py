@@ -13,6 +13,9 @@ from transformers import (
     Gemma4VisionConfig,
 )
 
+from llm_diffusiongemma.diffusion.config_file import ConfigFile
+from llm_diffusiongemma.diffusion.network import Network
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -93,6 +96,17 @@ def tiny_model(
 def shared_model() -> DiffusionGemmaForBlockDiffusion:
     """One for all the tests that don't change it. It never ends a reply by itself."""
     return tiny_model(max_position_embeddings=128)
+
+
+def network_of(model: DiffusionGemmaForBlockDiffusion) -> Network:
+    """The same text network with the same weights, of the model's own dtype."""
+    config = ConfigFile.model_validate(model.config.to_dict()).network()
+    network = Network(config, model.dtype, model.device)
+    weights = model.state_dict()
+    for name, tensor in network.tensors():
+        assert tensor.shape == weights[name].shape, name
+        tensor.copy_(weights[name])
+    return network
 
 
 def prompt_of(length: int, vocab_size: int = 96, seed: int = 0) -> list[int]:
