@@ -24,7 +24,7 @@ from ..errors import (
     OptionError,
     PromptError,
 )
-from .loading import is_out_of_memory
+from .devices import is_out_of_memory
 from .prefix_cache import EncodedPrefix, Identity, PrefixCache
 from .sampler import (
     DenoisingStep,
