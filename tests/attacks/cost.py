@@ -112,10 +112,10 @@ def main() -> None:
 
 def _image_reader() -> Any:
     import torch
+    from llm_diffusiongemma.diffusion.images import ImageReader
     from transformers import AutoConfig
 
     from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
-    from llm_diffusiongemma.diffusion.images import ImageReader
 
     torch.set_num_threads(1)
     return ImageReader(EMBEDDED_CHECKPOINT, AutoConfig.from_pretrained(EMBEDDED_CHECKPOINT))
