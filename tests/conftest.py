@@ -142,7 +142,7 @@ def network_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[int
 
         def generate(prompt_ids: list[int], **_: object) -> object:
             prompts.append(prompt_ids)
-            ids = engine._tokenizer.encode(next(left), add_special_tokens=False)
+            ids = engine._tokenizer.encode(next(left))
             return (block for block in [Block(0, ids, 106, 1, True, "stop", len(prompt_ids), 0.1)])
 
         monkeypatch.setattr(engine.pipeline, "generate", generate)

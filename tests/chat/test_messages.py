@@ -10,18 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm.parts import AttachmentPart, Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from PIL import Image
-from transformers import AutoTokenizer
 
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat import messages as messages_module
 from llm_diffusiongemma.chat.images import Picture
 from llm_diffusiongemma.chat.messages import PromptEncoder, read_conversation, settle_results
-from llm_diffusiongemma.chat.tokenizer import control_tokens
 from llm_diffusiongemma.errors import PromptError
 
-TOKENIZER = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
+from ..tokenizers import load, ours
+
+TOKENIZER = ours()
 ENCODER = PromptEncoder(TOKENIZER)
-CONTROL = control_tokens(TOKENIZER)
+CONTROL = TOKENIZER.control_tokens
 MARKERS = sorted(CONTROL.values())
 
 
@@ -42,8 +41,8 @@ def test_system_and_history() -> None:
 
 def test_blanks_around_text_are_trimmed_by_the_template() -> None:
     """Also where the tokenizer has tokens of its own for blanks, as Gemma's has."""
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
-    tokenizer.add_tokens(["\n", "\n\n"])
+    tokenizer = load("byte level")
+    tokenizer.backend.add_tokens(["\n", "\n\n"])
     ids = PromptEncoder(tokenizer).encode(read_conversation([llm.user("\n\nHi\n\nyou\n")]).messages)
     assert tokenizer.decode(ids) == "<bos><|turn>user\nHi\n\nyou<turn|>\n<|turn>model\n"
 
@@ -170,7 +169,7 @@ def test_the_tokens_of_a_video_are_those_of_transformers_text() -> None:
     """Its processor joins `mm:ss` and image with blanks, and the tokenizer sees all of it at once."""
     text = f"<bos><|turn>user\n00:00 {I} 00:01 {I} 61:05 {I}What?<turn|>\n<|turn>model\n"
     conversation = read_conversation([llm.user("What?", VIDEO)])
-    assert ENCODER.encode(conversation.messages) == TOKENIZER.encode(text, add_special_tokens=False)
+    assert ENCODER.encode(conversation.messages) == TOKENIZER.encode(text)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +316,7 @@ def test_text_never_stands_for_a_picture(evil: str) -> None:
     conversation = read_conversation(messages)
     tools = [{"type": "function", "function": {"name": "a", "description": evil, "parameters": {}}}]
     ids = ENCODER.encode(conversation.messages, tools=tools)
-    pictures = [token for token in ids if token == TOKENIZER.convert_tokens_to_ids(I)]
+    pictures = [token for token in ids if token == ENCODER.control_id(I)]
     assert len(pictures) == len(conversation.pictures) == 5
     assert TOKENIZER.decode(ids).count(evil) >= 5
 
