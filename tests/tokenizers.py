@@ -61,6 +61,14 @@ def theirs(kind: str = "byte level") -> Any:
     return GemmaTokenizer.from_pretrained(_sentencepiece().name, local_files_only=True)
 
 
+def rendered_by_transformers(messages: list[dict[str, Any]], tools: list[dict[str, Any]], thinking: bool) -> str:
+    """A prompt by the embedded checkpoint's template."""
+    text: str = theirs().apply_chat_template(
+        messages, tools=tools or None, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+    )
+    return text
+
+
 @functools.cache
 def _sentencepiece() -> tempfile.TemporaryDirectory[str]:
     """Deleted when the tests end."""

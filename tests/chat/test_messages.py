@@ -16,7 +16,8 @@ from llm_diffusiongemma.chat.images import Picture
 from llm_diffusiongemma.chat.messages import PromptEncoder, read_conversation, settle_results
 from llm_diffusiongemma.errors import PromptError
 
-from ..tokenizers import load, ours
+from ..tokenizers import KINDS, load, ours, rendered_by_transformers, theirs
+from .conversations import CONVERSATIONS, EVIL, with_text
 
 TOKENIZER = ours()
 ENCODER = PromptEncoder(TOKENIZER)
@@ -45,6 +46,17 @@ def test_blanks_around_text_are_trimmed_by_the_template() -> None:
     tokenizer.backend.add_tokens(["\n", "\n\n"])
     ids = PromptEncoder(tokenizer).encode(read_conversation([llm.user("\n\nHi\n\nyou\n")]).messages)
     assert tokenizer.decode(ids) == "<bos><|turn>user\nHi\n\nyou<turn|>\n<|turn>model\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_a_prompt_is_the_tokens_that_transformers_makes(name: str, kind: str) -> None:
+    tokenizer, witness = ours(kind), theirs(kind)
+    for asked in CONVERSATIONS[name]:
+        ids = PromptEncoder(tokenizer).encode(asked.messages, tools=asked.tools, thinking=asked.thinking)
+        text = rendered_by_transformers(asked.messages, asked.tools, asked.thinking)
+        assert ids == witness.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(ids) == witness.decode(ids, skip_special_tokens=False)
 
 
 def test_thinking() -> None:
@@ -322,6 +334,25 @@ def test_text_never_stands_for_a_picture(evil: str) -> None:
 
 
 # --- hostile text ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", with_text(EVIL))
+def test_markers_in_text_are_text(where: str, kind: str) -> None:
+    """In all of a conversation that is not the template's, with either vocabulary."""
+    tokenizer = ours(kind)
+    encoder = PromptEncoder(tokenizer)
+
+    def encode(text: str, number: int) -> tuple[list[int], str]:
+        asked = with_text(text)[where][number]
+        ids = encoder.encode(asked.messages, tools=asked.tools, thinking=asked.thinking)
+        return [token for token in ids if token in tokenizer.control_tokens], tokenizer.decode(ids)
+
+    for number in range(len(with_text(EVIL)[where])):
+        (control, decoded), (as_control, as_decoded) = encode(EVIL, number), encode("harmless", number)
+        assert control == as_control
+        assert decoded == as_decoded.replace("harmless", EVIL)
+
 
 HOSTILE = st.lists(st.sampled_from([*MARKERS, "<", "|", ">", "a", " ", "\n", "turn", "\ue000"]), max_size=8).map(
     "".join
