@@ -21,10 +21,10 @@ import llm
 
 from .. import hub
 from ..catalog import DEVICE_VARIABLE, ModelEntry
-from ..chat.checkpoint import load_tokenizer
+from ..chat.checkpoint import NetworkTokens, load_tokenizer
 from ..chat.messages import PromptEncoder
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
-from ..chat.tokenizer import ChatTokenizer, control_tokens, decode, table_decoder, token_bytes
+from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
 from ..errors import CheckpointError, DeviceError, DiffusionGemmaError
 from . import forks
 from .forks import importing, indivisible
@@ -68,7 +68,7 @@ class Engine:
         )
         self.prompt_encoder = PromptEncoder(tokenizer)
         self._tokenizer = tokenizer
-        self.control_tokens = control_tokens(tokenizer)
+        self.control_tokens = tokenizer.control_tokens
         # Reentrant: a worker thread holds it for its whole reply, each step takes it again.
         self.lock: ReentrantLock = threading.RLock()
         """Anew in a forked process: don't keep it."""
@@ -91,7 +91,7 @@ class Engine:
             raise _lost_by_fork(self.loaded.device.type)
 
     def decode(self, token_ids: list[int]) -> str:
-        return decode(self._tokenizer, token_ids)
+        return self._tokenizer.decode(token_ids)
 
     @cached_property
     def _token_bytes(self) -> list[bytes | None]:
@@ -193,13 +193,23 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
             # The model first: its checks say best what is wrong with a folder.
             loaded = load_model(checkpoint.folder, device, stop.check)
             stop.check()
-            tokenizer = load_tokenizer(checkpoint.folder, loaded.config, loaded.generation)
+            tokenizer = load_tokenizer(checkpoint.folder, _network_tokens(loaded))
             engine = Engine(loaded, tokenizer, checkpoint.folder)
     except CheckpointError as error:
         raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source, checkpoint.folder)}") from error
     # What is in the cache is whole, whenever somebody interrupts.
     _engines[key] = engine
     return Ready(engine, checkpoint.resolved_model, import_seconds + time.perf_counter() - started)
+
+
+def _network_tokens(loaded: LoadedModel) -> NetworkTokens:
+    config, text = loaded.config, loaded.config.text_config
+    return NetworkTokens(
+        vocab_size=text.vocab_size,
+        bos_token_id=text.bos_token_id,
+        image_tokens=(config.boi_token_id, config.image_token_id, config.eoi_token_id),
+        eos_token_ids=tuple(loaded.generation.eos_token_id),
+    )
 
 
 def _check_cuda_after_fork(device: str | None) -> None:
@@ -226,6 +236,8 @@ def _lost_by_fork(device_type: str) -> DeviceError:
 @cache
 def _import_libraries(owns_process: bool) -> None:
     with importing("engine"), _no_garbage_collection(owns_process):
+        import tokenizers  # noqa: F401
+
         from ..diffusion import loading, pipeline, vision  # noqa: F401
 
 

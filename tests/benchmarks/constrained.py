@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.tokenizer import token_bytes
 from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness
@@ -23,6 +21,7 @@ from llm_diffusiongemma.grammar.constraint import TextConstraint
 from llm_diffusiongemma.grammar.dfa import ByteDFA
 from llm_diffusiongemma.grammar.pattern import regex_language
 
+from ..tokenizers import ours
 from .contestants import Task
 from .measure import Sizes
 
@@ -93,7 +92,7 @@ def gemma_like_vocabulary(sizes: Sizes) -> Vocabulary:
 
 
 def tiny_vocabulary(model: Any) -> Vocabulary:
-    table = token_bytes(AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True))
+    table = token_bytes(ours())
     size = model.config.text_config.vocab_size
     return Vocabulary(table, size=size, eos_token_ids=[1], pad_token_id=0)
 

@@ -11,15 +11,13 @@ from typing import Any
 
 import llm
 import torch
-from transformers import AutoTokenizer
 
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.messages import PromptEncoder, read_conversation
 from llm_diffusiongemma.chat.output import ReplyReader
-from llm_diffusiongemma.chat.tokenizer import control_tokens
 from llm_diffusiongemma.diffusion.pipeline import Block
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
 
+from ..tokenizers import ours
 from .contestants import our_pipeline
 from .measure import Sizes
 
@@ -94,13 +92,13 @@ def encoder_seconds(model: Any) -> Iterator[list[float]]:
 
 def chat_seconds(sizes: Sizes, repeats: int) -> tuple[float, float]:
     """Median seconds of templating and tokenising a chat and of reading a reply of 256 tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
+    tokenizer = ours()
     encoder = PromptEncoder(tokenizer)
     text = "The canvas is refined step by step until it has converged. " * 8
     messages = [part for _ in range(sizes.turns - 1) for part in (llm.user(text), llm.assistant(text))]
     messages.append(llm.user(text))
-    names = control_tokens(tokenizer)
-    ids = tokenizer.encode(text, add_special_tokens=False)[:256]
+    names = tokenizer.control_tokens
+    ids = tokenizer.encode(text)[:256]
     writing, reading = [], []
     for _ in range(repeats):
         started = time.perf_counter()
