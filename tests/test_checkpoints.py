@@ -347,5 +347,7 @@ def test_a_short_run_of_the_attack_on_checkpoints(
         random_ = random.Random(f"suite-{case}")
         folder = checkpoints.make_folder(tmp_path / str(case))
         kind, done = checkpoints.mutate(folder, random_)
-        result, held = checkpoints.reply_from(folder, picture if kind.startswith("preprocessor") else None)
+        image = picture if kind.startswith(("preprocessor", checkpoints.TOWER_WEIGHTS)) else None
+        result, held = checkpoints.reply_from(folder, image)
+        held = held and checkpoints.is_right(kind, result, with_image=image is not None)
         assert held, f"{kind}, case {case}: {done}: {result}"

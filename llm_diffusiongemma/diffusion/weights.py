@@ -139,7 +139,7 @@ class Weights:
 
 
 def read_headers(folder: Path) -> Weights:
-    """What the weight files of a folder hold: those that transformers would load, all of them.
+    """What the weight files of a folder hold.
 
     Raises `CheckpointError` if one is missing or damaged or two have the same tensor, and `FileAccessError`.
     """
