@@ -12,6 +12,7 @@ import torch
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma.diffusion import kv_cache
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
 
 from .reference import Reference
@@ -55,6 +56,13 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "nothing of a layer": {"per_layer_config": {}, **GLOBAL},
     "nothing at all": {},
 }
+
+
+@pytest.fixture(autouse=True)
+def _little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the KV cache of a short context has to grow and forget."""
+    monkeypatch.setattr(kv_cache, "PIECE", 8)
+    monkeypatch.setattr(kv_cache, "SLIDING_PIECE", 4)
 
 
 @torch.no_grad()
@@ -134,7 +142,7 @@ def pairs(
     spans: Sequence[range] = (),
     steps: int = 3,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Our logits and theirs, of the steps of a canvas behind each chunk. Each goes its own way through a canvas."""
+    """Our logits and theirs, of the steps of a canvas behind each chunk. Each is conditioned by its own."""
     ours, theirs = Conversation(network), Reference(model)
     vocab_size, canvas_length = network.size, network.config.canvas_length
     prompt = tokens(sum(chunks), vocab_size)
