@@ -48,10 +48,16 @@ class Examiner:
 
         from ..diffusion.loading import load_model
         from ..diffusion.pipeline import BlockDiffusionPipeline
+        from ..diffusion.vision import ImageReader
 
-        self.model = load_model(folder, torch.device("cpu")).model
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.pipeline: BlockDiffusionPipeline = BlockDiffusionPipeline(self.model)
+        self._loaded = load_model(folder, torch.device("cpu"))
+        self._pipeline: BlockDiffusionPipeline = BlockDiffusionPipeline(
+            self._loaded.network,
+            eos_token_ids=self._loaded.generation.eos_token_id,
+            pad_token_id=self._loaded.generation.pad_token_id,
+        )
+        self._image_reader = ImageReader(folder, self._loaded.config, self._loaded.dtype, self._loaded.device)
 
     def examine(self, skill: str, questions: int, *, held_out: bool = True, seed: int = 1) -> Score:
         """Ask one skill so many questions."""
@@ -73,32 +79,24 @@ class Examiner:
         """The reply to a lesson's prompt with its control tokens, what ended it, its blocks and steps."""
         import torch
 
-        from ..diffusion.pipeline import Block, ImageInputs
+        from ..diffusion.pipeline import Block
+        from ..diffusion.request import Prompt, Request
         from ..diffusion.sampler import GeneratorRandomness, SamplerSettings
 
         prompt = self.tokenizer.encode(render(self.tokenizer, lesson), add_special_tokens=False)
-        image_inputs = None
+        shown = []
         if lesson.colour is not None:
             from . import images  # needs Pillow, which nothing else does
 
-            image_token_id = self.model.config.image_token_id
-            pixels, counts = images.preprocess([images.plain(lesson.colour, random.Random(seed))])
-            prompt = images.expand(prompt, counts[0], image_token_id)
-            first = prompt.index(image_token_id)
-            image_inputs = ImageInputs(
-                pixel_values=list(pixels["pixel_values"]),
-                image_position_ids=list(pixels["image_position_ids"]),
-                spans=(range(first, first + counts[0]),),
-            )
+            shown.append(self._image_reader.cut(images.plain(lesson.colour, random.Random(seed)), None))
+        prompt, placed = self._image_reader.place(prompt, shown)
+        settings = SamplerSettings.from_generation_config(self._loaded.generation)
         tokens: list[int] = []
         blocks = steps = 0
         end = None
-        for block in self.pipeline.generate(
-            prompt,
-            settings=SamplerSettings.from_generation_config(self.model.generation_config),
-            max_tokens=1024,
+        for block in self._pipeline.generate(
+            Request(Prompt(prompt, placed), settings, max_tokens=1024),
             randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
-            images=image_inputs,
         ):
             assert isinstance(block, Block)
             tokens += block.tokens
