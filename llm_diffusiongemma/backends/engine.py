@@ -33,6 +33,8 @@ from .isolation import isolated, isolated_numbers
 from .turn import ALWAYS_WANTED, Stop
 
 if TYPE_CHECKING:
+    import torch
+
     from ..diffusion.loading import LoadedModel
     from ..grammar.automaton import Vocabulary
     from ..grammar.constraint import TextConstraint
@@ -73,6 +75,24 @@ class Engine:
         self.lock: ReentrantLock = threading.RLock()
         """Anew in a forked process: don't keep it."""
         self._process = os.getpid()
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, check_wanted: Callable[[], None] = lambda: None) -> Engine:
+        """A checkpoint's folder on a device. Raises what loading its model or its tokenizer raises, and between
+        their parts what `check_wanted` raises."""
+        from ..diffusion.loading import load_model
+
+        # The model first: its checks say best what is wrong with a folder.
+        loaded = load_model(folder, device, check_wanted)
+        check_wanted()
+        config, text = loaded.config, loaded.config.text_config
+        expected = NetworkTokens(
+            vocab_size=text.vocab_size,
+            bos_token_id=text.bos_token_id,
+            image_tokens=(config.boi_token_id, config.image_token_id, config.eoi_token_id),
+            eos_token_ids=tuple(loaded.generation.eos_token_id),
+        )
+        return cls(loaded, load_tokenizer(folder, expected), folder)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -170,7 +190,6 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
 
 def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready:
     from ..diffusion.devices import check_fits, resolve_device
-    from ..diffusion.loading import load_model
 
     # A device that is not there is told before anything is looked for or downloaded.
     _check_cuda_after_fork(entry.device)
@@ -190,26 +209,12 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
     started = time.perf_counter()
     try:
         with indivisible(), _no_garbage_collection(stop.owns_process), isolated():
-            # The model first: its checks say best what is wrong with a folder.
-            loaded = load_model(checkpoint.folder, device, stop.check)
-            stop.check()
-            tokenizer = load_tokenizer(checkpoint.folder, _network_tokens(loaded))
-            engine = Engine(loaded, tokenizer, checkpoint.folder)
+            engine = Engine.load(checkpoint.folder, device, stop.check)
     except CheckpointError as error:
         raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source, checkpoint.folder)}") from error
     # What is in the cache is whole, whenever somebody interrupts.
     _engines[key] = engine
     return Ready(engine, checkpoint.resolved_model, import_seconds + time.perf_counter() - started)
-
-
-def _network_tokens(loaded: LoadedModel) -> NetworkTokens:
-    config, text = loaded.config, loaded.config.text_config
-    return NetworkTokens(
-        vocab_size=text.vocab_size,
-        bos_token_id=text.bos_token_id,
-        image_tokens=(config.boi_token_id, config.image_token_id, config.eoi_token_id),
-        eos_token_ids=tuple(loaded.generation.eos_token_id),
-    )
 
 
 def _check_cuda_after_fork(device: str | None) -> None:

@@ -11,14 +11,10 @@ import argparse
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ..catalog import EMBEDDED_CHECKPOINT
 from . import data
-from .network import STOP, TOOL_STOP, render
-
-if TYPE_CHECKING:
-    from ..diffusion.pipeline import BlockDiffusionPipeline
+from .network import STOP, TOOL_STOP
 
 
 @dataclass
@@ -44,20 +40,12 @@ class Examiner:
 
     def __init__(self, folder: Path = EMBEDDED_CHECKPOINT) -> None:
         import torch
-        from transformers import AutoTokenizer
 
-        from ..diffusion.loading import load_model
-        from ..diffusion.pipeline import BlockDiffusionPipeline
-        from ..diffusion.vision import ImageReader
+        from ..backends.engine import Engine
+        from ..diffusion.sampler import SamplerSettings
 
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._loaded = load_model(folder, torch.device("cpu"))
-        self._pipeline: BlockDiffusionPipeline = BlockDiffusionPipeline(
-            self._loaded.network,
-            eos_token_ids=self._loaded.generation.eos_token_id,
-            pad_token_id=self._loaded.generation.pad_token_id,
-        )
-        self._image_reader = ImageReader(folder, self._loaded.config, self._loaded.dtype, self._loaded.device)
+        self._engine = Engine.load(folder, torch.device("cpu"))
+        self._settings = SamplerSettings.from_generation_config(self._engine.loaded.generation)
 
     def examine(self, skill: str, questions: int, *, held_out: bool = True, seed: int = 1) -> Score:
         """Ask one skill so many questions."""
@@ -81,21 +69,21 @@ class Examiner:
 
         from ..diffusion.pipeline import Block
         from ..diffusion.request import Prompt, Request
-        from ..diffusion.sampler import GeneratorRandomness, SamplerSettings
+        from ..diffusion.sampler import GeneratorRandomness
 
-        prompt = self.tokenizer.encode(render(self.tokenizer, lesson), add_special_tokens=False)
+        engine = self._engine
+        ids = engine.prompt_encoder.encode(lesson.messages, tools=lesson.tools, thinking=lesson.thinking)
         shown = []
         if lesson.colour is not None:
             from . import images  # needs Pillow, which nothing else does
 
-            shown.append(self._image_reader.cut(images.plain(lesson.colour, random.Random(seed)), None))
-        prompt, placed = self._image_reader.place(prompt, shown)
-        settings = SamplerSettings.from_generation_config(self._loaded.generation)
+            shown.append(engine.image_reader.cut(images.plain(lesson.colour, random.Random(seed)), None))
+        ids, placed = engine.image_reader.place(ids, shown)
         tokens: list[int] = []
         blocks = steps = 0
         end = None
-        for block in self._pipeline.generate(
-            Request(Prompt(prompt, placed), settings, max_tokens=1024),
+        for block in engine.pipeline.generate(
+            Request(Prompt(ids, placed), self._settings, max_tokens=1024),
             randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
         ):
             assert isinstance(block, Block)
@@ -103,7 +91,7 @@ class Examiner:
             blocks += 1
             steps += block.denoising_steps
             end = block.eos_token_id
-        return self.tokenizer.decode(tokens, skip_special_tokens=False), end, blocks, steps
+        return engine.decode(tokens), end, blocks, steps
 
 
 def main() -> None:
