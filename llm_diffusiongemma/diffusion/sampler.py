@@ -335,8 +335,11 @@ def exact_device(device: torch.device) -> torch.device:
 
 
 def soft_cap_(logits: torch.Tensor, cap: float) -> None:
-    """cap tanh(z / cap) **in place**, as cap - 2 cap / (1 + exp(2 z / cap)): on a CPU 2.5 times as fast."""
-    logits.mul_(2 * LOG2_E / cap).exp2_().add_(1).reciprocal_().mul_(-2 * cap).add_(cap)
+    """cap tanh(z / cap) **in place**, by way of an exponential: on a CPU 2.5 times as fast as torch's tanh.
+
+    It is 2 cap (1/2 - 1 / (1 + exp(2 z / cap))), here within cap / 2^22 of it.
+    """
+    logits.mul_(2 * LOG2_E / cap).exp2_().add_(1).reciprocal_().sub_(0.5).mul_(-2 * cap)
 
 
 def _first_above(cdf: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
