@@ -15,13 +15,20 @@ from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.tokenizer import token_bytes
 from llm_diffusiongemma.diffusion.loading import load_model
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
-from llm_diffusiongemma.diffusion.sampler import EntropyBoundSampler, GeneratorRandomness, SamplerSettings
+from llm_diffusiongemma.diffusion.sampler import (
+    Distributions,
+    EntropyBoundSampler,
+    GeneratorRandomness,
+    SamplerSettings,
+    VocabularyBlock,
+)
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.automaton import TokenAutomaton, build
 from llm_diffusiongemma.grammar.constraint import TextConstraint
 from llm_diffusiongemma.grammar.pattern import regex_language
 from tests.grammar.languages import BYTE_TOKENS, EOS, PAD, text_of, vocabulary_of
 
+from .plain_vocabulary import PlainVocabulary
 from .tiny_models import prompt_of, tiny_model
 
 if TYPE_CHECKING:
@@ -178,33 +185,30 @@ def test_a_step_sees_the_constraint_in_all_it_does() -> None:
     forced = torch.tensor([*[4 + ord("a"), 4 + ord("b")] * 4, EOS])
     size = len(BYTE_TOKENS)
     settings = SamplerSettings(48, 0.1, 0.4, 0.8, 0.005, 1)
-    for dtype in (torch.float32, torch.bfloat16):
-        sampler = EntropyBoundSampler(
-            settings,
-            canvas_length=len(forced),
-            vocab_size=size,
-            device=CPU,
-            softcap=30.0,
-            self_conditioning_dtype=dtype,
-            randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
-        )
-        constraint = TextConstraint(automaton, CPU)
-        constraint.start_canvas(len(forced), len(forced))
-        sampler.start_canvas(constraint)
-        for steps_left in (48, 47):
-            logits = torch.randn(len(forced), size, generator=torch.Generator().manual_seed(steps_left)) * 20
-            step = sampler.step(logits, steps_left)
-            assert step.argmax.tolist() == forced.tolist()
-            assert step.entropy.max() < 1e-6
-            assert step.accepted.all()
-            assert step.canvas.tolist() == forced.tolist()
-            assert step.self_conditioning_logits.dtype == dtype
-            shares = step.self_conditioning_logits.float().softmax(-1)
-            assert torch.allclose(shares[range(len(forced)), forced], torch.ones(len(forced)))
-            assert step.converged == (steps_left == 47)
+    sampler = EntropyBoundSampler(
+        settings,
+        vocabulary=PlainVocabulary(size),
+        canvas_length=len(forced),
+        device=CPU,
+        softcap=30.0,
+        randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
+    )
+    constraint = TextConstraint(automaton, CPU)
+    constraint.start_canvas(len(forced), len(forced))
+    sampler.start_canvas(constraint)
+    for steps_left in (48, 47):
+        logits = torch.randn(len(forced), size, generator=torch.Generator().manual_seed(steps_left)) * 20
+        step = sampler.step(logits, steps_left)
+        assert step.argmax.tolist() == forced.tolist()
+        assert step.entropy.max() < 1e-6
+        assert step.accepted.all()
+        assert step.canvas.tolist() == forced.tolist()
+        # Here they are the probabilities.
+        assert torch.allclose(step.soft_embeddings[range(len(forced)), forced], torch.ones(len(forced)))
+        assert step.converged == (steps_left == 47)
     free = sampler.start_canvas()
     assert free.shape == forced.shape
-    assert sampler.step(torch.randn(len(forced), size), 48).argmax.tolist() != forced.tolist()
+    assert sampler.step(logits, 48).argmax.tolist() != forced.tolist()
 
 
 # --- what is refused ---------------------------------------------------------------------------------------
@@ -244,19 +248,19 @@ class Scripted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *canvases: Sequence[int]) -> None:
         self._canvases = [list(canvas) + [PAD] * (CANVAS - len(canvas)) for canvas in canvases]
         self._index = -1
-        start, step = EntropyBoundSampler.start_canvas, EntropyBoundSampler.step
+        start = EntropyBoundSampler.start_canvas
 
         def next_canvas(sampler: EntropyBoundSampler, *arguments: Any) -> torch.Tensor:
             self._index += 1
             return start(sampler, *arguments)
 
-        def predict(sampler: EntropyBoundSampler, logits: torch.Tensor, steps_left: int) -> Any:
+        def write(distributions: Distributions, block: VocabularyBlock, *_: torch.Tensor) -> None:
             canvas = self._canvases[min(self._index, len(self._canvases) - 1)]
-            told = torch.zeros_like(logits).scatter(1, torch.tensor(canvas)[:, None], 1000.0)
-            return step(sampler, told, steps_left)
+            told = torch.zeros_like(distributions.logits).scatter(1, torch.tensor(canvas)[:, None], 75.0)
+            distributions.logits[:, block.tokens] = told[:, block.tokens]
 
         monkeypatch.setattr(EntropyBoundSampler, "start_canvas", next_canvas)
-        monkeypatch.setattr(EntropyBoundSampler, "step", predict)
+        monkeypatch.setattr(Distributions, "write", write)
 
 
 def letters(text: str) -> list[int]:
