@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click.testing
 import huggingface_hub.constants
@@ -15,6 +16,9 @@ import hypothesis
 import llm.cli
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from llm_diffusiongemma.diffusion.request import Request
 
 TINY = "diffusiongemma-tiny"
 PATIENCE_SECONDS = 120
@@ -140,7 +144,8 @@ def network_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[int
         left = iter(replies)
         prompts: list[list[int]] = []
 
-        def generate(prompt_ids: list[int], **_: object) -> object:
+        def generate(request: Request, **_: object) -> object:
+            prompt_ids = list(request.prompt.token_ids)
             prompts.append(prompt_ids)
             ids = engine._tokenizer.encode(next(left), add_special_tokens=False)
             return (block for block in [Block(0, ids, 106, 1, True, "stop", len(prompt_ids), 0.1)])
