@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import click.testing
 import huggingface_hub.constants
@@ -16,9 +15,6 @@ import hypothesis
 import llm.cli
 import pytest
 import torch
-
-if TYPE_CHECKING:
-    from llm_diffusiongemma.diffusion.request import Request
 
 TINY = "diffusiongemma-tiny"
 PATIENCE_SECONDS = 120
@@ -139,6 +135,7 @@ def network_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[int
     def say(*replies: str) -> list[list[int]]:
         from llm_diffusiongemma.backends.engine import get_engine
         from llm_diffusiongemma.diffusion.pipeline import Block
+        from llm_diffusiongemma.diffusion.request import Request
 
         engine = get_engine(llm.get_model(TINY).entry).engine
         left = iter(replies)
