@@ -63,7 +63,7 @@ def request(loaded: LoadedModel, prompt: list[int]) -> Request:
 
 
 def answer(loaded: LoadedModel, network: Network, prompt: list[int], seed: int) -> tuple[list[int], list[int]]:
-    """The tokens of a reply and the denoising steps of each of its canvases, by some network of that checkpoint."""
+    """A reply's tokens and the denoising steps of each of its canvases, by some network of that checkpoint."""
     pipeline = BlockDiffusionPipeline(
         network,
         eos_token_ids=frozenset(loaded.generation.eos_token_id),
