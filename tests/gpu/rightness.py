@@ -221,7 +221,8 @@ def conversation(model: Any) -> list[Result]:
             if not cached or turn == 0:
                 engine.pipeline.prefix_cache.clear()
             response = talk.prompt(text, seed=turn)
-            found.append(engine._tokenizer.encode(response.text(), add_special_tokens=False))
+            # As a prompt would have them: what is around the text is the same each time.
+            found.append(engine.prompt_encoder.encode([{"role": "user", "content": response.text()}]))
         assert bool((response.token_details or {}).get("cached_tokens", 0)) == cached
         return found
 
