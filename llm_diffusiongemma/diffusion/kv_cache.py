@@ -58,6 +58,8 @@ class KVCache:
 
     def reserve(self, positions: int) -> None:
         """Make room for so many behind the committed ones."""
+        if self.length == 0:  # maybe because moving something was broken off
+            self._dropped, self._mark = 0, None
         if self._reach is not None and self.length - self._dropped + positions > self._room(sliding=True):
             self._forget(max(0, self.length - self._reach))
         for sliding, piece in ((True, SLIDING_PIECE), (False, PIECE)):
@@ -96,16 +98,14 @@ class KVCache:
 
         Returns the length that is left.
         """
-        if length < self.length:
-            mark = self._mark
-            if self._reach is not None and self._dropped > max(0, length - self._reach):
-                if mark is not None and mark.length <= length and mark.sliding is not None:
-                    self._restore(mark.length, mark.sliding)
-                else:
-                    self.length = self._dropped = 0
-            self.length = min(self.length, length)
-            if mark is not None and mark.length > self.length:
-                self._mark = None
+        if self._mark is not None and self._mark.length > length:
+            self._mark = None
+        if length < self.length and self._reach is not None and self._dropped > max(0, length - self._reach):
+            if self._mark is None or self._mark.sliding is None:
+                self.length = 0
+            else:
+                self._restore(self._mark.length, self._mark.sliding)
+        self.length = min(self.length, length)
         return self.length
 
     def _of_kind(self, sliding: bool) -> list[torch.Tensor]:
@@ -144,7 +144,9 @@ class KVCache:
 
 
 def _with_room(tensor: torch.Tensor, room: int) -> torch.Tensor:
-    """The same in a larger place: `[heads, n, head_dim]` to `[heads, room, head_dim]`."""
+    """The same in a larger place: `[heads, n, head_dim]` to `[heads, room, head_dim]`, at least."""
+    if tensor.shape[1] >= room:  # where growing was broken off
+        return tensor
     larger = tensor.new_empty(tensor.shape[0], room, tensor.shape[2])
     larger[:, : tensor.shape[1]] = tensor
     return larger

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -98,10 +98,10 @@ def shared_model() -> DiffusionGemmaForBlockDiffusion:
     return tiny_model(max_position_embeddings=128)
 
 
-def network_of(model: DiffusionGemmaForBlockDiffusion) -> Network:
-    """The same text network with the same weights, of the model's own dtype."""
-    config = ConfigFile.model_validate(model.config.to_dict()).network()
-    network = Network(config, model.dtype, model.device)
+def network_of(model: DiffusionGemmaForBlockDiffusion, config: dict[str, Any] | None = None) -> Network:
+    """The same text network with the same weights, of the model's own dtype. `config` in another spelling."""
+    checked = ConfigFile.model_validate(config or model.config.to_dict())
+    network = Network(checked.network(), model.dtype, model.device)
     weights = model.state_dict()
     for name, tensor in network.tensors():
         assert tensor.shape == weights[name].shape, name
