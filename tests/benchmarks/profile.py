@@ -96,7 +96,7 @@ class ContextCost:
 
 
 def context_costs(network: Network, lengths: Sequence[int], repeats: int) -> dict[int, ContextCost]:
-    """What the layers of a denoising step cost behind so many tokens, each length after the other in each round."""
+    """What the layers of a denoising step cost behind so many tokens, taking turns."""
     generator = torch.Generator().manual_seed(0)
     caches = {}
     for length in lengths:
