@@ -10,7 +10,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -123,7 +123,7 @@ class Engine:
             automaton = load_or_build(form.language, self._vocabulary, folder)
         return TextConstraint(automaton, self.loaded.device)
 
-    def opens_thought(self, prompt_ids: list[int]) -> bool:
+    def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thought, as templates do after a tool's result."""
         for token_id in reversed(prompt_ids):
             name = self.control_tokens.get(token_id)

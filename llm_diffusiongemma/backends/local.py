@@ -17,6 +17,7 @@ from ..chat.declarations import declare
 from ..chat.images import VIDEO_TYPES
 from ..chat.messages import Conversation, read_conversation
 from ..chat.output import THOUGHT_CLOSES, ReplyReader
+from ..diffusion.request import ConstrainedText, Part, Prompt, Request, Text, Thought
 from ..options import DEFAULT_MAX_TOKENS, Options
 from .engine import Engine, ReentrantLock, get_engine
 from .forks import importing
@@ -27,20 +28,11 @@ from .turn import BlockReport, FinishReason, Report, Stop, Turn
 if TYPE_CHECKING:
     from ..chat.images import Picture
     from ..diffusion.images import Patches
-    from ..diffusion.pipeline import Block, ImageInputs
-    from ..grammar.constraint import TextConstraint
+    from ..diffusion.pipeline import Block
+    from ..diffusion.request import PromptImage
 
 # A frame of a video gets the fewest soft tokens there are: there may be sixty of them.
 FRAME_SOFT_TOKENS = 70
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """What the pipeline is given to read."""
-
-    ids: list[int]
-    images: ImageInputs | None
-    stable_length: int
 
 
 @dataclass(frozen=True)
@@ -173,16 +165,16 @@ class _PromptReader:
         with importing("image processors"):
             return engine.image_reader.cut(picture.image, soft_tokens)
 
-    def read(self, form: Form | None = None) -> _Prompt:
+    def read(self, form: Form | None = None) -> Prompt:
         """The prompt of a free reply, or of one that is held to a form."""
         engine = self._asked.engine
         conversation = self._conversation if form is None else self._conversation.with_request(form.request)
         encoder = engine.prompt_encoder
         ids = encoder.encode(conversation.messages, tools=self._tools, thinking=bool(self._asked.options.thinking))
-        images: ImageInputs | None = None
+        images: tuple[PromptImage, ...] = ()
         if self._pictures:
             ids, images = engine.image_reader.place(ids, self._pictures)
-        return _Prompt(ids, images, encoder.stable_length(ids, with_request=form is not None))
+        return Prompt(ids, images, encoder.stable_length(ids, with_request=form is not None))
 
 
 def _free(asked: _Asked, prompts: _PromptReader, turn: Turn) -> _Attempt:
@@ -192,10 +184,10 @@ def _free(asked: _Asked, prompts: _PromptReader, turn: Turn) -> _Attempt:
     reader = ReplyReader(
         engine.decode,
         engine.control_tokens,
-        in_thought=engine.opens_thought(prompt.ids),
+        in_thought=engine.opens_thought(prompt.token_ids),
         tools={tool.name: tool.input_schema or {} for tool in turn.tools},
     )
-    return _Attempt(asked, prompt, reader)
+    return _Attempt(asked, prompt, reader, (Text(),))
 
 
 def _formed(asked: _Asked, prompts: _PromptReader, form: Form) -> _Attempt:
@@ -204,31 +196,25 @@ def _formed(asked: _Asked, prompts: _PromptReader, form: Form) -> _Attempt:
     prompt = prompts.read(form)
     thinking = bool(asked.options.thinking)
     # Opened for it: what is free has to be a thought.
-    if thinking and not engine.opens_thought(prompt.ids):
-        prompt = replace(prompt, ids=prompt.ids + engine.prompt_encoder.opening_of_thought)
+    if thinking and not engine.opens_thought(prompt.token_ids):
+        prompt = replace(prompt, token_ids=[*prompt.token_ids, *engine.prompt_encoder.opening_of_thought])
     reader = ReplyReader(engine.decode_bytes, engine.control_tokens, in_thought=thinking, verbatim=True)
     thought_closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES) if thinking else None
-    return _Attempt(asked, prompt, reader, engine.hold_to(form), thought_closes)
+    thought = () if thought_closes is None else (Thought(thought_closes),)
+    return _Attempt(asked, prompt, reader, (*thought, ConstrainedText(engine.hold_to(form))))
 
 
 class _Attempt:
     """A prompt being answered, and what has come of it so far."""
 
-    def __init__(
-        self,
-        asked: _Asked,
-        prompt: _Prompt,
-        reader: ReplyReader,
-        constraint: TextConstraint | None = None,
-        thought_closes: int | None = None,
-    ) -> None:
+    def __init__(self, asked: _Asked, prompt: Prompt, reader: ReplyReader, parts: tuple[Part, ...]) -> None:
         """Nothing is computed yet. Raises what a prompt or constraint can't be."""
         import torch
 
         from ..diffusion.sampler import GeneratorRandomness, SamplerSettings
 
         self.reader = reader
-        self.input_tokens = len(prompt.ids)
+        self.input_tokens = len(prompt.token_ids)
         self.cached_tokens = 0
         self.finish_reason: FinishReason = "interrupted"
         """Until the last block says otherwise."""
@@ -237,24 +223,19 @@ class _Attempt:
         self.text = ""
         self._engine = asked.engine
         options = asked.options
+        settings = SamplerSettings.from_generation_config(
+            asked.engine.loaded.model.generation_config,
+            max_denoising_steps=options.max_denoising_steps,
+            entropy_bound=options.entropy_bound,
+            t_min=options.t_min,
+            t_max=options.t_max,
+            confidence_threshold=options.confidence_threshold,
+            stability_threshold=options.stability_threshold,
+        )
         self._records = asked.engine.pipeline.generate(
-            prompt.ids,
-            settings=SamplerSettings.from_generation_config(
-                asked.engine.loaded.model.generation_config,
-                max_denoising_steps=options.max_denoising_steps,
-                entropy_bound=options.entropy_bound,
-                t_min=options.t_min,
-                t_max=options.t_max,
-                confidence_threshold=options.confidence_threshold,
-                stability_threshold=options.stability_threshold,
-            ),
-            max_tokens=options.max_tokens or DEFAULT_MAX_TOKENS,
+            Request(prompt, settings, options.max_tokens or DEFAULT_MAX_TOKENS, parts),
             # On the CPU whatever the model runs on: a seed then draws the same numbers everywhere.
             randomness=GeneratorRandomness(torch.Generator().manual_seed(asked.seed)),
-            images=prompt.images,
-            stable_length=prompt.stable_length,
-            constraint=constraint,
-            thought_closes=thought_closes,
             should_stop=asked.stop.is_set,
         )
 

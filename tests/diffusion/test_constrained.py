@@ -14,7 +14,9 @@ from transformers import AutoTokenizer
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.tokenizer import token_bytes
 from llm_diffusiongemma.diffusion.loading import load_model
+from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
+from llm_diffusiongemma.diffusion.request import ConstrainedText, Part, Prompt, Request, Thought
 from llm_diffusiongemma.diffusion.sampler import EntropyBoundSampler, GeneratorRandomness, SamplerSettings
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.automaton import TokenAutomaton, build
@@ -22,7 +24,7 @@ from llm_diffusiongemma.grammar.constraint import TextConstraint
 from llm_diffusiongemma.grammar.pattern import regex_language
 from tests.grammar.languages import BYTE_TOKENS, EOS, PAD, text_of, vocabulary_of
 
-from .tiny_models import prompt_of, tiny_model
+from .tiny_models import network_of, prompt_of, tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,11 +53,13 @@ def automaton_of(pattern: str) -> TokenAutomaton:
 
 
 @functools.cache
-def nonsense(seed: int = 0, sharpness: float = 12.0, dtype: torch.dtype = torch.float32) -> Any:
+def nonsense(seed: int = 0, sharpness: float = 12.0, dtype: torch.dtype = torch.float32) -> Network:
     """A random network with a vocabulary of bytes and words."""
-    model = tiny_model(vocab_size=len(BYTE_TOKENS), sharpness=sharpness, seed=seed, dtype=dtype)
-    model.generation_config.eos_token_id = [EOS]
-    return model
+    return network_of(tiny_model(vocab_size=len(BYTE_TOKENS), sharpness=sharpness, seed=seed, dtype=dtype))
+
+
+def pipeline_of(network: Network, eos: Sequence[int] = (EOS,)) -> BlockDiffusionPipeline:
+    return BlockDiffusionPipeline(network, eos_token_ids=eos, pad_token_id=PAD)
 
 
 @dataclass
@@ -73,25 +77,22 @@ class Reply:
 
 
 def reply(
-    model: Any,
-    constraint: TextConstraint | None,
+    pipeline: BlockDiffusionPipeline,
+    constraint: TextConstraint,
     *,
     max_tokens: int,
     seed: int = 0,
     steps: int = 4,
     prompt: Sequence[int] = (20, 30, 40),
     thought_closes: int | None = None,
-    pipeline: BlockDiffusionPipeline | None = None,
 ) -> Reply:
+    thought: tuple[Part, ...] = () if thought_closes is None else (Thought(thought_closes),)
+    settings = SamplerSettings(steps, 0.1, 0.4, 0.8, 0.005, 1)
     records = list(
-        (pipeline or BlockDiffusionPipeline(model)).generate(
-            prompt,
-            settings=SamplerSettings.from_generation_config(model.generation_config, max_denoising_steps=steps),
-            max_tokens=max_tokens,
+        pipeline.generate(
+            Request(Prompt(prompt), settings, max_tokens, (*thought, ConstrainedText(constraint))),
             randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
             drafts=True,
-            constraint=constraint,
-            thought_closes=thought_closes,
         )
     )
     blocks = [record for record in records if isinstance(record, Block)]
@@ -110,7 +111,9 @@ def test_every_reply_belongs_to_the_language(pattern: str) -> None:
         if max_tokens < fewest - 1:
             continue
         model = nonsense(seed, sharpness=(2.0, 40.0)[seed])
-        result = reply(model, TextConstraint(automaton, CPU), max_tokens=max_tokens, seed=seed, steps=3)
+        result = reply(
+            pipeline_of(model), TextConstraint(automaton, CPU), max_tokens=max_tokens, seed=seed, steps=3
+        )
         assert dfa.accepts(result.text), (seed, max_tokens, result.text)
         assert len(result.tokens) <= max_tokens
         last = result.blocks[-1]
@@ -124,7 +127,7 @@ def test_every_reply_belongs_to_the_language(pattern: str) -> None:
 
 
 def test_texts_over_several_canvases() -> None:
-    result = reply(nonsense(), TextConstraint(automaton_of("(ab){30}"), CPU), max_tokens=100)
+    result = reply(pipeline_of(nonsense()), TextConstraint(automaton_of("(ab){30}"), CPU), max_tokens=100)
     assert result.text == b"ab" * 30
     assert len(result.blocks) == 4
     assert [block.finish_reason for block in result.blocks] == [None, None, None, "stop"]
@@ -133,7 +136,7 @@ def test_texts_over_several_canvases() -> None:
 def test_the_end_may_come_right_behind_the_last_token_of_the_budget() -> None:
     """Where the last canvas is full of text as well: the end then has one to itself."""
     automaton = automaton_of(r"a{16}")
-    result = reply(nonsense(), TextConstraint(automaton, CPU), max_tokens=CANVAS)
+    result = reply(pipeline_of(nonsense()), TextConstraint(automaton, CPU), max_tokens=CANVAS)
     assert result.text == b"a" * CANVAS
     assert [block.tokens for block in result.blocks[1:]] == [[]]
     assert result.blocks[-1].finish_reason == "stop"
@@ -142,13 +145,15 @@ def test_the_end_may_come_right_behind_the_last_token_of_the_budget() -> None:
 def test_bfloat16_is_held_to_it_too() -> None:
     for pattern in PATTERNS[:3]:
         model = nonsense(dtype=torch.bfloat16)
-        result = reply(model, TextConstraint(automaton_of(pattern), CPU), max_tokens=40)
+        result = reply(pipeline_of(model), TextConstraint(automaton_of(pattern), CPU), max_tokens=40)
         assert regex_language(pattern).accepts(result.text)
 
 
 def test_the_same_seed_makes_the_same_reply() -> None:
     texts = {
-        reply(nonsense(), TextConstraint(automaton_of(PATTERNS[0]), CPU), max_tokens=50, seed=seed).text
+        reply(
+            pipeline_of(nonsense()), TextConstraint(automaton_of(PATTERNS[0]), CPU), max_tokens=50, seed=seed
+        ).text
         for seed in (1, 1, 2)
     }
     assert len(texts) == 2
@@ -156,19 +161,19 @@ def test_the_same_seed_makes_the_same_reply() -> None:
 
 def test_the_next_turn_finds_what_was_committed() -> None:
     """The prefix cache holds what the encoder has read of a constrained reply."""
-    pipeline = BlockDiffusionPipeline(nonsense())
+    pipeline = pipeline_of(nonsense())
     prompt = prompt_of(10)
-    first = reply(nonsense(), TextConstraint(automaton_of("(ab){30}"), CPU), max_tokens=100, prompt=prompt)
-    again = reply(
-        nonsense(), TextConstraint(automaton_of("(ab){30}"), CPU), max_tokens=100, prompt=prompt, pipeline=pipeline
+    first = reply(
+        pipeline_of(nonsense()), TextConstraint(automaton_of("(ab){30}"), CPU), max_tokens=100, prompt=prompt
     )
+    again = reply(pipeline, TextConstraint(automaton_of("(ab){30}"), CPU), max_tokens=100, prompt=prompt)
     assert again.tokens == first.tokens
     longer = [*prompt, *first.tokens, 50, 51]
-    cached = reply(
-        nonsense(), TextConstraint(automaton_of("[ab]{20}"), CPU), max_tokens=40, prompt=longer, pipeline=pipeline
-    )
+    cached = reply(pipeline, TextConstraint(automaton_of("[ab]{20}"), CPU), max_tokens=40, prompt=longer)
     assert cached.blocks[0].encoded_tokens < len(longer) - 3 * CANVAS + 1
-    fresh = reply(nonsense(), TextConstraint(automaton_of("[ab]{20}"), CPU), max_tokens=40, prompt=longer)
+    fresh = reply(
+        pipeline_of(nonsense()), TextConstraint(automaton_of("[ab]{20}"), CPU), max_tokens=40, prompt=longer
+    )
     assert cached.tokens == fresh.tokens
 
 
@@ -213,21 +218,24 @@ def test_a_step_sees_the_constraint_in_all_it_does() -> None:
 def test_a_budget_too_small_for_any_text_is_refused_with_the_least_one() -> None:
     automaton = automaton_of("(ab){30}")
     with pytest.raises(ConstraintError, match=r"takes 60 tokens, but max_tokens is 59.* 60 or more"):
-        reply(nonsense(), TextConstraint(automaton, CPU), max_tokens=59)
-    assert reply(nonsense(), TextConstraint(automaton, CPU), max_tokens=60).text == b"ab" * 30
+        reply(pipeline_of(nonsense()), TextConstraint(automaton, CPU), max_tokens=59)
+    assert reply(pipeline_of(nonsense()), TextConstraint(automaton, CPU), max_tokens=60).text == b"ab" * 30
     with pytest.raises(ConstraintError, match=r"takes 61 tokens.* 61 or more"):
-        reply(nonsense(), TextConstraint(automaton, CPU), max_tokens=60, thought_closes=CLOSES)
+        reply(pipeline_of(nonsense()), TextConstraint(automaton, CPU), max_tokens=60, thought_closes=CLOSES)
 
 
 def test_a_context_too_small_for_any_text_is_refused() -> None:
-    context = nonsense().config.text_config.max_position_embeddings
+    context = nonsense().config.context_length
     automaton = automaton_of("(ab){30}")  # 61 tokens with its end: 4 canvases
     fits = prompt_of(context - 4 * CANVAS)
-    assert reply(nonsense(), TextConstraint(automaton, CPU), max_tokens=500, prompt=fits).text == b"ab" * 30
+    assert (
+        reply(pipeline_of(nonsense()), TextConstraint(automaton, CPU), max_tokens=500, prompt=fits).text
+        == b"ab" * 30
+    )
     for prompt, thought_closes in ((prompt_of(context - 4 * CANVAS + 1), None), (fits, CLOSES)):
         with pytest.raises(ConstraintError, match="takes 61 tokens, but the prompt leaves room for 48"):
             reply(
-                nonsense(),
+                pipeline_of(nonsense()),
                 TextConstraint(automaton, CPU),
                 max_tokens=500,
                 prompt=prompt,
@@ -244,19 +252,19 @@ class Scripted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *canvases: Sequence[int]) -> None:
         self._canvases = [list(canvas) + [PAD] * (CANVAS - len(canvas)) for canvas in canvases]
         self._index = -1
-        start, step = EntropyBoundSampler.start_canvas, EntropyBoundSampler.step
+        start = EntropyBoundSampler.start_canvas
 
         def next_canvas(sampler: EntropyBoundSampler, *arguments: Any) -> torch.Tensor:
             self._index += 1
             return start(sampler, *arguments)
 
-        def predict(sampler: EntropyBoundSampler, logits: torch.Tensor, steps_left: int) -> Any:
+        def predict(_: Network, hidden: torch.Tensor, tokens: slice, out: torch.Tensor) -> None:
             canvas = self._canvases[min(self._index, len(self._canvases) - 1)]
-            told = torch.zeros_like(logits).scatter(1, torch.tensor(canvas)[:, None], 1000.0)
-            return step(sampler, told, steps_left)
+            told = torch.zeros(len(hidden), len(BYTE_TOKENS)).scatter(1, torch.tensor(canvas)[:, None], 1000.0)
+            out.copy_(told[:, tokens])
 
         monkeypatch.setattr(EntropyBoundSampler, "start_canvas", next_canvas)
-        monkeypatch.setattr(EntropyBoundSampler, "step", predict)
+        monkeypatch.setattr(Network, "logits", predict)
 
 
 def letters(text: str) -> list[int]:
@@ -265,15 +273,17 @@ def letters(text: str) -> list[int]:
 
 def behind_thought(pattern: str, max_tokens: int, **options: Any) -> Reply:
     constraint = TextConstraint(automaton_of(pattern), CPU)
-    return reply(nonsense(), constraint, max_tokens=max_tokens, thought_closes=CLOSES, **options)
+    return reply(pipeline_of(nonsense()), constraint, max_tokens=max_tokens, thought_closes=CLOSES, **options)
 
 
 @pytest.mark.parametrize("canvases", [1, 2])
 def test_the_context_bounds_the_text_as_max_tokens_does(monkeypatch: pytest.MonkeyPatch, canvases: int) -> None:
     Scripted(monkeypatch, letters("a" * CANVAS))
-    context = nonsense().config.text_config.max_position_embeddings
+    context = nonsense().config.context_length
     prompt = prompt_of(context - canvases * CANVAS)
-    result = reply(nonsense(), TextConstraint(automaton_of("a*b"), CPU), max_tokens=500, prompt=prompt)
+    result = reply(
+        pipeline_of(nonsense()), TextConstraint(automaton_of("a*b"), CPU), max_tokens=500, prompt=prompt
+    )
     assert result.text == b"a" * (canvases * CANVAS - 2) + b"b"
 
 
@@ -295,7 +305,7 @@ def test_a_reply_that_ends_inside_its_thought_goes_on_with_the_text(monkeypatch:
 
 
 def test_a_thought_of_nothing_but_padding_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    Scripted(monkeypatch, [nonsense().generation_config.pad_token_id] * CANVAS, [*letters("ababab"), EOS])
+    Scripted(monkeypatch, [PAD] * CANVAS, [*letters("ababab"), EOS])
     result = behind_thought("(ab){3}", 100)
     assert [block.tokens for block in result.blocks] == [[CLOSES], letters("ababab")]
 
@@ -318,7 +328,7 @@ def test_a_thought_that_ends_too_late_is_cut(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_endless_thought_is_closed_before_the_context_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     Scripted(monkeypatch, letters("on and on and on"))
-    context = nonsense().config.text_config.max_position_embeddings
+    context = nonsense().config.context_length
     result = behind_thought("(ab){30}", 10_000, prompt=prompt_of(context - 7 * CANVAS))
     assert [len(block.tokens) for block in result.blocks[:3]] == [CANVAS] * 3
     assert result.blocks[2].tokens[-1] == CLOSES
@@ -344,11 +354,12 @@ def embedded() -> tuple[Any, Any, list[bytes | None]]:
 @pytest.mark.parametrize("pattern", [PATTERNS[0], PATTERNS[1], r"yes|no|unsure"])
 def test_the_embedded_checkpoint_keeps_to_it_on_a_prompt_it_has_never_seen(pattern: str) -> None:
     model, tokenizer, table = embedded()
-    config = model.generation_config
-    vocabulary = vocabulary_of(table, eos=tuple(config.eos_token_id), size=model.config.text_config.vocab_size)
+    eos = tuple(model.generation_config.eos_token_id)
+    vocabulary = vocabulary_of(table, eos=eos, size=model.config.text_config.vocab_size)
     automaton = build(regex_language(pattern), vocabulary)
     prompt = tokenizer.encode("What do the birds think of the price of tea?", add_special_tokens=False)
-    result = reply(model, TextConstraint(automaton, CPU), max_tokens=300, prompt=prompt, steps=6)
+    pipeline = pipeline_of(network_of(model), eos)
+    result = reply(pipeline, TextConstraint(automaton, CPU), max_tokens=300, prompt=prompt, steps=6)
     text = text_of(table, result.tokens)
     assert regex_language(pattern).accepts(text), text
     text.decode()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
+from llm_diffusiongemma.diffusion.request import Prompt, Request
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
 from llm_diffusiongemma.errors import (
     ContextLengthError,
@@ -17,38 +20,43 @@ from llm_diffusiongemma.errors import (
     PromptError,
 )
 
-from .tiny_models import NEVER, prompt_of, shared_model, tiny_model
+from .tiny_models import NEVER, network_of, prompt_of, shared_model, tiny_model
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
 CANVAS = 16
 CONTEXT = 128
 PROMPT = prompt_of(20)
+SETTINGS = SamplerSettings(20, 0.1, 0.4, 0.8, 0.005, 1)
+
+
+@functools.cache
+def shared_network() -> Network:
+    return network_of(shared_model())
 
 
 def start(
-    model: Any = None,
+    network: Network | None = None,
     *,
-    prompt: Any = PROMPT,
+    prompt: Sequence[int] = PROMPT,
     max_tokens: int = 3 * CANVAS,
     seed: int = 0,
     drafts: bool = False,
-    **settings: Any,
+    eos: Sequence[int] = (NEVER,),
+    pad: int | None = 0,
 ) -> Generator[Draft | Block, None, None]:
-    model = model or shared_model()
-    return BlockDiffusionPipeline(model).generate(
-        prompt,
-        settings=SamplerSettings.from_generation_config(model.generation_config, **settings),
-        max_tokens=max_tokens,
+    pipeline = BlockDiffusionPipeline(network or shared_network(), eos_token_ids=eos, pad_token_id=pad)
+    return pipeline.generate(
+        Request(Prompt(prompt), SETTINGS, max_tokens),
         randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
         drafts=drafts,
     )
 
 
-def blocks_of(model: Any = None, **arguments: Any) -> list[Block]:
+def blocks_of(network: Network | None = None, **arguments: Any) -> list[Block]:
     blocks = []
-    for record in start(model, **arguments):
+    for record in start(network, **arguments):
         assert isinstance(record, Block)
         blocks.append(record)
     return blocks
@@ -59,37 +67,28 @@ def tokens_of(blocks: list[Block]) -> list[int]:
 
 
 @contextmanager
-def calls_of(module: torch.nn.Module) -> Iterator[list[bool]]:
-    """One entry for each forward of the module: whether autograd was on in it."""
+def calls_of(mode: str) -> Iterator[list[bool]]:
+    """One entry for each time that a network encodes or denoises: whether autograd was on in it."""
     calls: list[bool] = []
-    hook = module.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    try:
+    original = getattr(Network, mode)
+
+    def note(*arguments: Any) -> Any:
+        calls.append(torch.is_grad_enabled())
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Network, mode, note)
         yield calls
-    finally:
-        hook.remove()
 
 
-@contextmanager
-def ending_with(*eos_token_ids: int) -> Iterator[None]:
-    """Let these tokens end the shared model's replies."""
-    config = shared_model().generation_config
-    config.eos_token_id = list(eos_token_ids)
-    try:
-        yield
-    finally:
-        config.eos_token_id = [NEVER]
+# --- what a pipeline knows of its network ----------------------------------------------------------------
 
 
-# --- what a pipeline knows of its model ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("eos", "expected"), [([1, 9], {1, 9}), (5, {5}), (None, set())])
-def test_reads_its_sizes_and_end_tokens_from_the_checkpoint(eos: Any, expected: set[int]) -> None:
-    model = tiny_model(canvas_length=24, vocab_size=300, max_position_embeddings=77)
-    model.generation_config.eos_token_id = eos
-    pipeline = BlockDiffusionPipeline(model)
+def test_reads_its_sizes_from_the_network() -> None:
+    network = network_of(tiny_model(canvas_length=24, vocab_size=300, max_position_embeddings=77))
+    pipeline = BlockDiffusionPipeline(network, eos_token_ids=[1, 9], pad_token_id=None)
     assert (pipeline.canvas_length, pipeline.vocab_size, pipeline.context_length) == (24, 300, 77)
-    assert pipeline.eos_token_ids == expected
+    assert pipeline.eos_token_ids == {1, 9}
 
 
 # --- length ----------------------------------------------------------------------------------------------
@@ -118,7 +117,7 @@ def test_a_prompt_that_leaves_room_for_one_canvas_is_answered() -> None:
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_at_the_call() -> None:
-    with calls_of(shared_model().model.encoder) as encoder_calls:
+    with calls_of("encode") as encoder_calls:
         with pytest.raises(ContextLengthError, match="113 tokens") as raised:
             start(prompt=prompt_of(CONTEXT - CANVAS + 1))
         assert (raised.value.prompt_tokens, raised.value.context_tokens) == (113, 128)
@@ -139,53 +138,49 @@ def test_the_first_end_of_sequence_ends_the_reply() -> None:
     whole = tokens_of(blocks_of())
     position = next(i for i in range(CANVAS + 3, 3 * CANVAS) if whole[i] not in whole[:i])
     later = next(token for token in whole[position + 1 :] if token not in whole[: position + 1])
-    with ending_with(later, whole[position]):
-        blocks = blocks_of()
-        assert tokens_of(blocks) == whole[:position]
-        assert len(blocks) == position // CANVAS + 1
-        assert [block.finish_reason for block in blocks] == [None] * (len(blocks) - 1) + ["stop"]
-        assert [block.eos_token_id for block in blocks] == [None] * (len(blocks) - 1) + [whole[position]]
+    eos = (later, whole[position])
+    blocks = blocks_of(eos=eos)
+    assert tokens_of(blocks) == whole[:position]
+    assert len(blocks) == position // CANVAS + 1
+    assert [block.finish_reason for block in blocks] == [None] * (len(blocks) - 1) + ["stop"]
+    assert [block.eos_token_id for block in blocks] == [None] * (len(blocks) - 1) + [whole[position]]
 
-        # The budget ends where the reply does: it is whole, and says so. One less, and it is not.
-        exact = blocks_of(max_tokens=position)
-        assert (tokens_of(exact), exact[-1].finish_reason) == (whole[:position], "stop")
-        short = blocks_of(max_tokens=position - 1)
-        assert (tokens_of(short), short[-1].finish_reason) == (whole[: position - 1], "length")
-        assert short[-1].eos_token_id is None
+    # The budget ends where the reply does: it is whole, and says so. One less, and it is not.
+    exact = blocks_of(max_tokens=position, eos=eos)
+    assert (tokens_of(exact), exact[-1].finish_reason) == (whole[:position], "stop")
+    short = blocks_of(max_tokens=position - 1, eos=eos)
+    assert (tokens_of(short), short[-1].finish_reason) == (whole[: position - 1], "length")
+    assert short[-1].eos_token_id is None
 
 
 def test_a_block_may_hold_nothing_but_the_end() -> None:
     whole = tokens_of(blocks_of())
-    with ending_with(whole[0]):
-        (block,) = blocks_of()
+    (block,) = blocks_of(eos=[whole[0]])
     assert (block.tokens, block.eos_token_id, block.finish_reason) == ([], whole[0], "stop")
 
 
 def test_an_output_that_is_no_number_is_an_error() -> None:
-    model = tiny_model(max_position_embeddings=128)
-    with torch.no_grad():
-        model.model.decoder.norm.weight.fill_(float("nan"))
+    network = network_of(shared_model())
+    dict(network.tensors())["model.decoder.norm.weight"].fill_(float("nan"))
     with pytest.raises(NotANumberError):
-        blocks_of(model)
+        blocks_of(network)
 
 
 def test_nothing_but_padding_ends_the_reply() -> None:
     """Seen of the embedded checkpoint: fifteen canvases of it, to the end of the context, and nothing to read."""
-    model = tiny_model(max_position_embeddings=128)
-    model.generation_config.eos_token_id = 5
-    with torch.no_grad():
-        model.model.decoder.norm.weight.zero_()  # all logits are equal: the most likely token is the first
-    (block,) = blocks_of(model)
+    network = network_of(shared_model())
+    # All logits are equal: the most likely token is the first.
+    dict(network.tensors())["model.decoder.norm.weight"].zero_()
+    (block,) = blocks_of(network, eos=[5])
     assert (block.tokens, block.eos_token_id, block.finish_reason) == ([], None, "stop")
-    model.generation_config.pad_token_id = None
-    assert tokens_of(blocks_of(model)) == [0] * 3 * CANVAS
+    assert tokens_of(blocks_of(network, eos=[5], pad=None)) == [0] * 3 * CANVAS
 
 
 # --- denoising -------------------------------------------------------------------------------------------
 
 
 def test_says_whether_a_canvas_converged_and_in_how_many_steps() -> None:
-    with calls_of(shared_model().model.decoder) as denoiser_calls:
+    with calls_of("denoise") as denoiser_calls:
         blocks = [block for seed in range(6) for block in blocks_of(seed=seed)]
     assert {block.converged for block in blocks} == {True, False}
     assert all(block.converged or block.denoising_steps == 20 for block in blocks)
@@ -195,15 +190,11 @@ def test_says_whether_a_canvas_converged_and_in_how_many_steps() -> None:
 
 
 def test_the_encoder_reads_the_prompt_once_and_every_block_that_another_follows() -> None:
-    with calls_of(shared_model().model.encoder) as encoder_calls:
+    with calls_of("encode") as encoder_calls:
         assert len(blocks_of(max_tokens=3 * CANVAS)) == 3
         assert len(encoder_calls) == 3  # the prompt, block 0, block 1
         blocks_of(max_tokens=CANVAS)
         assert len(encoder_calls) == 4
-
-
-def test_a_prompt_may_be_a_tensor() -> None:
-    assert tokens_of(blocks_of(prompt=torch.tensor(PROMPT, dtype=torch.int32))) == tokens_of(blocks_of())
 
 
 def test_the_prompt_matters() -> None:
@@ -251,7 +242,7 @@ def test_time_spent_on_drafts_by_the_consumer_is_not_the_blocks(monkeypatch: pyt
 
 
 def test_closing_a_watched_reply_stops_within_a_step() -> None:
-    with calls_of(shared_model().model.decoder) as denoiser_calls:
+    with calls_of("denoise") as denoiser_calls:
         reply = start(drafts=True)
         assert denoiser_calls == []  # nothing happens before somebody asks
         drafts = [next(reply) for _ in range(3)]
@@ -263,8 +254,8 @@ def test_closing_a_watched_reply_stops_within_a_step() -> None:
 
 def test_closing_between_blocks_stops_at_once() -> None:
     with (
-        calls_of(shared_model().model.decoder) as denoiser_calls,
-        calls_of(shared_model().model.encoder) as encoder_calls,
+        calls_of("denoise") as denoiser_calls,
+        calls_of("encode") as encoder_calls,
     ):
         reply = start()
         block = next(reply)
@@ -294,11 +285,10 @@ def test_the_global_rng_is_not_touched() -> None:
 @pytest.mark.parametrize("grad_mode", [True, False])
 def test_autograd_is_off_inside_and_the_consumers_own_outside(grad_mode: bool) -> None:
     """A `with torch.no_grad()` around a `yield` would stay on in whoever consumes the generator."""
-    model = shared_model().model
     with (
         torch.set_grad_enabled(grad_mode),
-        calls_of(model.decoder) as denoiser_calls,
-        calls_of(model.encoder) as encoder_calls,
+        calls_of("denoise") as denoiser_calls,
+        calls_of("encode") as encoder_calls,
     ):
         reply = start(drafts=True)
         assert torch.is_grad_enabled() is grad_mode
@@ -328,16 +318,12 @@ def _throw_into_a_reply() -> None:
 # --- memory ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["encoder", "denoiser"])
-def test_running_out_of_memory_names_the_way_out(where: str) -> None:
+@pytest.mark.parametrize("mode", ["encode", "denoise"])
+def test_running_out_of_memory_names_the_way_out(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    model = shared_model().model
-    hook = (model.encoder if where == "encoder" else model.decoder).register_forward_pre_hook(fail)
-    try:
-        with pytest.raises(DeviceMemoryError, match=r"cpu ran out of memory .* Shorten the prompt"):
-            list(start())
-    finally:
-        hook.remove()
+    monkeypatch.setattr(Network, mode, fail)
+    with pytest.raises(DeviceMemoryError, match=r"cpu ran out of memory .* Shorten the prompt"):
+        list(start())
     assert torch.is_grad_enabled()

@@ -1,0 +1,270 @@
+"""What one reply is asked for: a prompt, settings, a budget, and the parts that the reply is made of.
+
+The loop in `pipeline` asks the part at hand how a canvas starts, what of it counts, and whether the part ends
+with it. What a reply can be is a matter of parts; the loop knows none of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from ..errors import ConstraintError, ContextLengthError, OptionError, PromptError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from ..grammar.constraint import ConstraintReport, TextConstraint
+    from .prefix_cache import Identity
+    from .sampler import EntropyBoundSampler, SamplerSettings
+
+FinishReason = Literal["stop", "length"]
+
+
+# --- the prompt ------------------------------------------------------------------------------------------
+
+
+class PromptImage(Protocol):
+    """An image in a prompt."""
+
+    @property
+    def span(self) -> range:
+        """Where in the prompt its soft tokens stand."""
+
+    @property
+    def digest(self) -> str:
+        """A name that no image has that the encoder would see differently."""
+
+    def soft_tokens(self) -> torch.Tensor:
+        """`[len(span), H]`, asked for only if no cache holds them."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the encoder reads first."""
+
+    token_ids: Sequence[int]
+    images: tuple[PromptImage, ...] = ()
+    """In the order of their spans."""
+    stable_length: int = 0
+    """How much of it the next turn of the conversation is sure to begin with, even if the end of this one comes
+    back otherwise than it was written, as a template that strips thoughts makes it."""
+
+    @cached_property
+    def identities(self) -> list[Identity]:
+        """What stands at each position; see `prefix_cache`."""
+        identities: list[Identity] = list(self.token_ids)
+        for image in self.images:
+            identities[image.span.start : image.span.stop] = [image.digest] * len(image.span)
+        return identities
+
+
+# --- how much there may be -------------------------------------------------------------------------------
+
+
+class Need(NamedTuple):
+    """What a part takes at the least."""
+
+    tokens: int
+    positions: int
+    """of canvases, so an end of sequence counts; each part begins with a canvas of its own"""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a reply, or a part of one, may still take."""
+
+    tokens: int
+    """of text, without its end of sequence"""
+    canvases: int
+    canvas_length: int
+
+    @property
+    def positions(self) -> int:
+        """For the tokens of a text and its end of sequence, which may stand right behind the last of them."""
+        return min(self.tokens + 1, self.canvases * self.canvas_length)
+
+    def after(self, tokens: int) -> Room:
+        """What is left when one more canvas has been committed, with so many tokens."""
+        return replace(self, tokens=self.tokens - tokens, canvases=self.canvases - 1)
+
+    def beside(self, parts: Sequence[Part]) -> Room:
+        """What other parts leave of it when they are as short as they can be."""
+        needs = [part.need for part in parts]
+        return replace(
+            self,
+            tokens=self.tokens - sum(need.tokens for need in needs),
+            canvases=self.canvases - sum(-(-need.positions // self.canvas_length) for need in needs),
+        )
+
+
+# --- what it is made of ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Endings:
+    """By what a network ends a text."""
+
+    eos_token_ids: frozenset[int]
+    pad_token_id: int | None
+
+    def first(self, canvas: Sequence[int]) -> int | None:
+        """Where the first end of sequence stands."""
+        return next((i for i, token in enumerate(canvas) if token in self.eos_token_ids), None)
+
+    def is_padding(self, canvas: Sequence[int]) -> bool:
+        """A network that has forgotten its end of sequence would go on like that to the end of the context."""
+        return all(token == self.pad_token_id for token in canvas)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What of a committed canvas counts."""
+
+    tokens: list[int]
+    ends: FinishReason | None = None
+    """Why the part ends here; None if another canvas of it follows. The end of the last part is the reply's."""
+    eos_token_id: int | None = None
+    """The end of sequence that ended it, if one did. It is not in `tokens`."""
+    constraint: ConstraintReport | None = None
+
+
+class Part(Protocol):
+    """A stretch of a reply, in canvases of its own. Used once."""
+
+    @property
+    def need(self) -> Need:
+        """What it takes at the least, from here on."""
+
+    def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> torch.Tensor:
+        """What its next canvas is denoised from, int64 `[256]`. `room` is what the parts behind it leave it."""
+
+    def commit(self, canvas: list[int], room: Room, endings: Endings) -> Piece:
+        """What a denoised canvas comes to, in the room that it was started with."""
+
+
+class Text:
+    """A text that may be anything, up to its end of sequence or the end of its room."""
+
+    need = Need(tokens=1, positions=1)
+
+    def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> torch.Tensor:
+        """See `Part`."""
+        return sampler.start_canvas()
+
+    def commit(self, canvas: list[int], room: Room, endings: Endings) -> Piece:
+        """See `Part`. A canvas of nothing but padding ends the text, too."""
+        end = endings.first(canvas)
+        # Right behind the last token of the budget it still says that the text is complete.
+        if end is not None and end <= room.tokens:
+            return Piece(canvas[:end], "stop", canvas[end])
+        if endings.is_padding(canvas):
+            return Piece([], "stop")
+        left = room.after(len(canvas))
+        return Piece(canvas[: room.tokens], "length" if left.tokens <= 0 or left.canvases == 0 else None)
+
+
+class ConstrainedText:
+    """A text that belongs to a language. It ends in time, so always with an end of sequence."""
+
+    def __init__(self, constraint: TextConstraint) -> None:
+        """`constraint` is fresh, and this reply's alone."""
+        self._constraint = constraint
+
+    @property
+    def need(self) -> Need:
+        """See `Part`."""
+        return Need(self._constraint.fewest_tokens - 1, self._constraint.fewest_tokens)
+
+    def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> torch.Tensor:
+        """See `Part`."""
+        self._constraint.start_canvas(room.canvas_length, room.positions)
+        return sampler.start_canvas(self._constraint)
+
+    def commit(self, canvas: list[int], room: Room, endings: Endings) -> Piece:
+        """See `Part`."""
+        report = self._constraint.commit(canvas)
+        end = endings.first(canvas)
+        if end is None:
+            return Piece(canvas, constraint=report)
+        return Piece(canvas[:end], "stop", canvas[end], report)
+
+
+class Thought:
+    """What a model thinks before its text: free until it closes, which it is made to in time.
+
+    A prompt should open it, or what is free need not be a thought.
+    """
+
+    need = Need(tokens=1, positions=1)  # for what closes it
+
+    def __init__(self, closes: int) -> None:
+        """`closes` is the token that closes a thought."""
+        self._closes = closes
+
+    def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> torch.Tensor:
+        """See `Part`."""
+        return sampler.start_canvas()
+
+    def commit(self, canvas: list[int], room: Room, endings: Endings) -> Piece:
+        """See `Part`. It also ends where the model ended its reply instead, and with its room."""
+        whole = len(canvas)
+        ends = (i for i, token in enumerate(canvas) if token == self._closes or token in endings.eos_token_ids)
+        end = 0 if endings.is_padding(canvas) else next(ends, whole)
+        if end == whole < room.tokens and room.canvases > 1:
+            return Piece(canvas)
+        return Piece([*canvas[: min(end, whole - 1, room.tokens - 1)], self._closes], "stop")
+
+
+# --- all of it -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one reply is asked for. Answered once: parts remember how far they have come.
+
+    Raises `PromptError` if the prompt is empty, `OptionError` if `max_tokens` is below 1.
+    """
+
+    prompt: Prompt
+    settings: SamplerSettings
+    max_tokens: int
+    """Of what the blocks hold, so without the end of sequence. The last canvas is denoised whole all the same."""
+    parts: tuple[Part, ...] = (Text(),)
+    """In their order, one at least. Each begins with a canvas of its own."""
+
+    def __post_init__(self) -> None:
+        if len(self.prompt.token_ids) == 0:
+            raise PromptError("The prompt is empty. Say something.")
+        if self.max_tokens < 1:
+            raise OptionError(f"max_tokens must be at least 1, but it is {self.max_tokens}.")
+
+    def room(self, context_length: int, canvas_length: int) -> Room:
+        """What the reply may take in a context of so many tokens.
+
+        Raises `ContextLengthError` if the prompt leaves no room for a canvas, `ConstraintError` if not even the
+        shortest reply fits.
+        """
+        length = len(self.prompt.token_ids)
+        room = Room(self.max_tokens, (context_length - length) // canvas_length, canvas_length)
+        if room.canvases < 1:
+            shown = sum(len(image.span) for image in self.prompt.images)
+            raise ContextLengthError(length, context_length, canvas_length, shown)
+        least = sum(part.need.tokens for part in self.parts)
+        if least > room.tokens:
+            raise ConstraintError(
+                f"Not even the shortest reply of the form asked for fits: it takes {least:,} tokens, but "
+                f"max_tokens is {room.tokens:,}. Set max_tokens to {least:,} or more."
+            )
+        *before, text = self.parts
+        positions = room.beside(before).canvases * canvas_length
+        if text.need.positions > positions:
+            raise ConstraintError(
+                f"Not even the shortest reply of the form asked for fits: it takes {text.need.positions:,} "
+                f"tokens, but the prompt leaves room for {positions:,} in this model's context. Shorten the "
+                "prompt, or start a new conversation."
+            )
+        return room
