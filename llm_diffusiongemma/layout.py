@@ -108,7 +108,7 @@ def _status(place: Path) -> os.stat_result | None:
 
 
 def weights_among(names: Iterable[str]) -> set[str]:
-    """Of a repository's files, those that transformers loads the weights from.
+    """Of a repository's files, those that the weights are loaded from, as transformers does it.
 
     A copy in another layout (consolidated.safetensors beside shards, or shards beside a whole file) is left out.
     """
@@ -119,7 +119,7 @@ def weights_among(names: Iterable[str]) -> set[str]:
 
 
 def weight_names(folder: Path) -> list[str]:
-    """The weight files that transformers loads from a folder, there or not; none if it has neither kind.
+    """The weight files that are loaded from a folder, there or not; none if it has neither kind.
 
     Raises `CheckpointError` for an index that can't be read or names anything but files of the folder, and
     `FileAccessError`.

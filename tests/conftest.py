@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import click.testing
 import huggingface_hub.constants
@@ -15,6 +16,8 @@ import hypothesis
 import llm.cli
 import pytest
 import torch
+
+from llm_diffusiongemma.chat.template import ChatTemplate
 
 TINY = "diffusiongemma-tiny"
 PATIENCE_SECONDS = 120
@@ -45,6 +48,27 @@ def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     user_path = tmp_path_factory.mktemp("llm")
     (user_path / "model_options.json").write_text(json.dumps(DEFAULT_OPTIONS))
     monkeypatch.setenv("LLM_USER_PATH", str(user_path))
+
+
+@pytest.fixture(autouse=True)
+def _prompts_as_transformers_renders_them(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever conversation a test brings before the embedded checkpoint's template."""
+    render = ChatTemplate.render
+    differing = []
+
+    def compare(self: ChatTemplate, messages: Any, *, tools: Any, enable_thinking: bool, **values: Any) -> str:
+        from .tokenizers import rendered_by_transformers, theirs
+
+        rendered = render(self, messages, tools=tools, enable_thinking=enable_thinking, **values)
+        if self._source == theirs().chat_template:
+            expected = rendered_by_transformers(messages, tools, enable_thinking)
+            if rendered != expected:
+                differing.append((rendered, expected))
+        return rendered
+
+    monkeypatch.setattr(ChatTemplate, "render", compare)
+    yield
+    assert not differing
 
 
 class Llm:
@@ -142,7 +166,7 @@ def network_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[int
 
         def generate(prompt_ids: list[int], **_: object) -> object:
             prompts.append(prompt_ids)
-            ids = engine._tokenizer.encode(next(left), add_special_tokens=False)
+            ids = engine._tokenizer.encode(next(left))
             return (block for block in [Block(0, ids, 106, 1, True, "stop", len(prompt_ids), 0.1)])
 
         monkeypatch.setattr(engine.pipeline, "generate", generate)

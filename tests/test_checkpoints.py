@@ -26,7 +26,7 @@ from llm_diffusiongemma.catalog import (
     built_in,
 )
 from llm_diffusiongemma.chat import template
-from llm_diffusiongemma.diffusion import loading
+from llm_diffusiongemma.diffusion import devices
 from llm_diffusiongemma.errors import CheckpointNotFoundError, DiffusionGemmaError, FileAccessError
 from llm_diffusiongemma.layout import REQUIRED_FILES, TEMPLATE_FILE
 from llm_diffusiongemma.models import DiffusionGemma
@@ -56,7 +56,7 @@ def test_a_folder_of_ones_own(llm_command: Llm, own_folder: Path) -> None:
 def test_full_model_not_in_the_cache(llm_command: Llm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
-    monkeypatch.setattr(loading, "_total_memory", lambda device: 2**40)
+    monkeypatch.setattr(devices, "_total_memory", lambda device: 2**40)
     message = llm_command.fails("-m", FULL, "Hello")
     assert "hf download google/diffusiongemma-26B-A4B-it" in message
     assert "diffusiongemma-tiny" in message
@@ -347,5 +347,7 @@ def test_a_short_run_of_the_attack_on_checkpoints(
         random_ = random.Random(f"suite-{case}")
         folder = checkpoints.make_folder(tmp_path / str(case))
         kind, done = checkpoints.mutate(folder, random_)
-        result, held = checkpoints.reply_from(folder, picture if kind.startswith("preprocessor") else None)
+        image = picture if kind.startswith(("preprocessor", checkpoints.TOWER_WEIGHTS)) else None
+        result, held = checkpoints.reply_from(folder, image)
+        held = held and checkpoints.is_right(kind, result, with_image=image is not None)
         assert held, f"{kind}, case {case}: {done}: {result}"

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from llm_diffusiongemma import hub as hub_module
 from llm_diffusiongemma.backends import engine
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry
-from llm_diffusiongemma.diffusion import loading
+from llm_diffusiongemma.diffusion import devices
 from llm_diffusiongemma.errors import DiffusionGemmaError, HubConnectionError
 from llm_diffusiongemma.hub import cache as cache_module
 from llm_diffusiongemma.hub import download, exchange, failures, listing, settings
@@ -119,7 +119,7 @@ def in_process(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     # The real weights fit this machine, which nobody must judge by before asking for what is served.
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
-    monkeypatch.setattr(loading, "_total_memory", lambda device: 2**40)
+    monkeypatch.setattr(devices, "_total_memory", lambda device: 2**40)
     # Nothing of what happens here may be found by another test.
     monkeypatch.setattr(engine, "_engines", {})
     monkeypatch.setattr(exchange, "RETRY_SECONDS", (0.01, 0.01, 0.01))
@@ -413,15 +413,15 @@ def test_too_large_for_this_machine(
     """Refused by the size in the listing, before any file is asked for or made."""
     hub.claimed_sizes[LAST_SHARD] = 51_600_000_000
     monkeypatch.delenv("LLM_DIFFUSIONGEMMA_DEVICE")
-    monkeypatch.setattr(loading, "_available_devices", lambda: ["cpu"])
+    monkeypatch.setattr(devices, "_available_devices", lambda: ["cpu"])
     message = llm_command.fails("-m", FULL, QUESTION)
     assert "48.1 GiB" in message
     assert "no GPU" in message
     assert "LLM_DIFFUSIONGEMMA_DEVICE=cpu" in message
     assert "llm -m diffusiongemma-tiny" in message
 
-    monkeypatch.setattr(loading, "_total_memory", lambda device: 24 * 2**30)
-    monkeypatch.setattr(loading, "_available_devices", lambda: ["cuda:0", "cpu"])
+    monkeypatch.setattr(devices, "_total_memory", lambda device: 24 * 2**30)
+    monkeypatch.setattr(devices, "_available_devices", lambda: ["cuda:0", "cpu"])
     message = llm_command.fails("-m", FULL, QUESTION)
     assert "cuda:0 has 24.0 GiB" in message
     assert "48.1 GiB and 3 GiB more" in message
@@ -769,7 +769,7 @@ def test_weights_by_unusual_names_beside_shards(
 def judged(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU, nothing chosen: the machine that most people have."""
     monkeypatch.delenv("LLM_DIFFUSIONGEMMA_DEVICE")
-    monkeypatch.setattr(loading, "_available_devices", lambda: ["cpu"])
+    monkeypatch.setattr(devices, "_available_devices", lambda: ["cpu"])
 
 
 @pytest.fixture(params=["offline", "no network", "no Hub", "refused"])
@@ -793,7 +793,7 @@ def test_the_machine_before_the_network(
     assert message.startswith("The model's weights take 48.1 GiB, and PyTorch finds no GPU here")
     # Also if they are partly here.
     lose(fill_cache(cache, checkpoint_files) / LAST_SHARD, "content")
-    monkeypatch.setattr(loading, "_total_memory", lambda device: 24 * 2**30)
+    monkeypatch.setattr(devices, "_total_memory", lambda device: 24 * 2**30)
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "CPU")
     assert "this machine has 24.0 GiB" in llm_command.fails("-m", FULL, QUESTION)
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "bogus")

@@ -1,6 +1,6 @@
 """A loaded model with its tokenizer, and the process-wide cache of them.
 
-torch and transformers are imported here, on the first prompt, and nowhere above.
+torch is imported here, on the first prompt, and transformers at the first image, and nowhere above.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import llm
 
 from .. import hub
 from ..catalog import DEVICE_VARIABLE, ModelEntry
-from ..chat.checkpoint import load_tokenizer
+from ..chat.checkpoint import NetworkTokens, load_tokenizer
 from ..chat.messages import PromptEncoder
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
-from ..chat.tokenizer import ChatTokenizer, control_tokens, decode, table_decoder, token_bytes
+from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
 from ..errors import CheckpointError, DeviceError, DiffusionGemmaError
 from . import forks
 from .forks import importing, indivisible
@@ -34,7 +34,6 @@ from .turn import ALWAYS_WANTED, Stop
 
 if TYPE_CHECKING:
     from ..diffusion.loading import LoadedModel
-    from ..diffusion.pipeline import BlockDiffusionPipeline
     from ..grammar.automaton import Vocabulary
     from ..grammar.constraint import TextConstraint
 
@@ -55,16 +54,21 @@ class Engine:
     """A loaded model with its tokenizer. Lives in the process-wide cache; answers one turn at a time."""
 
     def __init__(self, loaded: LoadedModel, tokenizer: ChatTokenizer, folder: Path) -> None:
-        from ..diffusion.images import ImageReader
         from ..diffusion.pipeline import BlockDiffusionPipeline
+        from ..diffusion.vision import ImageReader
 
-        # The processor is read with the first picture, and the program may be in another folder by then.
-        self.image_reader = ImageReader(folder.absolute(), loaded.model.config)
+        # It is read from with the first picture, and the program may be in another folder by then.
+        folder = folder.absolute()
+        self.image_reader = ImageReader(folder, loaded.config, loaded.dtype, loaded.device)
         self.loaded = loaded
-        self.pipeline: BlockDiffusionPipeline = BlockDiffusionPipeline(loaded.model)
+        self.pipeline = BlockDiffusionPipeline(
+            loaded.network,
+            eos_token_ids=loaded.generation.eos_token_id,
+            pad_token_id=loaded.generation.pad_token_id,
+        )
         self.prompt_encoder = PromptEncoder(tokenizer)
         self._tokenizer = tokenizer
-        self.control_tokens = control_tokens(tokenizer)
+        self.control_tokens = tokenizer.control_tokens
         # Reentrant: a worker thread holds it for its whole reply, each step takes it again.
         self.lock: ReentrantLock = threading.RLock()
         """Anew in a forked process: don't keep it."""
@@ -87,7 +91,7 @@ class Engine:
             raise _lost_by_fork(self.loaded.device.type)
 
     def decode(self, token_ids: list[int]) -> str:
-        return decode(self._tokenizer, token_ids)
+        return self._tokenizer.decode(token_ids)
 
     @cached_property
     def _token_bytes(self) -> list[bytes | None]:
@@ -104,9 +108,9 @@ class Engine:
 
         return Vocabulary(
             self._token_bytes,
-            size=self.pipeline.vocab_size,
-            eos_token_ids=self.pipeline.eos_token_ids,
-            pad_token_id=self.loaded.model.generation_config.pad_token_id,
+            size=self.loaded.network.config.vocab_size,
+            eos_token_ids=self.loaded.generation.eos_token_id,
+            pad_token_id=self.loaded.generation.pad_token_id,
         )
 
     def hold_to(self, form: Form) -> TextConstraint:
@@ -157,8 +161,6 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
     """
     with _engines_lock:
         started = time.perf_counter()
-        # transformers reads the same variables when it is imported, and raises there whatever comes.
-        hub.check_environment()
         with stop.importing(), isolated_numbers():
             _import_libraries(stop.owns_process)
         ready = _find_or_load(entry, stop, time.perf_counter() - started)
@@ -167,7 +169,8 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
 
 
 def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready:
-    from ..diffusion.loading import check_fits, load_model, resolve_device
+    from ..diffusion.devices import check_fits, resolve_device
+    from ..diffusion.loading import load_model
 
     # A device that is not there is told before anything is looked for or downloaded.
     _check_cuda_after_fork(entry.device)
@@ -188,16 +191,25 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
     try:
         with indivisible(), _no_garbage_collection(stop.owns_process), isolated():
             # The model first: its checks say best what is wrong with a folder.
-            loaded = load_model(checkpoint.folder, device)
+            loaded = load_model(checkpoint.folder, device, stop.check)
             stop.check()
-            config, generation_config = loaded.model.config, loaded.model.generation_config
-            tokenizer = load_tokenizer(checkpoint.folder, config, generation_config)
+            tokenizer = load_tokenizer(checkpoint.folder, _network_tokens(loaded))
             engine = Engine(loaded, tokenizer, checkpoint.folder)
     except CheckpointError as error:
         raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source, checkpoint.folder)}") from error
     # What is in the cache is whole, whenever somebody interrupts.
     _engines[key] = engine
     return Ready(engine, checkpoint.resolved_model, import_seconds + time.perf_counter() - started)
+
+
+def _network_tokens(loaded: LoadedModel) -> NetworkTokens:
+    config, text = loaded.config, loaded.config.text_config
+    return NetworkTokens(
+        vocab_size=text.vocab_size,
+        bos_token_id=text.bos_token_id,
+        image_tokens=(config.boi_token_id, config.image_token_id, config.eoi_token_id),
+        eos_token_ids=tuple(loaded.generation.eos_token_id),
+    )
 
 
 def _check_cuda_after_fork(device: str | None) -> None:
@@ -223,17 +235,31 @@ def _lost_by_fork(device_type: str) -> DeviceError:
 
 @cache
 def _import_libraries(owns_process: bool) -> None:
+    with importing("engine"), _no_garbage_collection(owns_process):
+        import tokenizers  # noqa: F401
+
+        from ..diffusion import loading, pipeline, vision  # noqa: F401
+
+
+@cache
+def import_vision(owns_process: bool) -> None:
+    """What the first image of a process needs besides. Text needs none of it.
+
+    Raises `DiffusionGemmaError` where it can't be imported.
+    """
+    from ..diffusion import vision
+
+    # transformers asks for both when it is imported, and raises whatever comes.
+    hub.check_environment()
     try:
         os.getcwd()
     except OSError as error:
         raise DiffusionGemmaError(
-            "The current folder is gone or can't be read, and transformers can't be imported without one. Change "
-            "to another folder."
+            "The current folder is gone or can't be read, and transformers, which images need, can't be imported "
+            "without one. Change to another folder."
         ) from error
-    with importing("engine"), _no_garbage_collection(owns_process):
-        from transformers import GemmaTokenizer, TokenizersBackend  # noqa: F401
-
-        from ..diffusion import images, loading, pipeline  # noqa: F401
+    with importing("vision"), _no_garbage_collection(owns_process):
+        vision.import_libraries()
 
 
 @contextmanager
@@ -258,7 +284,7 @@ def _no_garbage_collection(owns_process: bool) -> Iterator[None]:
 
 @cache
 def _freeze_at_the_end() -> None:
-    """Python ends by looking through all the objects of torch and transformers for garbage once more, which would
+    """Python ends by looking through all the objects of torch for garbage once more, which would
     be a fifth of a short command."""
     atexit.register(gc.freeze)
 

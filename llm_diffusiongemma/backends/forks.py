@@ -34,7 +34,7 @@ _at_it: list[int] = []
 @contextmanager
 def indivisible() -> Iterator[None]:
     """Around what a fork cuts for good: an import, which nobody ends in the forked process and whoever needs it
-    waits for; and the loading of a model, for which transformers changes torch's and its own functions.
+    waits for; and the loading of a model, in the middle of which libraries hold locks of their own.
 
     Raises `DiffusionGemmaError` if this process was forked while another thread was at such a thing.
     """

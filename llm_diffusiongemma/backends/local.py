@@ -19,7 +19,7 @@ from ..chat.messages import Conversation, read_conversation
 from ..chat.output import THOUGHT_CLOSES, ReplyReader
 from ..diffusion.request import ConstrainedText, Part, Prompt, Request, Text, Thought
 from ..options import DEFAULT_MAX_TOKENS, Options
-from .engine import Engine, ReentrantLock, get_engine
+from .engine import Engine, ReentrantLock, get_engine, import_vision
 from .forks import importing
 from .form import Form, read_form
 from .isolation import isolated, isolated_numbers
@@ -27,9 +27,8 @@ from .turn import BlockReport, FinishReason, Report, Stop, Turn
 
 if TYPE_CHECKING:
     from ..chat.images import Picture
-    from ..diffusion.images import Patches
     from ..diffusion.pipeline import Block
-    from ..diffusion.request import PromptImage
+    from ..diffusion.vision import Patches
 
 # A frame of a video gets the fewest soft tokens there are: there may be sixty of them.
 FRAME_SOFT_TOKENS = 70
@@ -157,13 +156,15 @@ class _PromptReader:
         self._asked = asked
         self._tools = declare(turn.tools)
         self._conversation = conversation
+        if conversation.pictures:
+            with asked.stop.importing():
+                import_vision(asked.stop.owns_process)
         self._pictures = [self._cut(picture) for picture in conversation.pictures]
 
     def _cut(self, picture: Picture) -> Patches:
         engine, options = self._asked.engine, self._asked.options
         soft_tokens = options.image_tokens or (FRAME_SOFT_TOKENS if picture.timestamp else None)
-        with importing("image processors"):
-            return engine.image_reader.cut(picture.image, soft_tokens)
+        return engine.image_reader.cut(picture.image, soft_tokens)
 
     def read(self, form: Form | None = None) -> Prompt:
         """The prompt of a free reply, or of one that is held to a form."""
@@ -171,9 +172,7 @@ class _PromptReader:
         conversation = self._conversation if form is None else self._conversation.with_request(form.request)
         encoder = engine.prompt_encoder
         ids = encoder.encode(conversation.messages, tools=self._tools, thinking=bool(self._asked.options.thinking))
-        images: tuple[PromptImage, ...] = ()
-        if self._pictures:
-            ids, images = engine.image_reader.place(ids, self._pictures)
+        ids, images = engine.image_reader.place(ids, self._pictures)
         return Prompt(ids, images, encoder.stable_length(ids, with_request=form is not None))
 
 
@@ -224,7 +223,7 @@ class _Attempt:
         self._engine = asked.engine
         options = asked.options
         settings = SamplerSettings.from_generation_config(
-            asked.engine.loaded.model.generation_config,
+            asked.engine.loaded.generation,
             max_denoising_steps=options.max_denoising_steps,
             entropy_bound=options.entropy_bound,
             t_min=options.t_min,

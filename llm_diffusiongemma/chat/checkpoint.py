@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..documents import Document, DocumentError, conform, parse_object, refuse_unless
-from ..errors import CheckpointError, FileAccessError
+from ..errors import CheckpointError
 from ..layout import (
     CONFIG_FILE,
     GENERATION_FILE,
@@ -27,7 +24,10 @@ from ..layout import (
 )
 from ..wording import quoted
 from .messages import PromptEncoder
-from .tokenizer import MARKERS, control_tokens, decode, encode, is_panic
+from .tokenizer import MARKERS, ChatTokenizer, is_panic
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # What a tokenizer has to give back as it was: every byte that UTF-8 has, which a vocabulary may lack; capitals,
 # digits, blanks, code, and characters that no vocabulary has in one piece.
@@ -42,7 +42,19 @@ SAMPLE = "".join(
 TAKE_BOTH = "Take both files from where the model comes from."
 
 # transformers' names for what is made of a tokenizer.json: Gemma's own kind, and any kind as the file says.
-TOKENIZER_CLASSES = ("GemmaTokenizer", "TokenizersBackend", "PreTrainedTokenizer")
+GEMMA_CLASS = "GemmaTokenizer"
+TOKENIZER_CLASSES = (GEMMA_CLASS, "TokenizersBackend", "PreTrainedTokenizer")
+
+# What a tokenizer_config.json may name, in the order in which they are added where they have no ids yet, and what
+# Gemma's kind has for those that it doesn't name.
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+GEMMA_TOKENS = {
+    "bos_token": "<bos>",
+    "eos_token": "<eos>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}
 
 # What Gemma's tokenizers and byte-level ones are made of.
 PARTS = frozenset(
@@ -55,8 +67,19 @@ MAX_REPLACEMENT = 16
 MAX_REGEX = 1000
 REPEATED_GROUP = re.compile(r"\)[*+?{]")
 
-# The config's names for tokens of images, and what they are called in the vocabulary.
-IMAGE_TOKENS = {"boi_token_id": "<|image>", "image_token_id": "<|image|>", "eoi_token_id": "<image|>"}
+# The tokens around an image's soft tokens and in their place, as a vocabulary has them.
+IMAGE_TOKENS = ("<|image>", "<|image|>", "<image|>")
+
+
+@dataclass(frozen=True)
+class NetworkTokens:
+    """What a network and its configs take tokens for. None where they don't say."""
+
+    vocab_size: int
+    bos_token_id: int | None
+    image_tokens: tuple[int | None, int | None, int | None]
+    """Of `IMAGE_TOKENS`."""
+    eos_token_ids: tuple[int, ...]
 
 
 def _as_texts(value: Any) -> Any:
@@ -113,6 +136,18 @@ class _TokenizerConfig(Document):
     added_tokens_decoder: dict[Annotated[str, Field(pattern=r"^\d{1,7}$")], _AddedToken] | None = None
     chat_template: Annotated[list[_NamedTemplate], BeforeValidator(_as_templates)] = Field(default_factory=list)
 
+    @property
+    def kind(self) -> str:
+        """The class that transformers reads it as, maybe none of `TOKENIZER_CLASSES`."""
+        return (self.tokenizer_class or GEMMA_CLASS).removesuffix("Fast")
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """Those of `NAMED_TOKENS` that there are."""
+        named: dict[str, str | None] = {**GEMMA_TOKENS} if self.kind == GEMMA_CLASS else {}
+        named |= {name: getattr(self, name) for name in NAMED_TOKENS if name in self.model_fields_set}
+        return {name: text for name in NAMED_TOKENS if (text := named.get(name)) is not None}
+
 
 def _check_part(part: Any) -> Any:
     """Of a tokenizer's pipeline. Its library panics over some kinds of parts, and says so at the terminal."""
@@ -166,11 +201,10 @@ class _TokenizerFile(Document):
         return self
 
 
-def load_tokenizer(folder: Path, config: Any, generation_config: Any) -> Any:
-    """The tokenizer of a folder with its chat template, fit for the network of that config.
+def load_tokenizer(folder: Path, network: NetworkTokens) -> ChatTokenizer:
+    """The tokenizer of a folder with its chat template, fit for that network.
 
-    Without all of its files transformers guesses what kind of tokenizer it is. So what comes out is tried,
-    which takes milliseconds.
+    What comes out of the files is tried, which takes milliseconds.
 
     Raises `CheckpointError` if a file is missing or broken, and if the tokenizer changes a text or knows other
     tokens than the network; `FileAccessError` if one can't be read.
@@ -183,15 +217,24 @@ def load_tokenizer(folder: Path, config: Any, generation_config: Any) -> Any:
                 "chat_template.jinja: take the file from where the model comes from."
             )
     settings = read_document(folder / TOKENIZER_CONFIG_FILE, _TokenizerConfig)
+    _check_kind(folder, settings.kind)
     template = _read_template(folder, settings)
     content = read_bytes(folder / TOKENIZER_FILE)
-    _check_vocabulary(folder, content, config)
-    tokenizer = _build(folder, settings, content)
-    tokenizer.chat_template = template
-    _check_text(folder, tokenizer)
-    _check_ids(folder, tokenizer, config, generation_config)
+    document = _read_vocabulary(folder, content, network)
+    backend = _build(folder, settings, content, document)
+    tokenizer = ChatTokenizer(backend, settings.named_tokens, template)
+    _check_text(folder, settings.kind, tokenizer)
+    _check_ids(folder, tokenizer, network)
     _check_template(folder, tokenizer)
     return tokenizer
+
+
+def _check_kind(folder: Path, name: str) -> None:
+    if name not in TOKENIZER_CLASSES:
+        raise CheckpointError(
+            f"{quoted(folder / TOKENIZER_CONFIG_FILE)} asks for a tokenizer {quoted(name)}, which is none of "
+            f"{', '.join(TOKENIZER_CLASSES)}. {TAKE_BOTH}"
+        )
 
 
 def _read_template(folder: Path, settings: _TokenizerConfig) -> str:
@@ -211,7 +254,7 @@ def _read_template(folder: Path, settings: _TokenizerConfig) -> str:
     return templates["default"]
 
 
-def _check_vocabulary(folder: Path, content: bytes, config: Any) -> None:
+def _read_vocabulary(folder: Path, content: bytes, network: NetworkTokens) -> _TokenizerFile:
     """Refuse ids that the network has no row for, before anything is made that is as long as the largest."""
     file = folder / TOKENIZER_FILE
     try:
@@ -220,77 +263,86 @@ def _check_vocabulary(folder: Path, content: bytes, config: Any) -> None:
         raise CheckpointError(
             f"{quoted(file)} can't be read as a tokenizer: {error}. Take the file from where the model comes from."
         ) from error
-    known = config.get_text_config().vocab_size
     # Added tokens that are not in it are looked at when they have got their ids.
-    if (size := max(document.model.vocab.values()) + 1) > known:
-        _refuse_size(folder, size, known)
+    if (size := max(document.model.vocab.values()) + 1) > network.vocab_size:
+        _refuse_size(folder, size, network.vocab_size)
+    return document
 
 
-def _build(folder: Path, settings: _TokenizerConfig, content: bytes) -> Any:
-    """A tokenizer of one of the kinds that Gemma's checkpoints name, from these two files alone.
+def _build(folder: Path, settings: _TokenizerConfig, content: bytes, document: _TokenizerFile) -> Tokenizer:
+    """What transformers' class of that name makes of the two files. `document` is what is checked of `content`."""
+    from tokenizers import Tokenizer
 
-    transformers gets a folder of its own, with what passed the schema: in the checkpoint's it would follow what
-    other files say, to code and to files elsewhere.
-    """
-    from transformers import GemmaTokenizer, TokenizersBackend
-
-    name = (settings.tokenizer_class or "GemmaTokenizer").removesuffix("Fast")
-    if name not in TOKENIZER_CLASSES:
-        raise CheckpointError(
-            f"{quoted(folder / TOKENIZER_CONFIG_FILE)} asks for a tokenizer {quoted(name)}, which is none of "
-            f"{', '.join(TOKENIZER_CLASSES)}. {TAKE_BOTH}"
-        )
-    kind = GemmaTokenizer if name == "GemmaTokenizer" else TokenizersBackend
-    values = settings.model_dump(exclude={"tokenizer_class", "chat_template"}, exclude_unset=True)
     try:
-        with _folder_of(content, json.dumps(values)) as own:
-            return kind.from_pretrained(own, local_files_only=True)
-    except FileAccessError:
-        raise
+        if settings.kind == GEMMA_CLASS:
+            tokenizer = _gemma(document.model, settings.named_tokens.get("unk_token"))
+        else:
+            tokenizer = Tokenizer.from_buffer(content)
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+        _add_tokens(tokenizer, settings, document)
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise CheckpointError(
             f"The tokenizer in {quoted(folder)} can't be read: {quoted(error)}. {TAKE_BOTH}"
         ) from error
+    return tokenizer
 
 
-@contextmanager
-def _folder_of(tokenizer: bytes, config: str) -> Iterator[Path]:
-    """A temporary folder with these two files. Raises `FileAccessError`."""
-    try:
-        directory = tempfile.TemporaryDirectory()
-        (Path(directory.name) / TOKENIZER_FILE).write_bytes(tokenizer)
-        (Path(directory.name) / TOKENIZER_CONFIG_FILE).write_text(config, encoding="utf-8")
-    except OSError as error:
-        raise FileAccessError(
-            f"There is no folder for temporary files that can be written ({quoted(error)}). Set TMPDIR to one."
-        ) from error
-    with directory:
-        yield Path(directory.name)
+def _gemma(model: _Model, unk_token: str | None) -> Tokenizer:
+    """Gemma's kind of SentencePiece BPE. Of a tokenizer.json it has vocabulary and merges, nothing else."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.merges]
+    tokenizer = Tokenizer(models.BPE(model.vocab, merges, unk_token=unk_token, fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
 
 
-def _check_text(folder: Path, tokenizer: Any) -> None:
-    ids = encode(tokenizer, SAMPLE)
-    if decode(tokenizer, ids) != SAMPLE or not control_tokens(tokenizer).keys().isdisjoint(ids):
+def _add_tokens(tokenizer: Tokenizer, settings: _TokenizerConfig, document: _TokenizerFile) -> None:
+    """Those that tokenizer_config.json lists, or else tokenizer.json; then what the former names besides.
+
+    Each has its id from the vocabulary, or the next free one if it is not in there.
+    """
+    from tokenizers import AddedToken
+
+    listed: dict[int, _AddedToken] = {token.id: token for token in document.added_tokens}
+    if settings.added_tokens_decoder is not None:
+        listed = {int(token_id): token for token_id, token in settings.added_tokens_decoder.items()}
+    names = settings.named_tokens.values()
+    tokens = []
+    for _, token in sorted(listed.items()):
+        # What is not set is not false: what the library takes for `normalized` depends on `special`.
+        added = AddedToken(**token.model_dump(exclude={"id"}, exclude_unset=True))
+        added.special = added.special or added.content in names
+        tokens.append(added)
+    known = {token.content for token in (*tokens, *tokenizer.get_added_tokens_decoder().values())}
+    others = dict.fromkeys((*names, *settings.extra_special_tokens))
+    tokens += [AddedToken(text, special=True) for text in others if text not in known]
+    tokenizer.add_tokens(tokens)
+
+
+def _check_text(folder: Path, kind: str, tokenizer: ChatTokenizer) -> None:
+    ids = tokenizer.encode(SAMPLE)
+    if tokenizer.decode(ids) != SAMPLE or not tokenizer.control_tokens.keys().isdisjoint(ids):
         raise CheckpointError(
             f"The tokenizer in {quoted(folder)} changes the text that goes through it: {TOKENIZER_FILE} and "
-            f"{TOKENIZER_CONFIG_FILE}, read as a {type(tokenizer).__name__}, don't belong together. {TAKE_BOTH}"
+            f"{TOKENIZER_CONFIG_FILE}, read as a {kind}, don't belong together. {TAKE_BOTH}"
         )
 
 
-def _check_ids(folder: Path, tokenizer: Any, config: Any, generation_config: Any) -> None:
+def _check_ids(folder: Path, tokenizer: ChatTokenizer, network: NetworkTokens) -> None:
     # Its look-ups are quick; a dictionary of the whole vocabulary takes a tenth of a second.
-    backend = tokenizer.backend_tokenizer
-    control = control_tokens(tokenizer)
-    known = config.get_text_config().vocab_size
-    size = max([backend.get_vocab_size() - 1, *tokenizer.added_tokens_decoder]) + 1
-    if size > known:
-        _refuse_size(folder, size, known)
-    bos = getattr(config.get_text_config(), "bos_token_id", None)
-    expected = {name: getattr(config, field, None) for field, name in IMAGE_TOKENS.items()}
-    if tokenizer.bos_token is not None:
-        expected[tokenizer.bos_token] = bos
+    backend = tokenizer.backend
+    size = max([backend.get_vocab_size() - 1, *backend.get_added_tokens_decoder()]) + 1
+    if size > network.vocab_size:
+        _refuse_size(folder, size, network.vocab_size)
+    expected = dict(zip(IMAGE_TOKENS, network.image_tokens, strict=True))
+    if "bos_token" in tokenizer.special_tokens:
+        expected[tokenizer.special_tokens["bos_token"]] = network.bos_token_id
     for name, token_id in expected.items():
         found = backend.token_to_id(name)
         if None not in (found, token_id) and found != token_id:
@@ -298,9 +350,8 @@ def _check_ids(folder: Path, tokenizer: Any, config: Any, generation_config: Any
                 f"{quoted(name)} is token {found} in the tokenizer in {quoted(folder)} and {token_id} in its "
                 f"{CONFIG_FILE}: they are not of one checkpoint. {TAKE_BOTH}"
             )
-    eos = generation_config.eos_token_id
-    for token_id in [eos] if isinstance(eos, int) else eos or []:
-        if token_id not in control:
+    for token_id in network.eos_token_ids:
+        if token_id not in tokenizer.control_tokens:
             raise CheckpointError(
                 f"{GENERATION_FILE} in {quoted(folder)} ends a reply at token {token_id}, which its tokenizer "
                 f"takes for text: they are not of one checkpoint. {TAKE_BOTH}"
@@ -314,12 +365,12 @@ def _refuse_size(folder: Path, size: int, known: int) -> NoReturn:
     )
 
 
-def _check_template(folder: Path, tokenizer: Any) -> None:
+def _check_template(folder: Path, tokenizer: ChatTokenizer) -> None:
     """Refuse a template whose markers would reach the network as text, or not at all."""
-    template = str(tokenizer.chat_template)
-    control = control_tokens(tokenizer)
+    template = tokenizer.chat_template
+    control = tokenizer.control_tokens
     unknown = sorted(marker for marker in MARKERS - set(control.values()) if marker in template)
-    if "bos_token" in template and tokenizer.bos_token is None:
+    if "bos_token" in template and "bos_token" not in tokenizer.special_tokens:
         unknown.insert(0, "bos_token")
     if unknown:
         raise CheckpointError(

@@ -22,7 +22,7 @@ from ..wording import quoted, tell
 from .images import Picture, pictures, what_is
 from .output import THOUGHT_LABEL, THOUGHT_OPENS
 from .template import ChatTemplate
-from .tokenizer import ChatTokenizer, control_tokens, encode
+from .tokenizer import ChatTokenizer
 
 TemplateMessage = dict[str, Any]
 # Reads attachments, and makes parts of them.
@@ -285,8 +285,8 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens_map)
-        self._control_ids = {token: token_id for token_id, token in control_tokens(tokenizer).items()}
+        self._template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
+        self._control_ids = {token: token_id for token_id, token in tokenizer.control_tokens.items()}
         # Longest first, so that no token hides one that it begins.
         alternatives = sorted(map(re.escape, self._control_ids), key=len, reverse=True)
         self._control = re.compile("|".join(alternatives))
@@ -338,7 +338,7 @@ class PromptEncoder:
     def opening_of_thought(self) -> list[int]:
         """What the model writes when it begins to think."""
         opens = self.control_id(THOUGHT_OPENS)
-        label = self._tokenizer.encode(THOUGHT_LABEL, add_special_tokens=False)
+        label = self._tokenizer.encode(THOUGHT_LABEL)
         return [] if opens is None else [opens, *label]
 
     def stable_length(self, ids: Sequence[int], *, with_request: bool = False) -> int:
@@ -368,7 +368,7 @@ class PromptEncoder:
     def _plain(self, text: str, breaker: str) -> list[int]:
         # Both sides of a broken marker are tokenised apart, so that they can't become one again.
         parts = filter(None, text.split(breaker))
-        return [token for part in parts for token in encode(self._tokenizer, part)]
+        return [token for part in parts for token in self._tokenizer.encode(part)]
 
 
 def _spell_out(message: TemplateMessage, picture: str, breaker: str) -> TemplateMessage:

@@ -1,30 +1,19 @@
-"""What the chat side uses of a transformers tokenizer."""
+"""A checkpoint's tokenizer, and what its tokens stand for."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, ConstraintError
 from ..wording import quoted
 
-
-class ChatTokenizer(Protocol):
-    """The part of `PreTrainedTokenizerFast` that is used here. It does not need torch."""
-
-    added_tokens_decoder: dict[int, Any]
-    backend_tokenizer: Any
-    chat_template: str
-    special_tokens_map: dict[str, str]
-
-    def get_vocab(self) -> dict[str, int]: ...
-
-    def encode(self, text: str, **kwargs: Any) -> list[int]: ...
-
-    def decode(self, token_ids: list[int], **kwargs: Any) -> str | list[str]: ...
-
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # Rows of Gemma's vocabulary that stand for nothing; not all of them are flagged as special.
 RESERVED = re.compile(r"<unused\d+>|<mask>|\[multimodal\]")
@@ -42,39 +31,44 @@ MARKERS = frozenset(
 )
 
 
-def control_tokens(tokenizer: ChatTokenizer) -> dict[int, str]:
-    """The control tokens of a tokenizer by id.
+@dataclass(frozen=True)
+class ChatTokenizer:
+    """What the `tokenizers` library made of a checkpoint's files, and the chat template that goes with it."""
 
-    Not all added tokens: Gemma's tokenizer also adds runs of blanks and HTML tags, which are text.
-    """
-    added = tokenizer.added_tokens_decoder.items()
-    return {token_id: token.content for token_id, token in added if token.special or token.content in MARKERS}
+    backend: Tokenizer
+    special_tokens: Mapping[str, str]
+    """By the names that a template knows them by: `bos_token` and the like."""
+    chat_template: str
 
+    @cached_property
+    def control_tokens(self) -> dict[int, str]:
+        """The control tokens by id.
 
-def encode(tokenizer: ChatTokenizer, text: str) -> list[int]:
-    """The tokens of a text, control tokens' names included. Raises `CheckpointError` if its library fails."""
-    try:
-        # Not verbose: a prompt that is too long is refused with a sentence of our own.
-        return tokenizer.encode(text, add_special_tokens=False, verbose=False)
-    except BaseException as error:
-        if not is_panic(error):
-            raise
-        raise CheckpointError(
-            f"The checkpoint's tokenizer fails on a text: {quoted(error)}. Take its tokenizer.json from where the "
-            "model comes from."
-        ) from error
+        Not all added tokens: Gemma's tokenizer also adds runs of blanks and HTML tags, which are text.
+        """
+        added = self.backend.get_added_tokens_decoder().items()
+        return {token_id: token.content for token_id, token in added if token.special or token.content in MARKERS}
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, control tokens' names included. Raises `CheckpointError` if the library fails."""
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise CheckpointError(
+                f"The checkpoint's tokenizer fails on a text: {quoted(error)}. Take its tokenizer.json from where "
+                "the model comes from."
+            ) from error
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, with nothing left out and nothing cleaned up."""
+        return self.backend.decode(token_ids, skip_special_tokens=False)
 
 
 def is_panic(error: BaseException) -> bool:
     """Whether it says that the tokenizers library panicked, which is no `Exception` and has no name to import."""
     return type(error).__name__ == "PanicException"
-
-
-def decode(tokenizer: ChatTokenizer, token_ids: list[int]) -> str:
-    """The text of tokens, with nothing left out and nothing cleaned up."""
-    text = tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    assert isinstance(text, str)
-    return text
 
 
 def token_bytes(tokenizer: ChatTokenizer) -> list[bytes | None]:
@@ -83,10 +77,10 @@ def token_bytes(tokenizer: ChatTokenizer) -> list[bytes | None]:
     Byte-level BPE and Gemma's kind of SentencePiece BPE (`▁` for a blank, `<0xNN>` for a byte) stand for
     bytes one by one, whatever surrounds them. Raises `ConstraintError` for a tokenizer of another kind.
     """
-    spell = _speller(tokenizer.backend_tokenizer)
-    control = control_tokens(tokenizer)
-    added = tokenizer.added_tokens_decoder
-    vocabulary = tokenizer.get_vocab()
+    spell = _speller(tokenizer.backend)
+    control = tokenizer.control_tokens
+    added = tokenizer.backend.get_added_tokens_decoder()
+    vocabulary = tokenizer.backend.get_vocab()
     table: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
     for token, token_id in vocabulary.items():
         if token_id in control or RESERVED.fullmatch(token):
@@ -105,13 +99,13 @@ def table_decoder(tokenizer: ChatTokenizer, table: Sequence[bytes | None]) -> Ca
 
     def to_bytes(token_id: int) -> bytes:
         text = table[token_id] if token_id < len(table) else None
-        return decode(tokenizer, [token_id]).encode() if text is None else text
+        return tokenizer.decode([token_id]).encode() if text is None else text
 
     return lambda token_ids: b"".join(map(to_bytes, token_ids)).decode(errors="replace")
 
 
-def _speller(backend: Any) -> Callable[[str], bytes | None]:
-    """How the vocabulary of a `tokenizers.Tokenizer` spells bytes. Raises `ConstraintError`."""
+def _speller(backend: Tokenizer) -> Callable[[str], bytes | None]:
+    """How a vocabulary spells bytes. Raises `ConstraintError`."""
     # The state of a part is its entry in tokenizer.json.
     decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder else {}
     steps = {step["type"]: step for step in decoder.get("decoders", [decoder]) if step}

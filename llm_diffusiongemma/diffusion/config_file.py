@@ -284,9 +284,8 @@ def read_config(folder: Path) -> ConfigFile:
         if quantization is not None:
             method = quantization.get("quant_method") if isinstance(quantization, dict) else None
             raise CheckpointError(
-                f"{quoted(folder)} is quantised ({quoted(method or 'method not named')}), a layout for vLLM that "
-                "transformers would load with random experts. Serve it with vLLM and use the server, or load the "
-                "unquantised checkpoint here."
+                f"{quoted(folder)} is quantised ({quoted(method or 'method not named')}), a layout for vLLM. "
+                "Serve it with vLLM and use the server, or load the unquantised checkpoint here."
             )
         if "quantization" in part:
             raise CheckpointError(

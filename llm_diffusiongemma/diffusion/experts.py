@@ -29,7 +29,8 @@ class Experts:
         """`[E, 2 I, H]`, the gates first"""
         self.down = torch.empty(experts, hidden, width, dtype=dtype, device=device)
         """`[E, H, I]`"""
-        self._numbers = torch.arange(experts, device=device)
+        # By way of the CPU: on the meta device, where names and shapes are looked at, it would import sympy.
+        self._numbers = torch.arange(experts, device="cpu").to(device)
         self._is_grouped = _can_group(self.gate_up)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import DeviceMemoryError
+from .devices import is_out_of_memory
 from .kv_cache import KVCache
-from .loading import is_out_of_memory
 from .prefix_cache import EncodedPrefix, PrefixCache
 from .request import Endings
 from .sampler import EntropyBoundSampler

@@ -1,7 +1,8 @@
-"""Checkpoints of a stranger: small files mutated in one or two places, then a short reply from the folder.
+"""Checkpoints of a stranger: small files mutated in one or two places, or the weights; then a short reply.
 
 Each case ends in one of this plugin's errors, with a sentence that a terminal can show, or in a whole reply;
-within bounds of time and memory. A child process takes the cases: if one breaks it, the next one goes on.
+within bounds of time and memory. Weights that are not all there, or not as they should be, are never replied with.
+A child process takes the cases: if one breaks it, the next one goes on.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ FILES = (
     "preprocessor_config.json",
     "chat_template.jinja",
     INDEX,
+    WEIGHTS,
 )
-SHARD = "model-00001-of-00001.safetensors"
+SHARD = "model-00001-of-00002.safetensors"
+OTHER_SHARD = "model-00002-of-00002.safetensors"
 
 VALUES: tuple[Any, ...] = (
     None,
@@ -101,9 +104,25 @@ TEMPLATES = (
 )
 
 
+# Kinds of cases.
+TEXT_WEIGHTS = f"{WEIGHTS}, text"
+TOWER_WEIGHTS = f"{WEIGHTS}, tower"
+SOUND_WEIGHTS = f"{WEIGHTS}, sound"
+
+
+def is_right(kind: str, result: str, *, with_image: bool) -> bool:
+    """Whether spoiled weights were refused, and sound ones not. A tower matters only to who is shown an image."""
+    if not kind.startswith(WEIGHTS + ","):
+        return True
+    is_spoiled = kind == TEXT_WEIGHTS or (kind == TOWER_WEIGHTS and with_image)
+    return (result == "CheckpointError") if is_spoiled else (result == "reply")
+
+
 def mutate(folder: Path, random_: random.Random) -> tuple[str, str]:
     """Spoil a folder in one or two places. What kind of case it is, and what was done."""
     file = folder / random_.choice(FILES)
+    if file.name == WEIGHTS:
+        return _mutate_weights(folder, random_)
     if file.name == INDEX:
         _shard(folder)
     content = file.read_bytes()
@@ -117,6 +136,56 @@ def mutate(folder: Path, random_: random.Random) -> tuple[str, str]:
     file.unlink()
     file.write_bytes(content)
     return f"{file.name}, {how}", "; ".join(done)
+
+
+def _mutate_weights(folder: Path, random_: random.Random) -> tuple[str, str]:
+    """What kind of case it is, and what was done to which tensor."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    name = random_.choice(sorted(tensors))
+    tensor = tensors[name]
+    is_shared = "model.decoder." in name and not name.endswith("layer_scalar") and "conditioning" not in name
+    other = "lm_head.weight" if "embed" in name else name.replace("model.decoder", "model.encoder.language_model")
+    what = random_.choice(("missing", "shape", "dtype", "twice", "per expert", "cut", "wider", "shared", "stray"))
+    kind = TOWER_WEIGHTS if "vision" in name else TEXT_WEIGHTS
+    if what == "missing":
+        del tensors[name]
+    elif what == "shape":
+        tensors[name] = tensor[None] if random_.random() < 0.5 else torch.cat((tensor, tensor))
+    elif what == "dtype":
+        tensors[name] = tensor.to(random_.choice((torch.int8, torch.bool, torch.float8_e4m3fn, torch.int64)))
+    elif what == "per expert":
+        kind = TEXT_WEIGHTS
+        tensors["model.decoder.layers.0.experts.0.down_proj.weight"] = torch.zeros(3)
+    elif what == "twice":
+        kind = TEXT_WEIGHTS
+    elif what == "wider":
+        kind = SOUND_WEIGHTS
+        tensors[name] = tensor.to(random_.choice((torch.float32, torch.float64)))
+    elif what == "shared" and is_shared:
+        how = random_.choice(("renamed", "doubled", "changed"))
+        what += f", {how}"
+        kind = TEXT_WEIGHTS if how == "changed" else SOUND_WEIGHTS
+        tensors[other] = tensor + (how == "changed")
+        if how == "renamed":
+            del tensors[name]
+    elif what != "cut":
+        kind, what = SOUND_WEIGHTS, "stray"
+        tensors["somebody.elses"] = torch.zeros(3, dtype=torch.int64)
+    save_file(tensors, folder / WEIGHTS)
+    if what == "twice":
+        _shard(folder)
+        save_file({name: tensor}, folder / OTHER_SHARD)
+        index = json.loads((folder / INDEX).read_text())
+        index["weight_map"]["x"] = OTHER_SHARD
+        (folder / INDEX).write_text(json.dumps(index))
+    if what == "cut":
+        kind = TEXT_WEIGHTS
+        os.truncate(folder / WEIGHTS, random_.randrange((folder / WEIGHTS).stat().st_size))
+    return kind, f"{what}: {name}"
 
 
 def _shard(folder: Path) -> None:
@@ -247,6 +316,7 @@ def _work(connection: Connection) -> None:
 
     torch.set_num_threads(1)
     engine._import_libraries(False)
+    engine.import_vision(False)
     # What the libraries of a test command say at the terminal is no part of an outcome.
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -306,6 +376,7 @@ def run(count: int, seed: int) -> Iterator[Outcome]:
                 child = child or _Child(_work)
                 with_image = kind.startswith("preprocessor") or random_.random() < 0.2
                 result, held = child.ask(folder, image if with_image else None)
+                held = held and is_right(kind, result, with_image=with_image)
                 if not child.process.is_alive():
                     child = None
                 yield Outcome(kind, result, held, f"seed {seed}, case {case}: {done}")

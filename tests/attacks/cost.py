@@ -112,13 +112,15 @@ def main() -> None:
 
 def _image_reader() -> Any:
     import torch
-    from transformers import AutoConfig
 
     from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
-    from llm_diffusiongemma.diffusion.images import ImageReader
+    from llm_diffusiongemma.diffusion import vision
+    from llm_diffusiongemma.diffusion.config_file import read_config
 
     torch.set_num_threads(1)
-    return ImageReader(EMBEDDED_CHECKPOINT, AutoConfig.from_pretrained(EMBEDDED_CHECKPOINT))
+    vision.import_libraries()
+    config = read_config(EMBEDDED_CHECKPOINT)
+    return vision.ImageReader(EMBEDDED_CHECKPOINT, config, torch.float32, torch.device("cpu"))
 
 
 if __name__ == "__main__":

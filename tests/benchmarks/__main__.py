@@ -173,10 +173,11 @@ def constraint(device: torch.device, repeats: int, sizes: Sizes) -> None:
         repeats,
         sizes,
     )
+    tiny = networks.embedded_checkpoint(device).network
     print_constrained(
         f"the embedded checkpoint, {sizes.steps} steps",
-        networks.embedded_checkpoint(device).network,
-        constrained.embedded_vocabulary(),
+        tiny,
+        constrained.tiny_vocabulary(tiny),
         repeats,
         sizes,
     )

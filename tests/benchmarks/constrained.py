@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llm_diffusiongemma.chat.tokenizer import token_bytes
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline
 from llm_diffusiongemma.diffusion.request import ConstrainedText, Part, Prompt, Request, Text
@@ -18,8 +19,8 @@ from llm_diffusiongemma.grammar.constraint import TextConstraint
 from llm_diffusiongemma.grammar.dfa import ByteDFA
 from llm_diffusiongemma.grammar.pattern import regex_language
 
+from ..tokenizers import ours
 from .contestants import Task, our_randomness
-from .conversation import embedded_engine
 from .measure import Sizes
 
 FREE = "free"
@@ -88,8 +89,8 @@ def gemma_like_vocabulary(sizes: Sizes) -> Vocabulary:
     return Vocabulary(gemma_like_tokens(sizes), size=sizes.vocabulary, eos_token_ids=[1], pad_token_id=0)
 
 
-def embedded_vocabulary() -> Vocabulary:
-    return embedded_engine()._vocabulary
+def tiny_vocabulary(network: Network) -> Vocabulary:
+    return Vocabulary(token_bytes(ours()), size=network.size, eos_token_ids=[1], pad_token_id=0)
 
 
 def build_costs(vocabulary: Vocabulary, repeats: int) -> dict[str, BuildCost]:

@@ -13,14 +13,13 @@ from unittest.mock import patch
 import llm
 import torch
 
-from llm_diffusiongemma.backends.engine import Engine, get_engine
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry
-from llm_diffusiongemma.chat.messages import read_conversation
+from llm_diffusiongemma.chat.messages import PromptEncoder, read_conversation
 from llm_diffusiongemma.chat.output import ReplyReader
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block
 from llm_diffusiongemma.diffusion.request import Prompt, Request
 
+from ..tokenizers import ours
 from .contestants import Task, our_pipeline, our_randomness
 from .measure import Sizes
 
@@ -88,24 +87,22 @@ def encoder_seconds() -> Iterator[list[float]]:
         yield found
 
 
-def embedded_engine() -> Engine:
-    return get_engine(ModelEntry("embedded", EMBEDDED_CHECKPOINT, "cpu")).engine
-
-
 def chat_seconds(sizes: Sizes, repeats: int) -> tuple[float, float]:
     """Median seconds of templating and tokenising a chat and of reading a reply of 256 tokens."""
-    engine = embedded_engine()
+    tokenizer = ours()
+    encoder = PromptEncoder(tokenizer)
     text = "The canvas is refined step by step until it has converged. " * 8
     messages = [part for _ in range(sizes.turns - 1) for part in (llm.user(text), llm.assistant(text))]
     messages.append(llm.user(text))
-    ids = engine.prompt_encoder.encode(read_conversation([llm.user(text * 2)]).messages)[8:264]
+    names = tokenizer.control_tokens
+    ids = tokenizer.encode(text)[:256]
     writing, reading = [], []
     for _ in range(repeats):
         started = time.perf_counter()
-        engine.prompt_encoder.encode(read_conversation(messages).messages)
+        encoder.encode(read_conversation(messages).messages)
         writing.append(time.perf_counter() - started)
         started = time.perf_counter()
-        reader = ReplyReader(engine.decode, engine.control_tokens)
+        reader = ReplyReader(tokenizer.decode, names)
         reader.consume(ids)
         reader.finalize()
         reading.append(time.perf_counter() - started)

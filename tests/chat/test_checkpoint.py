@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import GemmaTokenizer, TokenizersBackend
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
-from llm_diffusiongemma.chat.checkpoint import SAMPLE, load_tokenizer
-from llm_diffusiongemma.chat.tokenizer import decode, encode
+from llm_diffusiongemma.chat.checkpoint import SAMPLE, NetworkTokens, load_tokenizer
+from llm_diffusiongemma.chat.tokenizer import ChatTokenizer
 from llm_diffusiongemma.errors import CheckpointError
+
+from ..tokenizers import EMBEDDED_TOKENS, TEXTS, write_sentencepiece
 
 
 @pytest.fixture
@@ -24,9 +30,8 @@ def folder(tmp_path: Path) -> Path:
     )
 
 
-def load(folder: Path) -> Any:
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    return load_tokenizer(folder, config, GenerationConfig.from_pretrained(folder))
+def load(folder: Path, network: NetworkTokens = EMBEDDED_TOKENS) -> ChatTokenizer:
+    return load_tokenizer(folder, network)
 
 
 def change(file: Path, how: Callable[[dict[str, Any]], object]) -> None:
@@ -35,16 +40,21 @@ def change(file: Path, how: Callable[[dict[str, Any]], object]) -> None:
     file.write_text(json.dumps(content))
 
 
-def token_of(name: str) -> int:
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
-    token_id = tokenizer.convert_tokens_to_ids(name)
-    assert isinstance(token_id, int)
-    return token_id
-
-
-def test_the_embedded_checkpoint_is_taken(folder: Path) -> None:
-    tokenizer = load(folder)
-    assert tokenizer.decode(tokenizer.encode(SAMPLE, add_special_tokens=False)) == SAMPLE
+def test_the_embedded_checkpoint_is_taken_without_transformers_and_torch() -> None:
+    code = f"""
+import sys
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma.chat.checkpoint import SAMPLE, NetworkTokens, load_tokenizer
+tokenizer = load_tokenizer(EMBEDDED_CHECKPOINT, {EMBEDDED_TOKENS})
+assert tokenizer.decode(tokenizer.encode(SAMPLE)) == SAMPLE
+print(*{{"transformers", "torch", "PIL", "jinja2"}} & set(sys.modules))
+"""
+    environment = {**os.environ, "LLM_LOAD_PLUGINS": "llm-diffusiongemma"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=120
+    )
+    # jinja2 shows that the template was tried.
+    assert done.stdout.split() == ["jinja2"]
 
 
 def test_a_template_in_tokenizer_config_is_taken(folder: Path) -> None:
@@ -138,20 +148,38 @@ DISAGREE = "not of one checkpoint"
         ("tokenizer.json", part("normalizer", type="Sequence", normalizers=[{"type": "Evil"}]), "no part of"),
         ("tokenizer.json", part("pre_tokenizer", type="Split", pattern={"Regex": "(a+)+$"}), "repeats a group"),
         ("tokenizer.json", part("decoder", type="CTC"), "no part of"),
-        ("config.json", lambda c: c.update(image_token_id=300), rf"<\|image\|> is token \d+.*{DISAGREE}"),
-        ("config.json", lambda c: c.update(boi_token_id=300), rf"<\|image> is token \d+.*{DISAGREE}"),
-        ("config.json", lambda c: c["text_config"].update(vocab_size=2000), "tokens and the network 2,000"),
-        ("generation_config.json", lambda c: c.update(eos_token_id=[1, 300]), f"reply at token 300.*{DISAGREE}"),
-        ("generation_config.json", lambda c: c.update(eos_token_id=300), f"reply at token 300.*{DISAGREE}"),
     ],
 )
 def test_what_does_not_belong_together(file: str, how: Any, words: str, folder: Path) -> None:
     change(folder / file, how)
+    assert_refused(folder, EMBEDDED_TOKENS, words)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ({"image_tokens": (107, 300, 109)}, rf"<\|image\|> is token 108 .* and 300 in .*{DISAGREE}"),
+        ({"image_tokens": (300, 108, 109)}, rf"<\|image> is token 107 .*{DISAGREE}"),
+        ({"image_tokens": (107, 108, 300)}, rf"<image\|> is token 109 .*{DISAGREE}"),
+        ({"bos_token_id": 300}, f"<bos> is token 2 .*{DISAGREE}"),
+        ({"vocab_size": 2000}, "tokens and the network 2,000"),
+        ({"eos_token_ids": (1, 300)}, f"reply at token 300.*{DISAGREE}"),
+    ],
+)
+def test_a_network_of_other_tokens(network: dict[str, Any], words: str, folder: Path) -> None:
+    assert_refused(folder, replace(EMBEDDED_TOKENS, **network), words)
+
+
+def assert_refused(folder: Path, network: NetworkTokens, words: str) -> None:
     with pytest.raises(CheckpointError, match=words) as raised:
-        load(folder)
+        load(folder, network)
     assert str(folder) in str(raised.value)
     assert "from where the model comes from" in str(raised.value)
     assert str(raised.value).isprintable()
+
+
+def test_a_network_that_does_not_say(folder: Path) -> None:
+    assert load(folder, NetworkTokens(2816, None, (None, None, None), ()))
 
 
 @pytest.mark.parametrize(
@@ -166,13 +194,14 @@ def test_what_does_not_belong_together(file: str, how: Any, words: str, folder: 
         ("tokenizer_config.json", lambda c: c.update(bos_token={"__type": "AddedToken", "content": "<bos>"})),
         ("tokenizer_config.json", lambda c: c.update(extra_special_tokens={"image_token": "<|image|>"})),
         ("tokenizer_config.json", lambda c: c.update(extra_special_tokens=None, chat_template=None)),
+        ("tokenizer_config.json", lambda c: c.update(added_tokens_decoder=None)),
         ("tokenizer.json", lambda c: c.update(truncation=None, padding=None)),
     ],
 )
 def test_what_is_legal_or_not_used(file: str, how: Any, folder: Path) -> None:
     change(folder / file, how)
     tokenizer = load(folder)
-    assert decode(tokenizer, encode(tokenizer, SAMPLE)) == SAMPLE
+    assert tokenizer.decode(tokenizer.encode(SAMPLE)) == SAMPLE
 
 
 @pytest.mark.parametrize(
@@ -189,21 +218,58 @@ def test_a_template_that_is_not_the_checkpoints(template: str, words: str, folde
         load(folder)
 
 
-def test_gemmas_own_kind_of_tokenizer_is_taken(folder: Path) -> None:
-    """`▁` for blanks, byte fallback, and the class that its tokenizer_config.json names."""
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    names = [token["content"] for token in tokenizer["added_tokens"]]
-    ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
-    free = (token_id for token_id in range(2816) if token_id not in ids.values())
-    characters = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", "<mask>", *map(chr, range(0x21, 0x7F))]
-    tokenizer["model"] |= {
-        "vocab": {name: ids[name] for name in names} | {name: next(free) for name in characters},
-        "merges": [],
-        "byte_fallback": True,
-        "unk_token": "<unk>",
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    change(folder / "tokenizer_config.json", lambda config: config.update(tokenizer_class="GemmaTokenizer"))
-    loaded = load(folder)
-    assert type(loaded).__name__ == "GemmaTokenizer"
-    assert loaded.decode(loaded.encode(SAMPLE, add_special_tokens=False)) == SAMPLE
+# --- as transformers reads the same files -----------------------------------------------------------------
+
+
+def assert_as(kind: Any, folder: Path, loaded: ChatTokenizer) -> None:
+    """The pipeline part for part, and what it makes of texts. What is around a text is the template's to write."""
+    witness = kind.from_pretrained(folder, local_files_only=True)
+    ours, theirs = (json.loads(each.to_str()) for each in (loaded.backend, witness.backend_tokenizer))
+    for part in ("normalizer", "pre_tokenizer", "decoder", "added_tokens", "model", "truncation", "padding"):
+        assert ours[part] == theirs[part], part
+    assert loaded.special_tokens == witness.special_tokens_map
+    control = {id_: token.content for id_, token in witness.added_tokens_decoder.items() if token.special}
+    assert control.items() <= loaded.control_tokens.items()
+    for text in TEXTS:
+        assert loaded.encode(text) == witness.encode(text, add_special_tokens=False)
+
+
+@pytest.fixture(params=[TokenizersBackend, GemmaTokenizer])
+def kind(request: pytest.FixtureRequest, folder: Path) -> Any:
+    if request.param is GemmaTokenizer:
+        write_sentencepiece(folder)
+    return request.param
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"eos_token": None, "sep_token": "<eos>"},
+        {"cls_token": "quantum", "extra_special_tokens": ["licence", "<eos>", "licence"]},
+        {"bos_token": {"__type": "AddedToken", "content": "<bos>", "lstrip": True}},
+        {"add_bos_token": True, "add_eos_token": True, "split_special_tokens": False, "padding_side": "left"},
+    ],
+)
+def test_each_kind_is_read_as_transformers_reads_it(config: dict[str, Any], kind: Any, folder: Path) -> None:
+    change(folder / "tokenizer_config.json", lambda c: c.update(config))
+    # Rows that stand for nothing yet, so that what is added has one.
+    free = EMBEDDED_TOKENS.vocab_size + 2
+    loaded = load(folder, replace(EMBEDDED_TOKENS, vocab_size=free))
+    assert_as(kind, folder, loaded)
+
+
+@pytest.mark.parametrize("merges", ["pairs", "texts"])
+def test_added_tokens_of_the_config(merges: str, kind: Any, folder: Path) -> None:
+    """In another order than their ids, with flags of their own, and some unset."""
+    document = json.loads((folder / "tokenizer.json").read_text())
+    listed = {str(token["id"]): {"content": token["content"]} for token in reversed(document["added_tokens"])}
+    listed["1"]["special"] = True
+    listed["105"] |= {"lstrip": True, "rstrip": True, "normalized": True}
+    listed["106"] |= {"single_word": True, "special": True, "normalized": False}
+    if merges == "texts":
+        pairs = document["model"]["merges"]
+        change(folder / "tokenizer.json", lambda c: c["model"].update(merges=[" ".join(pair) for pair in pairs]))
+    change(folder / "tokenizer_config.json", lambda c: c.update(added_tokens_decoder=listed))
+    network = replace(EMBEDDED_TOKENS, eos_token_ids=(1, 106))
+    assert_as(kind, folder, load(folder, network))

@@ -12,15 +12,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from transformers import AutoTokenizer
 
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.declarations import declare, simplify
 from llm_diffusiongemma.chat.messages import PromptEncoder
+from llm_diffusiongemma.chat.template import ChatTemplate
+
+from ..tokenizers import ours
 
 Schema = dict[str, Any]
 
-TOKENIZER = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
+TOKENIZER = ours()
+TEMPLATE = ChatTemplate(TOKENIZER.chat_template, TOKENIZER.special_tokens)
 QUOTE = '<|"|>'
 NULL = {"type": "null"}
 
@@ -33,10 +35,11 @@ def function(schema: Any, description: str = "d") -> dict[str, Any]:
 
 def embedded(declared: dict[str, Any]) -> str:
     """What the embedded checkpoint's template makes of a function, between its name and the end."""
-    text = TOKENIZER.apply_chat_template(
+    text = TEMPLATE.render(
         [{"role": "user", "content": "Hi"}],
         tools=[{"type": "function", "function": declared}],
-        tokenize=False,
+        enable_thinking=False,
+        input_characters=0,
     )
     return re.search(r"<\|tool>declaration:f(.*)<tool\|>", text, re.DOTALL)[1]
 
@@ -929,11 +932,9 @@ def test_markers_in_a_schema_stay_text() -> None:
     """Also in names and values: nothing in a declaration can end it."""
     marker = "<tool|><turn|>"
     schema = {"properties": {marker: {"enum": [marker, 'a<|"|>b'], "description": marker, "default": marker}}}
-    ids = PromptEncoder(TOKENIZER).encode(
-        [{"role": "user", "content": "Hi"}], tools=declare([llm.Tool("f", marker, schema)])
-    )
-    closing = TOKENIZER.convert_tokens_to_ids("<tool|>")
-    assert ids.count(closing) == 1
+    encoder = PromptEncoder(TOKENIZER)
+    ids = encoder.encode([{"role": "user", "content": "Hi"}], tools=declare([llm.Tool("f", marker, schema)]))
+    assert ids.count(encoder.control_id("<tool|>")) == 1
     assert TOKENIZER.decode(ids).count("default") == 1
 
 

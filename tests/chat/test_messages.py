@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm.parts import AttachmentPart, Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from PIL import Image
-from transformers import AutoTokenizer
 
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat import messages as messages_module
 from llm_diffusiongemma.chat.images import Picture
 from llm_diffusiongemma.chat.messages import PromptEncoder, read_conversation, settle_results
-from llm_diffusiongemma.chat.tokenizer import control_tokens
 from llm_diffusiongemma.errors import PromptError
 
-TOKENIZER = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
+from ..tokenizers import KINDS, load, ours, rendered_by_transformers, theirs
+from .conversations import CONVERSATIONS, EVIL, with_text
+
+TOKENIZER = ours()
 ENCODER = PromptEncoder(TOKENIZER)
-CONTROL = control_tokens(TOKENIZER)
+CONTROL = TOKENIZER.control_tokens
 MARKERS = sorted(CONTROL.values())
 
 
@@ -42,10 +42,21 @@ def test_system_and_history() -> None:
 
 def test_blanks_around_text_are_trimmed_by_the_template() -> None:
     """Also where the tokenizer has tokens of its own for blanks, as Gemma's has."""
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
-    tokenizer.add_tokens(["\n", "\n\n"])
+    tokenizer = load("byte level")
+    tokenizer.backend.add_tokens(["\n", "\n\n"])
     ids = PromptEncoder(tokenizer).encode(read_conversation([llm.user("\n\nHi\n\nyou\n")]).messages)
     assert tokenizer.decode(ids) == "<bos><|turn>user\nHi\n\nyou<turn|>\n<|turn>model\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_a_prompt_is_the_tokens_that_transformers_makes(name: str, kind: str) -> None:
+    tokenizer, witness = ours(kind), theirs(kind)
+    for asked in CONVERSATIONS[name]:
+        ids = PromptEncoder(tokenizer).encode(asked.messages, tools=asked.tools, thinking=asked.thinking)
+        text = rendered_by_transformers(asked.messages, asked.tools, asked.thinking)
+        assert ids == witness.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(ids) == witness.decode(ids, skip_special_tokens=False)
 
 
 def test_thinking() -> None:
@@ -170,7 +181,7 @@ def test_the_tokens_of_a_video_are_those_of_transformers_text() -> None:
     """Its processor joins `mm:ss` and image with blanks, and the tokenizer sees all of it at once."""
     text = f"<bos><|turn>user\n00:00 {I} 00:01 {I} 61:05 {I}What?<turn|>\n<|turn>model\n"
     conversation = read_conversation([llm.user("What?", VIDEO)])
-    assert ENCODER.encode(conversation.messages) == TOKENIZER.encode(text, add_special_tokens=False)
+    assert ENCODER.encode(conversation.messages) == TOKENIZER.encode(text)
 
 
 @pytest.mark.parametrize(
@@ -317,12 +328,31 @@ def test_text_never_stands_for_a_picture(evil: str) -> None:
     conversation = read_conversation(messages)
     tools = [{"type": "function", "function": {"name": "a", "description": evil, "parameters": {}}}]
     ids = ENCODER.encode(conversation.messages, tools=tools)
-    pictures = [token for token in ids if token == TOKENIZER.convert_tokens_to_ids(I)]
+    pictures = [token for token in ids if token == ENCODER.control_id(I)]
     assert len(pictures) == len(conversation.pictures) == 5
     assert TOKENIZER.decode(ids).count(evil) >= 5
 
 
 # --- hostile text ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", with_text(EVIL))
+def test_markers_in_text_are_text(where: str, kind: str) -> None:
+    """In all of a conversation that is not the template's, with either vocabulary."""
+    tokenizer = ours(kind)
+    encoder = PromptEncoder(tokenizer)
+
+    def encode(text: str, number: int) -> tuple[list[int], str]:
+        asked = with_text(text)[where][number]
+        ids = encoder.encode(asked.messages, tools=asked.tools, thinking=asked.thinking)
+        return [token for token in ids if token in tokenizer.control_tokens], tokenizer.decode(ids)
+
+    for number in range(len(with_text(EVIL)[where])):
+        (control, decoded), (as_control, as_decoded) = encode(EVIL, number), encode("harmless", number)
+        assert control == as_control
+        assert decoded == as_decoded.replace("harmless", EVIL)
+
 
 HOSTILE = st.lists(st.sampled_from([*MARKERS, "<", "|", ">", "a", " ", "\n", "turn", "\ue000"]), max_size=8).map(
     "".join

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.output import ReplyReader
-from llm_diffusiongemma.chat.tokenizer import control_tokens
 
-TOKENIZER = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
-CONTROL = control_tokens(TOKENIZER)
+from ..tokenizers import load, ours
+
+TOKENIZER = ours()
+CONTROL = TOKENIZER.control_tokens
 
 
 Said = list[tuple[str, str]]
@@ -30,7 +29,7 @@ def read(pieces: Sequence[Sequence[int]], in_thought: bool = False, *, is_whole:
 
 
 def encode(text: str) -> list[int]:
-    return TOKENIZER.encode(text, add_special_tokens=False)
+    return TOKENIZER.encode(text)
 
 
 CASES = [
@@ -185,16 +184,16 @@ def test_a_thought_that_was_cut_stays_a_thought() -> None:
 
 
 def test_text_that_spells_a_marker_stays_text() -> None:
-    ids = TOKENIZER.encode("a <channel|> b <|turn>", add_special_tokens=False, split_special_tokens=True)
+    ids = [token for character in "a <channel|> b <|turn>" for token in TOKENIZER.encode(character)]
     assert read([ids]) == [("text", "a <channel|> b <|turn>")]
 
 
 def test_added_tokens_that_are_no_control_tokens_are_text() -> None:
     """Gemma's tokenizer adds runs of blanks and HTML tags: an answer with a table must keep them."""
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
-    tokenizer.add_tokens(["<table>", "\n\n"])
-    ids = tokenizer.encode("a<table>b\n\nc<turn|>", add_special_tokens=False)
-    reader = ReplyReader(tokenizer.decode, control_tokens(tokenizer))
+    tokenizer = load("byte level")
+    tokenizer.backend.add_tokens(["<table>", "\n\n"])
+    ids = tokenizer.encode("a<table>b\n\nc<turn|>")
+    reader = ReplyReader(tokenizer.decode, tokenizer.control_tokens)
     assert "".join(event.chunk for event in reader.consume(ids)) == "a<table>b\n\nc"
 
 
@@ -244,9 +243,7 @@ def test_any_split_gives_the_same(
 def test_verbatim_text_keeps_its_blanks_and_nothing_in_a_thought_is_text() -> None:
     """Of a reply that is held to a form every character was asked for."""
     reader = ReplyReader(TOKENIZER.decode, CONTROL, in_thought=True, verbatim=True)
-    ids = TOKENIZER.encode(
-        "thought\nhm <|tool_call>call:f{}<tool_call|> so\n<channel|>\n thought\n ", add_special_tokens=False
-    )
+    ids = TOKENIZER.encode("thought\nhm <|tool_call>call:f{}<tool_call|> so\n<channel|>\n thought\n ")
     events = reader.consume(ids) + reader.finalize()
     assert [(event.type, event.chunk) for event in events] == [
         ("reasoning", "hm call:f{} so"),

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from jinja2 import TemplateError
-from transformers import TokenizersBackend
 
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat import template
 from llm_diffusiongemma.chat.template import ChatTemplate
+
+from ..tokenizers import rendered_by_transformers, theirs
+from .conversations import CONVERSATIONS, EVIL, with_text
 
 MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "Hello", "name": None}]
 
@@ -150,42 +151,15 @@ def test_a_long_conversation_is_no_runaway() -> None:
     assert len(rendered) == 2 * len(long) + 4
 
 
-CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": [1, None, "é<b>"], "b": {}}}}
-TOOL = {
-    "type": "function",
-    "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}},
-}
-USER, SYSTEM = {"role": "user", "content": "Hello"}, {"role": "system", "content": "Be brief."}
-ASSISTANT = {"role": "assistant", "content": "Hi", "reasoning_content": "hm"}
-LOOP = [
-    {"role": "assistant", "content": "", "tool_calls": [CALL]},
-    {"role": "tool", "name": "f", "tool_call_id": "1", "content": "42"},
-]
+# Hostile text is the template's as it is: what breaks its markers is done around it.
+PROMPTS = CONVERSATIONS | with_text(EVIL)
 
 
-@pytest.mark.parametrize("thinking", [False, True])
-@pytest.mark.parametrize(
-    "messages",
-    [
-        [USER],
-        [SYSTEM, USER, ASSISTANT, USER],
-        [SYSTEM, USER, *LOOP],
-        [USER, *LOOP, *LOOP, ASSISTANT, USER],
-        [USER, {**ASSISTANT, "content": ""}, ASSISTANT, USER],
-        [
-            {
-                "role": "user",
-                "content": [{"type": "text", "text": "a "}, {"type": "image"}, {"type": "text", "text": "b"}],
-            }
-        ],
-    ],
-)
-def test_it_renders_as_transformers_does(messages: list[dict[str, Any]], thinking: bool) -> None:
-    tokenizer = TokenizersBackend.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
-    ours = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens_map)
-    for tools in ([], [TOOL]):
-        assert ours.render(
-            messages, tools=tools, enable_thinking=thinking, input_characters=100
-        ) == tokenizer.apply_chat_template(
-            messages, tools=tools or None, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+@pytest.mark.parametrize("name", PROMPTS)
+def test_it_renders_as_transformers_does(name: str) -> None:
+    ours = ChatTemplate(theirs().chat_template, theirs().special_tokens_map)
+    for asked in PROMPTS[name]:
+        rendered = ours.render(
+            asked.messages, tools=asked.tools, enable_thinking=asked.thinking, input_characters=1000
         )
+        assert rendered == rendered_by_transformers(asked.messages, asked.tools, asked.thinking)

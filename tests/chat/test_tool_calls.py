@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.output import ReplyReader
-from llm_diffusiongemma.chat.tokenizer import control_tokens
 from llm_diffusiongemma.chat.tool_calls import MAX_DEPTH, QUOTE, MalformedCallError, parse_call
 
-TOKENIZER = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
-CONTROL = control_tokens(TOKENIZER)
+from ..tokenizers import ours
+
+TOKENIZER = ours()
+CONTROL = TOKENIZER.control_tokens
 
 
 def units(text: str) -> list[str]:
@@ -416,7 +415,7 @@ def read(
 
 
 def encode(text: str) -> list[int]:
-    return TOKENIZER.encode(text, add_special_tokens=False)
+    return TOKENIZER.encode(text)
 
 
 WEATHER = '<|tool_call>call:weather{city:<|"|>Rome<|"|>}<tool_call|>'

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.tokenizer import token_bytes
@@ -23,6 +22,7 @@ from llm_diffusiongemma.grammar.automaton import TokenAutomaton, build
 from llm_diffusiongemma.grammar.constraint import TextConstraint
 from llm_diffusiongemma.grammar.pattern import regex_language
 from tests.grammar.languages import BYTE_TOKENS, EOS, PAD, text_of, vocabulary_of
+from tests.tokenizers import ours
 
 from .tiny_models import network_of, prompt_of, tiny_model
 
@@ -347,7 +347,7 @@ def test_a_thought_of_nonsense_leads_to_a_text_all_the_same() -> None:
 
 @functools.cache
 def embedded() -> tuple[Any, Any, list[bytes | None]]:
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
+    tokenizer = ours()
     return load_model(EMBEDDED_CHECKPOINT, CPU).model, tokenizer, token_bytes(tokenizer)
 
 
@@ -357,7 +357,7 @@ def test_the_embedded_checkpoint_keeps_to_it_on_a_prompt_it_has_never_seen(patte
     eos = tuple(model.generation_config.eos_token_id)
     vocabulary = vocabulary_of(table, eos=eos, size=model.config.text_config.vocab_size)
     automaton = build(regex_language(pattern), vocabulary)
-    prompt = tokenizer.encode("What do the birds think of the price of tea?", add_special_tokens=False)
+    prompt = tokenizer.encode("What do the birds think of the price of tea?")
     pipeline = pipeline_of(network_of(model), eos)
     result = reply(pipeline, TextConstraint(automaton, CPU), max_tokens=300, prompt=prompt, steps=6)
     text = text_of(table, result.tokens)

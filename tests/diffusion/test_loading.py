@@ -1,35 +1,40 @@
+"""A folder to a network: every weight in its place, or a sentence before any is read."""
+
 from __future__ import annotations
 
 import json
-import logging.handlers
+import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers.utils import logging as transformers_logging
+from transformers import DiffusionGemmaForBlockDiffusion
 
-from llm_diffusiongemma.diffusion import loading
-from llm_diffusiongemma.diffusion.loading import check_fits, load_model, resolve_device
-from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline
-from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma.diffusion import loading, weights
+from llm_diffusiongemma.diffusion.config_file import ConfigFile
+from llm_diffusiongemma.diffusion.loading import load_model
+from llm_diffusiongemma.diffusion.network import Network
+from llm_diffusiongemma.diffusion.sampler import SamplerSettings
 from llm_diffusiongemma.errors import (
     CheckpointError,
     CheckpointNotFoundError,
     DeviceError,
     DeviceMemoryError,
-    NoGpuError,
+    FileAccessError,
 )
 
-from .tiny_models import prompt_of, tiny_model
+from .tiny_models import network_of, tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 CPU = torch.device("cpu")
 
@@ -72,120 +77,170 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-# --- devices ---------------------------------------------------------------------------------------------
-
-
-def test_no_name_means_the_best_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert resolve_device(None) == torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert resolve_device(None) == torch.device("mps")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert resolve_device(None) == CPU
-
-
-def test_a_cuda_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert resolve_device("cuda") == resolve_device("cuda:0") == torch.device("cuda", 0)
-    assert resolve_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(DeviceError, match=r"'cuda:7' can't be used here. Here are: cuda:0, cuda:1.*, cpu\.$"):
-        resolve_device("cuda:7")
-
-
-@pytest.mark.parametrize(
-    ("name", "device"),
-    [
-        ("CUDA", "cuda:0"),
-        (" CUDA:1 ", "cuda:1"),
-        ("Cuda:0", "cuda:0"),
-        ("Mps", "mps"),
-        ("MPS:0", "mps"),
-        ("Cpu", "cpu"),
-        ("cpu:0", "cpu"),
-    ],
-)
-def test_capitals_blanks_and_the_number_of_the_only_one(
-    name: str, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert resolve_device(name) == torch.device(device)
-
-
-@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
-def test_cuda_where_there_is_none_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match=f"'{name}' can't be used here. Here are: .*sees no CUDA GPU"):
-        resolve_device(name)
-
-
-@pytest.mark.parametrize("name", ["nonsense", "", "cuda:x", "gpu"])
-def test_a_name_that_means_nothing_is_refused(name: str) -> None:
-    with pytest.raises(DeviceError, match=f"no device called '{name}'. Here are: .*cpu"):
-        resolve_device(name)
-
-
-@pytest.mark.parametrize("name", ["meta", "xpu", "cpu:3"])
-def test_a_device_that_models_are_not_placed_on_is_refused(name: str) -> None:
-    with pytest.raises(DeviceError, match=f"'{name}' can't be used here"):
-        resolve_device(name)
-
-
-def test_the_cpu_is_always_there() -> None:
-    assert resolve_device("cpu") == CPU
-
-
 # --- loading ---------------------------------------------------------------------------------------------
+
+
+def values(network: Network) -> dict[str, torch.Tensor]:
+    return dict(network.tensors())
+
+
+def same(network: Network, other: Network) -> bool:
+    return all(torch.equal(tensor, values(other)[name]) for name, tensor in network.tensors())
 
 
 def test_a_small_checkpoint_becomes_fp32_on_the_cpu(saved: Path) -> None:
     loaded = load_model(saved, CPU)
-    assert loaded.dtype == loaded.model.dtype == torch.float32
-    assert loaded.device == loaded.model.device == CPU
-    assert not loaded.model.training
+    assert loaded.dtype == loaded.network.dtype == torch.float32
+    assert loaded.device == loaded.network.device == CPU
     assert loaded.weight_bytes == (saved / "model.safetensors").stat().st_size
     assert 0 < loaded.load_seconds < 60
-    for name, tensor in load_file(saved / "model.safetensors").items():
-        assert torch.equal(loaded.model.state_dict()[name], tensor.float()), name  # the upcast is exact
+    stored = load_file(saved / "model.safetensors")
+    for name, tensor in loaded.network.tensors():
+        assert torch.equal(tensor, stored[name].float()), name  # the upcast is exact
 
 
-def test_a_large_checkpoint_keeps_its_dtype(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "MAX_UPCAST_BYTES", 1)
-    loaded = load_model(saved, CPU)
-    assert loaded.dtype == loaded.model.get_input_embeddings().weight.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("layout", ["saved", "saved_in_shards"])
-def test_tied_weights_are_in_the_file_once_and_not_reported_missing(
-    layout: str, request: pytest.FixtureRequest
+@pytest.mark.parametrize(
+    ("stored", "named", "dtype"),
+    [
+        (torch.bfloat16, {}, torch.bfloat16),
+        (torch.bfloat16, {"dtype": None}, torch.bfloat16),
+        (torch.float16, {"dtype": None}, torch.float16),
+        (torch.float32, {"dtype": "float16"}, torch.float16),
+        (torch.float32, {"dtype": None, "torch_dtype": "bfloat16"}, torch.bfloat16),
+        (torch.float64, {"dtype": None}, torch.float32),
+    ],
+)
+def test_a_large_checkpoint_keeps_its_dtype(
+    stored: torch.dtype,
+    named: dict[str, Any],
+    dtype: torch.dtype,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder: Path = request.getfixturevalue(layout)
-    names: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            names |= set(tensors.keys())
-    model = load_model(folder, CPU).model
-    assert len(set(model.state_dict()) - names) > 20
-    encoder, decoder = model.model.encoder.language_model, model.model.decoder
-    assert encoder.layers[0].mlp.up_proj.weight is decoder.layers[0].mlp.up_proj.weight
-    assert model.lm_head.weight is decoder.embed_tokens.weight
+    """What the config says, or else the embedding is of."""
+    monkeypatch.setattr(loading, "MAX_UPCAST_BYTES", 1)
+    change_weights(
+        checkpoint, lambda tensors: tensors.update({name: each.to(stored) for name, each in tensors.items()})
+    )
+    change_json(checkpoint / "config.json", **named)
+    loaded = load_model(checkpoint, CPU)
+    assert loaded.dtype == dtype
+    kept = load_file(checkpoint / "model.safetensors")
+    for name, tensor in loaded.network.tensors():
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, kept[name].to(dtype)), name
 
 
-def test_what_is_loaded_writes_what_was_saved(saved_in_shards: Path) -> None:
-    def reply(model: Any) -> list[int]:
-        pipeline = BlockDiffusionPipeline(model)
-        blocks = pipeline.generate(
-            prompt_of(20),
-            settings=SamplerSettings.from_generation_config(model.generation_config),
-            max_tokens=32,
-            randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
-        )
-        return [token for block in blocks for token in block.tokens]
+@pytest.mark.parametrize("staged_bytes", [8, 1000, 1 << 24])
+def test_what_is_loaded_is_what_was_saved(
+    staged_bytes: int, saved_in_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From many files, in pieces of any size, merged on the way."""
+    monkeypatch.setattr(weights, "STAGED_BYTES", staged_bytes)
+    assert same(load_model(saved_in_shards, CPU).network, network_of(tiny_model()))
 
-    assert reply(load_model(saved_in_shards, CPU).model) == reply(tiny_model())
+
+def rename(tensors: dict[str, torch.Tensor], keep: bool = False) -> None:
+    """The names that transformers has for the encoder's side of what both share."""
+    for name in [name for name in tensors if "model.decoder." in name and "self_conditioning" not in name]:
+        if not name.endswith("layer_scalar"):
+            other = name.replace("model.decoder.", "model.encoder.language_model.")
+            tensors[other] = tensors[name].clone() if keep else tensors.pop(name)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_encoder_and_decoder_share_under_either_name(keep: bool, checkpoint: Path) -> None:
+    """transformers takes both, too."""
+    expected = load_model(checkpoint, CPU).network
+    change_weights(checkpoint, lambda tensors: rename(tensors, keep))
+    assert same(load_model(checkpoint, CPU).network, expected)
+    if not keep:
+        theirs = DiffusionGemmaForBlockDiffusion.from_pretrained(checkpoint, dtype=torch.float32)
+        assert same(network_of(theirs), expected)
+
+
+def test_an_embedding_that_only_the_head_has(checkpoint: Path) -> None:
+    expected = load_model(checkpoint, CPU).network
+    change_weights(checkpoint, lambda tensors: tensors.update({"lm_head.weight": tensors.pop(FIRST)}))
+    assert same(load_model(checkpoint, CPU).network, expected)
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.encoder.language_model.layers.0.mlp.down_proj.weight"])
+def test_an_encoder_or_head_of_its_own_is_refused(name: str, checkpoint: Path) -> None:
+    """transformers would run it with two sets of weights; here there is one."""
+    own = FIRST if name.startswith("lm_head") else name.replace("encoder.language_model", "decoder")
+
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name] = tensors[own].clone()
+        tensors[name].view(-1)[-1] += 1
+
+    change_weights(checkpoint, add)
+    refused(checkpoint, rf"holds weights as {own} and others as {name}, which this model shares")
+
+
+MEMORY = """
+import sys, torch
+from pathlib import Path
+from llm_diffusiongemma.diffusion.loading import load_model
+
+def kilobytes(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+
+load_model(Path(sys.argv[1]), torch.device("cpu"))
+before = kilobytes("VmRSS")
+network = load_model(Path(sys.argv[2]), torch.device("cpu")).network
+print((kilobytes("VmHWM") - before) * 1024, sum(tensor.nbytes for _, tensor in network.tensors()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_the_weights_are_never_twice_in_memory(checkpoint: Path) -> None:
+    """Neither as they are stored, half as large here, nor as they become."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["text_config"].update(vocab_size=1 << 20, num_experts=1024)
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    network = Network(ConfigFile.model_validate(config).network(), torch.bfloat16, CPU)
+    # Something else than 0, whose pages the system might not give.
+    tensors = {name: torch.ones_like(tensor) for name, tensor in network.tensors()}
+    save_file(tensors, checkpoint / "model.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(EMBEDDED_CHECKPOINT), str(checkpoint)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    peak, size = map(int, done.stdout.split())
+    assert size > 100 << 20
+    assert 0.9 * size < peak < 1.25 * size
+
+
+def test_loading_stops_between_two_tensors(saved: Path) -> None:
+    class EnoughError(Exception):
+        pass
+
+    asked = 0
+
+    def check_wanted() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        load_model(saved, CPU, check_wanted)
+
+
+def test_nothing_of_transformers_is_imported(saved: Path) -> None:
+    """Nor what torch's own meta device may bring along: sympy takes longer than all the rest."""
+    code = (
+        "import sys, torch, pathlib\n"
+        "from llm_diffusiongemma.diffusion.loading import load_model\n"
+        "load_model(pathlib.Path(sys.argv[1]), torch.device('cpu'))\n"
+        "print({name.partition('.')[0] for name in sys.modules} & {'transformers', 'sympy', 'accelerate'})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_nothing_goes_to_the_network(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,32 +250,6 @@ def test_nothing_goes_to_the_network(saved: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     load_model(saved, CPU)
-
-
-def test_transformers_is_quiet_and_as_before_afterwards(
-    saved: Path, checkpoint: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def bar_hook(bar: Any, args: Any, kwargs: Any) -> Any:
-        raise AssertionError("a bar was made")
-
-    change_weights(checkpoint, lambda tensors: tensors.pop("model.decoder.norm.weight"))
-    log = logging.handlers.BufferingHandler(capacity=1000)
-    transformers_logging.add_handler(log)
-    verbosity = transformers_logging.get_verbosity()
-    before = transformers_logging.set_tqdm_hook(bar_hook)
-    try:
-        transformers_logging.set_verbosity_info()
-        load_model(saved, CPU)
-        with pytest.raises(CheckpointError):
-            load_model(checkpoint, CPU)
-        assert transformers_logging.get_verbosity() == transformers_logging.INFO
-        assert transformers_logging.set_tqdm_hook(None) is bar_hook
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.set_tqdm_hook(before)
-        transformers_logging.remove_handler(log)
-    assert log.buffer == []
-    assert capfd.readouterr() == ("", "")
 
 
 # --- what is not loaded ----------------------------------------------------------------------------------
@@ -314,10 +343,17 @@ def test_a_truncated_shard(sharded: Path) -> None:
 
 
 def test_missing_weights(checkpoint: Path) -> None:
-    """transformers would leave them random and go on."""
+    """They would stay random."""
     names = ["model.decoder.layers.0.mlp.up_proj.weight", "model.decoder.self_conditioning.up_proj.weight"]
     change_weights(checkpoint, lambda tensors: [tensors.pop(name) for name in names])
-    refused(checkpoint, rf"missing weights \({names[0]}, {names[1]}, .*\)\.")
+    refused(checkpoint, rf"missing weights \({names[0]}, {names[1]}\)\.")
+
+
+def test_an_encoder_without_its_own_scales(checkpoint: Path) -> None:
+    """The decoder's have the same shape, and would read a prompt wrongly without anybody seeing it."""
+    name = "model.encoder.language_model.layers.1.layer_scalar"
+    change_weights(checkpoint, lambda tensors: tensors.pop(name))
+    refused(checkpoint, rf"no scales for the encoder, which would read with the decoder's \({name}\)")
 
 
 def test_extra_weights_are_let_through(checkpoint: Path) -> None:
@@ -333,7 +369,7 @@ def test_weights_of_another_size(checkpoint: Path) -> None:
 
 
 def test_a_tensor_for_each_expert(checkpoint: Path) -> None:
-    """The layout of vLLM's checkpoints, which transformers loads with a mere warning and random experts."""
+    """The layout of vLLM's checkpoints."""
 
     def split_experts(tensors: dict[str, torch.Tensor]) -> None:
         for name in [name for name in tensors if ".experts." in name]:
@@ -347,7 +383,7 @@ def test_a_tensor_for_each_expert(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
 def test_weights_that_are_no_plain_numbers(dtype: torch.dtype, checkpoint: Path) -> None:
-    """transformers takes them for what they would be unscaled."""
+    """Without their scales they would be taken for other ones."""
     name = "model.decoder.layers.1.mlp.up_proj.weight"
     change_weights(checkpoint, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
     refused(checkpoint, rf"no plain floating-point numbers \({name} is ")
@@ -419,7 +455,7 @@ def test_nobody_is_advised_to_delete_what_a_link_leads_to(place: str, checkpoint
         ({"num_experts": 4096}, r"weights of another size .*\[4096, "),
         (
             {"num_hidden_layers": 900, "layer_types": ["full_attention"] * 900},
-            "describes 900 layers of the decoder",
+            "describes 900 layers of the text network",
         ),
     ],
 )
@@ -444,7 +480,7 @@ def test_one_tensor_in_two_files(sharded: Path) -> None:
         ("shard-00000-model-00001-of-00002.safetensors", "as a distributed training saves them"),
     ],
 )
-def test_what_transformers_would_load_in_place_of_the_weights(name: str, words: str, checkpoint: Path) -> None:
+def test_what_is_meant_in_place_of_the_weights(name: str, words: str, checkpoint: Path) -> None:
     (checkpoint / name).write_text('{"base_model_name_or_path": "somebody/else"}')
     refused(checkpoint, words)
 
@@ -453,7 +489,7 @@ def test_the_generation_config_is_that_of_the_file(checkpoint: Path) -> None:
     change_json(
         checkpoint / "generation_config.json", t_max=0.9, eos_token_id=5, sampler_config={"entropy_bound": 0.7}
     )
-    config = load_model(checkpoint, CPU).model.generation_config
+    config = load_model(checkpoint, CPU).generation
     settings = SamplerSettings.from_generation_config(config)
     assert (settings.t_max, settings.entropy_bound, config.eos_token_id) == (0.9, 0.7, [5])
 
@@ -471,92 +507,89 @@ def test_no_generation_config(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
 def test_a_damaged_generation_config(text: str, checkpoint: Path) -> None:
-    """transformers makes one up instead, and what was said was that it names no end-of-sequence tokens."""
     (checkpoint / "generation_config.json").write_text(text)
     refused(checkpoint, r"generation_config\.json (can't be read as JSON|is no JSON object)")
 
 
+# --- what goes wrong while weights are read ----------------------------------------------------------------
+
+
+def test_no_weight_is_read_and_no_memory_taken_before_all_is_checked(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 50 GB, in a file without content, the last one has another shape."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["text_config"].update(vocab_size=1 << 20, hidden_size=4096, moe_intermediate_size=2048, num_experts=512)
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    network = Network(ConfigFile.model_validate(config).network(), torch.bfloat16, torch.device("meta"))
+    header, start = {}, 0
+    for name, tensor in network.tensors():
+        header[name] = {
+            "dtype": "BF16",
+            "shape": list(tensor.shape),
+            "data_offsets": [start, start + tensor.nbytes],
+        }
+        start += tensor.nbytes
+    assert start > 50e9
+    header[name]["shape"] = list(tensor.T.shape)
+    described = json.dumps(header).encode()
+    (checkpoint / "model.safetensors").write_bytes(len(described).to_bytes(8, "little") + described)
+    os.truncate(checkpoint / "model.safetensors", 8 + len(described) + start)
+
+    made = []
+
+    def make(config: Any, dtype: torch.dtype, device: torch.device) -> Network:
+        made.append(device.type)
+        return Network(config, dtype, device)
+
+    def fail(*_: object) -> NoReturn:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(loading, "Network", make)
+    monkeypatch.setattr(weights, "_fill", fail)
+    refused(checkpoint, rf"weights of another size \({name} is ")
+    assert made == ["meta"]
+
+
+def test_a_file_that_becomes_shorter_meanwhile(checkpoint: Path) -> None:
+    """Mapped into memory, it ends the process."""
+    asked = 0
+
+    def cut() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            os.truncate(checkpoint / "model.safetensors", 9000)
+
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged .*it has become shorter.*Replace it"):
+        load_model(checkpoint, CPU, cut)
+
+
+def test_a_disk_that_fails(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(weights, "_read_whole", fail)
+    refused(saved, r"can't read .*model.safetensors: Input/output error.*check the disk", FileAccessError)
+
+
 def test_a_model_larger_than_the_device(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> NoReturn:
+    def fail(*_: object) -> NoReturn:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(loading.DiffusionGemmaForBlockDiffusion, "from_pretrained", fail)
+    monkeypatch.setattr(weights, "_fill", fail)
     with pytest.raises(DeviceMemoryError, match=r"weights take 0\.0 GiB, and cpu ran out of memory"):
         load_model(saved, CPU)
 
 
-def test_out_of_memory_on_the_cpu(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its allocator has no error class; the words are taken from a real failure."""
+def test_a_device_that_fails(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was the folder that was to blame."""
 
-    def fail(*_: object, **__: object) -> NoReturn:
-        torch.empty(2**55, dtype=torch.uint8)
-        raise AssertionError("that much memory should not be there")
+    def fail(*_: object) -> NoReturn:
+        raise RuntimeError("CUDA error: unspecified launch failure")
 
-    monkeypatch.setattr(loading.DiffusionGemmaForBlockDiffusion, "from_pretrained", fail)
-    with pytest.raises(DeviceMemoryError, match="cpu ran out of memory"):
-        load_model(saved, CPU)
-
-
-GIB = 2**30
-CUDA, MPS = torch.device("cuda", 0), torch.device("mps")
-
-
-@pytest.mark.parametrize(
-    ("weight_gib", "device", "chosen", "memory_gib"),
-    [
-        (4, CPU, False, 2),  # small enough to try anywhere
-        (4, CUDA, False, 2),
-        (48, CUDA, False, 80),
-        (48, CUDA, True, 51),
-        (48, MPS, False, 96),
-        (48, CPU, True, 64),
-        (48, CPU, True, None),  # can't be told
-    ],
-)
-def test_what_fits(
-    weight_gib: int, device: torch.device, chosen: bool, memory_gib: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loading, "_total_memory", lambda _: memory_gib and memory_gib * GIB)
-    check_fits(weight_gib * GIB, device, chosen=chosen)
-
-
-@pytest.mark.parametrize(
-    ("device", "chosen", "memory_gib", "error", "words"),
-    [
-        (CPU, False, 1024, NoGpuError, r"take 48\.0 GiB.* no GPU.*LLM_DIFFUSIONGEMMA_DEVICE=cpu.*tiny$"),
-        (CUDA, False, 50, DeviceMemoryError, r"48\.0 GiB and 3 GiB more.* cuda:0 has 50\.0 GiB.*tiny$"),
-        (CUDA, True, 24, DeviceMemoryError, "cuda:0 has 24"),
-        (MPS, False, 36, DeviceMemoryError, "mps has 36"),
-        # Not advised what would be refused next.
-        (
-            CPU,
-            False,
-            32,
-            NoGpuError,
-            r"for the CPU this machine has 32\.0 GiB.*Run it on a machine that has more, or",
-        ),
-        (
-            CPU,
-            True,
-            32,
-            DeviceMemoryError,
-            r"this machine has 32\.0 GiB .*\. Run it on a machine that has more, or",
-        ),
-    ],
-)
-def test_what_does_not_fit(
-    device: torch.device,
-    chosen: bool,
-    memory_gib: int,
-    error: type[Exception],
-    words: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(loading, "_total_memory", lambda _: memory_gib * GIB)
-    with pytest.raises(error, match=words):
-        check_fits(48 * GIB, device, chosen=chosen)
-
-
-def test_the_memory_of_this_machine() -> None:
-    total = loading._total_memory(CPU)
-    assert total is None or GIB // 4 < total < 2**50
+    monkeypatch.setattr(weights, "_fill", fail)
+    with pytest.raises(
+        DeviceError, match=r"meta failed while .*launch failure.*LLM_DIFFUSIONGEMMA_DEVICE to anot"
+    ):
+        load_model(saved, torch.device("meta"))

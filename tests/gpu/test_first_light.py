@@ -1,4 +1,4 @@
-"""Each section runs without a card, on a very small network: what it measures moves, and it is run by hand only."""
+"""Each section runs without a card, on a very small network: what it measures moves, and is run by hand only."""
 
 from __future__ import annotations
 

@@ -1,0 +1,256 @@
+"""The weights of a checkpoint's folder: which tensors its files hold, and their values into memory that is there.
+
+Nothing but the headers of the files is read until all that is expected has been found in them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import CheckpointError, FileAccessError
+from ..layout import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    is_file,
+    read_start,
+    unreadable,
+    weight_names,
+)
+from ..wording import quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from io import FileIO
+    from pathlib import Path
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+# The real model's header has some hundred kilobytes.
+MAX_HEADER_BYTES = 1 << 24
+
+# So much of a file is on its way at a time.
+STAGED_BYTES = 1 << 24
+
+NAMES_SHOWN = 3
+NAME_CHARACTERS_SHOWN = 150
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as the header of its file describes it."""
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    """as safetensors writes it: "BF16" """
+    start: int
+    """Where in the file its bytes begin, in C order and little-endian."""
+
+
+Found = dict[str, list[StoredTensor]]
+"""Of each tensor of a network where its values are, first, and copies of them under other names."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of all weight files of a folder, by their names."""
+
+    folder: Path
+    tensors: Mapping[str, StoredTensor]
+    num_bytes: int
+    """Size of the files."""
+
+    def find(
+        self, expected: Mapping[str, torch.Tensor], also_called: Callable[[str], list[str]] = lambda name: []
+    ) -> Found:
+        """Where the values of tensors are, which may be on the meta device. What else there is is let through.
+
+        `also_called` names a tensor may have instead of its own, or besides.
+
+        Raises `CheckpointError` if any is not there, of another shape, or no plain floating-point numbers.
+        """
+        found: Found = {}
+        for name in expected:
+            names = (name, *also_called(name))
+            found[name] = [self.tensors[each] for each in names if each in self.tensors]
+        pairs = [(stored, expected[name]) for name, each in found.items() for stored in each]
+        self.refuse_misfits(
+            {
+                "missing weights": [name for name, each in found.items() if not each],
+                "weights of another size": [
+                    f"{stored.name} is {list(stored.shape)}, not {list(place.shape)}"
+                    for stored, place in pairs
+                    if stored.shape != place.shape
+                ],
+                "weights that are no plain floating-point numbers": [
+                    f"{stored.name} is {stored.dtype}" for stored, _ in pairs if stored.dtype not in FLOATS
+                ],
+            }
+        )
+        return found
+
+    def refuse_misfits(self, problems: Mapping[str, Iterable[str]]) -> None:
+        """Raises `CheckpointError` if anything has a problem: names by what is wrong with them."""
+        listed = {what: sorted(names) for what, names in problems.items()}
+        found = [f"{what} ({some(names)})" for what, names in listed.items() if names]
+        if found:
+            raise CheckpointError(
+                f"The weights in {quoted(self.folder)} don't fit the model that its {CONFIG_FILE} describes: "
+                f"{'; '.join(found)}. Download the model again, or use another revision of it."
+            )
+
+    def read(
+        self, places: Mapping[str, torch.Tensor], found: Found, check_wanted: Callable[[], None] = lambda: None
+    ) -> None:
+        """Fill contiguous tensors, of any floating-point dtype on any device, with what `find` found for them.
+
+        Of a file `STAGED_BYTES` are in the host's memory at a time. `check_wanted` is called before each tensor
+        and may raise.
+
+        It reads the files, and doesn't map them into memory: where a mapped file has become shorter, or its disk
+        fails, the process is killed.
+
+        Raises `CheckpointError` if a file ends early or a tensor's copies differ, and `FileAccessError`.
+        """
+        is_pinned = any(place.device.type == "cuda" for place in places.values())
+        staging = torch.empty(STAGED_BYTES, dtype=torch.uint8, pin_memory=is_pinned)
+        # In the order of the disk.
+        order = sorted(places, key=lambda name: (found[name][0].file, found[name][0].start))
+        for name in order:
+            check_wanted()
+            first, *copies = found[name]
+            _fill(places[name], first, staging)
+            for stored in copies:
+                copy = torch.empty_like(places[name])
+                _fill(copy, stored, staging)
+                if not torch.equal(copy, places[name]):
+                    raise CheckpointError(
+                        f"{quoted(self.folder)} holds weights as {quoted(first.name)} and others as "
+                        f"{quoted(stored.name)}, which this model shares. Use another checkpoint."
+                    )
+
+
+def read_headers(folder: Path) -> Weights:
+    """What the weight files of a folder hold.
+
+    Raises `CheckpointError` if one is missing or damaged or two have the same tensor, and `FileAccessError`.
+    """
+    names = weight_names(folder)
+    if not names:
+        raise CheckpointError(
+            f"{quoted(folder)} has no weights: neither {WEIGHTS_FILE} nor {INDEX_FILE} is there. Download the "
+            "model again."
+        )
+    missing = [name for name in names if not is_file(folder / name)]
+    if missing:
+        raise CheckpointError(
+            f"{quoted(folder)} is incomplete: {len(missing)} of {len(names)} weight files are missing "
+            f"({some(missing)}). Download the model again; what is there will be kept."
+        )
+    tensors: dict[str, StoredTensor] = {}
+    for name in names:
+        added = _read_header(folder / name)
+        if twice := sorted(tensors.keys() & added.keys()):
+            raise CheckpointError(
+                f"{quoted(folder)} has the same tensors in two of its files ({some(twice)}). Download the model "
+                "again."
+            )
+        tensors |= added
+    return Weights(folder, tensors, sum((folder / name).stat().st_size for name in names))
+
+
+def check_layers(weights: Weights, prefix: str, layers: int, what: str) -> None:
+    """Refuse a config of other layers than there are weights of, before anything is made that is as deep.
+
+    `prefix` is a pattern of what stands before "layers." in names. Raises `CheckpointError`.
+    """
+    numbers = {
+        match["layer"]
+        for name in weights.tensors
+        if (match := re.match(rf"{prefix}layers\.(?P<layer>\d+)\.", name))
+    }
+    if len(numbers) != layers:
+        raise CheckpointError(
+            f"The {CONFIG_FILE} in {quoted(weights.folder)} describes {layers} layers of the {what}, and there "
+            f"are weights of {len(numbers)}. Download the model again, or use another revision of it."
+        )
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few names, for a sentence."""
+    names = list(names)
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(quoted(name, NAME_CHARACTERS_SHOWN) for name in names[:NAMES_SHOWN]) + more
+
+
+def _read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file by name. Its library holds their places against each other and the file's size."""
+    try:
+        length = int.from_bytes(read_start(file, 8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise SafetensorError("its header is larger than any such file's")
+        # For torch it would ask the system for memory as large as the file, and get none on a small machine.
+        with safe_open(file, framework="numpy"):
+            pass
+        header = json.loads(read_start(file, 8 + length)[8:])
+        header.pop("__metadata__", None)
+        return {
+            name: StoredTensor(
+                name, file, tuple(each["shape"]), each["dtype"], 8 + length + each["data_offsets"][0]
+            )
+            for name, each in header.items()
+        }
+    except FileAccessError:
+        raise
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except (SafetensorError, ValueError, OverflowError, LookupError, TypeError) as error:
+        raise _damaged(file, quoted(error)) from error
+
+
+def _fill(place: torch.Tensor, stored: StoredTensor, staging: torch.Tensor) -> None:
+    """Read a tensor's values into its place, by way of `staging`, bytes on the CPU."""
+    dtype, flat = FLOATS[stored.dtype], place.view(-1)
+    room = len(staging) // dtype.itemsize
+    try:
+        with stored.file.open("rb", buffering=0) as stream:
+            stream.seek(stored.start)
+            for first in range(0, len(flat), room):
+                part = flat[first : first + room]
+                staged = staging[: len(part) * dtype.itemsize]
+                if not _read_whole(stream, staged.numpy().data):
+                    raise _damaged(stored.file, "it has become shorter")
+                part.copy_(staged.view(dtype))
+    except OSError as error:
+        raise unreadable(stored.file, error) from error
+
+
+def _read_whole(stream: FileIO, buffer: memoryview) -> bool:
+    """Fill a buffer from a file, which may give less than asked for. False at the file's end."""
+    filled = 0
+    while filled < len(buffer):
+        count = stream.readinto(buffer[filled:])
+        if not count:
+            return False
+        filled += count
+    return True
+
+
+def _damaged(file: Path, how: str) -> CheckpointError:
+    return CheckpointError(f"{quoted(file)} is damaged or was not downloaded whole ({how}). {_replacement(file)}")
+
+
+def _replacement(file: Path) -> str:
+    """How to come by a whole file. Only in the Hub's cache what a link leads to is this file's own."""
+    content, blobs = file.resolve(), file.parent.parent.parent / "blobs"
+    if file.is_symlink() and file.parent.parent.name == "snapshots" and content.parent == blobs.resolve():
+        return f"Delete {quoted(content)} and download it again."
+    return "Replace it by a whole copy."
