@@ -251,7 +251,7 @@ def command(bench: Bench) -> Result:
     logs = run("logs", "--json", "-n", "1")[1]
     return {
         "ok": first[1].returncode == 0,
-        "seconds": [first[0], second[0]],
+        "seconds_each": [first[0], second[0]],
         "stdout": first[1].stdout[-200:],
         "stderr": first[1].stderr[-400:],
         "report": json.loads(logs.stdout)[0]["response_json"] if logs.returncode == 0 else logs.stderr[-300:],

@@ -32,9 +32,6 @@ from .bench import GIB, Bench, Result
 from .loop import StepClock, reply, sampler_of, settings_of
 from .networks import network_config, random_network, transformers_of
 
-STEPS = 15
-"""a canvas: what tokens a second are said at"""
-
 # What a layer's time is split into: where each part is computed. (`mlp` includes self-conditioning's.)
 PARTS: dict[str, tuple[Any, str]] = {
     "queries, keys, values": (Network, "_project"),
@@ -102,7 +99,7 @@ def machine(bench: Bench) -> Result:
     launch_seconds = (time.perf_counter() - started) / 1000
     return found | {
         "copy_tb_s": round(bench.copy_rate / 1e12, 3),
-        "matmul_tflop_s": round(2 * n**3 / matmul_ms / 1e9, 1),
+        "matmul_tflop_s": round(2 * n**3 / matmul_ms / 1e9, 3),
         "launch_us": round(1e6 * launch_seconds, 2),
     }
 
@@ -172,7 +169,7 @@ def parts_ms(bench: Bench, forward: Denoiser) -> Result:
 
 
 def sampler_ms(bench: Bench, forward: Denoiser) -> Result:
-    sampler = sampler_of(bench.network, settings_of(STEPS))
+    sampler = sampler_of(bench.network, settings_of(6))
     sampler.start_canvas()
     hidden = forward()
     return {"sampler_ms": bench.ms(lambda: sampler.step(hidden, 5))}
@@ -191,10 +188,12 @@ def steps(bench: Bench) -> Result:
             first_prefill = sum(prefill)
             prefill.clear()
             clock = StepClock()
-            ends = reply(bench.network, prompt, STEPS, canvases=2, clock=clock)
+            ends = reply(bench.network, prompt, bench.steps, canvases=2, clock=clock)
         # The encoder also reads the first of the two canvases.
         seconds = sum(prefill[:-1])
-        inner = [ms for i, ms in enumerate(clock.between()) if i != STEPS - 3]  # without the one across canvases
+        inner = [
+            ms for i, ms in enumerate(clock.between()) if i != bench.steps - 3
+        ]  # without the one across canvases
         found[f"{length} tokens"] = {
             "ms_a_step": round(statistics.median(inner), 2),
             "fastest": round(min(inner), 2),
@@ -205,7 +204,7 @@ def steps(bench: Bench) -> Result:
             "encode_a_canvas_ms": round(prefill[-1] * 1e3, 1),
             "first_block_s": round(ends[0], 3),
             "next_block_s": round(ends[1] - ends[0], 3),
-            f"tokens_s_at_{STEPS}_steps": round(canvas / (ends[1] - ends[0])),
+            f"tokens_s_at_{bench.steps}_steps": round(canvas / (ends[1] - ends[0])),
             **bench.peak(),
         }
     return found
@@ -275,14 +274,14 @@ def generate(bench: Bench) -> Result:
     model.generation_config.eos_token_id = [config.text_config.vocab_size]  # nothing ends a reply
     model.generation_config.pad_token_id = 0
     prompt = bench.tokens(1024)
-    settings = settings_of(STEPS)
+    settings = settings_of(bench.steps)
 
     def theirs() -> float:
         started = time.perf_counter()
         model.generate(
             prompt[None],
             max_new_tokens=config.canvas_length,
-            max_denoising_steps=STEPS,
+            max_denoising_steps=bench.steps,
             t_min=settings.t_min,
             t_max=settings.t_max,
             confidence_threshold=settings.confidence_threshold,
@@ -292,7 +291,7 @@ def generate(bench: Bench) -> Result:
         bench.wait()
         return time.perf_counter() - started
 
-    calls = {"ours": lambda: reply(bench.network, prompt.tolist(), STEPS)[0], "theirs": theirs}
+    calls = {"ours": lambda: reply(bench.network, prompt.tolist(), bench.steps)[0], "theirs": theirs}
     times: dict[str, list[float]] = {name: [] for name in calls}
     peaks: Result = {}
     for _ in range(3):
