@@ -5,55 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 import tempfile
-import traceback
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .bench import Bench, Result
 from .loop import StepClock, reply, sampler_of, settings_of
 from .speed import Denoiser
 
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "is_nonzero", "equal")
-
-
-class Watch(TorchDispatchMode):
-    """Counts operations, and finds those that wait for the device or can't be captured in a graph."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-        self.waiting: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations += 1
-        kwargs = kwargs or {}
-        name = func._schema.name.removeprefix("aten::")
-        moves = (name == "_to_copy" and kwargs.get("device") not in (None, args[0].device)) or (
-            name == "copy_" and args[0].device != args[1].device
-        )
-        by_mask = name in ("index", "index_put_") and any(
-            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )
-        if moves or by_mask or name in WAITING:
-            self.waiting[f"{name}{' by mask' if by_mask else ''} {caller()}"] += 1
-        return func(*args, **kwargs)
-
-
-def caller() -> str:
-    """The nearest line that is neither torch's nor of these measurements."""
-    own = str(Path(__file__).parent)
-    frames = (f for f in traceback.extract_stack() if "/torch/" not in f.filename and own not in f.filename)
-    frame = next(reversed(list(frames)), None)
-    return f"{Path(frame.filename).name}:{frame.lineno}" if frame else "?"
-
 
 def waits(bench: Bench) -> Result:
-    """What in a step waits for the device, or would break a captured graph; and how many operations there are."""
+    """The lines at which a step makes the host wait for the card, by CUDA's own warnings."""
+    if not bench.on_card:
+        return {"skipped": "needs a card"}
     forward = Denoiser(bench, 1024)
     sampler = sampler_of(bench.network, settings_of(6))
     sampler.start_canvas()
@@ -65,20 +31,15 @@ def waits(bench: Bench) -> Result:
     }
     found: Result = {}
     for name, call in calls.items():
-        with Watch() as watch:
-            call()
-        found[name] = {"operations": watch.operations, "would wait": dict(watch.waiting.most_common(12))}
-    if bench.on_card:
-        for name, call in calls.items():
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                torch.cuda.set_sync_debug_mode("warn")
-                try:
-                    call()
-                finally:
-                    torch.cuda.set_sync_debug_mode("default")
-            waited = (warning for warning in caught if "synchroniz" in str(warning.message))
-            found[name]["did wait"] = dict(Counter(f"{Path(w.filename).name}:{w.lineno}" for w in waited))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                call()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        waited = [warning for warning in caught if "synchroniz" in str(warning.message)]
+        found[name] = dict(Counter(f"{Path(w.filename).name}:{w.lineno}" for w in waited))
     return found
 
 
