@@ -11,14 +11,11 @@ import argparse
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..catalog import EMBEDDED_CHECKPOINT
 from . import data
 from .network import STOP, TOOL_STOP, render
-
-if TYPE_CHECKING:
-    from ..diffusion.pipeline import BlockDiffusionPipeline
 
 
 @dataclass
@@ -48,10 +45,18 @@ class Examiner:
 
         from ..diffusion.loading import load_model
         from ..diffusion.pipeline import BlockDiffusionPipeline
+        from ..diffusion.sampler import SamplerSettings
+        from ..diffusion.vision import ImageReader
 
-        self.model = load_model(folder, torch.device("cpu")).model
+        loaded = load_model(folder, torch.device("cpu"))
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.pipeline: BlockDiffusionPipeline = BlockDiffusionPipeline(self.model)
+        self._image_reader = ImageReader(folder, loaded.config, loaded.dtype, loaded.device)
+        self._settings = SamplerSettings.from_generation_config(loaded.generation)
+        self._pipeline = BlockDiffusionPipeline(
+            loaded.network,
+            eos_token_ids=loaded.generation.eos_token_id,
+            pad_token_id=loaded.generation.pad_token_id,
+        )
 
     def examine(self, skill: str, questions: int, *, held_out: bool = True, seed: int = 1) -> Score:
         """Ask one skill so many questions."""
@@ -73,32 +78,23 @@ class Examiner:
         """The reply to a lesson's prompt with its control tokens, what ended it, its blocks and steps."""
         import torch
 
-        from ..diffusion.pipeline import Block, ImageInputs
-        from ..diffusion.sampler import GeneratorRandomness, SamplerSettings
+        from ..diffusion.pipeline import Block
+        from ..diffusion.request import Prompt, PromptImage, Request
+        from ..diffusion.sampler import GeneratorRandomness
 
-        prompt = self.tokenizer.encode(render(self.tokenizer, lesson), add_special_tokens=False)
-        image_inputs = None
+        ids = self.tokenizer.encode(render(self.tokenizer, lesson), add_special_tokens=False)
+        shown: tuple[PromptImage, ...] = ()
         if lesson.colour is not None:
             from . import images  # needs Pillow, which nothing else does
 
-            image_token_id = self.model.config.image_token_id
-            pixels, counts = images.preprocess([images.plain(lesson.colour, random.Random(seed))])
-            prompt = images.expand(prompt, counts[0], image_token_id)
-            first = prompt.index(image_token_id)
-            image_inputs = ImageInputs(
-                pixel_values=list(pixels["pixel_values"]),
-                image_position_ids=list(pixels["image_position_ids"]),
-                spans=(range(first, first + counts[0]),),
-            )
+            image = images.plain(lesson.colour, random.Random(seed))
+            ids, shown = self._image_reader.place(ids, [self._image_reader.cut(image, images.SOFT_TOKENS)])
         tokens: list[int] = []
         blocks = steps = 0
         end = None
-        for block in self.pipeline.generate(
-            prompt,
-            settings=SamplerSettings.from_generation_config(self.model.generation_config),
-            max_tokens=1024,
+        for block in self._pipeline.generate(
+            Request(Prompt(ids, shown), self._settings, max_tokens=1024),
             randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
-            images=image_inputs,
         ):
             assert isinstance(block, Block)
             tokens += block.tokens

@@ -12,6 +12,7 @@ Progress is saved every few minutes; the same command goes on from there.
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 import random
 import time
@@ -23,10 +24,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
+from transformers import DiffusionGemmaForBlockDiffusion, DiffusionGemmaModel, DynamicCache
 
 from ..catalog import EMBEDDED_CHECKPOINT
-from ..diffusion.pipeline import CACHE_ARGUMENT
 from . import data, images
 from .network import (
     PAD,
@@ -41,6 +41,10 @@ from .network import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+# transformers 5.24 gave the KV cache's argument another name, and warns of the old one.
+CACHE_ARGUMENT = (
+    "cache" if "cache" in inspect.signature(DiffusionGemmaModel.forward).parameters else "past_key_values"
+)
 POOL_BATCHES = 16
 SHORT_CANVAS = 64
 # Of the padding far behind a reply this share is looked at, and all of it within so many positions.
