@@ -36,7 +36,7 @@ def config_of(window: int | None) -> NetworkConfig:
         num_experts=1,
         top_k_experts=1,
         moe_intermediate_size=8,
-        layers=(full, full) if window is None else (sliding, full, sliding, full),
+        layers=(full, full) if window is None else (sliding, sliding, full),
         rms_norm_eps=1e-6,
         final_logit_softcapping=None,
         image_tokens_see_each_other=True,
@@ -64,9 +64,10 @@ class Checked:
             reach = len(self.naive) if layer.window is None else min(len(self.naive), layer.window - 1)
             assert self.cache.first_seen(layer.window) == len(self.naive) - reach
             seen = self.naive[len(self.naive) - reach :] + numbers
-            keys, values = self.cache.write(i, self._content(i, numbers), -self._content(i, numbers))
-            assert torch.equal(keys.transpose(0, 1), self._content(i, seen))
-            assert torch.equal(values.transpose(0, 1), -self._content(i, seen))
+            content = self._content(i, seen)
+            keys, values = self.cache.write(i, content[-positions:], -content[-positions:])
+            assert torch.equal(keys.transpose(0, 1), content)
+            assert torch.equal(values.transpose(0, 1), -content)
             views.append((keys, values))
         return views
 
@@ -103,7 +104,7 @@ STEPS = st.lists(
 @pytest.mark.parametrize("window", WINDOWS)
 @hypothesis.given(steps=STEPS)
 @hypothesis.settings(
-    max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=40, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], deadline=None
 )
 def test_it_holds_what_a_naive_one_holds(window: int | None, steps: list[tuple[str, Any]]) -> None:
     checked, marked = Checked(window), 0
@@ -127,16 +128,16 @@ def test_it_holds_what_a_naive_one_holds(window: int | None, steps: list[tuple[s
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("marked_at", [1, 6, 11, 29])
-def test_rewinding_to_every_length(window: int | None, marked_at: int) -> None:
+@pytest.mark.parametrize("chunks", [(5, 13, 1, 9), (1,) * 9], ids=str)
+@pytest.mark.parametrize("marked_at", [1, 11])
+def test_rewinding_to_every_length(window: int | None, chunks: tuple[int, ...], marked_at: int) -> None:
     """Back to the mark at least. From there on it goes as if nothing had been."""
-    for length in range(marked_at + 35):
+    for length in range(marked_at + sum(chunks)):
         checked = Checked(window)
         checked.read(marked_at)
         checked.cache.mark()
-        for positions in (5, 13, 1, 16):
+        for positions in chunks:
             checked.read(positions)
-            checked.write(4)
         assert checked.rewind(length) >= (marked_at if length >= marked_at else 0)
         checked.write(4)
         checked.read(20)
@@ -184,16 +185,16 @@ def test_tensors_stay_where_they_are() -> None:
     checked = Checked(7)
     checked.read(13)
     checked.read(13)
-    places: list[set[int]] = [set() for _ in checked.config.layers]
+    seen = []  # kept, or another tensor may have the place of one that is gone
     for _ in range(20):
         checked.read(5)
-        before = [(keys.data_ptr(), values.data_ptr()) for keys, values in checked.write(4)]
-        assert [(keys.data_ptr(), values.data_ptr()) for keys, values in checked.write(4)] == before
-        for place, (keys, values) in zip(places, checked.write(4), strict=True):
-            place.add(keys.untyped_storage().data_ptr())
-            assert values.untyped_storage().data_ptr() not in place
-    for place, layer in zip(places, checked.config.layers, strict=True):
-        assert len(place) == 1 if layer.window else 1 < len(place) <= 20 * 5 // PIECE + 1
+        for first, second in zip(checked.write(4), checked.write(4), strict=True):
+            assert [view.data_ptr() for view in first] == [view.data_ptr() for view in second]
+        seen.append(checked.write(4))
+    for layer, *views in zip(checked.config.layers, *seen, strict=True):
+        for each in zip(*views, strict=True):
+            places = {view.untyped_storage().data_ptr() for view in each}
+            assert len(places) == 1 if layer.window else 1 < len(places) <= 20 * 5 // PIECE + 1
 
 
 class _Interrupt(TorchDispatchMode):
