@@ -36,6 +36,17 @@ ROOT = Path(__file__).parents[2]
 EARLIER = "b62c9e6"
 """The network was transformers' class then."""
 
+OUR_TOKENIZER = """
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma.chat.checkpoint import NetworkTokens, load_tokenizer
+load_tokenizer(EMBEDDED_CHECKPOINT, NetworkTokens(2816, 2, (107, 108, 109), (1, 106, 50)))
+"""
+THEIR_TOKENIZER = """
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from transformers import AutoTokenizer
+AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT)
+"""
+
 
 def print_costs(title: str, costs: dict[str, Cost]) -> None:
     ours = costs[OURS]
@@ -95,8 +106,10 @@ def startup(device: torch.device, repeats: int, sizes: Sizes) -> None:
         "`llm --version` without the plugin": run("-m", "llm", "--version", plugins=""),
         "`llm --version` with the plugin": run("-m", "llm", "--version"),
         "a prompt to the embedded checkpoint": run(*prompt),
+        "Python reading the embedded tokenizer": run("-c", OUR_TOKENIZER),
+        "... by transformers": run("-c", THEIR_TOKENIZER),
         "Python importing torch": run("-c", "import torch"),
-        "Python importing torch and transformers' class": run(
+        "... and transformers' class": run(
             "-c", "import torch; from transformers import DiffusionGemmaForBlockDiffusion"
         ),
     }
