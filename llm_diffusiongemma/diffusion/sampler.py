@@ -195,8 +195,8 @@ class Constraint(Protocol):
         """Replace some rows **in place** by log-probabilities under the constraint, all of them finite."""
 
 
-class Block(NamedTuple):
-    """A block of the vocabulary."""
+class VocabularyBlock(NamedTuple):
+    """Some tokens, worked on at once."""
 
     number: int
     tokens: slice
@@ -223,7 +223,7 @@ class Distributions:
         width = parts * PART
         starts = range(0, num_blocks * width, width)
         self.blocks = [
-            Block(i, slice(start, min(start + width, vocabulary.size)), slice(start, start + width))
+            VocabularyBlock(i, slice(start, min(start + width, vocabulary.size)), slice(start, start + width))
             for i, start in enumerate(starts)
         ]
 
@@ -249,7 +249,7 @@ class Distributions:
         self._maximum.fill_(LOWEST)
         self._soft.zero_()
 
-    def write(self, block: Block, hidden: torch.Tensor, temperature: torch.Tensor) -> None:
+    def write(self, block: VocabularyBlock, hidden: torch.Tensor, temperature: torch.Tensor) -> None:
         """Ask for the logits of a block, cap them, and divide them by `temperature`, an fp32 scalar tensor."""
         z = self._columns[:, block.tokens]
         self._vocabulary.logits(hidden, block.tokens, z)
@@ -257,7 +257,7 @@ class Distributions:
             soft_cap_(z, self._softcap)
         z.div_(temperature)
 
-    def add(self, block: Block) -> None:
+    def add(self, block: VocabularyBlock) -> None:
         """Take in a block whose logits stand there."""
         z = self._columns[:, block.columns]  # [256, width]
         block_max = z.amax(-1)
@@ -335,8 +335,11 @@ def exact_device(device: torch.device) -> torch.device:
 
 
 def soft_cap_(logits: torch.Tensor, cap: float) -> None:
-    """cap tanh(z / cap) **in place**, as cap - 2 cap / (1 + exp(2 z / cap)): on a CPU 2.5 times as fast."""
-    logits.mul_(2 * LOG2_E / cap).exp2_().add_(1).reciprocal_().mul_(-2 * cap).add_(cap)
+    """cap tanh(z / cap) **in place**, by way of an exponential: on a CPU 2.5 times as fast as torch's tanh.
+
+    It is 2 cap (1/2 - 1 / (1 + exp(2 z / cap))), here within cap / 2^22 of it.
+    """
+    logits.mul_(2 * LOG2_E / cap).exp2_().add_(1).reciprocal_().sub_(0.5).mul_(-2 * cap)
 
 
 def _first_above(cdf: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from llm_diffusiongemma.grammar.pattern import regex_language
 from tests.grammar.languages import BYTE_TOKENS, EOS, PAD, text_of, vocabulary_of
 from tests.tokenizers import ours
 
+from .plain_vocabulary import PlainVocabulary
 from .tiny_models import network_of, prompt_of, tiny_model
 
 if TYPE_CHECKING:
@@ -183,33 +184,30 @@ def test_a_step_sees_the_constraint_in_all_it_does() -> None:
     forced = torch.tensor([*[4 + ord("a"), 4 + ord("b")] * 4, EOS])
     size = len(BYTE_TOKENS)
     settings = SamplerSettings(48, 0.1, 0.4, 0.8, 0.005, 1)
-    for dtype in (torch.float32, torch.bfloat16):
-        sampler = EntropyBoundSampler(
-            settings,
-            canvas_length=len(forced),
-            vocab_size=size,
-            device=CPU,
-            softcap=30.0,
-            self_conditioning_dtype=dtype,
-            randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
-        )
-        constraint = TextConstraint(automaton, CPU)
-        constraint.start_canvas(len(forced), len(forced))
-        sampler.start_canvas(constraint)
-        for steps_left in (48, 47):
-            logits = torch.randn(len(forced), size, generator=torch.Generator().manual_seed(steps_left)) * 20
-            step = sampler.step(logits, steps_left)
-            assert step.argmax.tolist() == forced.tolist()
-            assert step.entropy.max() < 1e-6
-            assert step.accepted.all()
-            assert step.canvas.tolist() == forced.tolist()
-            assert step.self_conditioning_logits.dtype == dtype
-            shares = step.self_conditioning_logits.float().softmax(-1)
-            assert torch.allclose(shares[range(len(forced)), forced], torch.ones(len(forced)))
-            assert step.converged == (steps_left == 47)
+    sampler = EntropyBoundSampler(
+        settings,
+        vocabulary=PlainVocabulary(size),
+        canvas_length=len(forced),
+        device=CPU,
+        softcap=30.0,
+        randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
+    )
+    constraint = TextConstraint(automaton, CPU)
+    constraint.start_canvas(len(forced), len(forced))
+    sampler.start_canvas(constraint)
+    for steps_left in (48, 47):
+        logits = torch.randn(len(forced), size, generator=torch.Generator().manual_seed(steps_left)) * 20
+        step = sampler.step(logits, steps_left)
+        assert step.argmax.tolist() == forced.tolist()
+        assert step.entropy.max() < 1e-6
+        assert step.accepted.all()
+        assert step.canvas.tolist() == forced.tolist()
+        # Here they are the probabilities.
+        assert torch.allclose(step.soft_embeddings[range(len(forced)), forced], torch.ones(len(forced)))
+        assert step.converged == (steps_left == 47)
     free = sampler.start_canvas()
     assert free.shape == forced.shape
-    assert sampler.step(torch.randn(len(forced), size), 48).argmax.tolist() != forced.tolist()
+    assert sampler.step(logits, 48).argmax.tolist() != forced.tolist()
 
 
 # --- what is refused ---------------------------------------------------------------------------------------

@@ -1,17 +1,112 @@
-"""Token for token what transformers' own `generate` makes of the same random numbers."""
+"""Token for token what transformers' own `generate` makes of the same random numbers.
+
+But for rounding: a step decides otherwise than theirs if one of its numbers comes to lie on the other side of a
+border. So where a reply parts from theirs, their step was that close to deciding as ours did, and what comes
+behind it is not compared.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import functools
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer, DiffusionGemmaForBlockDiffusion
 
-from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft, ImageInputs
-from llm_diffusiongemma.diffusion.sampler import SamplerSettings
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma.diffusion import pipeline as pipeline_module
+from llm_diffusiongemma.diffusion.network import Network
+from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
+from llm_diffusiongemma.diffusion.request import Prompt, Request
+from llm_diffusiongemma.diffusion.sampler import DenoisingStep, EntropyBoundSampler, SamplerSettings
 
-from .tiny_models import FULL, IMAGE_TOKEN_ID, NEVER, SLIDING, UpstreamRandomness, prompt_of, tiny_model
+from .generate import generate, numbers_of
+from .tiny_models import FULL, IMAGE_TOKEN_ID, NEVER, SLIDING, network_of, prompt_of, tiny_model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_diffusiongemma.diffusion.request import PromptImage
+
+SETTINGS = SamplerSettings(20, 0.1, 0.4, 0.8, 0.005, 1)
+# Of a reply that parts. See `Decision.margin`.
+MARGIN = 1e-5
+
+
+@dataclass(frozen=True)
+class Comparison:
+    blocks: list[Block]
+    """of ours"""
+    their_tokens: list[int]
+    parted: bool
+    """At a step that was as close as the margin."""
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for block in self.blocks for token in block.tokens]
+
+
+def compare_with_generate(
+    model: Any,
+    prompt: Sequence[int],
+    num_canvases: int,
+    seed: int,
+    settings: SamplerSettings = SETTINGS,
+    images: tuple[PromptImage, ...] = (),
+    margin: float = MARGIN,
+    **their_images: torch.Tensor,
+) -> Comparison:
+    """Both replies on the same random numbers; fails unless they are the same as far as they have to be."""
+    canvas_length = model.config.canvas_length
+    max_tokens = num_canvases * canvas_length
+    their_tokens, theirs = generate(model, prompt, settings, max_tokens, seed, **their_images)
+
+    config = model.generation_config
+    eos = [config.eos_token_id] if isinstance(config.eos_token_id, int) else config.eos_token_id
+    pipeline = BlockDiffusionPipeline(network_of(model), eos_token_ids=eos, pad_token_id=config.pad_token_id)
+    ours: list[tuple[int, DenoisingStep]] = []
+    blocks: list[Block] = []
+    committed: list[int] = []
+    step = EntropyBoundSampler.step
+
+    def note(sampler: EntropyBoundSampler, *arguments: Any) -> DenoisingStep:
+        ours.append((len(blocks), step(sampler, *arguments)))
+        return ours[-1][1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EntropyBoundSampler, "step", note)
+        request = Request(Prompt(prompt, images), settings, max_tokens)
+        for record in pipeline.generate(request, randomness=numbers_of(seed), drafts=True):
+            if isinstance(record, Draft):
+                draft = record
+            else:
+                blocks.append(record)
+                committed += draft.tokens
+
+    for i, (canvas_index, mine) in enumerate(ours):
+        same = (
+            i < len(theirs)
+            and canvas_index == theirs[i].canvas_index
+            and torch.equal(mine.argmax, theirs[i].argmax)
+            and torch.equal(mine.canvas, theirs[i].canvas)
+        )
+        if not same:
+            # The step before is the one to ask if it was not agreed whether the canvas ends with it.
+            asked = theirs[max(0, i - 1) : i + 1]
+            assert min(each.margin(settings) for each in asked) < margin, (i, [e.margin(settings) for e in asked])
+            return Comparison(blocks, their_tokens, parted=True)
+
+    assert len(ours) == len(theirs)
+    assert len(committed) == len(their_tokens) == canvas_length * len(blocks)
+    end = next((i for i, token in enumerate(committed) if token in pipeline.eos_token_ids), None)
+    # After the end of sequence `generate` writes padding over what it committed.
+    shown = len(committed) if end is None else end + 1
+    assert committed[:shown] == their_tokens[:shown]
+    assert [token for block in blocks for token in block.tokens] == committed[:end]
+    return Comparison(blocks, their_tokens, parted=False)
 
 
 @dataclass(frozen=True)
@@ -23,15 +118,14 @@ class Case:
     converged: set[bool]
     finish_reasons: set[str]
     eos_token_id: int | list[int] = NEVER
-    stability_threshold: int = 1
-    seeds: range = range(10)
+    settings: SamplerSettings = SETTINGS
+    seeds: range = range(6)
     model: dict[str, Any] = field(default_factory=dict)
-    generation: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
     "one canvas, prompt inside the sliding window": Case(
-        prompt_length=5, num_canvases=1, converged={True, False}, finish_reasons={"length"}, seeds=range(50)
+        prompt_length=5, num_canvases=1, converged={True, False}, finish_reasons={"length"}, seeds=range(8)
     ),
     "three canvases, prompt beyond the sliding window": Case(
         prompt_length=41,
@@ -45,8 +139,8 @@ CASES = {
         num_canvases=3,
         converged={True, False},
         finish_reasons={"stop", "length"},
-        eos_token_id=[134, 295],
-        stability_threshold=2,
+        eos_token_id=[295, 299],
+        settings=replace(SETTINGS, stability_threshold=2),
         model={"canvas_length": 24, "vocab_size": 300, "sharpness": 14.0},
     ),
     "stable at once": Case(
@@ -55,15 +149,7 @@ CASES = {
         converged={True, False},
         finish_reasons={"stop", "length"},
         eos_token_id=23,
-        stability_threshold=0,
-    ),
-    "bfloat16": Case(
-        prompt_length=30,
-        num_canvases=2,
-        converged={True, False},
-        finish_reasons={"stop", "length"},
-        eos_token_id=[90, 1],
-        model={"dtype": torch.bfloat16},
+        settings=replace(SETTINGS, stability_threshold=0),
     ),
     "a vocabulary of odd size, never sure": Case(
         prompt_length=17,
@@ -71,7 +157,7 @@ CASES = {
         converged={False},
         finish_reasons={"length"},
         model={"vocab_size": 97, "sharpness": 4.0},
-        generation={"max_denoising_steps": 7, "t_min": 0.0, "t_max": 1.3},
+        settings=replace(SETTINGS, max_denoising_steps=7, t_min=0.0, t_max=1.3),
     ),
 }
 
@@ -80,87 +166,77 @@ CASES = {
 def test_same_tokens_as_generate(case: Case) -> None:
     model = tiny_model(**case.model)
     model.generation_config.eos_token_id = case.eos_token_id
-    model.generation_config.stability_threshold = case.stability_threshold
-    for name, value in case.generation.items():
-        setattr(model.generation_config, name, value)
     prompt = prompt_of(case.prompt_length)
-
-    blocks = []
-    for seed in case.seeds:
-        blocks += compare_with_generate(model, prompt, case.num_canvases, seed)
-
+    results = [compare_with_generate(model, prompt, case.num_canvases, seed, case.settings) for seed in case.seeds]
+    assert sum(result.parted for result in results) <= len(results) / 5
+    blocks = [block for result in results if not result.parted for block in result.blocks]
     assert {block.converged for block in blocks} == case.converged
     assert {block.finish_reason for block in blocks} - {None} == case.finish_reasons
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 16, 33])
+def test_same_tokens_as_generate_in_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(pipeline_module, "MAX_PREFILL_TOKENS", chunk)
+    assert not compare_with_generate(tiny_model(), prompt_of(41), 2, seed=0).parted
+
+
+@dataclass(frozen=True)
+class Image:
+    """Soft tokens as transformers makes them."""
+
+    span: range
+    tokens: torch.Tensor
+    digest: str = ""
+
+    def soft_tokens(self) -> torch.Tensor:
+        return self.tokens
+
+
 def test_same_tokens_as_generate_with_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The encoder must get the image's masks, or it reads the soft tokens causally."""
+    """And not if the encoder reads the soft tokens causally."""
     model = tiny_model()
     # 12x12 patches pool to a 4x4 grid of soft tokens.
     x, y = torch.meshgrid(torch.arange(12), torch.arange(12), indexing="xy")
-    images = ImageInputs(
-        pixel_values=[
-            torch.rand(144, 3 * 4 * 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
-        ],
-        image_position_ids=[torch.stack((x.flatten(), y.flatten()), -1)] * 2,
-        spans=(range(4, 20), range(26, 42)),
-    )
+    positions = torch.stack((x.flatten(), y.flatten()), -1).expand(2, -1, -1)
+    pixels = torch.rand(2, 144, 3 * 4 * 4, generator=torch.Generator().manual_seed(0))
+    spans = range(4, 20), range(26, 42)
+    with torch.no_grad():
+        features = model.model.encoder.get_image_features(pixels, positions, return_dict=True).pooler_output
+    images = tuple(Image(span, tokens) for span, tokens in zip(spans, features.view(2, 16, -1), strict=True))
     image = [IMAGE_TOKEN_ID] * 16
     prompt = [*prompt_of(4), *image, *prompt_of(6, seed=1), *image, *prompt_of(3, seed=2)]
-    compare_with_generate(model, prompt, 2, seed=0, images=images)
+    types = torch.tensor([[token == IMAGE_TOKEN_ID for token in prompt]]).long()
+    theirs = {"pixel_values": pixels, "image_position_ids": positions, "mm_token_type_ids": types}
+    assert not compare_with_generate(model, prompt, 2, seed=0, images=images, **theirs).parted
 
-    monkeypatch.setattr(ImageInputs, "token_types", lambda _, length: torch.zeros(1, length, dtype=torch.int64))
+    encode = Network.encode
+    monkeypatch.setattr(Network, "encode", lambda *arguments: encode(*arguments[:3]))
     with pytest.raises(AssertionError):
-        compare_with_generate(model, prompt, 2, seed=0, images=images)
+        compare_with_generate(model, prompt, 2, seed=0, images=images, **theirs)
 
 
-def compare_with_generate(
-    model: Any,
-    prompt: list[int],
-    num_canvases: int,
-    seed: int,
-    images: ImageInputs | None = None,
-) -> list[Block]:
-    """Run both from the same state of the global RNG; returns our blocks, if all is the same."""
-    canvas_length, max_tokens = model.config.canvas_length, num_canvases * model.config.canvas_length
+@functools.cache
+def embedded(dtype: torch.dtype) -> Any:
+    return DiffusionGemmaForBlockDiffusion.from_pretrained(EMBEDDED_CHECKPOINT, dtype=dtype).eval()
 
-    theirs_images = {}
-    if images is not None:
-        types = torch.zeros(1, len(prompt), dtype=torch.int64)
-        for span in images.spans:
-            types[0, list(span)] = 1
-        theirs_images = {
-            "pixel_values": torch.stack(list(images.pixel_values)),
-            "image_position_ids": torch.stack(list(images.image_position_ids)),
-            "mm_token_type_ids": types,
-        }
-    torch.manual_seed(seed)
-    theirs = model.generate(torch.tensor([prompt]), max_new_tokens=max_tokens, **theirs_images)
-    their_tokens = theirs.sequences[0, len(prompt) :].tolist()
-    their_rng_state = torch.get_rng_state()
 
-    torch.manual_seed(seed)
-    pipeline = BlockDiffusionPipeline(model)
-    records = list(
-        pipeline.generate(
-            prompt,
-            settings=SamplerSettings.from_generation_config(model.generation_config),
-            max_tokens=max_tokens,
-            randomness=UpstreamRandomness(),
-            drafts=True,
-            images=images,
-        )
-    )
-    blocks = [record for record in records if isinstance(record, Block)]
-    last_drafts = {record.block_index: record for record in records if isinstance(record, Draft)}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("question", ["What is a canvas?", "Count from 1 to 120"])
+def test_the_embedded_checkpoint_replies_as_generate_does(dtype: torch.dtype, question: str) -> None:
+    """In bf16 the text only, of which it is sure: on the way a step may accept other positions than theirs.
 
-    committed = [token for block in blocks for token in last_drafts[block.index].tokens]
-    assert len(committed) == len(their_tokens) == canvas_length * len(blocks)
-    end = next((i for i, token in enumerate(committed) if token in pipeline.eos_token_ids), None)
-    # After the end of sequence `generate` writes padding over what it committed.
-    shown = len(committed) if end is None else end + 1
-    assert committed[:shown] == their_tokens[:shown]
-    assert [token for block in blocks for token in block.tokens] == committed[:end]
-    # As many random numbers were drawn, so as many denoising steps were made.
-    assert torch.equal(torch.get_rng_state(), their_rng_state)
-    return blocks
+    There a product is added up from parts, and rounded in other places than in transformers' network. Of a random
+    network, which is sure of nothing, bf16 says nothing at all.
+    """
+    model = embedded(dtype)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
+    messages = [{"role": "user", "content": question}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.encode(rendered, add_special_tokens=False)
+    settings = SamplerSettings.from_generation_config(model.generation_config)
+    margin = MARGIN if dtype == torch.float32 else math.inf
+    result = compare_with_generate(model, prompt, 3, 1, settings, margin=margin)
+    assert result.parted <= (dtype == torch.bfloat16)
+    assert result.blocks[-1].finish_reason == "stop"
+    assert result.tokens == result.their_tokens[: len(result.tokens)]
+    assert result.their_tokens[len(result.tokens)] == result.blocks[-1].eos_token_id

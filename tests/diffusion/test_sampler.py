@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,16 +24,21 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     EntropyBoundSampler as UpstreamSampler,
 )
 
+from llm_diffusiongemma.diffusion import sampler as sampler_module
 from llm_diffusiongemma.diffusion.sampler import (
     CHUNK_BYTES_CPU,
+    PART,
+    CanvasNumbers,
+    DenoisingStep,
     EntropyBoundSampler,
     GeneratorRandomness,
     SamplerSettings,
     accept_by_entropy_bound,
-    invert_cdf,
-    temper_and_measure,
+    soft_cap_,
 )
-from llm_diffusiongemma.errors import OptionError
+from llm_diffusiongemma.errors import NotANumberError, OptionError
+
+from .plain_vocabulary import PlainVocabulary, distributions_of
 
 CPU = torch.device("cpu")
 SETTINGS = SamplerSettings(
@@ -66,17 +73,15 @@ def sampler(
     *,
     canvas_length: int = 16,
     vocab_size: int = 96,
-    dtype: torch.dtype = torch.float32,
     softcap: float | None = None,
     randomness: Any = None,
 ) -> EntropyBoundSampler:
     return EntropyBoundSampler(
         settings,
+        vocabulary=PlainVocabulary(vocab_size),
         canvas_length=canvas_length,
-        vocab_size=vocab_size,
         device=CPU,
         softcap=softcap,
-        self_conditioning_dtype=dtype,
         randomness=randomness or GeneratorRandomness(generator()),
     )
 
@@ -139,84 +144,124 @@ def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) 
         with_settings(**changes)
 
 
-# --- one pass over the logits --------------------------------------------------------------------------
+# --- one pass over the vocabulary ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of the fewest tokens there may be, so that even a small vocabulary has several."""
+    monkeypatch.setattr(sampler_module, "CHUNK_BYTES_CPU", 1)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     rows=st.integers(1, 40),
-    vocab_size=st.sampled_from([2, 7, 96, 512, 1000, 1024, 2816]),
+    vocab_size=st.sampled_from([2, 7, 96, 512, 513, 1000, 1024, 2816]),
     scale=st.sampled_from([0.01, 1.0, 5.0, 30.0, 1e4]),
-    rows_per_chunk=st.integers(1, 45),
+    chunk_bytes=st.sampled_from([1, CHUNK_BYTES_CPU // 64, CHUNK_BYTES_CPU]),
     entropy_bound=st.sampled_from([1e-6, 0.1, 2.0, 1e6]),
-    softcap=st.sampled_from([None, 30.0, 3.0]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_measures_as_categorical_does_and_accepts_as_upstream_does(
-    rows: int,
-    vocab_size: int,
-    scale: float,
-    rows_per_chunk: int,
-    entropy_bound: float,
-    softcap: float | None,
-    seed: int,
+    rows: int, vocab_size: int, scale: float, chunk_bytes: int, entropy_bound: float, seed: int
 ) -> None:
     logits = random_logits(rows, vocab_size, scale, seed)
-    capped = logits if softcap is None else torch.tanh(logits / softcap) * softcap
-    processed = capped / torch.tensor(0.6)
+    processed = logits / torch.tensor(0.6)
 
-    argmax, entropy, log_normaliser = temper_and_measure(logits, softcap, torch.tensor(0.6), None, rows_per_chunk)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sampler_module, "CHUNK_BYTES_CPU", chunk_bytes)
+        measured = distributions_of(logits, temperature=0.6)
+    entropy = measured.entropy()
 
-    assert torch.equal(logits, processed)  # capped and scaled in place, to the bit
-    assert torch.equal(argmax, processed.argmax(-1))
+    assert torch.equal(measured.logits, processed)  # to the bit
+    assert torch.equal(measured.argmax(), processed.argmax(-1))
     exact = Categorical(logits=processed.double())
     torch.testing.assert_close(entropy.double(), exact.entropy(), rtol=2e-6, atol=2e-6)
-    torch.testing.assert_close(entropy, Categorical(logits=processed).entropy(), rtol=1e-5, atol=2e-5)
-    torch.testing.assert_close(log_normaliser, processed.logsumexp(-1), rtol=1e-6, atol=1e-6)
+    if scale <= 30:  # beyond, transformers' own is off by more
+        torch.testing.assert_close(entropy, Categorical(logits=processed).entropy(), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(measured.soft_embeddings().double(), exact.probs, rtol=1e-5, atol=1e-8)
     assert (entropy >= 0).all()
 
     accepted = accept_by_entropy_bound(entropy, entropy_bound)
     upstream = UpstreamSampler(EntropyBoundSamplerConfig(entropy_bound), rows, vocab_size, 48)
-    upstream.accept_canvas(argmax[None], argmax[None], processed[None], 1)
-    if scale > 0.01:
+    upstream.accept_canvas(exact.probs.argmax(-1)[None], exact.probs.argmax(-1)[None], processed[None], 1)
+    if 0.01 < scale <= 30:
         assert torch.equal(accepted, upstream.accepted_token_mask[0])
-    else:  # all rows are equally unsure, so which of them is surest is down to rounding
+    elif scale == 0.01:  # all rows are equally unsure, so which of them is surest is down to rounding
         assert accepted.sum() == upstream.accepted_token_mask.sum()
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0, 1e3])
+@pytest.mark.parametrize("cap", [3.0, 30.0])
+def test_the_soft_cap_is_a_hyperbolic_tangent(scale: float, cap: float) -> None:
+    logits = random_logits(1, 10_000, scale)
+    logits[0, :3] = torch.tensor([1e30, -1e30, 0.0])
+    expected = torch.tanh(logits.double() / cap) * cap
+    soft_cap_(logits, cap)
+    assert (logits - expected).abs().max() <= cap / 2**22
+    assert logits[0, :3].tolist() == [cap, -cap, 0.0]
+
+
+def test_the_cap_comes_before_the_temperature() -> None:
+    logits = random_logits(4, 96, 30.0)
+    expected = torch.tanh(logits / 30) * 30 / 0.5
+    assert torch.allclose(distributions_of(logits, softcap=30.0, temperature=0.5).logits, expected, atol=1e-4)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("descending", [False, True])
+def test_the_maximum_may_move_with_every_block(descending: bool) -> None:
+    """What was added up before a block is relative to another maximum than what comes after."""
+    steps = torch.arange(5.0).repeat_interleave(PART) * 3
+    logits = random_logits(8, 5 * PART, 1.0) + (steps.flip(0) if descending else steps)
+    measured = distributions_of(logits)
+    assert len(measured.blocks) == 5
+    exact = Categorical(logits=logits.double())
+    torch.testing.assert_close(measured.entropy().double(), exact.entropy(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(measured.soft_embeddings().double(), exact.probs, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("vocab_size", [96, 97, 1024, 4096])
 def test_equal_logits_have_the_entropy_of_the_uniform_distribution(vocab_size: int) -> None:
-    argmax, entropy, log_normaliser = temper_and_measure(
-        torch.full((5, vocab_size), 29.5), None, torch.tensor(1.0), None, 2
-    )
-    assert argmax.tolist() == [0] * 5
-    torch.testing.assert_close(entropy, torch.full((5,), math.log(vocab_size)))
-    torch.testing.assert_close(log_normaliser, torch.full((5,), 29.5 + math.log(vocab_size)))
+    measured = distributions_of(torch.full((5, vocab_size), 29.5))
+    assert measured.argmax().tolist() == [0] * 5
+    torch.testing.assert_close(measured.entropy(), torch.full((5,), math.log(vocab_size)))
+    torch.testing.assert_close(measured.soft_embeddings(), torch.full((5, vocab_size), 1 / vocab_size))
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("temperature", [1.0, 0.4, 1e-3, 1e-30])
 def test_a_sure_row_has_no_entropy_and_no_nan(temperature: float) -> None:
-    tokens = torch.arange(0, 96, 7)
-    argmax, entropy, _ = temper_and_measure(sure_logits(tokens, 96), None, torch.tensor(temperature), None, 4)
-    assert argmax.tolist() == tokens.tolist()
-    # 95 tokens at e^-60 are all that is left at temperature 1.
-    assert (entropy >= 0).all()
-    assert (entropy < 1e-20).all()
+    tokens = torch.arange(0, 1500, 70)
+    measured = distributions_of(sure_logits(tokens, 1500), temperature=temperature)
+    assert measured.argmax().tolist() == tokens.tolist()
+    # 1,499 tokens at e^-60 are all that is left at temperature 1.
+    assert (measured.entropy() >= 0).all()
+    assert (measured.entropy() < 1e-20).all()
+    assert torch.isfinite(measured.soft_embeddings()).all()
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_of_equal_logits_the_first_wins_as_in_torch() -> None:
     for vocab_size in (96, 97, 1024, 1536):
         logits = torch.randint(0, 3, (64, vocab_size), generator=generator()).float()
         expected = [row.index(max(row)) for row in logits.tolist()]
-        assert temper_and_measure(logits, None, torch.tensor(1.0), None, 10).argmax.tolist() == expected
+        assert distributions_of(logits).argmax().tolist() == expected
 
 
-def test_self_conditioning_is_the_scaled_logits_in_the_embeddings_dtype() -> None:
-    logits = random_logits(16, 96, 10.0)
-    expected = (logits / torch.tensor(0.7)).to(torch.bfloat16)
-    buffer = torch.empty(16, 96, dtype=torch.bfloat16)
-    temper_and_measure(logits, None, torch.tensor(0.7), buffer, 5)
-    assert torch.equal(buffer, expected)
+@pytest.mark.usefixtures("small_blocks")
+def test_nothing_of_the_step_before_is_left() -> None:
+    ours = sampler(vocab_size=1024)
+    ours.start_canvas()
+    surer, vaguer = random_logits(16, 1024, 9.0), random_logits(16, 1024, 1.0, seed=1)
+    ours.step(surer, 2)
+    after = ours.step(vaguer, 1)
+    fresh = sampler(vocab_size=1024)
+    fresh.start_canvas()
+    alone = fresh.step(vaguer, 1)
+    for name in ("canvas", "argmax", "entropy", "soft_embeddings"):
+        assert torch.equal(getattr(after, name), getattr(alone, name))
 
 
 @pytest.mark.parametrize("max_steps", [1, 3, 7, 20, 48, 100])
@@ -228,20 +273,26 @@ def test_temperatures_are_upstreams_to_the_bit(max_steps: int, t_min: float, t_m
     for step in range(max_steps, 0, -1):
         logits = random_logits(4, 96, 10.0, seed=step)
         expected = upstream(None, logits, torch.tensor(step, dtype=torch.int32))
-        assert torch.equal(ours.step(logits, step).self_conditioning_logits, expected)
+        ours.step(logits, step)
+        assert torch.equal(ours._distributions.logits, expected)
 
 
 # --- draw ----------------------------------------------------------------------------------------------
 
 
+def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """One row of logits `[V]`, drawn from with each of the uniform numbers."""
+    return distributions_of(logits.expand(len(uniforms), -1), hidden_size=1).draw(uniforms)
+
+
 def test_draws_follow_the_distribution() -> None:
-    vocab_size, draws = 4096, 400_000
+    vocab_size, draws = 4096, 200_000
     logits = random_logits(1, vocab_size, 2.0)
-    probabilities = logits.softmax(-1)
+    measured = distributions_of(logits.expand(4000, -1), hidden_size=1)
     source, counts = generator(), torch.zeros(vocab_size, dtype=torch.int64)
     for _ in range(draws // 4000):
         uniforms = torch.rand(4000, dtype=torch.float64, generator=source)
-        counts += invert_cdf(probabilities.expand(4000, -1), uniforms).bincount(minlength=vocab_size)
+        counts += measured.draw(uniforms).bincount(minlength=vocab_size)
 
     expected = logits.double().softmax(-1)[0] * draws
     frequent = expected >= 5  # the chi-square approximation wants no rarer ones; those go into one bin
@@ -254,30 +305,30 @@ def test_draws_follow_the_distribution() -> None:
 def test_draws_reach_all_of_a_large_vocabulary() -> None:
     """In fp32 a cumulative sum of 262,144 equal shares would be too coarse to tell them apart."""
     vocab_size, draws = 262_144, 256
-    logits = torch.zeros(1, vocab_size).expand(draws, -1)
-    tokens = GeneratorRandomness(generator()).draw_tokens(
-        logits, torch.full((draws,), math.log(vocab_size)), torch.arange(draws)
-    )
+    uniforms = torch.rand(draws, dtype=torch.float64, generator=generator())
+    measured = distributions_of(torch.zeros(1, vocab_size), hidden_size=1)
+    tokens = torch.cat([measured.draw(uniform[None]) for uniform in uniforms])
     assert len(tokens.unique()) > draws * 0.99
     assert scipy.stats.kstest(tokens / vocab_size, "uniform").pvalue > 0.01
     assert scipy.stats.kstest((tokens % 512) / 512, "uniform").pvalue > 0.01
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("vocab_size", [96, 97, 1024, 4096])
 def test_a_token_without_probability_is_never_drawn(vocab_size: int) -> None:
-    """Nor at the ends of the range of uniform numbers, nor where a block of the vocabulary is all zero."""
-    probabilities = torch.zeros(vocab_size)
-    possible = torch.tensor([1, vocab_size // 3, vocab_size // 3 + 1, vocab_size - 2])
-    probabilities[possible] = torch.tensor([0.3, 1e-38, 1e-7, 0.7])
+    """Nor at the ends of the range of uniform numbers, nor where a part of the vocabulary has none at all."""
+    shares = torch.zeros(vocab_size, dtype=torch.float64)
+    possible = torch.tensor([vocab_size // 8, vocab_size // 3, vocab_size // 3 + 1, vocab_size - 2])
+    shares[possible] = torch.tensor([0.3, 1e-30, 1e-7, 0.7], dtype=torch.float64)
+    logits = shares.log().float().clamp(min=-1000)
     ends = torch.tensor([0.0, 2**-53, 1 - 2**-53, 0.3, 0.3 - 2**-54, 0.3 + 1e-12], dtype=torch.float64)
     uniforms = torch.cat((ends, torch.rand(5000, dtype=torch.float64, generator=generator())))
-    # Where blocks meet is where rounding could step over: 0.3 of the total, and its neighbours.
-    shares = probabilities.double().cumsum(0)[possible] / probabilities.double().sum()
-    shares = shares.clamp(max=1 - 2**-53)
-    uniforms = torch.cat((uniforms, shares, shares.nextafter(torch.zeros_like(shares))))
-    drawn = invert_cdf(probabilities.expand(len(uniforms), -1), uniforms)
+    # Where tokens meet is where rounding could step over: 0.3 of the total, and its neighbours.
+    borders = (logits.double().exp().cumsum(0)[possible] / logits.double().exp().sum()).clamp(max=1 - 2**-53)
+    uniforms = torch.cat((uniforms, borders, borders.nextafter(torch.zeros_like(borders))))
+    drawn = draw(logits, uniforms)
     assert torch.isin(drawn, possible).all()
-    assert drawn[0] == 1
+    assert drawn[0] == possible[0]
     assert drawn[2] == vocab_size - 2
 
 
@@ -285,114 +336,114 @@ def test_a_token_without_probability_is_never_drawn(vocab_size: int) -> None:
 @given(
     vocab_size=st.sampled_from([2, 33, 96, 1024, 1537]),
     uniform=st.floats(0, 1, exclude_max=True),
-    zeros=st.floats(0, 0.99),
-    scale=st.sampled_from([1e-30, 1e-6, 1.0, 1e20]),
+    impossible=st.floats(0, 0.99),
+    offset=st.sampled_from([-1e4, 0.0, 75.0]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_two_levels_find_the_token_that_one_finds(
-    vocab_size: int, uniform: float, zeros: float, scale: float, seed: int
+    vocab_size: int, uniform: float, impossible: float, offset: float, seed: int
 ) -> None:
     source = generator(seed)
-    probabilities = torch.rand(1, vocab_size, generator=source)
-    probabilities *= torch.rand(1, vocab_size, generator=source) >= zeros
-    probabilities[0, seed % vocab_size] = 1.0
-    probabilities *= scale
+    logits = torch.randn(vocab_size, generator=source) * 5 + offset
+    logits[torch.rand(vocab_size, generator=source) < impossible] = offset - 1000
+    logits[seed % vocab_size] = offset
 
-    token = invert_cdf(probabilities, torch.tensor([uniform], dtype=torch.float64)).item()
+    token = draw(logits, torch.tensor([uniform], dtype=torch.float64)).item()
 
-    cdf = probabilities[0].double().cumsum(0)
-    assert probabilities[0, token] > 0
-    # Block sums are fp32: the uniform number may land a rounding error away from the one-level share.
-    before, after = cdf[token] - probabilities[0, token].double(), cdf[token]
+    shares = (logits.double() - logits.max().double()).exp()
+    cdf = shares.cumsum(0)
+    assert shares[token] > 0
+    # Sums of parts are fp32: the uniform number may land a rounding error away from the one-level share.
     tolerance = 1e-6 * cdf[-1]
-    assert before - tolerance <= uniform * cdf[-1] <= after + tolerance
+    assert cdf[token] - shares[token] - tolerance <= uniform * cdf[-1] <= cdf[token] + tolerance
 
 
-def test_rounding_does_not_step_into_a_block_that_begins_with_an_impossible_token() -> None:
-    """The first block's sum is lost in the second's, so the uniform number seems to lie before the second."""
-    probabilities = torch.zeros(1, 1024)
-    probabilities[0, 0] = 1.9 * 2**-53 * (1 - 1e-6)
-    probabilities[0, 513] = 1.9
-    assert invert_cdf(probabilities, torch.tensor([2.0**-53], dtype=torch.float64)).item() == 513
+def test_rounding_does_not_step_into_a_part_that_begins_with_an_impossible_token() -> None:
+    """The first part's sum is lost in the second's, so the uniform number seems to lie before the second."""
+    logits = torch.full((1024,), -1000.0)
+    logits[0] = math.log(2**-53 * (1 - 1e-6))
+    logits[513] = 0.0
+    assert draw(logits, torch.tensor([2.0**-53], dtype=torch.float64)).item() == 513
 
 
-def test_blocks_of_a_large_vocabulary_are_told_apart_exactly() -> None:
-    """Where blocks meet, a cumulative sum in fp32 is off by 3e-8 and more; a token's share may be 1e-10."""
-    probabilities = random_logits(1, 262_144, 2.0).softmax(-1)
-    cdf = probabilities[0].double().cumsum(0)
-    uniforms = cdf[511:-1:512] / cdf[-1]
-    drawn = invert_cdf(probabilities.expand(len(uniforms), -1), uniforms)
-    before = cdf[drawn] - probabilities[0, drawn].double()
-    off_by = torch.maximum(before - uniforms * cdf[-1], uniforms * cdf[-1] - cdf[drawn])
+def test_parts_of_a_large_vocabulary_are_told_apart_exactly() -> None:
+    """Where parts meet, a cumulative sum in fp32 is off by 3e-8 and more; a token's share may be 1e-10."""
+    logits = random_logits(1, 262_144, 2.0)[0]
+    shares = logits.double().softmax(-1)
+    cdf = shares.cumsum(0)
+    uniforms = cdf[PART - 1 : -1 : PART] / cdf[-1]
+    measured = distributions_of(logits[None], hidden_size=1)
+    drawn = torch.cat([measured.draw(uniform[None]) for uniform in uniforms])
+    off_by = torch.maximum(cdf[drawn] - shares[drawn] - uniforms, uniforms - cdf[drawn])
     assert off_by.max() < 5e-9
 
 
-def test_draw_touches_accepted_rows_only() -> None:
-    logits = random_logits(40, 1024, 3.0)
-    log_normaliser = logits.logsumexp(-1)
-    positions = torch.tensor([0, 3, 4, 17, 39, 20, 21, 22, 23, 24, 25]).sort().values
-    expected = GeneratorRandomness(generator()).draw_tokens(logits, log_normaliser, positions)
-
-    rejected = torch.ones(40, dtype=torch.bool).index_fill(0, positions, False)
-    logits[rejected] = math.nan
-    log_normaliser[rejected] = math.nan
-    before = logits.clone()
-    source = generator()
-    drawn = GeneratorRandomness(source).draw_tokens(logits, log_normaliser, positions)
-
-    assert torch.equal(drawn, expected)
-    assert torch.equal(logits.nan_to_num(), before.nan_to_num())
-    reference = generator()
-    torch.rand(len(positions), dtype=torch.float64, generator=reference)
-    assert torch.equal(source.get_state(), reference.get_state())  # one uniform number a row
+# --- random numbers ------------------------------------------------------------------------------------
 
 
-def test_uniform_tokens_are_uniform_over_the_whole_vocabulary() -> None:
-    tokens = GeneratorRandomness(generator()).uniform_tokens(20_000, 100, CPU)
-    counts = tokens.bincount(minlength=100)
+def test_the_numbers_of_a_canvas_are_drawn_at_once_and_depend_on_the_settings_only() -> None:
+    source = generator(7)
+    numbers = GeneratorRandomness(source).canvas(5, 16, 96)
+    assert (numbers.tokens.shape, numbers.tokens.dtype) == ((6, 16), torch.int64)
+    assert (numbers.uniforms.shape, numbers.uniforms.dtype) == ((5, 16), torch.float64)
+    again = GeneratorRandomness(generator(7)).canvas(5, 16, 96)
+    assert torch.equal(numbers.tokens, again.tokens)
+    assert torch.equal(numbers.uniforms, again.uniforms)
+
+    before = source.get_state()
+    ours = sampler(with_settings(max_denoising_steps=5), randomness=GeneratorRandomness(source))
+    ours.start_canvas()
+    after = source.get_state()
+    assert not torch.equal(before, after)
+    ours.step(random_logits(16, 96, 3.0), 5)
+    assert torch.equal(source.get_state(), after)
+
+
+def test_numbers_of_a_canvas_are_uniform_over_the_whole_range() -> None:
+    numbers = GeneratorRandomness(generator()).canvas(500, 40, 100)
+    counts = numbers.tokens.flatten().bincount(minlength=100)
     assert len(counts) == 100
     assert scipy.stats.chisquare(counts.tolist()).pvalue > 0.01
+    assert scipy.stats.kstest(numbers.uniforms.flatten(), "uniform").pvalue > 0.01
+    assert numbers.uniforms.max() < 1
 
 
 # --- a step --------------------------------------------------------------------------------------------
 
 
-class RecordingRandomness(GeneratorRandomness):
-    """Writes down what it is asked for and what it answers."""
+class GivenNumbers:
+    """The same numbers for every canvas."""
 
-    def __init__(self) -> None:
-        super().__init__(generator())
-        self.calls: list[tuple[str, torch.Tensor]] = []
+    def __init__(self, numbers: CanvasNumbers) -> None:
+        self.numbers = numbers
 
-    def uniform_tokens(self, canvas_length: int, vocab_size: int, device: torch.device) -> torch.Tensor:
-        tokens = super().uniform_tokens(canvas_length, vocab_size, device)
-        self.calls.append(("uniform", tokens.clone()))
-        return tokens
-
-    def draw_tokens(
-        self, logits: torch.Tensor, log_normaliser: torch.Tensor, positions: torch.Tensor
-    ) -> torch.Tensor:
-        tokens = super().draw_tokens(logits, log_normaliser, positions)
-        self.calls.append(("draw", tokens.clone()))
-        return tokens
+    def canvas(self, steps: int, canvas_length: int, vocab_size: int) -> CanvasNumbers:
+        return self.numbers
 
 
 def test_next_canvas_is_drawn_where_accepted_and_noise_elsewhere() -> None:
-    randomness = RecordingRandomness()
-    ours = sampler(with_settings(entropy_bound=1.0), randomness=randomness)
-    start = ours.start_canvas()
+    numbers = GeneratorRandomness(generator()).canvas(48, 16, 96)
+    ours = sampler(with_settings(entropy_bound=1.0), randomness=GivenNumbers(numbers))
+    assert torch.equal(ours.start_canvas(), numbers.tokens[0])
     logits = sure_logits(torch.arange(16), 96)
     logits[5:] = random_logits(11, 96, 1.0)
-    step = ours.step(logits, 48)
+    for done in (0, 1, 47):
+        step = ours.step(logits, 48 - done)
+        temperature = 0.4 + 0.4 * (48 - done) / 48
+        drawn = distributions_of(logits, temperature=temperature).draw(numbers.uniforms[done])
+        assert step.accepted[:5].all()
+        assert step.accepted.sum() < 16
+        assert torch.equal(step.canvas[step.accepted], drawn[step.accepted])
+        assert torch.equal(step.canvas[~step.accepted], numbers.tokens[done + 1][~step.accepted])
+        assert step.canvas[:5].tolist() == [0, 1, 2, 3, 4]
 
-    (first, noise_at_start), (second, drawn), (third, noise) = randomness.calls
-    assert [first, second, third] == ["uniform", "draw", "uniform"]
-    assert torch.equal(start, noise_at_start)
-    assert step.accepted[:5].all()
-    assert step.accepted.sum() < 16
-    assert torch.equal(step.canvas[step.accepted], drawn)
-    assert torch.equal(step.canvas[~step.accepted], noise[~step.accepted])
-    assert step.canvas[:5].tolist() == [0, 1, 2, 3, 4]
+
+def test_each_canvas_has_numbers_of_its_own_and_what_was_handed_out_stays() -> None:
+    ours = sampler()
+    first = ours.start_canvas()
+    kept = first.clone()
+    assert not torch.equal(ours.start_canvas(), first)
+    assert torch.equal(first, kept)
 
 
 def test_the_surest_position_is_accepted_however_unsure_it_is() -> None:
@@ -444,15 +495,82 @@ def test_mean_entropy_is_what_must_be_below_the_threshold() -> None:
         assert [ours.step(logits.clone(), step).converged for step in (2, 1)] == [False, expected]
 
 
-def test_self_conditioning_buffer_is_one_for_all_steps_and_only_if_needed() -> None:
-    half = sampler(dtype=torch.bfloat16)
-    half.start_canvas()
-    logits = [random_logits(16, 96, 3.0, seed) for seed in range(3)]
-    buffers = {half.step(tensor, 1).self_conditioning_logits.data_ptr() for tensor in logits}
-    assert len(buffers) == 1
-    full = sampler()
-    full.start_canvas()
-    assert full.step(logits[0], 1).self_conditioning_logits is logits[0]
+def test_soft_embeddings_are_the_embeddings_by_their_probabilities() -> None:
+    class Embeddings:
+        size, hidden_size = 1200, 24
+        weight = random_logits(1200, 24, 1.0)
+
+        def logits(self, hidden: torch.Tensor, tokens: slice, out: torch.Tensor) -> None:
+            torch.mm(hidden, self.weight[tokens].T, out=out)
+
+        def mix(self, weights: torch.Tensor, tokens: slice) -> torch.Tensor:
+            return weights @ self.weight[tokens]
+
+    vocabulary, hidden = Embeddings(), random_logits(16, 24, 2.0, seed=1)
+    ours = EntropyBoundSampler(
+        SETTINGS,
+        vocabulary=vocabulary,
+        canvas_length=16,
+        device=CPU,
+        softcap=30.0,
+        randomness=GeneratorRandomness(generator()),
+    )
+    ours.start_canvas()
+    logits = torch.tanh(hidden.double() @ vocabulary.weight.double().T / 30) * 30
+    expected = (logits / 0.8).softmax(-1) @ vocabulary.weight.double()
+    soft_embeddings = ours.step(hidden, 48).soft_embeddings
+    assert (soft_embeddings.shape, soft_embeddings.dtype) == ((16, 24), torch.float32)
+    torch.testing.assert_close(soft_embeddings.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_output_that_is_no_number_is_refused(value: float, softcap: float | None) -> None:
+    ours = sampler(softcap=softcap, vocab_size=1024)
+    ours.start_canvas()
+    logits = random_logits(16, 1024, 3.0)
+    logits[3, 700] = value
+    with pytest.raises(NotANumberError):
+        ours.step(logits, 48)
+    with pytest.raises(NotANumberError):
+        ours.step(torch.full_like(logits, value), 48)
+
+
+class Operators(TorchDispatchMode):
+    """Notes each operator and the shapes that it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, list[torch.Size]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.seen.append((str(func), [tensor.shape for tensor in tensors(result)]))
+        return result
+
+
+def test_a_step_does_the_same_whatever_it_sees_and_reads_its_flags_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a CUDA graph of it would stay right, and a device is waited for once."""
+    reads = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.shape) or tolist(tensor))
+    ours = sampler(vocab_size=1500)
+    ours.start_canvas()
+    seen = []
+    steps: list[DenoisingStep] = []
+    for number, logits in enumerate((random_logits(16, 1500, 0.1), sure_logits(torch.arange(16), 1500))):
+        with Operators() as operators:
+            steps.append(ours.step(logits, 48 - number))
+        seen.append(operators.seen)
+    assert [int(step.accepted.sum()) for step in steps] == [1, 16]
+    assert seen[0] == seen[1]
+    assert reads == [(2,)] * 2
+    # What makes the host wait for a value: `item`, `bool`, a mask as an index.
+    waits = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal")
+    assert not [name for name, _ in seen[0] if name.split(".")[1] in waits]
+    assert seen[0][-1][0].split(".")[1] in ("stack", "cat")
 
 
 class LargestAllocation(TorchDispatchMode):
@@ -474,36 +592,56 @@ def tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_step_makes_no_temporary_of_the_logits_size(dtype: torch.dtype) -> None:
-    canvas_length, vocab_size = 256, 65_536
-    ours = sampler(
-        with_settings(entropy_bound=1e9), canvas_length=canvas_length, vocab_size=vocab_size, dtype=dtype
+class HeadOfOnes:
+    """A large vocabulary whose weights take no memory worth mentioning."""
+
+    hidden_size = 8
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def logits(self, hidden: torch.Tensor, tokens: slice, out: torch.Tensor) -> None:
+        out.copy_(hidden[:, :1])
+
+    def mix(self, weights: torch.Tensor, tokens: slice) -> torch.Tensor:
+        return weights.sum(-1, keepdim=True).expand(-1, self.hidden_size)
+
+
+def large_sampler() -> EntropyBoundSampler:
+    ours = EntropyBoundSampler(
+        with_settings(entropy_bound=1e9),
+        vocabulary=HeadOfOnes(65_536),
+        canvas_length=256,
+        device=CPU,
+        softcap=30.0,
+        randomness=GeneratorRandomness(generator()),
     )
     ours.start_canvas()
-    logits = random_logits(canvas_length, vocab_size, 3.0)
+    return ours
+
+
+def test_a_step_makes_no_temporary_of_the_logits_size() -> None:
+    ours = large_sampler()
     with LargestAllocation() as allocations:
-        step = ours.step(logits, 1)
-    assert step.accepted.all()  # every row was drawn from, so the draw is measured, too
+        step = ours.step(torch.ones(256, 8), 1)
+    assert step.accepted.all()
     assert 0 < allocations.max_bytes <= CHUNK_BYTES_CPU
 
 
 def test_the_peak_of_a_step_is_a_fraction_of_the_logits() -> None:
     """What the operating system saw, so that temporaries inside an operation count, and all together."""
-    canvas_length, vocab_size = 256, 65_536
-    ours = sampler(with_settings(entropy_bound=1e9), canvas_length=canvas_length, vocab_size=vocab_size)
-    logits = random_logits(canvas_length, vocab_size, 3.0)
+    ours, hidden = large_sampler(), torch.ones(256, 8)
     peaks = []
-    for _ in range(4):  # the first one pages code in, and any one may be disturbed
+    for _ in range(4):  # the first one pages code and the logits in, and any one may be disturbed
         try:
             with open("/proc/self/clear_refs", "w") as file:
                 file.write("5")  # puts the high-water mark back
         except OSError:
             pytest.skip("this system keeps no high-water mark that can be put back")
         before = _status_bytes("VmRSS")
-        ours.step(logits, 1)
+        ours.step(hidden, 1)
         peaks.append(_status_bytes("VmHWM") - before)
-    assert min(peaks) <= logits.nbytes / 8
+    assert min(peaks) <= 8 << 20
 
 
 def _status_bytes(name: str) -> int:
@@ -514,27 +652,55 @@ def _status_bytes(name: str) -> int:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_step_waits_for_the_gpu_once(recwarn: pytest.WarningsRecorder) -> None:
+def test_a_step_waits_for_the_gpu_once_at_its_end() -> None:
     device = torch.device("cuda", 0)
     ours = EntropyBoundSampler(
         SETTINGS,
+        vocabulary=PlainVocabulary(4096),
         canvas_length=256,
-        vocab_size=4096,
         device=device,
         softcap=30.0,
-        self_conditioning_dtype=torch.bfloat16,
         randomness=GeneratorRandomness(generator()),
     )
-    canvas = ours.start_canvas()
-    steps = [ours.step(random_logits(256, 4096, 3.0).to(device), step) for step in (48, 47)]
     logits = random_logits(256, 4096, 3.0).to(device)
+    canvas = ours.start_canvas()
+    steps = [ours.step(logits, step) for step in (48, 47)]
     torch.cuda.synchronize()
-    recwarn.clear()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        steps.append(ours.step(logits, 46))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len([warning for warning in recwarn if "synchroniz" in str(warning.message)]) == 1
+    # "always": of warnings from the same line the default would show the first only.
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            ours.start_canvas()
+            started = len(caught)
+            steps.append(ours.step(logits, 46))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    # Switching it on warns, too, once a process: that the mode does not find everything.
+    waits = [warning for warning in caught if str(warning.message).startswith("called a synchronizing")]
+    assert waits == caught[started:]
+    assert [Path(warning.filename).name for warning in waits] == ["sampler.py"], waits
     assert canvas.device == device
     assert all(before.canvas.ne(after.canvas).any() for before, after in pairwise(steps))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_makes_the_same_step_of_the_same_numbers() -> None:
+    logits = random_logits(256, 4096, 3.0)
+    results = []
+    for device in (CPU, torch.device("cuda", 0)):
+        ours = EntropyBoundSampler(
+            with_settings(entropy_bound=1e9),
+            vocabulary=PlainVocabulary(4096),
+            canvas_length=256,
+            device=device,
+            softcap=30.0,
+            randomness=GeneratorRandomness(generator()),
+        )
+        ours.start_canvas()
+        results.append(ours.step(logits.to(device), 48))
+    ours_on_cpu, ours_on_gpu = results
+    assert torch.equal(ours_on_cpu.argmax, ours_on_gpu.argmax.cpu())
+    assert torch.allclose(ours_on_cpu.entropy, ours_on_gpu.entropy.cpu(), atol=1e-5)
+    # A draw within a rounding error of two tokens' border may fall on either.
+    assert (ours_on_cpu.canvas != ours_on_gpu.canvas.cpu()).sum() <= 2

@@ -10,12 +10,12 @@ import pytest
 import scipy.stats
 import torch
 
-from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness
 from llm_diffusiongemma.errors import ConstraintError, NotANumberError
 from llm_diffusiongemma.grammar import constraint as constraint_module
 from llm_diffusiongemma.grammar.automaton import UNREACHABLE, TokenAutomaton, build
 from llm_diffusiongemma.grammar.constraint import TAIL_WEIGHT, TextConstraint
 from llm_diffusiongemma.grammar.pattern import regex_language
+from tests.diffusion.plain_vocabulary import distributions_of
 
 from .languages import BYTE_TOKENS, EOS, OTHER_EOS, PAD, random_dfa, random_tokens, vocabulary_of
 
@@ -266,10 +266,10 @@ def test_drawn_tokens_follow_the_constrained_marginals() -> None:
         constraint = TextConstraint(automaton, CPU)
         constraint.start_canvas(length, 100)
         log_q = step(constraint, logits)[2]
-        randomness = GeneratorRandomness(torch.Generator().manual_seed(0))
+        source = torch.Generator().manual_seed(0)
         for i in range(length):
-            positions = torch.full((draws,), i)
-            drawn = randomness.draw_tokens(log_q, torch.zeros(length), positions)
+            uniforms = torch.rand(draws, dtype=torch.float64, generator=source)
+            drawn = distributions_of(log_q[i].expand(draws, -1)).draw(uniforms)
             counts = np.bincount(drawn.numpy(), minlength=size)
             possible = exact.marginals[i] > 0
             assert counts[~possible].sum() == 0
