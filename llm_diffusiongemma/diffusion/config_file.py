@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from ..documents import Document, refuse_unless
 from ..errors import CheckpointError
@@ -37,6 +37,7 @@ class _Rope(Document):
     rope_type: Literal["default", "proportional"]
     rope_theta: Positive
     partial_rotary_factor: float = Field(default=1.0, gt=0, le=1)
+    factor: float = Field(default=1.0, ge=1, le=1)
 
     @model_validator(mode="after")
     def _is_of_one_piece(self) -> _Rope:
@@ -60,6 +61,8 @@ DEFAULT_ROPE = _RopeByLayerType(
 
 
 class _LayerSizes(Document):
+    model_config = ConfigDict(extra="forbid")  # in all else the layers are alike
+
     head_dim: HeadDim | None = None
     num_key_value_heads: Count | None = None
 
@@ -71,7 +74,21 @@ def _by_number(value: Any) -> Any:
     return {str(int(key)) if LAYER_INDEX.fullmatch(str(key)) else key: each for key, each in value.items()}
 
 
-class TextConfig(Document):
+class _OtherFeatures(Document):
+    """What related networks have and this one has not: the values that say so, which go no further."""
+
+    attention_k_eq_v: Literal[True] = Field(default=True, exclude=True)
+    enable_moe_block: Literal[True] = Field(default=True, exclude=True)
+    hidden_size_per_layer_input: Literal[0] | None = Field(default=None, exclude=True)
+    num_kv_shared_layers: Literal[0] | None = Field(default=None, exclude=True)
+    use_double_wide_mlp: Literal[False] = Field(default=False, exclude=True)
+    mlp_bias: Literal[False] = Field(default=False, exclude=True)
+    attn_logit_softcapping: None = Field(default=None, exclude=True)
+    query_pre_attn_scalar: Literal[1] | None = Field(default=None, exclude=True)
+    rope_scaling: None = Field(default=None, exclude=True)
+
+
+class TextConfig(_OtherFeatures):
     """The text network. What a config leaves out has the default of transformers."""
 
     model_type: Literal["diffusion_gemma_text"] = "diffusion_gemma_text"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -9,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import DiffusionGemmaConfig
+from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig, Gemma4TextConfig, PreTrainedConfig
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
-from llm_diffusiongemma.diffusion.config_file import read_config, read_generation_settings
+from llm_diffusiongemma.diffusion.config import AttentionConfig
+from llm_diffusiongemma.diffusion.config_file import (
+    ConfigFile,
+    TextConfig,
+    read_config,
+    read_generation_settings,
+)
 from llm_diffusiongemma.errors import CheckpointError
 
 REMOVED = object()
+TOKENS = ("boi_token_id", "eoi_token_id", "image_token_id")
 
 
 def spoiled(file: str, place: str, value: Any, folder: Path) -> Path:
@@ -80,6 +89,17 @@ def spoiled(file: str, place: str, value: Any, folder: Path) -> Path:
         ("text_config.rope_parameters.full_attention.partial_rotary_factor", 2, "partial_rotary_factor is 2"),
         ("text_config.rope_parameters.sliding_attention", REMOVED, "has no .*rope_parameters.sliding_attention"),
         ("text_config.rope_parameters", [], "rope_parameters is"),
+        ("text_config.rope_parameters.full_attention.factor", 8.0, "full_attention.factor is 8.0"),
+        ("text_config.rope_scaling", {"type": "linear", "factor": 8.0}, "rope_scaling is {'type'"),
+        ("text_config.per_layer_config", {"1": {"sliding_window": 9}}, "per_layer_config.1.sliding_window is 9"),
+        ("text_config.attention_k_eq_v", False, "attention_k_eq_v is False"),
+        ("text_config.enable_moe_block", False, "enable_moe_block is False"),
+        ("text_config.hidden_size_per_layer_input", 256, "hidden_size_per_layer_input is 256"),
+        ("text_config.num_kv_shared_layers", 2, "num_kv_shared_layers is 2"),
+        ("text_config.use_double_wide_mlp", True, "use_double_wide_mlp is True"),
+        ("text_config.mlp_bias", True, "mlp_bias is True"),
+        ("text_config.attn_logit_softcapping", 50.0, "attn_logit_softcapping is 50.0"),
+        ("text_config.query_pre_attn_scalar", 256, "query_pre_attn_scalar is 256"),
         ("vision_config.model_type", "evil", "vision_config.model_type is 'evil'"),
         ("vision_config.patch_size", 0, "patch_size is 0"),
         ("vision_config.position_embedding_size", 10**10, "position_embedding_size is"),
@@ -121,6 +141,10 @@ def test_a_config_that_is_refused(place: str, value: Any, words: str, tmp_path: 
         ("text_config.pad_token_id", None),
         ("text_config.rms_norm_eps", 0),
         ("text_config.attention_k_eq_v", True),
+        ("text_config.hidden_size_per_layer_input", 0),
+        ("text_config.hidden_size_per_layer_input", None),
+        ("text_config.num_kv_shared_layers", 0),
+        ("text_config.rope_parameters.full_attention.factor", 1),
         ("vision_config", None),
         ("vision_config.rope_parameters.rope_type", "default"),
         ("dtype", None),
@@ -134,35 +158,99 @@ def test_a_config_that_is_refused(place: str, value: Any, words: str, tmp_path: 
 def test_a_config_that_is_taken(place: str, value: Any, tmp_path: Path) -> None:
     """What is not in the schema goes no further."""
     config = read_config(spoiled("config.json", place, value, tmp_path)).to_dict()
-    names = "auto_map|_attn_implementation|transformers_weights|fusion_config|attention_k_eq_v"
+    names = "auto_map|_attn_implementation|transformers_weights|fusion_config|k_eq_v|per_layer_input|kv_shared"
     assert not re.search(names, json.dumps(config))
+
+
+REAL_TEXT = {
+    "hidden_size": 2816,
+    "intermediate_size": 2112,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
+    "num_global_key_value_heads": 2,
+    "sliding_window": 1024,
+    "num_experts": 128,
+    "top_k_experts": 8,
+    "moe_intermediate_size": 704,
+    "max_position_embeddings": 262_144,
+    "use_bidirectional_attention": "vision",
+}
 
 
 @pytest.mark.parametrize("all_of_it", [False, True])
 def test_what_transformers_writes_of_the_real_sizes(all_of_it: bool, tmp_path: Path) -> None:
     """It writes a layer's number with a zero in front: a whole checkpoint was refused for that."""
-    text = {
-        "hidden_size": 2816,
-        "intermediate_size": 2112,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 256,
-        "num_global_key_value_heads": 2,
-        "sliding_window": 1024,
-        "num_experts": 128,
-        "top_k_experts": 8,
-        "moe_intermediate_size": 704,
-        "max_position_embeddings": 262_144,
-        "use_bidirectional_attention": "vision",
-    }
-    config = DiffusionGemmaConfig(text_config=text, vision_config={"model_type": "gemma4_vision"})
+    config = DiffusionGemmaConfig(text_config=REAL_TEXT, vision_config={"model_type": "gemma4_vision"})
     written = config.to_json_string(use_diff=not all_of_it)
     assert '"05"' in written
     (tmp_path / "config.json").write_text(written)
     read = DiffusionGemmaConfig(**read_config(tmp_path).to_dict())
     assert read.text_config.to_dict() == config.text_config.to_dict()
     assert read.vision_config.to_dict() == config.vision_config.to_dict()
+
+
+def attention_of(text: DiffusionGemmaTextConfig, layer: int) -> AttentionConfig:
+    """As transformers understands its own config."""
+    kind, own = text.layer_types[layer], text.per_layer_config[layer]
+    rope = text.rope_parameters[kind]
+    return AttentionConfig(
+        head_dim=own.head_dim,
+        num_key_value_heads=own.num_key_value_heads,
+        rope_theta=rope["rope_theta"],
+        rope_share=rope.get("partial_rotary_factor", 1.0),
+        window=text.sliding_window if kind == "sliding_attention" else None,
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.loads((EMBEDDED_CHECKPOINT / "config.json").read_text())["text_config"],
+        REAL_TEXT,
+        REAL_TEXT | {"per_layer_config": {}},
+        REAL_TEXT | {"per_layer_config": {f"{i:02}": {"head_dim": 512} for i in range(5, 30, 6)}},
+        REAL_TEXT | {"global_head_dim": 128, "num_global_key_value_heads": None},
+        {"num_experts": 2, "top_k_experts": 1, "moe_intermediate_size": 8},
+    ],
+    ids=["embedded", "real", "no sizes of a layer", "each layer", "global", "defaults"],
+)
+def test_the_network_is_what_transformers_understands(text: dict[str, Any]) -> None:
+    theirs = DiffusionGemmaTextConfig(**copy.deepcopy(text))
+    for document in (text, theirs.to_dict()):
+        file = ConfigFile.model_validate({"text_config": document} | dict.fromkeys(TOKENS, 1))
+        network = file.network()
+        assert network.layers == tuple(attention_of(theirs, i) for i in range(theirs.num_hidden_layers))
+        assert network.window == theirs.sliding_window
+        assert network.context_length == theirs.max_position_embeddings
+        assert network.image_tokens_see_each_other == (theirs.use_bidirectional_attention == "vision")
+        same = [field.name for field in dataclasses.fields(network) if hasattr(theirs, field.name)]
+        assert len(same) == 9
+        assert [getattr(network, name) for name in same] == [getattr(theirs, name) for name in same]
+
+
+# Fields of transformers' classes that don't change what the text network computes.
+HARMLESS = {
+    "attention_dropout",  # in training only
+    "eos_token_id",  # generation_config.json says it
+    "initializer_range",
+    "use_cache",
+    "vocab_size_per_layer_input",  # nothing where hidden_size_per_layer_input is
+}
+
+
+def test_every_field_that_transformers_knows_is_known() -> None:
+    """A feature that is added there must be had here or refused, and not overlooked."""
+
+    def names(config: type) -> set[str]:
+        return {field.name for field in dataclasses.fields(config)}
+
+    general = names(PreTrainedConfig)
+    assert names(DiffusionGemmaTextConfig) | names(Gemma4TextConfig) <= (
+        general | set(TextConfig.model_fields) | HARMLESS
+    )
+    assert names(DiffusionGemmaConfig) <= general | set(ConfigFile.model_fields) | HARMLESS
 
 
 @pytest.mark.parametrize(

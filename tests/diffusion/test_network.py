@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion import kv_cache
+from llm_diffusiongemma.diffusion.experts import Experts
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
 
 from .reference import Reference
 from .tiny_models import FULL, SLIDING, network_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from llm_diffusiongemma.diffusion.network import Network
 
@@ -285,3 +288,74 @@ def test_every_weight_matters() -> None:
         tensor.copy_(kept)
     assert unused == [f"model.encoder.language_model.layers.{len(LAYERS) - 1}.layer_scalar"]
     assert torch.equal(logits(), before)
+
+
+# --- what a denoising step costs a device ------------------------------------------------------------------
+
+VIEWS = set("view _unsafe_view slice select transpose t permute expand unsqueeze split alias".split())
+# They give the host what it would have to wait for, or a shape that depends on data.
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "equal", "is_nonzero")
+
+
+class _Operators(TorchDispatchMode):
+    """The names of the operators that run, but for views; what is `counted_as_one` shows nothing of its inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self._inside = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("index", "index_put_") and any(
+            each is not None and each.dtype == torch.bool for each in args[1]
+        ):
+            name = "nonzero"  # what a mask for an index comes to
+        if not self._inside and name not in VIEWS:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+    def counted_as_one(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **named: Any) -> Any:
+            self.names.append(function.__name__)
+            self._inside = True
+            try:
+                return function(*arguments, **named)
+            finally:
+                self._inside = False
+
+        return counted
+
+
+@torch.no_grad()
+def operators_of_a_step(layers: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """In bf16, with self-conditioning, as if on a card."""
+    model, config = random_model(torch.bfloat16, **GLOBAL, layer_types=layers, num_hidden_layers=len(layers))
+    network = network_of(model, config)
+    for layer in network._layers:
+        layer.experts._is_grouped = True
+    cache = KVCache(network.config, network.dtype, network.device)
+    network.encode(network.embed(tokens(3 * WINDOW)), cache)
+    canvas, soft = tokens(CANVAS), torch.zeros(CANVAS, network.hidden_size)
+    network.denoise(canvas, soft, cache)
+    with _Operators() as operators, monkeypatch.context() as patch:
+        # One kernel on CUDA; the CPU has only its parts.
+        patch.setattr(F, "rms_norm", operators.counted_as_one(F.rms_norm))
+        patch.setattr(F, "scaled_dot_product_attention", operators.counted_as_one(F.scaled_dot_product_attention))
+        network.denoise(canvas, soft, cache)
+    return operators.names
+
+
+@pytest.mark.parametrize("kind", [SLIDING, FULL])
+def test_a_step_takes_few_operators_a_layer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a kernel of some 3 µs, 30 times a step."""
+    monkeypatch.setattr(Experts, "__call__", lambda _, x, chosen, weights: x)
+    few, more = (operators_of_a_step([*[kind] * n, FULL], monkeypatch) for n in (1, 2))
+    assert 30 < len(more) - len(few) <= 40
+
+
+def test_a_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no shape depends on data: a step can be captured."""
+    names = operators_of_a_step([*LAYERS], monkeypatch)
+    assert "_grouped_mm" in names
+    assert not [name for name in names if name.startswith(WAITING)]
