@@ -26,6 +26,7 @@ from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
 from llm_diffusiongemma.diffusion.request import Prompt, Request
 from llm_diffusiongemma.diffusion.sampler import SamplerSettings
+from llm_diffusiongemma.diffusion.vision import ImageReader
 from llm_diffusiongemma.models import AsyncDiffusionGemma, DiffusionGemma
 
 from .bench import Bench, OutOfTimeError, Result
@@ -90,6 +91,15 @@ def logits(network: Network, prompt: list[int]) -> torch.Tensor:
     return found.flatten(0, 1).double().cpu()
 
 
+def soft_tokens(loaded: LoadedModel, network: Network) -> torch.Tensor:
+    """Those of an image, by the tower in the place and dtype of a network: fp64 `[n, H]` on the CPU."""
+    from PIL import Image
+
+    reader = ImageReader(EMBEDDED_CHECKPOINT, loaded.config, network.dtype, network.device)
+    patches = reader.cut(Image.linear_gradient("L").resize((96, 64)).convert("RGB"), None)
+    return reader.see(patches).double().cpu()
+
+
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
 
@@ -107,6 +117,7 @@ def replies(bench: Bench) -> Result:
     found: Result = {"load_seconds": round(loaded.load_seconds, 2), "dtype": str(loaded.network.dtype)}
     prompt = question(QUESTIONS[0])
     right = logits(reference.network, prompt)
+    seen = soft_tokens(reference, reference.network)
     for name, network in networks.items():
         ours = logits(network, prompt)
         started, wrong, steps_done = time.perf_counter(), {}, 0
@@ -120,6 +131,7 @@ def replies(bench: Bench) -> Result:
                 }
         found[name] = {
             "logits' relative error": float(f"{relative_error(ours, right):.2e}"),
+            "soft tokens' relative error": float(f"{relative_error(soft_tokens(reference, network), seen):.2e}"),
             "same most likely token": round((ours.argmax(-1) == right.argmax(-1)).double().mean().item(), 4),
             "other replies": wrong,
             "ms a step": round((time.perf_counter() - started) * 1e3 / steps_done, 2),
