@@ -8,26 +8,44 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
 
+from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.grammar.automaton import Vocabulary
 
 from . import constrained, contestants, networks
 from .contestants import OURS, Task
 from .conversation import chat_seconds, conversation
 from .measure import MIB, Action, Cost, Sizes, compare
-from .profile import profile
+from .profile import context_costs, profile
 
 TINY = "diffusiongemma-tiny"
+ROOT = Path(__file__).parents[2]
+EARLIER = "b62c9e6"
+"""The network was transformers' class then."""
+
+OUR_TOKENIZER = """
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma.chat.checkpoint import NetworkTokens, load_tokenizer
+load_tokenizer(EMBEDDED_CHECKPOINT, NetworkTokens(2816, 2, (107, 108, 109), (1, 106, 50)))
+"""
+THEIR_TOKENIZER = """
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from transformers import AutoTokenizer
+AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT)
+"""
 
 
 def print_costs(title: str, costs: dict[str, Cost]) -> None:
@@ -39,35 +57,35 @@ def print_costs(title: str, costs: dict[str, Cost]) -> None:
         print(f"| {name} | {cost.seconds:.3f} | {against} | {cost.peak_bytes / MIB:,.0f} MiB |")
 
 
-def sampler(device: torch.device, repeats: int, sizes: Sizes) -> None:
-    model = networks.small_body(device, sizes)
-    fresh = networks.logits_like_a_reply(device, sizes)
-    logits = fresh.clone()
-    actions = contestants.sampler_steps(model, logits, Task([], 1, 48))
-    # Ours divides the logits in place, so everybody gets new ones.
-    costs = compare(actions, repeats, device, before_each=lambda: logits.copy_(fresh))
-    print_costs(f"(a) The sampler's share of one denoising step, 256 × {sizes.vocabulary:,} logits", costs)
+def around(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    twins = networks.small_body(device, sizes)
+    costs = compare(contestants.around_the_layers(twins, Task([], 1, 48)), repeats, device)
+    print_costs(
+        f"(a) One denoising step but for the layers, 256 × {sizes.vocabulary:,} logits: output head, sampler, "
+        "soft embeddings",
+        costs,
+    )
 
 
 def reply(device: torch.device, repeats: int, sizes: Sizes) -> None:
-    model = networks.small_body(device, sizes)
+    twins = networks.small_body(device, sizes)
     task = Task(list(range(200, 200 + sizes.prompt_tokens)), canvases=2, steps=sizes.steps)
-    costs = compare(contestants.replies(model, task), repeats, device)
+    costs = compare(contestants.replies(twins, task), repeats, device)
     print_costs(
         f"(b) A reply of 2 canvases, {sizes.steps} steps each: small random body, vocabulary {sizes.vocabulary:,}",
         costs,
     )
     if device.type == "cpu":
-        print_profile(profile(model, task))
+        print_profile(profile(twins.network, task))
 
 
 def tiny(device: torch.device, repeats: int, sizes: Sizes) -> None:
-    model = networks.embedded_checkpoint(device)
+    twins = networks.embedded_checkpoint(device)
     task = Task(list(range(200, 220)), canvases=4, steps=sizes.steps)
-    costs = compare(contestants.replies(model, task), repeats, device)
+    costs = compare(contestants.replies(twins, task), repeats, device)
     print_costs(f"(c) A reply of 4 canvases, {sizes.steps} steps each: the embedded checkpoint", costs)
     if device.type == "cpu":
-        print_profile(profile(model, task))
+        print_profile(profile(twins.network, task))
 
 
 def print_profile(parts: dict[str, float]) -> None:
@@ -78,20 +96,27 @@ def print_profile(parts: dict[str, float]) -> None:
 
 
 def startup(device: torch.device, repeats: int, sizes: Sizes) -> None:
-    def run(*arguments: str, plugins: str = "llm-diffusiongemma") -> Action:
-        environment = {**os.environ, "LLM_LOAD_PLUGINS": plugins}
+    def run(*arguments: str, plugins: str = "llm-diffusiongemma", tree: Path = ROOT) -> Action:
+        environment = {**os.environ, "LLM_LOAD_PLUGINS": plugins, "PYTHONPATH": str(tree)}
         command = [sys.executable, *arguments]
-        return lambda: subprocess.run(command, env=environment, check=True, capture_output=True)
+        return lambda: subprocess.run(command, cwd=tree, env=environment, check=True, capture_output=True)
 
+    prompt = ("-m", "llm", "-n", "-m", TINY, "What is a canvas?")
     actions = {
         "`llm --version` without the plugin": run("-m", "llm", "--version", plugins=""),
         "`llm --version` with the plugin": run("-m", "llm", "--version"),
-        "a prompt to the embedded checkpoint": run("-m", "llm", "-n", "-m", TINY, "What is a canvas?"),
-        "Python importing torch and the model's class": run(
+        "a prompt to the embedded checkpoint": run(*prompt),
+        "Python reading the embedded tokenizer": run("-c", OUR_TOKENIZER),
+        "... by transformers": run("-c", THEIR_TOKENIZER),
+        "Python importing torch": run("-c", "import torch"),
+        "... and transformers' class": run(
             "-c", "import torch; from transformers import DiffusionGemmaForBlockDiffusion"
         ),
     }
-    costs = compare(actions, 4 * repeats, torch.device("cpu"))
+    with earlier_tree() as tree:
+        if tree is not None:
+            actions[f"a prompt, at commit {EARLIER}"] = run(*prompt, tree=tree)
+        costs = compare(actions, 4 * repeats, torch.device("cpu"))
     print("\n(d) Whole commands\n\n| | Seconds |\n| --- | --- |")
     for name, cost in costs.items():
         print(f"| {name} | {cost.seconds:.3f} |")
@@ -99,8 +124,33 @@ def startup(device: torch.device, repeats: int, sizes: Sizes) -> None:
     print(f"\nThe plugin makes `llm --version` take {with_it / without:.3f}×.")
 
 
+@contextmanager
+def earlier_tree() -> Iterator[Path | None]:
+    """The project as it was at `EARLIER`; None where git doesn't know it."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "tree.tar"
+        try:
+            line = ["git", "archive", "-o", str(archive), EARLIER, "llm_diffusiongemma"]
+            subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
+            shutil.unpack_archive(archive, folder)
+        except (OSError, ValueError, subprocess.CalledProcessError):
+            yield None
+        else:
+            yield Path(folder)
+
+
+def context(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    network = networks.wide_body(device, sizes).network
+    costs = context_costs(network, (256, sizes.long_context), 2 * repeats)
+    print("\n(g) The layers of one of our denoising steps: wide random body\n")
+    print("| Context | ms | Its attention | Everything else |\n| --- | --- | --- | --- |")
+    for length, cost in costs.items():
+        whole, attention = cost.seconds * 1000, cost.attention_seconds * 1000
+        print(f"| {length:,} | {whole:.1f} | {attention:.1f} | {whole - attention:.1f} |")
+
+
 def chat(device: torch.device, repeats: int, sizes: Sizes) -> None:
-    costs = conversation(networks.wide_body(device, sizes), sizes, repeats=min(repeats, 3))
+    costs = conversation(networks.wide_body(device, sizes).network, sizes, repeats=min(repeats, 3))
     print(f"\n(e) {sizes.turns} turns of a chat, replies of 1 canvas, {sizes.steps} steps: wide random body\n")
     print("| Turn | Context | Tokens encoded | Without the cache | Prefill | Without | First block | Without |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -129,31 +179,26 @@ def constraint(device: torch.device, repeats: int, sizes: Sizes) -> None:
             f"| {name} | {cost.states} | {cost.classes} | {cost.arcs:,} "
             f"| {cost.first_seconds * 1000:.0f} ms | {cost.cached_seconds * 1000:.1f} ms |"
         )
-    small = networks.small_body(device, sizes)
     print_constrained(
         f"small random body, vocabulary {sizes.vocabulary:,}, {sizes.steps} steps",
-        small,
+        networks.small_body(device, sizes).network,
         vocabulary,
-        device,
         repeats,
         sizes,
     )
-    tiny = networks.embedded_checkpoint(device)
+    tiny = networks.embedded_checkpoint(device).network
     print_constrained(
         f"the embedded checkpoint, {sizes.steps} steps",
         tiny,
         constrained.tiny_vocabulary(tiny),
-        device,
         repeats,
         sizes,
     )
 
 
-def print_constrained(
-    title: str, model: Any, vocabulary: Vocabulary, device: torch.device, repeats: int, sizes: Sizes
-) -> None:
+def print_constrained(title: str, network: Network, vocabulary: Vocabulary, repeats: int, sizes: Sizes) -> None:
     task = Task(list(range(200, 200 + sizes.prompt_tokens)), canvases=1, steps=sizes.steps)
-    costs = compare(constrained.replies(model, vocabulary, task), repeats, device)
+    costs = compare(constrained.replies(network, vocabulary, task), repeats, network.device)
     free = costs[constrained.FREE]
     print(
         f"\nA canvas held to it: {title}\n\n| | Seconds | Against free | Peak memory |\n| --- | --- | --- | --- |"
@@ -164,12 +209,13 @@ def print_constrained(
 
 
 BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
-    "sampler": sampler,
+    "around": around,
     "reply": reply,
     "tiny": tiny,
     "startup": startup,
     "chat": chat,
     "constraint": constraint,
+    "context": context,
 }
 
 

@@ -8,13 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from llm_diffusiongemma.chat.tokenizer import token_bytes
-from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline
-from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness
+from llm_diffusiongemma.diffusion.network import Network
+from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline
+from llm_diffusiongemma.diffusion.request import ConstrainedText, Part, Prompt, Request, Text
 from llm_diffusiongemma.grammar.automaton import TokenAutomaton, Vocabulary
 from llm_diffusiongemma.grammar.cache import load_or_build
 from llm_diffusiongemma.grammar.constraint import TextConstraint
@@ -22,7 +20,7 @@ from llm_diffusiongemma.grammar.dfa import ByteDFA
 from llm_diffusiongemma.grammar.pattern import regex_language
 
 from ..tokenizers import ours
-from .contestants import Task
+from .contestants import Task, our_randomness
 from .measure import Sizes
 
 FREE = "free"
@@ -91,10 +89,8 @@ def gemma_like_vocabulary(sizes: Sizes) -> Vocabulary:
     return Vocabulary(gemma_like_tokens(sizes), size=sizes.vocabulary, eos_token_ids=[1], pad_token_id=0)
 
 
-def tiny_vocabulary(model: Any) -> Vocabulary:
-    table = token_bytes(ours())
-    size = model.config.text_config.vocab_size
-    return Vocabulary(table, size=size, eos_token_ids=[1], pad_token_id=0)
+def tiny_vocabulary(network: Network) -> Vocabulary:
+    return Vocabulary(token_bytes(ours()), size=network.size, eos_token_ids=[1], pad_token_id=0)
 
 
 def build_costs(vocabulary: Vocabulary, repeats: int) -> dict[str, BuildCost]:
@@ -124,9 +120,8 @@ def _seconds(dfa: ByteDFA, vocabulary: Vocabulary, folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def replies(model: Any, vocabulary: Vocabulary, task: Task) -> dict[str, Callable[[], object]]:
+def replies(network: Network, vocabulary: Vocabulary, task: Task) -> dict[str, Callable[[], object]]:
     """A reply of one canvas, free and held to each of the languages; the automata are in hand."""
-    model.generation_config.eos_token_id = [1]
     with tempfile.TemporaryDirectory() as folder:
         automata: dict[str, TokenAutomaton | None] = {
             name: load_or_build(regex_language(pattern), vocabulary, Path(folder))
@@ -135,16 +130,15 @@ def replies(model: Any, vocabulary: Vocabulary, task: Task) -> dict[str, Callabl
 
     def action(automaton: TokenAutomaton | None) -> Callable[[], None]:
         def run() -> None:
-            constraint = None if automaton is None else TextConstraint(automaton, model.device)
-            results = BlockDiffusionPipeline(model).generate(
-                task.prompt_ids,
-                settings=task.settings,
-                max_tokens=model.config.canvas_length,
-                randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
-                constraint=constraint,
+            text: Part = (
+                Text() if automaton is None else ConstrainedText(TextConstraint(automaton, network.device))
             )
+            request = Request(Prompt(task.prompt_ids), task.settings, network.config.canvas_length, (text,))
+            pipeline = BlockDiffusionPipeline(network, eos_token_ids=[1], pad_token_id=None)
+            results = pipeline.generate(request, randomness=our_randomness())
             block = next(results)
             results.close()
+            assert isinstance(block, Block)
             assert block.denoising_steps == task.steps
 
         return run

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import LogitsProcessorList
@@ -20,8 +19,12 @@ try:
 except ImportError:  # the `benchmark` extra; the others can be measured without it
     diffusers = None
 
+from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline
+from llm_diffusiongemma.diffusion.request import Prompt, Request
 from llm_diffusiongemma.diffusion.sampler import EntropyBoundSampler, GeneratorRandomness, SamplerSettings
+
+from .networks import Twins, hidden_like_a_reply
 
 OURS, TRANSFORMERS, DIFFUSERS = "this plugin", "transformers", "diffusers"
 NEVER_CONFIDENT = 1e-30
@@ -40,31 +43,26 @@ class Task:
         return SamplerSettings(self.steps, 0.1, 0.4, 0.8, NEVER_CONFIDENT, 1)
 
 
-def our_pipeline(model: Any) -> BlockDiffusionPipeline:
-    """A new one: nobody else keeps the prompt's KV cache for the next round. A canvas of nothing but padding,
-    which a random network may write, doesn't end its reply: it wouldn't end the others'.
+def our_pipeline(network: Network) -> BlockDiffusionPipeline:
+    """A new one: nobody else keeps the prompt's KV cache for the next round. Nothing ends its replies: a random
+    network may write a canvas of nothing but padding, and that wouldn't end the others'.
     """
-    pipeline = BlockDiffusionPipeline(model)
-    pipeline.pad_token_id = None
-    return pipeline
+    return BlockDiffusionPipeline(network, eos_token_ids=(), pad_token_id=None)
 
 
-def replies(model: Any, task: Task) -> dict[str, Callable[[], object]]:
+def our_randomness() -> GeneratorRandomness:
+    return GeneratorRandomness(torch.Generator().manual_seed(0))
+
+
+def replies(twins: Twins, task: Task) -> dict[str, Callable[[], object]]:
     """Whole replies: prefill, every canvas, every commit."""
-    # Nothing ends a reply before its last canvas.
-    model.generation_config.eos_token_id = [model.config.text_config.vocab_size]
+    model = twins.model
     canvas_length = model.config.canvas_length
     prompt = torch.tensor([task.prompt_ids], device=model.device)
 
     def by_us() -> None:
-        blocks = list(
-            our_pipeline(model).generate(
-                task.prompt_ids,
-                settings=task.settings,
-                max_tokens=task.canvases * canvas_length,
-                randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
-            )
-        )
+        request = Request(Prompt(task.prompt_ids), task.settings, task.canvases * canvas_length)
+        blocks = list(our_pipeline(twins.network).generate(request, randomness=our_randomness()))
         assert len(blocks) == task.canvases
 
     def by_transformers() -> None:
@@ -118,21 +116,22 @@ class _PromptInHand:
         return {"input_ids": self._prompt}
 
 
-def sampler_steps(model: Any, logits: torch.Tensor, task: Task) -> dict[str, Callable[[], object]]:
-    """One denoising step without the network: from `logits` (fp32 `[1, 256, V]`) to the next canvas."""
-    settings, device = task.settings, logits.device
-    _, canvas_length, vocab_size = logits.shape
+def around_the_layers(twins: Twins, task: Task) -> dict[str, Callable[[], object]]:
+    """A denoising step but for the layers: from their output to the next canvas, and what it is conditioned on."""
+    model, network, settings = twins.model, twins.network, task.settings
+    device, vocab_size, canvas_length = network.device, network.size, network.config.canvas_length
+    hidden = hidden_like_a_reply(network)
     canvas = torch.zeros(1, canvas_length, dtype=torch.int64, device=device)
     step = task.steps // 2
+    embedding = model.get_input_embeddings()
 
     ours = EntropyBoundSampler(
         settings,
+        vocabulary=network,
         canvas_length=canvas_length,
-        vocab_size=vocab_size,
         device=device,
-        softcap=None,  # the others get it from the model
-        self_conditioning_dtype=torch.float32,
-        randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
+        softcap=network.config.final_logit_softcapping,
+        randomness=our_randomness(),
     )
     ours.start_canvas()
 
@@ -153,15 +152,25 @@ def sampler_steps(model: Any, logits: torch.Tensor, task: Task) -> dict[str, Cal
     parameters = inspect.signature(model._denoising_step).parameters
     no_cache = {"cache" if "cache" in parameters else "past_key_values": None}
 
+    def logits() -> torch.Tensor:
+        """`[1, 256, V]`, as the model's own forward ends"""
+        softcap = model.config.text_config.final_logit_softcapping
+        capped: torch.Tensor = softcap * torch.tanh(model.lm_head(hidden[None]) / softcap)
+        return capped
+
+    def soft_embeddings(logits: torch.Tensor) -> None:
+        """As the model's next forward begins, with what was processed in this step."""
+        logits.softmax(-1, dtype=torch.float32) @ embedding.weight
+
     @torch.no_grad()
     def by_us() -> None:
-        ours.step(logits[0], step)
+        ours.step(hidden, step)
 
     @torch.no_grad()
     def by_transformers() -> None:
         # Private, but it is the very thing to measure: with a network that has its logits ready.
-        model._denoising_step(
-            decoder_forward=lambda **_: _Output(logits),
+        result = model._denoising_step(
+            decoder_forward=lambda **_: _Output(logits()),
             current_canvas=canvas,
             argmax_canvas=canvas,
             input_ids=canvas,
@@ -175,6 +184,7 @@ def sampler_steps(model: Any, logits: torch.Tensor, task: Task) -> dict[str, Cal
             diffusion_stopping_criteria=stopping,
             **no_cache,
         )
+        soft_embeddings(result[2])
 
     actions: dict[str, Callable[[], object]] = {OURS: by_us, TRANSFORMERS: by_transformers}
     if diffusers is None:
@@ -183,10 +193,11 @@ def sampler_steps(model: Any, logits: torch.Tensor, task: Task) -> dict[str, Cal
 
     @torch.no_grad()
     def by_diffusers() -> None:
-        output = scheduler.step(logits, task.steps - step, canvas)
+        output = scheduler.step(logits(), task.steps - step, canvas)
         # The test that diffusers' loop makes after each step; it can't be called by itself.
         output.pred_logits.argmax(-1)
         torch.distributions.Categorical(logits=output.pred_logits).entropy().mean(-1)
+        soft_embeddings(output.pred_logits)
 
     return {**actions, DIFFUSERS: by_diffusers}
 

@@ -8,17 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import llm
 import torch
 
 from llm_diffusiongemma.chat.messages import PromptEncoder, read_conversation
 from llm_diffusiongemma.chat.output import ReplyReader
+from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block
-from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
+from llm_diffusiongemma.diffusion.request import Prompt, Request
 
 from ..tokenizers import ours
-from .contestants import our_pipeline
+from .contestants import Task, our_pipeline, our_randomness
 from .measure import Sizes
 
 
@@ -40,30 +42,25 @@ class TurnCost:
         return statistics.median(self.first_block)
 
 
-def conversation(model: Any, sizes: Sizes, *, repeats: int) -> list[tuple[TurnCost, TurnCost]]:
+def conversation(network: Network, sizes: Sizes, *, repeats: int) -> list[tuple[TurnCost, TurnCost]]:
     """For each turn the cost with the cache and without. A reply is one canvas."""
-    model.generation_config.eos_token_id = [model.config.text_config.vocab_size]
-    settings = SamplerSettings(sizes.steps, 0.1, 0.4, 0.8, 1e-30, 1)
+    settings = Task([], 1, sizes.steps).settings
     costs: list[tuple[TurnCost, TurnCost]] = []
     for repeat in range(repeats):
-        pipelines = our_pipeline(model), our_pipeline(model)
+        pipelines = our_pipeline(network), our_pipeline(network)
         generator = torch.Generator().manual_seed(0)
         history: list[int] = []
         for turn in range(sizes.turns):
             question = torch.randint(200, 2000, (sizes.question_tokens,), generator=generator).tolist()
             history += question
+            prompt = Prompt(tuple(history), stable_length=len(history) - 2)
             for cached, pipeline in zip((True, False), pipelines, strict=True):
                 if not cached:
                     pipeline.prefix_cache.clear()
-                with encoder_seconds(model) as prefill:
+                request = Request(prompt, settings, network.config.canvas_length)
+                with encoder_seconds() as prefill:
                     started = time.perf_counter()
-                    (block,) = pipeline.generate(
-                        history,
-                        settings=settings,
-                        max_tokens=model.config.canvas_length,
-                        randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
-                        stable_length=len(history) - 2,
-                    )
+                    (block,) = pipeline.generate(request, randomness=our_randomness())
                     first_block = time.perf_counter() - started
                 assert isinstance(block, Block)
                 if repeat == 0:
@@ -76,18 +73,18 @@ def conversation(model: Any, sizes: Sizes, *, repeats: int) -> list[tuple[TurnCo
 
 
 @contextmanager
-def encoder_seconds(model: Any) -> Iterator[list[float]]:
-    """The seconds of each forward of the encoder. On a CPU a forward has ended when it returns."""
-    seconds: list[float] = []
-    before = model.model.encoder.register_forward_pre_hook(lambda *_: seconds.append(-time.perf_counter()))
-    after = model.model.encoder.register_forward_hook(
-        lambda *_: seconds.append(seconds.pop() + time.perf_counter())
-    )
-    try:
-        yield seconds
-    finally:
-        before.remove()
-        after.remove()
+def encoder_seconds() -> Iterator[list[float]]:
+    """The seconds of each chunk that the encoder reads meanwhile. On a CPU it has been read on return."""
+    found: list[float] = []
+    encode = Network.encode
+
+    def timed(*arguments: Any) -> None:
+        started = time.perf_counter()
+        encode(*arguments)
+        found.append(time.perf_counter() - started)
+
+    with patch.object(Network, "encode", timed):
+        yield found
 
 
 def chat_seconds(sizes: Sizes, repeats: int) -> tuple[float, float]:

@@ -25,6 +25,7 @@ class Sizes:
     turns: int = 20
     question_tokens: int = 100
     hidden: int = 768
+    long_context: int = 8000
 
 
 MIB = 1 << 20

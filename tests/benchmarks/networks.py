@@ -2,63 +2,82 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DiffusionGemmaTextConfig
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
-from llm_diffusiongemma.diffusion.loading import load_model
+from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.tiny.network import build_config
 
+from ..diffusion.tiny_models import network_of
 from .measure import Sizes
 
 
-def small_body(device: torch.device, sizes: Sizes) -> Any:
-    """Random, of the tiny checkpoint's kind, with Gemma's vocabulary: what surrounds the layers dominates."""
+@dataclass(frozen=True)
+class Twins:
+    """The same weights twice: for the others transformers' model, for us our network."""
+
+    model: Any
+    network: Network
+
+
+def twins(model: Any, device: torch.device) -> Twins:
+    model = model.eval().to(device)
+    model.generation_config.pad_token_id = 0
+    # Nothing ends a reply before its last canvas.
+    model.generation_config.eos_token_id = [model.config.text_config.vocab_size]
+    return Twins(model, network_of(model))
+
+
+def random_twins(device: torch.device, **sizes: int) -> Twins:
+    """Of the tiny checkpoint's kind, but for some sizes."""
     tiny = build_config()
-    text = DiffusionGemmaTextConfig(
-        **{**tiny.text_config.to_dict(), "vocab_size": sizes.vocabulary, "hidden_size": 64}
-    )
     config = DiffusionGemmaConfig(
-        text_config=text, vision_config=tiny.vision_config, canvas_length=tiny.canvas_length
+        text_config=DiffusionGemmaTextConfig(**{**tiny.text_config.to_dict(), **sizes}),
+        vision_config=tiny.vision_config,
+        canvas_length=tiny.canvas_length,
+        boi_token_id=tiny.boi_token_id,
+        eoi_token_id=tiny.eoi_token_id,
+        image_token_id=tiny.image_token_id,
     )
-    return _random(config).to(device)
-
-
-def _random(config: DiffusionGemmaConfig) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = DiffusionGemmaForBlockDiffusion(config).eval()
-    model.generation_config.pad_token_id = 0
-    return model
+        return twins(DiffusionGemmaForBlockDiffusion(config), device)
 
 
-def wide_body(device: torch.device, sizes: Sizes) -> Any:
+def small_body(device: torch.device, sizes: Sizes) -> Twins:
+    """Random, with Gemma's vocabulary: what surrounds the layers dominates."""
+    return random_twins(device, vocab_size=sizes.vocabulary, hidden_size=64)
+
+
+def wide_body(device: torch.device, sizes: Sizes) -> Twins:
     """Random and wide, with a small vocabulary: reading the prompt dominates, as it does at real sizes."""
-    tiny = build_config()
-    widths = {
-        "hidden_size": sizes.hidden,
-        "intermediate_size": 2 * sizes.hidden,
-        "moe_intermediate_size": sizes.hidden,
-        "num_attention_heads": 8,
-        "max_position_embeddings": 16_384,
-    }
-    text = DiffusionGemmaTextConfig(**{**tiny.text_config.to_dict(), **widths})
-    config = DiffusionGemmaConfig(
-        text_config=text, vision_config=tiny.vision_config, canvas_length=tiny.canvas_length
+    return random_twins(
+        device,
+        hidden_size=sizes.hidden,
+        intermediate_size=2 * sizes.hidden,
+        moe_intermediate_size=sizes.hidden,
+        num_attention_heads=8,
+        max_position_embeddings=16_384,
     )
-    return _random(config).to(device)
 
 
-def embedded_checkpoint(device: torch.device) -> Any:
-    return load_model(EMBEDDED_CHECKPOINT, device).model
+def embedded_checkpoint(device: torch.device) -> Twins:
+    model = DiffusionGemmaForBlockDiffusion.from_pretrained(EMBEDDED_CHECKPOINT, dtype=torch.float32)
+    return twins(model, device)
 
 
-def logits_like_a_reply(device: torch.device, sizes: Sizes) -> torch.Tensor:
-    """Logits fp32 `[1, 256, V]` of a canvas half-way: a tenth of it is sure of one token, the rest is not."""
+def hidden_like_a_reply(network: Network) -> torch.Tensor:
+    """What the layers make of a canvas half-way, `[256, H]`: a tenth is sure of one token, the rest is not."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(1, 256, sizes.vocabulary, generator=generator).mul_(3)
-    sure = torch.randperm(256, generator=generator)[:26]
-    logits[0, sure, torch.randint(sizes.vocabulary, (26,), generator=generator)] = 30.0
-    return logits.to(device)
+    rows, vocabulary, size = network.config.canvas_length, network.size, network.hidden_size
+    embedding = network.embed(torch.arange(vocabulary, device=network.device)) / size**0.5
+    length = embedding.norm(dim=-1).mean()
+    hidden = torch.randn(rows, size, generator=generator).to(network.device) * 3 / length
+    sure = torch.randperm(rows, generator=generator)[: rows // 10].to(network.device)
+    of = torch.randint(vocabulary, (len(sure),), generator=generator).to(network.device)
+    hidden[sure] = embedding[of] * 60 / length**2
+    return hidden.to(network.dtype)

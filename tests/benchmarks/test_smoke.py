@@ -10,7 +10,9 @@ import torch
 from .__main__ import BENCHMARKS
 from .measure import Sizes
 
-SMALLEST = Sizes(vocabulary=1024, steps=2, prompt_tokens=8, turns=2, question_tokens=4, hidden=32)
+SMALLEST = Sizes(
+    vocabulary=1024, steps=2, prompt_tokens=8, turns=2, question_tokens=4, hidden=32, long_context=600
+)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

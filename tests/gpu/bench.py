@@ -1,0 +1,92 @@
+"""What the sections of `first_light` share: the device, its clock, the network that they measure."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_diffusiongemma.diffusion.network import Network
+
+from .networks import network_config, random_network
+
+GIB = 2**30
+Result = dict[str, Any]
+
+
+class OutOfTimeError(Exception):
+    """A section has used up its budget."""
+
+
+@dataclass
+class Bench:
+    """Where the sections run."""
+
+    device: torch.device
+    is_tiny: bool
+    """A network of the real one's shape, very small."""
+    out: Path | None = None
+    """The folder for what is written."""
+    copy_rate: float = 3.0e12
+    """Bytes read and written a second; the section `machine` measures it."""
+
+    @property
+    def on_card(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of each canvas. Tokens a second are said at that many."""
+        return 4 if self.is_tiny else 15
+
+    @cached_property
+    def network(self) -> Network:
+        """The random one, made when it is first wanted."""
+        return random_network(network_config(is_tiny=self.is_tiny).network(), self.device)
+
+    def wait(self) -> None:
+        if self.on_card:
+            torch.cuda.synchronize(self.device)
+
+    def mark(self) -> Any:
+        """A moment of the device's clock, for `between`."""
+        if not self.on_card:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, start: Any, end: Any) -> float:
+        """Milliseconds. Waits for the device."""
+        if not self.on_card:
+            return float(end - start) * 1e3
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+    def ms(self, call: Callable[[], object], repeats: int = 10, warmup: int = 2) -> float:
+        """Median milliseconds of a call."""
+        for _ in range(warmup):
+            call()
+        self.wait()
+        found = []
+        for _ in range(repeats):
+            start = self.mark()
+            call()
+            found.append(self.between(start, self.mark()))
+        return round(statistics.median(found), 3)
+
+    def peak(self) -> Result:
+        """The most memory since the section's start."""
+        if not self.on_card:
+            return {}
+        return {"peak_gib": round(torch.cuda.max_memory_allocated(self.device) / GIB, 2)}
+
+    def tokens(self, count: int) -> torch.Tensor:
+        """Random ones, int64 `[count]`."""
+        return torch.randint(self.network.config.vocab_size, (count,), device=self.device)
