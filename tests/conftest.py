@@ -159,12 +159,14 @@ def network_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[int
     def say(*replies: str) -> list[list[int]]:
         from llm_diffusiongemma.backends.engine import get_engine
         from llm_diffusiongemma.diffusion.pipeline import Block
+        from llm_diffusiongemma.diffusion.request import Request
 
         engine = get_engine(llm.get_model(TINY).entry).engine
         left = iter(replies)
         prompts: list[list[int]] = []
 
-        def generate(prompt_ids: list[int], **_: object) -> object:
+        def generate(request: Request, **_: object) -> object:
+            prompt_ids = list(request.prompt.token_ids)
             prompts.append(prompt_ids)
             ids = engine._tokenizer.encode(next(left))
             return (block for block in [Block(0, ids, 106, 1, True, "stop", len(prompt_ids), 0.1)])

@@ -17,6 +17,7 @@ import torch
 from llm_diffusiongemma.backends.engine import get_engine
 from llm_diffusiongemma.backends.form import json_request, lowered_note, parse_choices, read_form
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline
+from llm_diffusiongemma.diffusion.request import ConstrainedText, Prompt, Request
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.automaton import build
@@ -25,8 +26,8 @@ from llm_diffusiongemma.grammar.schema import Lowered
 from llm_diffusiongemma.tiny import data
 
 from .conftest import TINY, Llm
-from .diffusion.tiny_models import tiny_model
-from .grammar.languages import BYTE_TOKENS, EOS, text_of, vocabulary_of
+from .diffusion.tiny_models import network_of, tiny_model
+from .grammar.languages import BYTE_TOKENS, EOS, PAD, text_of, vocabulary_of
 from .grammar.schemas import SCHEMAS
 
 PERSON = "name, age int"
@@ -274,19 +275,14 @@ def test_nonsense_is_valid(name: str) -> None:
     assert form is not None
     automaton = build(form.language, vocabulary_of(BYTE_TOKENS, eos=(EOS,)))
     fewest = int(automaton.distance[0])
-    model = tiny_model(vocab_size=len(BYTE_TOKENS), sharpness=12.0, canvas_length=32)
-    model.generation_config.eos_token_id = [EOS]
-    pipeline = BlockDiffusionPipeline(model)
+    network = network_of(tiny_model(vocab_size=len(BYTE_TOKENS), sharpness=12.0, canvas_length=32))
+    pipeline = BlockDiffusionPipeline(network, eos_token_ids=[EOS], pad_token_id=PAD)
+    settings = SamplerSettings(2, 0.1, 0.4, 0.8, 0.005, 1)
     for seed, budget in enumerate((max(fewest - 1, 1), fewest + 40)):
-        blocks = list(
-            pipeline.generate(
-                [20, 30, 40],
-                settings=SamplerSettings(2, 0.1, 0.4, 0.8, 0.005, 1),
-                max_tokens=budget,
-                randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
-                constraint=TextConstraint(automaton, torch.device("cpu")),
-            )
-        )
+        text = ConstrainedText(TextConstraint(automaton, torch.device("cpu")))
+        randomness = GeneratorRandomness(torch.Generator().manual_seed(seed))
+        request = Request(Prompt([20, 30, 40]), settings, budget, (text,))
+        blocks = list(pipeline.generate(request, randomness=randomness))
         tokens = [token for block in blocks if isinstance(block, Block) for token in block.tokens]
         form.check(text_of(BYTE_TOKENS, tokens).decode())
         assert len(tokens) <= budget

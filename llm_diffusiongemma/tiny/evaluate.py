@@ -11,11 +11,14 @@ import argparse
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..catalog import EMBEDDED_CHECKPOINT
 from . import data
 from .network import STOP, TOOL_STOP, render
+
+if TYPE_CHECKING:
+    from ..diffusion.pipeline import BlockDiffusionPipeline
 
 
 @dataclass
@@ -45,18 +48,16 @@ class Examiner:
 
         from ..diffusion.loading import load_model
         from ..diffusion.pipeline import BlockDiffusionPipeline
-        from ..diffusion.sampler import SamplerSettings
         from ..diffusion.vision import ImageReader
 
-        loaded = load_model(folder, torch.device("cpu"))
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._image_reader = ImageReader(folder, loaded.config, loaded.dtype, loaded.device)
-        self._settings = SamplerSettings.from_generation_config(loaded.generation)
-        self._pipeline = BlockDiffusionPipeline(
-            loaded.network,
-            eos_token_ids=loaded.generation.eos_token_id,
-            pad_token_id=loaded.generation.pad_token_id,
+        self._loaded = load_model(folder, torch.device("cpu"))
+        self._pipeline: BlockDiffusionPipeline = BlockDiffusionPipeline(
+            self._loaded.network,
+            eos_token_ids=self._loaded.generation.eos_token_id,
+            pad_token_id=self._loaded.generation.pad_token_id,
         )
+        self._image_reader = ImageReader(folder, self._loaded.config, self._loaded.dtype, self._loaded.device)
 
     def examine(self, skill: str, questions: int, *, held_out: bool = True, seed: int = 1) -> Score:
         """Ask one skill so many questions."""
@@ -79,21 +80,22 @@ class Examiner:
         import torch
 
         from ..diffusion.pipeline import Block
-        from ..diffusion.request import Prompt, PromptImage, Request
-        from ..diffusion.sampler import GeneratorRandomness
+        from ..diffusion.request import Prompt, Request
+        from ..diffusion.sampler import GeneratorRandomness, SamplerSettings
 
-        ids = self.tokenizer.encode(render(self.tokenizer, lesson), add_special_tokens=False)
-        shown: tuple[PromptImage, ...] = ()
+        prompt = self.tokenizer.encode(render(self.tokenizer, lesson), add_special_tokens=False)
+        shown = []
         if lesson.colour is not None:
             from . import images  # needs Pillow, which nothing else does
 
-            image = images.plain(lesson.colour, random.Random(seed))
-            ids, shown = self._image_reader.place(ids, [self._image_reader.cut(image, images.SOFT_TOKENS)])
+            shown.append(self._image_reader.cut(images.plain(lesson.colour, random.Random(seed)), None))
+        prompt, placed = self._image_reader.place(prompt, shown)
+        settings = SamplerSettings.from_generation_config(self._loaded.generation)
         tokens: list[int] = []
         blocks = steps = 0
         end = None
         for block in self._pipeline.generate(
-            Request(Prompt(ids, shown), self._settings, max_tokens=1024),
+            Request(Prompt(prompt, placed), settings, max_tokens=1024),
             randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
         ):
             assert isinstance(block, Block)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 CACHE_ARGUMENT = (
     "cache" if "cache" in inspect.signature(DiffusionGemmaModel.forward).parameters else "past_key_values"
 )
+
 POOL_BATCHES = 16
 SHORT_CANVAS = 64
 # Of the padding far behind a reply this share is looked at, and all of it within so many positions.
