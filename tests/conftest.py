@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click.testing
@@ -17,6 +18,7 @@ import llm.cli
 import pytest
 import torch
 
+from llm_diffusiongemma.backends.engine import Engine
 from llm_diffusiongemma.chat.template import ChatTemplate
 
 TINY = "diffusiongemma-tiny"
@@ -175,3 +177,19 @@ def network_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[int
         return prompts
 
     return say
+
+
+@contextmanager
+def after_each_forward(engine: Engine, call: Callable[[], object]) -> Iterator[None]:
+    """Have something called behind every denoiser's forward of an engine."""
+    network = engine.loaded.network
+    original = network.denoise
+
+    def denoise(*arguments: Any) -> Any:
+        result = original(*arguments)
+        call()
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "denoise", denoise)
+        yield

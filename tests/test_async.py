@@ -16,7 +16,7 @@ import pytest
 
 from llm_diffusiongemma.backends.engine import get_engine
 
-from .conftest import TINY
+from .conftest import TINY, after_each_forward
 
 
 @dataclass
@@ -37,11 +37,8 @@ class Forwards:
 def forwards() -> Iterator[Forwards]:
     engine = get_engine(llm.get_model(TINY).entry).engine
     seen = Forwards()
-    hook = engine.loaded.model.model.decoder.register_forward_hook(
-        lambda *_: seen.threads.append(threading.get_ident())
-    )
-    yield seen
-    hook.remove()
+    with after_each_forward(engine, lambda: seen.threads.append(threading.get_ident())):
+        yield seen
 
 
 async def engine_is_free() -> None:

@@ -338,6 +338,21 @@ def test_a_file_that_may_not_be_read(file: str, own_folder: Path, monkeypatch: p
     assert not re.search("replace|delete|download|damaged", str(raised.value), re.IGNORECASE)
 
 
+def test_an_image_for_a_damaged_tower_is_a_sentence_and_text_works(
+    llm_command: Llm, own_folder: Path, picture: Path
+) -> None:
+    weights = load_file(own_folder / "model.safetensors")
+    dropped = next(name for name in weights if "vision_tower" in name and "proj" in name)
+    del weights[dropped]
+    save_file(weights, own_folder / "model.safetensors")
+    asked = ("-m", FULL, "What colour is this image?", "-a", str(picture))
+    message = llm_command.fails(*asked)
+    assert f"missing weights ({dropped})" in message
+    assert str(own_folder) in message
+    assert llm_command.ok("-m", FULL, "What is a canvas?", "-o", "seed", "1").startswith("A canvas is")
+    assert llm_command.fails(*asked) == message
+
+
 def test_a_short_run_of_the_attack_on_checkpoints(
     picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

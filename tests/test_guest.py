@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import llm
@@ -33,7 +34,7 @@ from llm_diffusiongemma.errors import DeviceError, DiffusionGemmaError
 from llm_diffusiongemma.grammar.scalars import bounded_number
 from llm_diffusiongemma.interrupts import Command
 
-from .conftest import TINY
+from .conftest import TINY, after_each_forward
 
 # A minimum that few digits would round.
 SCHEMA = {"type": "object", "properties": {"w": {"type": "number", "minimum": 1.25}}, "required": ["w"]}
@@ -195,14 +196,18 @@ def test_the_async_model_in_a_host_of_its_own() -> None:
     expected = list(count_to_300(llm.get_model(TINY)))
     seen = []
     engine = get_engine(llm.get_model(TINY).entry).engine
-    hook = engine.loaded.model.model.decoder.register_forward_hook(
-        lambda *_: seen.append((torch.get_default_dtype(), torch.get_default_device().type))
-    )
+
+    def see() -> None:
+        seen.append((torch.get_default_dtype(), torch.get_default_device().type))
 
     async def run() -> list[str]:
         return [chunk async for chunk in count_to_300(llm.get_async_model(TINY))]
 
-    with hook, setting(torch.set_default_dtype, torch.float64, torch.float32)(), torch.device("meta"):
+    with (
+        after_each_forward(engine, see),
+        setting(torch.set_default_dtype, torch.float64, torch.float32)(),
+        torch.device("meta"),
+    ):
         before = state()
         assert asyncio.run(run()) == expected
         assert state() == before
@@ -234,13 +239,16 @@ def test_the_program_may_change_its_folder(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a folder in use can't be removed there")
 def test_a_current_folder_that_is_gone_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Importing transformers asks for it, and said FileNotFoundError without a name."""
+    """Importing transformers asks for it, and said FileNotFoundError without a name. Text needs none of it."""
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     engine_module._import_libraries.cache_clear()
+    engine_module.import_vision.cache_clear()
+    model = llm.get_model(TINY)
     with pytest.raises(DiffusionGemmaError, match="current folder is gone"):
-        get_engine(llm.get_model(TINY).entry)
+        reply(model, attachments=[picture()])
+    assert reply(model)[0]
 
 
 def test_where_llm_can_make_no_folder_a_form_is_held_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +301,7 @@ def test_a_model_on_a_gpu_is_lost_by_a_fork(monkeypatch: pytest.MonkeyPatch) -> 
     engine = get_engine(llm.get_model(TINY).entry).engine
     blocks = iter(count_to_300(llm.get_model(TINY)))
     next(blocks)
-    monkeypatch.setattr(engine, "loaded", dataclasses.replace(engine.loaded, device=torch.device("mps")))
+    monkeypatch.setattr(engine, "loaded", SimpleNamespace(**vars(engine.loaded), device=torch.device("mps")))
     engine.check_process()
     monkeypatch.setattr(os, "getpid", lambda: -1)
     with pytest.raises(DeviceError, match=r"forked .*\(mps\).*spawn"):
@@ -356,15 +364,23 @@ import torch
 from llm_diffusiongemma.backends import engine as engines
 from llm_diffusiongemma.backends.engine import Engine, get_engine
 
-# While another thread loads: transformers has changed its functions by then.
+# While another thread loads.
+from llm_diffusiongemma.diffusion import weights
+fill, loads, go_on = weights._fill, threading.Event(), threading.Event()
+def fill_and_wait(*arguments):
+    if threading.current_thread() is thread:
+        loads.set()
+        go_on.wait()
+    fill(*arguments)
+weights._fill = fill_and_wait
 engines._engines, loaded = {}, engines._engines
 thread = threading.Thread(target=reply)
 thread.start()
-while not forks._at_it:
-    time.sleep(0.001)
+loads.wait()
 say("loading", in_child(reply))
 engines._engines |= loaded
 say("loading another", in_child(is_same))
+go_on.set()
 thread.join()
 
 say("idle", in_child(is_same))
@@ -377,7 +393,11 @@ def wait(*_):
     if threading.current_thread() is thread:
         in_a_step.set()
         go_on.wait()
-hook = engine.loaded.model.model.decoder.register_forward_hook(wait)
+denoise = engine.loaded.network.denoise
+def denoise_and_wait(*arguments):
+    wait()
+    return denoise(*arguments)
+engine.loaded.network.denoise = denoise_and_wait
 thread = threading.Thread(target=lambda: texts.append(reply()))
 thread.start()
 in_a_step.wait()

@@ -23,18 +23,18 @@ from llm_diffusiongemma.backends import engine
 from llm_diffusiongemma.backends.local import LocalReply
 from llm_diffusiongemma.backends.turn import Stop, Turn
 from llm_diffusiongemma.chat.messages import without_unanswered
-from llm_diffusiongemma.diffusion import loading, pipeline, sampler
+from llm_diffusiongemma.diffusion import pipeline, sampler, weights
 from llm_diffusiongemma.errors import ImageError
 from llm_diffusiongemma.interrupts import Command
 from llm_diffusiongemma.options import Options
 
-from .conftest import TINY, Llm
+from .conftest import TINY, Llm, after_each_forward
 
 # Never sure enough to stop: both canvases take all of their steps, long enough to be interrupted.
 SLOW = "-o seed 3 -o max_denoising_steps 30 -o confidence_threshold 1e-12 -o max_tokens 512".split()
 
 # Whose first call a SIGINT meets.
-LOADING = (loading, "_check_loaded")
+LOADING = (weights, "_fill")
 PREFILL = (pipeline.BlockDiffusionPipeline, "_prefill")
 DENOISING = (sampler.EntropyBoundSampler, "step")
 PRINTING = (click, "echo")
@@ -102,17 +102,14 @@ def test_it_stops_within_a_step() -> None:
     loaded = engine.get_engine(model.entry).engine
     forwards = []
 
-    def interrupt_in_step_five(*_: object) -> None:
+    def interrupt_in_step_five() -> None:
         forwards.append(None)
         if len(forwards) == 5:
             signal.raise_signal(signal.SIGINT)
 
-    hook = loaded.loaded.model.model.decoder.register_forward_hook(interrupt_in_step_five)
-    try:
+    with after_each_forward(loaded, interrupt_in_step_five):
         response = model.prompt("Count from 1 to 400", max_denoising_steps=400, confidence_threshold=1e-12)
         assert response.text() == ""
-    finally:
-        hook.remove()
     assert response.response_json["finish_reason"] == "interrupted"
     assert len(forwards) <= 6
     assert loaded.lock.acquire(blocking=False)
@@ -210,7 +207,7 @@ def test_async_too(llm_command: Llm) -> None:
     [
         ("plainly", "torch.nn"),
         # Python drops the exception; the command used to answer, seconds later.
-        ("lost", "transformers.models.diffusion_gemma.modeling_diffusion_gemma"),
+        ("lost", "llm_diffusiongemma.diffusion.network"),
     ],
 )
 def test_while_importing(llm_command: Llm, how: str, module: str) -> None:

@@ -45,3 +45,13 @@ def test_no_heavy_import(use: str) -> None:
 
 def test_the_test_would_see_torch() -> None:
     assert "torch" in imported_by("import llm_diffusiongemma.backends.local, llm_diffusiongemma.diffusion.loading")
+
+
+def test_a_reply_of_text_imports_nothing_for_images_training_or_compiling() -> None:
+    """They were most of a short command's time."""
+    code = """
+import llm, sys
+llm.get_model("diffusiongemma-tiny").prompt("Hello", max_denoising_steps=1, max_tokens=8).text()
+assert "torch._dynamo" not in sys.modules
+"""
+    assert imported_by(code).isdisjoint({"transformers", "sympy", "scipy", "PIL", "accelerate", "torchvision"})

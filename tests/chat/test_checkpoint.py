@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 from transformers import GemmaTokenizer, TokenizersBackend
@@ -20,7 +21,7 @@ from llm_diffusiongemma.chat.checkpoint import SAMPLE, NetworkTokens, load_token
 from llm_diffusiongemma.chat.tokenizer import ChatTokenizer
 from llm_diffusiongemma.errors import CheckpointError
 
-from ..tokenizers import EMBEDDED_TOKENS, TEXTS, write_sentencepiece
+from ..tokenizers import EMBEDDED_TOKENS, TEXTS, PanicException, write_sentencepiece
 
 
 @pytest.fixture
@@ -170,6 +171,28 @@ def test_a_network_of_other_tokens(network: dict[str, Any], words: str, folder: 
     assert_refused(folder, replace(EMBEDDED_TOKENS, **network), words)
 
 
+def test_an_added_token_behind_a_vocabulary_with_a_hole(folder: Path) -> None:
+    """There are no more tokens than the network has rows, and yet an id that it has none for."""
+
+    def dig(tokenizer: dict[str, Any]) -> None:
+        *_, hole, last = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+        token_id = tokenizer["model"]["vocab"].pop(hole)
+        tokenizer["model"]["merges"] = [each for each in tokenizer["model"]["merges"] if "".join(each) != hole]
+        tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": token_id + 1, "content": last})
+
+    change(folder / "tokenizer.json", dig)
+    change(folder / "tokenizer_config.json", lambda c: c.update(extra_special_tokens=["<more>"]))
+    assert_refused(folder, EMBEDDED_TOKENS, "has 2,817 tokens and the network 2,816")
+
+
+def test_a_panic_of_the_library_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(_: bytes) -> NoReturn:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("tokenizers.Tokenizer", SimpleNamespace(from_buffer=panic))
+    assert_refused(folder, EMBEDDED_TOKENS, "can't be read: index out of bounds")
+
+
 def assert_refused(folder: Path, network: NetworkTokens, words: str) -> None:
     with pytest.raises(CheckpointError, match=words) as raised:
         load(folder, network)
@@ -224,14 +247,14 @@ def test_a_template_that_is_not_the_checkpoints(template: str, words: str, folde
 def assert_as(kind: Any, folder: Path, loaded: ChatTokenizer) -> None:
     """The pipeline part for part, and what it makes of texts. What is around a text is the template's to write."""
     witness = kind.from_pretrained(folder, local_files_only=True)
-    ours, theirs = (json.loads(each.to_str()) for each in (loaded.backend, witness.backend_tokenizer))
-    for part in ("normalizer", "pre_tokenizer", "decoder", "added_tokens", "model", "truncation", "padding"):
-        assert ours[part] == theirs[part], part
     assert loaded.special_tokens == witness.special_tokens_map
     control = {id_: token.content for id_, token in witness.added_tokens_decoder.items() if token.special}
     assert control.items() <= loaded.control_tokens.items()
     for text in TEXTS:
         assert loaded.encode(text) == witness.encode(text, add_special_tokens=False)
+    ours, theirs = (json.loads(each.to_str()) for each in (loaded.backend, witness.backend_tokenizer))
+    for part in ("normalizer", "pre_tokenizer", "decoder", "added_tokens", "model", "truncation", "padding"):
+        assert ours[part] == theirs[part], part
 
 
 @pytest.fixture(params=[TokenizersBackend, GemmaTokenizer])
@@ -267,9 +290,35 @@ def test_added_tokens_of_the_config(merges: str, kind: Any, folder: Path) -> Non
     listed["1"]["special"] = True
     listed["105"] |= {"lstrip": True, "rstrip": True, "normalized": True}
     listed["106"] |= {"single_word": True, "special": True, "normalized": False}
+    # They are nowhere yet.
+    listed |= {"9001": {"content": "<second>", "special": True}, "9000": {"content": "<first>"}}
     if merges == "texts":
         pairs = document["model"]["merges"]
         change(folder / "tokenizer.json", lambda c: c["model"].update(merges=[" ".join(pair) for pair in pairs]))
-    change(folder / "tokenizer_config.json", lambda c: c.update(added_tokens_decoder=listed))
-    network = replace(EMBEDDED_TOKENS, eos_token_ids=(1, 106))
+    config = {"added_tokens_decoder": listed, "extra_special_tokens": ["<|turn>", "<third>"]}
+    change(folder / "tokenizer_config.json", lambda c: c.update(config))
+    network = replace(EMBEDDED_TOKENS, eos_token_ids=(1, 106), vocab_size=EMBEDDED_TOKENS.vocab_size + 3)
     assert_as(kind, folder, load(folder, network))
+
+
+def test_nothing_is_put_around_a_text_and_nothing_is_cut_off(kind: Any, folder: Path) -> None:
+    """Whatever a tokenizer.json sets for its library's other callers."""
+    around = {
+        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        "padding": {
+            "strategy": {"Fixed": 64},
+            "direction": "Left",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "<pad>",
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}},
+        },
+    }
+    change(folder / "tokenizer.json", lambda c: c.update(around))
+    assert_as(kind, folder, load(folder))

@@ -181,7 +181,7 @@ def test_the_tokens_of_a_video_are_those_of_transformers_text() -> None:
     """Its processor joins `mm:ss` and image with blanks, and the tokenizer sees all of it at once."""
     text = f"<bos><|turn>user\n00:00 {I} 00:01 {I} 61:05 {I}What?<turn|>\n<|turn>model\n"
     conversation = read_conversation([llm.user("What?", VIDEO)])
-    assert ENCODER.encode(conversation.messages) == TOKENIZER.encode(text)
+    assert ENCODER.encode(conversation.messages) == theirs().encode(text, add_special_tokens=False)
 
 
 @pytest.mark.parametrize(

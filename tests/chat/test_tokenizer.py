@@ -11,7 +11,7 @@ from llm_diffusiongemma.chat.output import ReplyReader
 from llm_diffusiongemma.chat.tokenizer import MARKERS, ChatTokenizer, table_decoder, token_bytes
 from llm_diffusiongemma.errors import CheckpointError, ConstraintError
 
-from ..tokenizers import HOSTILE, KINDS, TEXTS, load, ours, theirs
+from ..tokenizers import HOSTILE, KINDS, TEXTS, PanicException, load, ours, theirs
 
 # SentencePiece has no way to write its sign for a blank.
 PLAIN = [text for text in TEXTS if text not in HOSTILE and "<mask>" not in text and "▁" not in text]
@@ -57,11 +57,6 @@ def test_control_tokens_are_the_special_ones_and_the_markers(tokenizer: ChatToke
 
 
 def test_a_panic_of_the_library_is_said() -> None:
-    """It is no `Exception`: whoever catches those sees it pass."""
-
-    class PanicException(BaseException):
-        pass
-
     class Backend:
         def encode(self, *_: Any, **__: Any) -> Any:
             raise PanicException("index out of bounds")
@@ -104,6 +99,14 @@ def test_what_looks_like_a_byte_or_a_blank_is_told_apart() -> None:
     assert table[names["<0xZZ>"]] == b"<0xZZ>"
     assert table[names["▁<0x41>"]] == b" <0x41>"
     assert (table[names["\n\n"]], table[names["▁▁"]], table[names["</b>"]]) == (b"\n\n", b"  ", b"</b>")
+
+
+def test_an_added_token_stands_for_what_it_says() -> None:
+    """It is no spelling of bytes."""
+    tokenizer = load("byte level")
+    tokenizer.backend.add_tokens(["☃ Ġ"])
+    assert tokenizer.decode([2816]) == "☃ Ġ"
+    assert token_bytes(tokenizer)[2816] == "☃ Ġ".encode()
 
 
 def test_a_character_over_several_tokens_is_read_as_one(tokenizer: ChatTokenizer) -> None:

@@ -346,17 +346,17 @@ def test_a_thought_of_nonsense_leads_to_a_text_all_the_same() -> None:
 @functools.cache
 def embedded() -> tuple[Any, Any, list[bytes | None]]:
     tokenizer = ours()
-    return load_model(EMBEDDED_CHECKPOINT, CPU).model, tokenizer, token_bytes(tokenizer)
+    return load_model(EMBEDDED_CHECKPOINT, CPU), tokenizer, token_bytes(tokenizer)
 
 
 @pytest.mark.parametrize("pattern", [PATTERNS[0], PATTERNS[1], r"yes|no|unsure"])
 def test_the_embedded_checkpoint_keeps_to_it_on_a_prompt_it_has_never_seen(pattern: str) -> None:
-    model, tokenizer, table = embedded()
-    eos = tuple(model.generation_config.eos_token_id)
-    vocabulary = vocabulary_of(table, eos=eos, size=model.config.text_config.vocab_size)
+    loaded, tokenizer, table = embedded()
+    eos = tuple(loaded.generation.eos_token_id)
+    vocabulary = vocabulary_of(table, eos=eos, size=loaded.network.size)
     automaton = build(regex_language(pattern), vocabulary)
     prompt = tokenizer.encode("What do the birds think of the price of tea?")
-    pipeline = pipeline_of(network_of(model), eos)
+    pipeline = pipeline_of(loaded.network, eos)
     result = reply(pipeline, TextConstraint(automaton, CPU), max_tokens=300, prompt=prompt, steps=6)
     text = text_of(table, result.tokens)
     assert regex_language(pattern).accepts(text), text
