@@ -44,7 +44,7 @@ class Experts:
         A token's results are added in the order of `chosen`, so that two runs are equal bit for bit.
         """
         by_expert, order = chosen.flatten().sort(stable=True)  # [n k]
-        rows = x[order // chosen.shape[1]]  # [n k, H], those of an expert together
+        rows = x.index_select(0, order // chosen.shape[1])  # [n k, H], those of an expert together
         results = self._grouped(rows, by_expert) if self._is_grouped else self._one_by_one(rows, by_expert)
         back = torch.empty_like(results).index_copy_(0, order, results)
         return (back.view(*chosen.shape, -1) * weights[..., None]).sum(1).to(x.dtype)
