@@ -293,7 +293,7 @@ def generate(bench: Bench) -> Result:
     model = transformers_of(bench.network, config)
     model.generation_config.eos_token_id = [config.text_config.vocab_size]  # nothing ends a reply
     model.generation_config.pad_token_id = 0
-    prompt = bench.tokens(1024)
+    prompt = bench.tokens(128 if bench.is_tiny else 1024)
     settings = settings_of(bench.steps)
 
     def theirs() -> float:
