@@ -38,7 +38,7 @@ def waits(bench: Bench) -> Result:
                 call()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        waited = [warning for warning in caught if "synchroniz" in str(warning.message)]
+        waited = [each for each in caught if str(each.message).startswith("called a synchronizing")]
         found[name] = dict(Counter(f"{Path(w.filename).name}:{w.lineno}" for w in waited))
     return found
 

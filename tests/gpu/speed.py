@@ -92,7 +92,7 @@ def machine(bench: Bench) -> Result:
     source = torch.empty(2 * GIB if bench.on_card else 2**24, dtype=torch.uint8, device=bench.device).random_(256)
     target = torch.empty_like(source)
     bench.copy_rate = 2 * source.nbytes / bench.ms(lambda: target.copy_(source)) * 1e3
-    n = 8192 if bench.on_card else 512
+    n = 8192 if bench.on_card else 256
     a, b = (torch.randn(n, n, device=bench.device).bfloat16() for _ in range(2))
     matmul_ms = bench.ms(lambda: a @ b)
     small = torch.zeros(16, device=bench.device)
@@ -248,7 +248,7 @@ def encoder_seconds(bench: Bench) -> Iterator[list[float]]:
 def graph(bench: Bench) -> Result:
     """A step as one captured graph, what the card needs with the host out of the way; then without a part."""
     found: Result = {}
-    for context in (256, 1024) if bench.is_tiny else (256, 1024, 8192):
+    for context in (256,) if bench.is_tiny else (256, 1024, 8192):
         forward = Denoiser(bench, context)
         step = Step(forward)
         for name, call in (("forward", forward), ("step", step)):
@@ -293,7 +293,7 @@ def generate(bench: Bench) -> Result:
     model = transformers_of(bench.network, config)
     model.generation_config.eos_token_id = [config.text_config.vocab_size]  # nothing ends a reply
     model.generation_config.pad_token_id = 0
-    prompt = bench.tokens(1024)
+    prompt = bench.tokens(128 if bench.is_tiny else 1024)
     settings = settings_of(bench.steps)
 
     def theirs() -> float:
