@@ -113,15 +113,3 @@ def prompt_of(length: int, vocab_size: int = 96, seed: int = 0) -> list[int]:
     """Random tokens, none of them special to a tiny model."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(9, vocab_size, (length,), generator=generator).tolist()
-
-
-class UpstreamRandomness:
-    """The random numbers of transformers' `generate`: its calls, in its order, on the global RNG."""
-
-    def uniform_tokens(self, canvas_length: int, vocab_size: int, device: torch.device) -> torch.Tensor:
-        return torch.randint(0, vocab_size, (1, canvas_length), device=device)[0]
-
-    def draw_tokens(
-        self, logits: torch.Tensor, log_normaliser: torch.Tensor, positions: torch.Tensor
-    ) -> torch.Tensor:
-        return torch.multinomial(logits.softmax(-1), num_samples=1)[:, 0][positions]
