@@ -313,10 +313,13 @@ def test_draws_reach_all_of_a_large_vocabulary() -> None:
     assert scipy.stats.kstest((tokens % 512) / 512, "uniform").pvalue > 0.01
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 40])
 @pytest.mark.parametrize("vocab_size", [96, 97, 1024, 4096])
-def test_a_token_without_probability_is_never_drawn(vocab_size: int) -> None:
+def test_a_token_without_probability_is_never_drawn(
+    vocab_size: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor at the ends of the range of uniform numbers, nor where a part of the vocabulary has none at all."""
+    monkeypatch.setattr(sampler_module, "CHUNK_BYTES_CPU", chunk_bytes)
     shares = torch.zeros(vocab_size, dtype=torch.float64)
     possible = torch.tensor([vocab_size // 8, vocab_size // 3, vocab_size // 3 + 1, vocab_size - 2])
     shares[possible] = torch.tensor([0.3, 1e-30, 1e-7, 0.7], dtype=torch.float64)
