@@ -258,7 +258,9 @@ def test_a_broken_promise_is_an_error() -> None:
 
 def test_a_reply_that_breaks_it_is_not_logged(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = get_engine(llm.get_model(TINY).entry).engine
-    monkeypatch.setattr(engine, "hold_to", lambda form: None)
+    hold_to, another = engine.hold_to, read_form(None, "z{3}", None)
+    assert another is not None
+    monkeypatch.setattr(engine, "hold_to", lambda form: hold_to(another))
     result = llm_command("-m", TINY, "-o", "regex", "q{40}", UNSEEN)
     assert result.exit_code == 1
     assert "bug" in result.stderr

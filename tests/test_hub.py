@@ -28,6 +28,7 @@ import llm
 import pytest
 import torch
 from huggingface_hub.utils import WeakFileLock
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from llm_diffusiongemma import hub as hub_module
@@ -1299,12 +1300,16 @@ def test_no_home(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_variables_that_huggingface_hub_cannot_be_imported_with(
-    llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+    llm_command: Llm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Nor can transformers, for any model."""
+    """Nor can transformers, for an image to any model. Text to the embedded one needs neither."""
     monkeypatch.setenv("HF_ENDPOINT", "http://[::1")
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "soon")
     process = llm_command.process("-m", TINY, QUESTION)
+    finish(process)
+    assert process.returncode == 0
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    process = llm_command.process("-m", TINY, QUESTION, "-a", str(tmp_path / "image.png"))
     _, errors = finish(process)
     assert process.returncode == 1
     assert "Correct or unset HF_ENDPOINT or HF_HUB_DOWNLOAD_TIMEOUT." in errors
