@@ -280,11 +280,11 @@ def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> 
 
     The queries that share a key head become its rows: exact without a mask, and no head is repeated.
     """
-    n, heads, width = queries.shape
+    n, _, width = queries.shape
     groups = len(keys)
     rows = queries.view(n, groups, -1, width).permute(1, 2, 0, 3).reshape(1, groups, -1, width)
     result = F.scaled_dot_product_attention(rows, keys[None], values[None], scale=1.0)
-    return result.view(heads, n, width).transpose(0, 1).reshape(n, -1)
+    return _in_rows(result.view(groups, -1, n, width))
 
 
 def _attend_causally(
@@ -295,5 +295,9 @@ def _attend_causally(
     groups, seen, _ = keys.shape
     rows = queries.transpose(0, 1).view(groups, -1, n, width)
     keys, values = (each[:, None].expand(groups, heads // groups, seen, width) for each in (keys, values))
-    result = F.scaled_dot_product_attention(rows, keys, values, mask, is_causal=mask is None, scale=1.0)
-    return result.reshape(heads, n, width).transpose(0, 1).reshape(n, -1)
+    return _in_rows(F.scaled_dot_product_attention(rows, keys, values, mask, is_causal=mask is None, scale=1.0))
+
+
+def _in_rows(attended: torch.Tensor) -> torch.Tensor:
+    """`[K, Q / K, n, D]`, which a kernel may have laid out in memory as it likes, to `[n, Q D]`."""
+    return attended.permute(2, 0, 1, 3).reshape(attended.shape[2], -1)
