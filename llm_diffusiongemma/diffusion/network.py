@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .experts import Experts, gelu_gate
 
@@ -27,6 +28,10 @@ Mode = Literal["encode", "denoise"]
 
 DECODER = "model.decoder."
 ENCODER_LAYERS = "model.encoder.language_model.layers."
+
+# Whatever the host program prefers. Not cuDNN's, which plans anew for each number of keys, so at each canvas of a
+# context below the window: two seconds on an H200, and then no faster.
+ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class _Rotation(NamedTuple):
@@ -202,6 +207,7 @@ class Network:
         """Sums of the embeddings of some of the vocabulary: weights fp32 `[n, len(tokens)]` to fp32 `[n, H]`."""
         return (weights.to(self.dtype) @ self._embedding[tokens]).float()
 
+    @sdpa_kernel(ATTENTION_KERNELS)
     def _run(self, x: torch.Tensor, mode: Mode, cache: KVCache, spans: Sequence[range] = ()) -> torch.Tensor:
         """Through all layers, `[n, H]` to `[n, H]`. Encoding ends with the keys and values of the last one."""
         positions = torch.arange(cache.length, cache.length + len(x), device=x.device)
