@@ -79,12 +79,12 @@ class ConstraintError(DiffusionGemmaError, ValueError):
 
 
 class NotANumberError(DiffusionGemmaError, ArithmeticError):
-    """The network's output is NaN or infinite."""
+    """What the network or its vision tower puts out is NaN or infinite."""
 
-    def __init__(self) -> None:
+    def __init__(self, of: str = "The network's output") -> None:
         super().__init__(
-            "The network's output is not a number, so no reply can be made of it. The weights may be "
-            "damaged, or too large for their format on this device."
+            f"{of} is not a number, so no reply can be made of it. The weights may be damaged, or too large for "
+            "their format on this device."
         )
 
 

@@ -349,8 +349,20 @@ def test_an_image_for_a_damaged_tower_is_a_sentence_and_text_works(
     message = llm_command.fails(*asked)
     assert f"missing weights ({dropped})" in message
     assert str(own_folder) in message
+    assert "LLM_DIFFUSIONGEMMA_MODEL names the folder" in message
     assert llm_command.ok("-m", FULL, "What is a canvas?", "-o", "seed", "1").startswith("A canvas is")
     assert llm_command.fails(*asked) == message
+
+
+def test_an_image_that_a_tower_makes_no_numbers_of_spoils_no_other_reply(
+    llm_command: Llm, own_folder: Path, picture: Path
+) -> None:
+    weights = load_file(own_folder / "model.safetensors")
+    weights["model.encoder.embed_vision.embedding_projection.weight"] *= float("nan")
+    save_file(weights, own_folder / "model.safetensors")
+    message = llm_command.fails("-m", FULL, "What colour is this image?", "-a", str(picture))
+    assert "What the vision tower makes of an image is not a number" in message
+    assert llm_command.ok("-m", FULL, "What is a canvas?", "-o", "seed", "1").startswith("A canvas is")
 
 
 def test_a_short_run_of_the_attack_on_checkpoints(

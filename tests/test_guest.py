@@ -30,7 +30,7 @@ from PIL import Image
 from llm_diffusiongemma.backends import engine as engine_module
 from llm_diffusiongemma.backends import forks
 from llm_diffusiongemma.backends.engine import get_engine
-from llm_diffusiongemma.errors import DeviceError, DiffusionGemmaError
+from llm_diffusiongemma.errors import DeviceError
 from llm_diffusiongemma.grammar.scalars import bounded_number
 from llm_diffusiongemma.interrupts import Command
 
@@ -238,17 +238,27 @@ def test_the_program_may_change_its_folder(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a folder in use can't be removed there")
-def test_a_current_folder_that_is_gone_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Importing transformers asks for it, and said FileNotFoundError without a name. Text needs none of it."""
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    engine_module._import_libraries.cache_clear()
-    engine_module.import_vision.cache_clear()
-    model = llm.get_model(TINY)
-    with pytest.raises(DiffusionGemmaError, match="current folder is gone"):
-        reply(model, attachments=[picture()])
-    assert reply(model)[0]
+def test_a_current_folder_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
+    """Importing transformers asks for it, and said FileNotFoundError without a name. MKL asks at its first large
+    product, and ended the process."""
+    code = (
+        "import llm, os, pathlib\n"
+        f"model = llm.get_model('{TINY}')\n"
+        "gone = pathlib.Path('gone'); gone.mkdir(); os.chdir(gone); os.rmdir('../gone')\n"
+        "def ask(**more):\n"
+        "    try: return model.prompt('What is a canvas?', seed=1, **more).text()\n"
+        "    except Exception as error: return f'{type(error).__name__}: {error}'\n"
+        "print(ask())\n"
+        f"os.chdir({str(tmp_path)!r}); print(ask())\n"
+        "gone.mkdir(); os.chdir(gone); os.rmdir('../gone'); print(ask())\n"
+        f"print(ask(attachments=[llm.Attachment(content={picture().content!r})]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    first, second, third, with_image = done.stdout.splitlines()
+    assert first.startswith("DiffusionGemmaError: The current folder is gone")
+    assert second == third  # what is loaded needs it no more
+    assert second.startswith("A canvas is")
+    assert with_image.startswith("DiffusionGemmaError: The current folder is gone")
 
 
 def test_where_llm_can_make_no_folder_a_form_is_held_to(monkeypatch: pytest.MonkeyPatch) -> None:

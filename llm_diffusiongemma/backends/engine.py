@@ -60,8 +60,8 @@ class Engine:
         from ..diffusion.vision import ImageReader
 
         # It is read from with the first picture, and the program may be in another folder by then.
-        folder = folder.absolute()
-        self.image_reader = ImageReader(folder, loaded.config, loaded.dtype, loaded.device)
+        self.folder = folder.absolute()
+        self.image_reader = ImageReader(self.folder, loaded.config, loaded.dtype, loaded.device)
         self.loaded = loaded
         self.pipeline = BlockDiffusionPipeline(
             loaded.network,
@@ -207,14 +207,25 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
         return Ready(engine, checkpoint.resolved_model, 0.0)
     check_size(checkpoint.weight_bytes)
     started = time.perf_counter()
-    try:
-        with indivisible(), _no_garbage_collection(stop.owns_process), isolated():
-            engine = Engine.load(checkpoint.folder, device, stop.check)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}\n{hub.how_to_mend(entry.source, checkpoint.folder)}") from error
+    with (
+        telling_how_to_mend(entry.source, checkpoint.folder),
+        indivisible(),
+        _no_garbage_collection(stop.owns_process),
+        isolated(),
+    ):
+        engine = Engine.load(checkpoint.folder, device, stop.check)
     # What is in the cache is whole, whenever somebody interrupts.
     _engines[key] = engine
     return Ready(engine, checkpoint.resolved_model, import_seconds + time.perf_counter() - started)
+
+
+@contextmanager
+def telling_how_to_mend(source: str | Path, folder: Path) -> Iterator[None]:
+    """What is wrong with a checkpoint's folder is said with the way out for where it came from."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}\n{hub.how_to_mend(source, folder)}") from error
 
 
 def _check_cuda_after_fork(device: str | None) -> None:
@@ -240,6 +251,7 @@ def _lost_by_fork(device_type: str) -> DeviceError:
 
 @cache
 def _import_libraries(owns_process: bool) -> None:
+    _check_current_folder()
     with importing("engine"), _no_garbage_collection(owns_process):
         import tokenizers  # noqa: F401
 
@@ -248,23 +260,29 @@ def _import_libraries(owns_process: bool) -> None:
 
 @cache
 def import_vision(owns_process: bool) -> None:
-    """What the first image of a process needs besides. Text needs none of it.
-
-    Raises `DiffusionGemmaError` where it can't be imported.
-    """
+    """What the first image of a process needs besides. Raises `DiffusionGemmaError` where it can't be imported."""
     from ..diffusion import vision
 
     # transformers asks for both when it is imported, and raises whatever comes.
     hub.check_environment()
+    _check_current_folder()
+    with importing("vision"), _no_garbage_collection(owns_process):
+        vision.import_libraries()
+
+
+def _check_current_folder() -> None:
+    """transformers asks for it when it is imported. MKL does at its first large product, and without one it ends
+    the process.
+
+    Raises `DiffusionGemmaError`.
+    """
     try:
         os.getcwd()
     except OSError as error:
         raise DiffusionGemmaError(
-            "The current folder is gone or can't be read, and transformers, which images need, can't be imported "
+            "The current folder is gone or can't be read, and the libraries that a model needs can't be loaded "
             "without one. Change to another folder."
         ) from error
-    with importing("vision"), _no_garbage_collection(owns_process):
-        vision.import_libraries()
 
 
 @contextmanager
@@ -289,8 +307,8 @@ def _no_garbage_collection(owns_process: bool) -> Iterator[None]:
 
 @cache
 def _freeze_at_the_end() -> None:
-    """Python ends by looking through all the objects of torch for garbage once more, which would
-    be a fifth of a short command."""
+    """Python ends by looking through all the objects of torch for garbage once more, which would be a fifth of a
+    short command."""
     atexit.register(gc.freeze)
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import llm
@@ -19,7 +20,7 @@ from ..chat.messages import Conversation, read_conversation
 from ..chat.output import THOUGHT_CLOSES, ReplyReader
 from ..diffusion.request import ConstrainedText, Part, Prompt, Request, Text, Thought
 from ..options import DEFAULT_MAX_TOKENS, Options
-from .engine import Engine, ReentrantLock, get_engine, import_vision
+from .engine import Engine, ReentrantLock, get_engine, import_vision, telling_how_to_mend
 from .forks import importing
 from .form import Form, read_form
 from .isolation import isolated, isolated_numbers
@@ -38,6 +39,7 @@ FRAME_SOFT_TOKENS = 70
 class _Asked:
     """What all attempts at a reply have in common."""
 
+    source: str | Path
     engine: Engine
     options: Options
     seed: int
@@ -67,7 +69,7 @@ class LocalReply:
         stop.check()
         self._ready = get_engine(entry, stop)
         self._seed = options.seed if options.seed is not None else secrets.randbits(32)
-        asked = _Asked(self._ready.engine, options, self._seed, stop)
+        asked = _Asked(entry.source, self._ready.engine, options, self._seed, stop)
         with isolated():
             prompts = _PromptReader(asked, conversation, turn)
             # What can't be guaranteed is refused before anything is written.
@@ -164,7 +166,8 @@ class _PromptReader:
     def _cut(self, picture: Picture) -> Patches:
         engine, options = self._asked.engine, self._asked.options
         soft_tokens = options.image_tokens or (FRAME_SOFT_TOKENS if picture.timestamp else None)
-        return engine.image_reader.cut(picture.image, soft_tokens)
+        with telling_how_to_mend(self._asked.source, engine.folder):
+            return engine.image_reader.cut(picture.image, soft_tokens)
 
     def read(self, form: Form | None = None) -> Prompt:
         """The prompt of a free reply, or of one that is held to a form."""
@@ -220,7 +223,7 @@ class _Attempt:
         self.blocks: list[BlockReport] = []
         self.seconds = 0.0
         self.text = ""
-        self._engine = asked.engine
+        self._engine, self._source = asked.engine, asked.source
         options = asked.options
         settings = SamplerSettings.from_generation_config(
             asked.engine.loaded.generation,
@@ -244,7 +247,8 @@ class _Attempt:
 
         try:
             while True:
-                with self._engine.at_work():
+                # An image may be what first asks for the vision tower.
+                with self._engine.at_work(), telling_how_to_mend(self._source, self._engine.folder):
                     started = time.perf_counter()
                     try:
                         record = next(self._records, None)

@@ -133,6 +133,8 @@ class _TokenizerConfig(Document):
     sep_token: TokenText | None = None
     cls_token: TokenText | None = None
     extra_special_tokens: Annotated[list[TokenText], BeforeValidator(_as_texts)] = Field(default_factory=list)
+    # Its name before transformers 5.
+    additional_special_tokens: Annotated[list[TokenText], BeforeValidator(_as_texts)] = Field(default_factory=list)
     added_tokens_decoder: dict[Annotated[str, Field(pattern=r"^\d{1,7}$")], _AddedToken] | None = None
     chat_template: Annotated[list[_NamedTemplate], BeforeValidator(_as_templates)] = Field(default_factory=list)
 
@@ -320,7 +322,7 @@ def _add_tokens(tokenizer: Tokenizer, settings: _TokenizerConfig, document: _Tok
         added.special = added.special or added.content in names
         tokens.append(added)
     known = {token.content for token in (*tokens, *tokenizer.get_added_tokens_decoder().values())}
-    others = dict.fromkeys((*names, *settings.extra_special_tokens))
+    others = dict.fromkeys((*names, *settings.extra_special_tokens, *settings.additional_special_tokens))
     tokens += [AddedToken(text, special=True) for text in others if text not in known]
     tokenizer.add_tokens(tokens)
 

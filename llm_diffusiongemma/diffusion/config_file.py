@@ -108,7 +108,7 @@ class TextConfig(_OtherFeatures):
     rope_parameters: _RopeByLayerType | None = None
     hidden_activation: Activation = "gelu_pytorch_tanh"
     rms_norm_eps: float = Field(default=1e-6, ge=0, le=1)
-    final_logit_softcapping: Annotated[float, Field(gt=1e-3, le=1e6)] | None = 30.0
+    final_logit_softcapping: Annotated[float, Field(gt=1e-3, le=1e3)] | None = 30.0
     use_bidirectional_attention: Literal["vision"] | None = None
     attention_bias: Literal[False] = False
     tie_word_embeddings: Literal[True] = True

@@ -38,6 +38,9 @@ PER_EXPERT_TENSOR = re.compile(r"\.experts\.\d+\.")
 
 ENCODER = "model.encoder.language_model."
 HEAD = "lm_head.weight"
+TEXT_NETWORK = (DECODER, ENCODER, "lm_head.")
+# What follows from the config may have been saved all the same.
+BUFFER = re.compile(r"\binv_freq$|_inv_freq$|\bembed_scale$")
 EMBEDDING = f"{DECODER}embed_tokens.weight"
 
 
@@ -86,6 +89,10 @@ def load_model(folder: Path, device: torch.device, check_wanted: Callable[[], No
     own_scales = [name for name in expected if name.startswith(ENCODER) and name not in weights.tensors]
     weights.refuse_misfits({"no scales for the encoder, which would read with the decoder's": own_scales})
     found = weights.find(expected, _also_called)
+    # A bias, a scale, what another network has: without them this would compute something else.
+    known = {each for name in expected for each in (name, *_also_called(name))}
+    surplus = [name for name in weights.tensors if name.startswith(TEXT_NETWORK) and name not in known]
+    weights.refuse_misfits({"weights that it has no use for": [n for n in surplus if not BUFFER.search(n)]})
     named = config.dtype or config.torch_dtype
     dtype = getattr(torch, named) if named else FLOATS[found[EMBEDDING][0].dtype]
     # The network has no use for more than fp32.

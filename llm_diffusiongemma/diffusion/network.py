@@ -29,6 +29,9 @@ Mode = Literal["encode", "denoise"]
 DECODER = "model.decoder."
 ENCODER_LAYERS = "model.encoder.language_model.layers."
 
+# fp16 ends at 65,504, and a block of the vocabulary may have 32,768 tokens of weight 1.
+FP16_HEADROOM = 2.0**-7
+
 # Whatever the host program prefers. Not cuDNN's, which plans anew for each number of keys, so at each canvas of a
 # context below the window: two seconds on an H200, and then no faster.
 ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -205,7 +208,10 @@ class Network:
 
     def mix(self, weights: torch.Tensor, tokens: slice) -> torch.Tensor:
         """Sums of the embeddings of some of the vocabulary: weights fp32 `[n, len(tokens)]` to fp32 `[n, H]`."""
-        return (weights.to(self.dtype) @ self._embedding[tokens]).float()
+        embeddings = self._embedding[tokens]
+        if self.dtype == torch.float16:
+            return ((weights * FP16_HEADROOM).to(self.dtype) @ embeddings).float() / FP16_HEADROOM
+        return (weights.to(self.dtype) @ embeddings).float()
 
     @sdpa_kernel(ATTENTION_KERNELS)
     def _run(self, x: torch.Tensor, mode: Mode, cache: KVCache, spans: Sequence[range] = ()) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import DeviceMemoryError
+from ..errors import DeviceMemoryError, NotANumberError
 from .devices import is_out_of_memory
 from .kv_cache import KVCache
 from .prefix_cache import EncodedPrefix, PrefixCache
@@ -144,7 +144,7 @@ class BlockDiffusionPipeline:
                     self._prefill(request.prompt, prefix, should_stop)
                     if len(prefix) < len(request.prompt.token_ids):
                         return
-                else:
+                elif unread:
                     self._encode(unread, unread, prefix)
                 encoded_tokens = len(prefix) - before
 
@@ -179,6 +179,9 @@ class BlockDiffusionPipeline:
                     part, *later = later
                 room = room.after(len(piece.tokens))
                 unread = piece.tokens
+        except NotANumberError:
+            prefix = None  # other replies would begin with what may be in there
+            raise
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

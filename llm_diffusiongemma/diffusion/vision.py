@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 
 from ..documents import Document, refuse_unless
-from ..errors import CheckpointError, ImageError
+from ..errors import CheckpointError, ImageError, NotANumberError
 from ..layout import IMAGE_FILES, check_document, is_here, read_json
 from ..wording import quoted
 from .config_file import Positive, VisionConfig
@@ -155,12 +155,18 @@ class _Tower:
 
     @torch.no_grad()
     def __call__(self, image: Patches) -> torch.Tensor:
-        """`[soft tokens, H]`. One image at a time: as a batch all would be padded to the largest."""
+        """`[soft tokens, H]`. One image at a time: as a batch all would be padded to the largest.
+
+        Raises `NotANumberError`.
+        """
         device = self._projection.device
         pixels, positions = image.pixels[None].to(device), image.positions[None].to(device)
         seen = self._tower(pixel_values=pixels, pixel_position_ids=positions).last_hidden_state
         normed = F.rms_norm(seen, seen.shape[-1:], None, self._eps)
-        return F.linear(normed, self._projection)
+        soft_tokens = F.linear(normed, self._projection)
+        if not soft_tokens.isfinite().all():
+            raise NotANumberError("What the vision tower makes of an image")
+        return soft_tokens
 
 
 def _load_tower(

@@ -131,7 +131,8 @@ class Weights:
             for stored in copies:
                 copy = torch.empty_like(places[name])
                 _fill(copy, stored, staging)
-                if not torch.equal(copy, places[name]):
+                # As bytes: a number that is none equals nothing.
+                if not torch.equal(copy.view(torch.uint8), places[name].view(torch.uint8)):
                     raise CheckpointError(
                         f"{quoted(self.folder)} holds weights as {quoted(first.name)} and others as "
                         f"{quoted(stored.name)}, which this model shares. Use another checkpoint."

@@ -171,7 +171,8 @@ def test_a_network_of_other_tokens(network: dict[str, Any], words: str, folder: 
     assert_refused(folder, replace(EMBEDDED_TOKENS, **network), words)
 
 
-def test_an_added_token_behind_a_vocabulary_with_a_hole(folder: Path) -> None:
+@pytest.mark.parametrize("key", ["extra_special_tokens", "additional_special_tokens"])
+def test_an_added_token_behind_a_vocabulary_with_a_hole(key: str, folder: Path) -> None:
     """There are no more tokens than the network has rows, and yet an id that it has none for."""
 
     def dig(tokenizer: dict[str, Any]) -> None:
@@ -181,7 +182,7 @@ def test_an_added_token_behind_a_vocabulary_with_a_hole(folder: Path) -> None:
         tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": token_id + 1, "content": last})
 
     change(folder / "tokenizer.json", dig)
-    change(folder / "tokenizer_config.json", lambda c: c.update(extra_special_tokens=["<more>"]))
+    change(folder / "tokenizer_config.json", lambda c: c.update({key: ["<more>"]}))
     assert_refused(folder, EMBEDDED_TOKENS, "has 2,817 tokens and the network 2,816")
 
 

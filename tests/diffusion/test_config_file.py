@@ -75,6 +75,7 @@ def spoiled(file: str, place: str, value: Any, folder: Path) -> Path:
         ("text_config.per_layer_config", {"9": {}}, "of layers that there are"),
         ("text_config.per_layer_config", [], "per_layer_config is"),
         ("text_config.final_logit_softcapping", 0, "final_logit_softcapping is 0"),
+        ("text_config.final_logit_softcapping", 1e4, "final_logit_softcapping is 10000.0"),
         ("text_config.final_logit_softcapping", float("inf"), "final_logit_softcapping is inf"),
         ("text_config.rms_norm_eps", float("nan"), "rms_norm_eps is nan"),
         ("text_config.max_position_embeddings", 2**63, "max_position_embeddings is 9223372036854775808"),

@@ -20,7 +20,7 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion import loading, weights
 from llm_diffusiongemma.diffusion.config_file import ConfigFile
-from llm_diffusiongemma.diffusion.loading import load_model
+from llm_diffusiongemma.diffusion.loading import EMBEDDING, load_model
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.sampler import SamplerSettings
 from llm_diffusiongemma.errors import (
@@ -360,6 +360,37 @@ def test_extra_weights_are_let_through(checkpoint: Path) -> None:
     """They make nothing random: a checkpoint may carry tensors for other programs."""
     change_weights(checkpoint, lambda tensors: tensors.update({"model.extra.weight": torch.zeros(3)}))
     assert load_model(checkpoint, CPU).weight_bytes > 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.decoder.layers.0.self_attn.q_proj.bias",
+        "model.decoder.layers.0.mlp.up_proj.weight_scale",
+        "model.decoder.layers.1.self_attn.v_proj.weight",  # a full layer has none
+        "model.encoder.language_model.layers.0.per_layer_input_gate.weight",
+        "lm_head.bias",
+    ],
+)
+def test_weights_that_this_network_lacks_are_refused(name: str, checkpoint: Path) -> None:
+    """Without them it would compute something else than what was trained."""
+    change_weights(checkpoint, lambda tensors: tensors.update({name: torch.zeros(3)}))
+    refused(checkpoint, rf"weights that it has no use for \({name}\)")
+
+
+def test_saved_buffers_are_let_through(checkpoint: Path) -> None:
+    name = "model.decoder.rotary_emb.full_attention_inv_freq"
+    change_weights(checkpoint, lambda tensors: tensors.update({name: torch.zeros(3)}))
+    load_model(checkpoint, CPU)
+
+
+def test_copies_of_what_is_no_number_are_equal(checkpoint: Path) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[EMBEDDING][0] = float("nan")
+        tensors["lm_head.weight"] = tensors[EMBEDDING].clone()
+
+    change_weights(checkpoint, spoil)
+    load_model(checkpoint, CPU)
 
 
 def test_weights_of_another_size(checkpoint: Path) -> None:

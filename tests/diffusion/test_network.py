@@ -279,6 +279,18 @@ def test_short_floats_are_as_near_to_fp32_as_those_of_transformers(dtype: torch.
 
 
 @torch.no_grad()
+def test_in_fp16_sums_over_a_vague_block_of_the_vocabulary_do_not_overflow() -> None:
+    _, network = embedded(torch.float16)
+    embedding = dict(network.tensors())["model.decoder.embed_tokens.weight"]
+    before = embedding.clone()
+    try:
+        embedding.fill_(100.0)
+        mixed = network.mix(torch.ones(2, network.size), slice(0, network.size))
+    finally:
+        embedding.copy_(before)
+    assert torch.equal(mixed, torch.full_like(mixed, 100.0 * network.size))
+
+
 def test_every_weight_matters() -> None:
     """None that is read from a checkpoint is left out, but for what an encoder's last layer is spared."""
     network = network_of(random_model(**GLOBAL, layer_types=[SLIDING, FULL], num_hidden_layers=2)[0])

@@ -10,7 +10,7 @@ import torch
 
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
-from llm_diffusiongemma.diffusion.request import Prompt, Request
+from llm_diffusiongemma.diffusion.request import Part, Prompt, Request, Text
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
 from llm_diffusiongemma.errors import (
     ContextLengthError,
@@ -45,10 +45,11 @@ def start(
     drafts: bool = False,
     eos: Sequence[int] = (NEVER,),
     pad: int | None = 0,
+    parts: tuple[Part, ...] | None = None,
 ) -> Generator[Draft | Block, None, None]:
     pipeline = BlockDiffusionPipeline(network or shared_network(), eos_token_ids=eos, pad_token_id=pad)
     return pipeline.generate(
-        Request(Prompt(prompt), SETTINGS, max_tokens),
+        Request(Prompt(prompt), SETTINGS, max_tokens, parts or (Text(),)),
         randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
         drafts=drafts,
     )
@@ -164,6 +165,26 @@ def test_an_output_that_is_no_number_is_an_error() -> None:
     dict(network.tensors())["model.decoder.norm.weight"].fill_(float("nan"))
     with pytest.raises(NotANumberError):
         blocks_of(network)
+
+
+def test_what_is_no_number_stays_in_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other replies begin like this one, and would have failed with it to the end of the process."""
+    pipeline = BlockDiffusionPipeline(shared_network(), eos_token_ids=[NEVER], pad_token_id=0)
+    denoise = Network.denoise
+    monkeypatch.setattr(Network, "denoise", lambda *args: denoise(*args) * float("nan"))
+    randomness = GeneratorRandomness(torch.Generator().manual_seed(0))
+    with pytest.raises(NotANumberError):
+        list(pipeline.generate(Request(Prompt(PROMPT), SETTINGS, CANVAS), randomness=randomness))
+    assert pipeline.prefix_cache.take(PROMPT) is None
+
+
+def test_a_part_may_end_without_a_token() -> None:
+    """The next one begins where it began, with nothing more to read."""
+    network = network_of(shared_model())
+    dict(network.tensors())["model.decoder.norm.weight"].zero_()  # the first token is the most likely one
+    first, second = blocks_of(network, eos=[0], parts=(Text(), Text()))
+    assert (first.tokens, first.eos_token_id, first.finish_reason) == ([], 0, None)
+    assert (second.tokens, second.encoded_tokens, second.finish_reason) == ([], 0, "stop")
 
 
 def test_nothing_but_padding_ends_the_reply() -> None:
