@@ -243,10 +243,6 @@ class ConfigFile(Document):
             canvas_length=self.canvas_length,
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """What was in the file, for a class that has the same defaults."""
-        return self.model_dump(exclude_unset=True, exclude={"text_config": {"model_type"}})
-
 
 class _SamplerConfig(Document):
     cls_name: Literal["EntropyBoundSamplerConfig"] = Field(

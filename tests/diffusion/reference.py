@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import DiffusionGemmaModel, DynamicCache
+from transformers import DynamicCache
+
+from llm_diffusiongemma.tiny.train import CACHE_ARGUMENT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import DiffusionGemmaForBlockDiffusion
-
-# transformers 5.24 gave the KV cache's argument another name, and warns of the old one.
-CACHE_ARGUMENT = (
-    "cache" if "cache" in inspect.signature(DiffusionGemmaModel.forward).parameters else "past_key_values"
-)
 
 
 class Reference:

@@ -42,6 +42,11 @@ def spoiled(file: str, place: str, value: Any, folder: Path) -> Path:
     return folder
 
 
+def as_read(config: ConfigFile) -> dict[str, Any]:
+    """What of the file was understood, for a class that has the same defaults."""
+    return config.model_dump(exclude_unset=True, exclude={"text_config": {"model_type"}})
+
+
 @pytest.mark.parametrize(
     ("place", "value", "words"),
     [
@@ -158,7 +163,7 @@ def test_a_config_that_is_refused(place: str, value: Any, words: str, tmp_path: 
 )
 def test_a_config_that_is_taken(place: str, value: Any, tmp_path: Path) -> None:
     """What is not in the schema goes no further."""
-    config = read_config(spoiled("config.json", place, value, tmp_path)).to_dict()
+    config = as_read(read_config(spoiled("config.json", place, value, tmp_path)))
     names = "auto_map|_attn_implementation|transformers_weights|fusion_config|k_eq_v|per_layer_input|kv_shared"
     assert not re.search(names, json.dumps(config))
 
@@ -187,7 +192,7 @@ def test_what_transformers_writes_of_the_real_sizes(all_of_it: bool, tmp_path: P
     written = config.to_json_string(use_diff=not all_of_it)
     assert '"05"' in written
     (tmp_path / "config.json").write_text(written)
-    read = DiffusionGemmaConfig(**read_config(tmp_path).to_dict())
+    read = DiffusionGemmaConfig(**as_read(read_config(tmp_path)))
     assert read.text_config.to_dict() == config.text_config.to_dict()
     assert read.vision_config.to_dict() == config.vision_config.to_dict()
 
