@@ -23,6 +23,8 @@ from llm_diffusiongemma.diffusion.config_file import (
 )
 from llm_diffusiongemma.errors import CheckpointError
 
+from .tiny_models import as_read
+
 REMOVED = object()
 TOKENS = ("boi_token_id", "eoi_token_id", "image_token_id")
 
@@ -40,11 +42,6 @@ def spoiled(file: str, place: str, value: Any, folder: Path) -> Path:
         parent[key] = value
     (folder / file).write_text(json.dumps(document))
     return folder
-
-
-def as_read(config: ConfigFile) -> dict[str, Any]:
-    """What of the file was understood, for a class that has the same defaults."""
-    return config.model_dump(exclude_unset=True, exclude={"text_config": {"model_type"}})
 
 
 @pytest.mark.parametrize(

@@ -81,11 +81,13 @@ def transformers_of(network: Network, config: ConfigFile) -> Any:
     """transformers' model of the same weights, in the same memory. Its vision tower has none."""
     from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
+    from ..diffusion.tiny_models import as_read
+
     default = torch.get_default_dtype()
     torch.set_default_dtype(network.dtype)  # as from_pretrained does it: rotary frequencies stay fp32
     try:
         with _parameters_without_memory():
-            model = DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig(**config.to_dict())).eval()
+            model = DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig(**as_read(config))).eval()
     finally:
         torch.set_default_dtype(default)
     left_out = model.load_state_dict(dict(network.tensors()), strict=False, assign=True)
