@@ -1,14 +1,14 @@
-"""Which models there are. So far the two built-in ones."""
+"""Which models there are, and where their weights come from. So far the built-in ones. No torch."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-FULL_REPO = "google/diffusiongemma-26B-A4B-it"
-#: Of its weight files, which is what they take in memory.
-FULL_WEIGHT_BYTES = 51_600_000_000
+Representation = Literal["bf16", "fp8", "nvfp4"]
+"""In which numbers a network's experts, nine tenths of it, are stored."""
 
 #: The trained network that comes with the package, in the layout of a Hub repository.
 EMBEDDED_CHECKPOINT = Path(__file__).parent / "tiny" / "checkpoint"
@@ -17,19 +17,44 @@ EMBEDDED_CHECKPOINT = Path(__file__).parent / "tiny" / "checkpoint"
 MODEL_VARIABLE = "LLM_DIFFUSIONGEMMA_MODEL"
 #: The device that models run on, for example "cuda:1" or "cpu".
 DEVICE_VARIABLE = "LLM_DIFFUSIONGEMMA_DEVICE"
+#: The most that this plugin may take of a device, for example "24GiB".
+MEMORY_VARIABLE = "LLM_DIFFUSIONGEMMA_MEMORY"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights are from: a Hub repository ("owner/name"), or a folder in the same layout."""
+
+    where: str | Path
+    representation: Representation | None = None
+    """None until its config says it."""
+    weight_bytes: int | None = None
+    """About how large a repository's weights are, to judge this machine by where the Hub can't be asked."""
+    revision: str | None = None
+    """A branch, tag or commit of a repository; None for the newest that is here, or there is."""
+
+    def __str__(self) -> str:
+        return str(self.where)
+
+
+#: The same network in three representations, the most exact first.
+HUB_SOURCES = (
+    Source("google/diffusiongemma-26B-A4B-it", "bf16", 51_648_000_000),
+    Source("RedHatAI/diffusiongemma-26B-A4B-it-FP8-dynamic", "fp8", 27_198_000_000),
+    Source("nvidia/diffusiongemma-26B-A4B-it-NVFP4", "nvfp4", 18_818_000_000),
+)
+FULL_REPO = "google/diffusiongemma-26B-A4B-it"
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model that `llm` can run: its name, and where its weights are."""
+    """A model that `llm` can run: its name, and where its weights may come from."""
 
     model_id: str
-    source: str | Path
-    """A Hub repository ("owner/name"), or a folder with a checkpoint in the same layout."""
+    sources: tuple[Source, ...]
+    """One, or the same network in several representations, the most exact first: then the machine decides."""
     device: str | None = None
     """A torch device; None takes the best there is."""
-    weight_bytes: int | None = None
-    """About how large a repository's weights are, to judge this machine by where the Hub can't be asked."""
 
     def __str__(self) -> str:
         """How `llm models` shows it."""
@@ -40,8 +65,9 @@ def built_in() -> tuple[ModelEntry, ...]:
     """The built-in models, with what the environment says. Touches no file."""
     own_folder = os.environ.get(MODEL_VARIABLE, "").strip()
     device = os.environ.get(DEVICE_VARIABLE, "").strip() or None
-    if own_folder:
-        full = ModelEntry("diffusiongemma", Path(os.path.expanduser(own_folder)), device)
-    else:
-        full = ModelEntry("diffusiongemma", FULL_REPO, device, FULL_WEIGHT_BYTES)
-    return full, ModelEntry("diffusiongemma-tiny", EMBEDDED_CHECKPOINT, device)
+    own = (Source(Path(os.path.expanduser(own_folder))),) if own_folder else None
+    return (
+        ModelEntry("diffusiongemma", own or HUB_SOURCES, device),
+        *(ModelEntry(f"diffusiongemma-{source.representation}", (source,), device) for source in HUB_SOURCES),
+        ModelEntry("diffusiongemma-tiny", (Source(EMBEDDED_CHECKPOINT),), device),
+    )

@@ -20,9 +20,9 @@ from llm_diffusiongemma import hub
 from llm_diffusiongemma.backends import engine
 from llm_diffusiongemma.catalog import (
     EMBEDDED_CHECKPOINT,
-    FULL_REPO,
-    FULL_WEIGHT_BYTES,
+    HUB_SOURCES,
     ModelEntry,
+    Source,
     built_in,
 )
 from llm_diffusiongemma.chat import template
@@ -186,7 +186,7 @@ def test_a_name_of_the_hub_in_place_of_a_folder(
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", name)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointNotFoundError, match=f"^There is no folder .*{re.escape(words)}") as raised:
-        hub.locate(built_in()[0], lambda weight_bytes: None)
+        hub.locate(built_in()[0].sources[0], FULL, lambda weight_bytes: None)
     assert "LLM_DIFFUSIONGEMMA_MODEL" in str(raised.value)
 
 
@@ -202,7 +202,7 @@ def test_a_folder_called_like_a_repository_is_a_folder(
 def test_a_variable_without_anything_in_it_is_unset(nothing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", nothing)
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", nothing)
-    assert built_in()[0] == ModelEntry("diffusiongemma", FULL_REPO, None, FULL_WEIGHT_BYTES)
+    assert built_in()[0] == ModelEntry("diffusiongemma", HUB_SOURCES)
 
 
 def test_a_file_in_place_of_a_folder(llm_command: Llm, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,13 +225,13 @@ def test_a_repositorys_folder_in_the_cache(
 )
 def test_a_copy_of_the_weights_in_another_layout(others: list[str], own_folder: Path) -> None:
     """It is not loaded: no memory is asked for it, and the name that is logged is the same without it."""
-    before = hub.locate(built_in()[0], lambda weight_bytes: None)
+    before = hub.locate(built_in()[0].sources[0], FULL, lambda weight_bytes: None)
     size = (own_folder / "model.safetensors").stat().st_size
     assert before.weight_bytes == size
     for name in others:
         shutil.copy(own_folder / "model.safetensors", own_folder / name)
     (own_folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": others[0]}}))
-    after = hub.locate(built_in()[0], lambda weight_bytes: None)
+    after = hub.locate(built_in()[0].sources[0], FULL, lambda weight_bytes: None)
     assert (after, after.weight_bytes) == (before, size)
 
 
@@ -244,10 +244,10 @@ def test_a_consolidated_copy_beside_shards(own_folder: Path) -> None:
         save_file({name: weights[name] for name in part}, own_folder / shard)
     weight_map = {name: shard for shard, part in shards.items() for name in part}
     (own_folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    checkpoint = hub.locate(built_in()[0], lambda weight_bytes: None)
+    checkpoint = hub.locate(built_in()[0].sources[0], FULL, lambda weight_bytes: None)
     assert checkpoint.weight_bytes == sum((own_folder / shard).stat().st_size for shard in shards)
     (own_folder / "consolidated.safetensors").unlink()
-    assert hub.locate(built_in()[0], lambda weight_bytes: None) == checkpoint
+    assert hub.locate(built_in()[0].sources[0], FULL, lambda weight_bytes: None) == checkpoint
 
 
 # --- what a stranger's folder may hold --------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_a_consolidated_copy_beside_shards(own_folder: Path) -> None:
 def answer(folder: Path, image: Path | None = None) -> str:
     """A short reply from a folder, without the command around it."""
     attachments = [llm.Attachment(path=str(image), type="image/png")] if image else []
-    model = DiffusionGemma(ModelEntry(FULL, folder, "cpu"))
+    model = DiffusionGemma(ModelEntry(FULL, (Source(folder),), "cpu"))
     return model.prompt("Hello", attachments=attachments, stream=False, max_tokens=8, max_denoising_steps=1).text()
 
 

@@ -227,7 +227,7 @@ def test_few_digits_move_no_bound() -> None:
 
 def test_the_program_may_change_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The image processor was looked for in the folder of the first reply, by a relative path."""
-    checkpoint = llm.get_model(TINY).entry.source
+    checkpoint = llm.get_model(TINY).entry.sources[0].where
     (tmp_path / "model").symlink_to(checkpoint)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", "model")

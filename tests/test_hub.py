@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 
 from llm_diffusiongemma import hub as hub_module
 from llm_diffusiongemma.backends import engine
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, Source
 from llm_diffusiongemma.diffusion import devices
 from llm_diffusiongemma.errors import DiffusionGemmaError, HubConnectionError
 from llm_diffusiongemma.hub import cache as cache_module
@@ -153,7 +153,7 @@ def all_of(hub: LoopbackHub) -> str:
 
 def located() -> hub_module.Checkpoint:
     """What a prompt does before it loads anything."""
-    return hub_module.locate(ModelEntry(FULL, REPO), lambda weight_bytes: None)
+    return hub_module.locate(Source(REPO), FULL, lambda weight_bytes: None)
 
 
 def fails() -> str:
@@ -522,7 +522,7 @@ def test_another_process_is_at_it(hub: LoopbackHub, cache: Path, capsys: pytest.
         if "Another process is downloading" in seen[-1]:
             told.set()
 
-    hub_module.locate(ModelEntry(FULL, REPO), lambda weight_bytes: None, check_wanted)
+    hub_module.locate(Source(REPO), FULL, lambda weight_bytes: None, check_wanted)
     assert f"Another process is downloading {LAST_SHARD}; waiting for it." in "".join(seen)
     assert hub.last_shard_ranges == [None]
 
@@ -1205,7 +1205,7 @@ def test_nobody_wants_it_any_more(where: str, hub: LoopbackHub, cache: Path) -> 
             stack.enter_context(WeakFileLock(lock))
             hub.alter_headers = lambda name, headers: is_asked.set() if name == FIRST_SHARD else None
         with pytest.raises(NobodyWantsItError):
-            hub_module.locate(ModelEntry(FULL, REPO), lambda weight_bytes: None, check_wanted)
+            hub_module.locate(Source(REPO), FULL, lambda weight_bytes: None, check_wanted)
 
 
 # --- what was wrong before anything was sent -------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import llm
 
 from .. import hub
-from ..catalog import DEVICE_VARIABLE, ModelEntry
+from ..catalog import DEVICE_VARIABLE, ModelEntry, Source
 from ..chat.checkpoint import NetworkTokens, load_tokenizer
 from ..chat.messages import PromptEncoder
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
@@ -162,9 +162,11 @@ _engines_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Ready:
-    """An engine, the name to log for it, and what loading it took just now: 0 if it was there."""
+    """An engine, where its weights are from, the name to log for it, and what loading it took just now: 0 if it
+    was there."""
 
     engine: Engine
+    source: Source
     resolved_model: str
     load_seconds: float
 
@@ -198,17 +200,18 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
     def check_size(weight_bytes: int) -> None:
         check_fits(weight_bytes, device, chosen=entry.device is not None)
 
-    checkpoint = hub.locate(entry, check_size, stop.check)
+    source = entry.sources[0]
+    checkpoint = hub.locate(source, entry.model_id, check_size, stop.check)
     stop.check()
     key = (checkpoint.folder.resolve(), str(device))
     engine = _engines.get(key)
     if engine is not None:
         engine.check_process()
-        return Ready(engine, checkpoint.resolved_model, 0.0)
+        return Ready(engine, source, checkpoint.resolved_model, 0.0)
     check_size(checkpoint.weight_bytes)
     started = time.perf_counter()
     with (
-        telling_how_to_mend(entry.source, checkpoint.folder),
+        telling_how_to_mend(source.where, checkpoint.folder),
         indivisible(),
         _no_garbage_collection(stop.owns_process),
         isolated(),
@@ -216,7 +219,7 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
         engine = Engine.load(checkpoint.folder, device, stop.check)
     # What is in the cache is whole, whenever somebody interrupts.
     _engines[key] = engine
-    return Ready(engine, checkpoint.resolved_model, import_seconds + time.perf_counter() - started)
+    return Ready(engine, source, checkpoint.resolved_model, import_seconds + time.perf_counter() - started)
 
 
 @contextmanager

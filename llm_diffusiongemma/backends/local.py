@@ -69,7 +69,7 @@ class LocalReply:
         stop.check()
         self._ready = get_engine(entry, stop)
         self._seed = options.seed if options.seed is not None else secrets.randbits(32)
-        asked = _Asked(entry.source, self._ready.engine, options, self._seed, stop)
+        asked = _Asked(self._ready.source.where, self._ready.engine, options, self._seed, stop)
         with isolated():
             prompts = _PromptReader(asked, conversation, turn)
             # What can't be guaranteed is refused before anything is written.

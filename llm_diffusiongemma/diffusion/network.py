@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .experts import Experts, gelu_gate
+from .packed import PLAIN, Plain, Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from .config import AttentionConfig, NetworkConfig
     from .kv_cache import KVCache
+    from .packed import Formats, Matrices
 
 Mode = Literal["encode", "denoise"]
 
@@ -60,25 +62,40 @@ class _Norm:
 
 
 class _GatedMLP:
-    """down(gelu(gate x) × up x), gate and up as one product."""
+    """down(gelu(gate x) × up x), gate and up as one product. I is its width."""
 
-    def __init__(self, gate_up: torch.Tensor, down: torch.Tensor) -> None:
-        self.gate_up = gate_up  # [2 I, H]
-        self.down = down  # [H, I]
+    def __init__(
+        self,
+        hidden: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        format: type[Matrices],  # noqa: A002
+        scratch: Scratch,
+    ) -> None:
+        self._gate_up = format(1, (width, width), hidden, dtype, device)  # [2 I, H]
+        self._down = format(1, (hidden,), width, dtype, device)  # [H, I]
+        self._scratch = scratch
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(gelu_gate(F.linear(x, self.gate_up)), self.down)
+        return self._down.times(gelu_gate(self._gate_up.times(x, self._scratch)), self._scratch)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        gate, up = self.gate_up.chunk(2)
-        yield from (("gate_proj.weight", gate), ("up_proj.weight", up), ("down_proj.weight", self.down))
+        yield from _named(self._gate_up, "gate_proj", "up_proj")
+        yield from _named(self._down, "down_proj")
 
 
 class _Layer:
     """One layer's weights."""
 
     def __init__(
-        self, config: NetworkConfig, kind: AttentionConfig, dtype: torch.dtype, device: torch.device
+        self,
+        config: NetworkConfig,
+        kind: AttentionConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        formats: Formats,
+        scratch: Scratch,
     ) -> None:
         def new(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
@@ -89,28 +106,28 @@ class _Layer:
         hidden, width = config.hidden_size, config.intermediate_size
         self.kind = kind
         self.heads = (config.num_attention_heads, kind.num_key_value_heads)
-        projected = sum(self.heads) + kind.num_key_value_heads * kind.has_value_projection
-        self.qkv = new(projected * kind.head_dim, hidden)
-        self.output = new(hidden, config.num_attention_heads * kind.head_dim)
+        queries, keys = (heads * kind.head_dim for heads in self.heads)
+        parts = (queries, keys, keys) if kind.has_value_projection else (queries, keys)
+        self.qkv = formats.attention(1, parts, hidden, dtype, device)
+        self.output = formats.attention(1, (hidden,), queries, dtype, device)
         self.q_norm, self.k_norm = norm(kind.head_dim), norm(kind.head_dim)
         self.input_norm, self.post_attention_norm = norm(hidden), norm(hidden)
         self.pre_mlp_norm, self.post_mlp_norm = norm(hidden), norm(hidden)
         self.pre_experts_norm, self.post_experts_norm = norm(hidden), norm(hidden)
         self.post_norm = norm(hidden)
-        self.mlp = _GatedMLP(new(2 * width, hidden), new(hidden, width))
+        self.mlp = _GatedMLP(hidden, width, dtype, device, formats.mlp, scratch)
         self.router, self.router_scale = new(config.num_experts, hidden), new(hidden)
         self.per_expert_scale = new(config.num_experts)
-        self.experts = Experts(config.num_experts, hidden, config.moe_intermediate_size, dtype, device)
+        self.experts = Experts(
+            config.num_experts, hidden, config.moe_intermediate_size, dtype, device, formats.experts, scratch
+        )
         self.scalar: dict[Mode, torch.Tensor] = {"encode": new(1), "denoise": new(1)}
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each weight by its name in a checkpoint, behind the layer's; the parts of a merged one as views."""
-        queries, keys = (heads * self.kind.head_dim for heads in self.heads)
-        yield "self_attn.q_proj.weight", self.qkv[:queries]
-        yield "self_attn.k_proj.weight", self.qkv[queries : queries + keys]
-        if self.kind.has_value_projection:
-            yield "self_attn.v_proj.weight", self.qkv[queries + keys :]
-        yield "self_attn.o_proj.weight", self.output
+        projections = ("q_proj", "k_proj", "v_proj")[: len(self.qkv.parts)]
+        yield from ((f"self_attn.{name}", tensor) for name, tensor in _named(self.qkv, *projections))
+        yield from ((f"self_attn.{name}", tensor) for name, tensor in _named(self.output, "o_proj"))
         yield "self_attn.q_norm.weight", self.q_norm.weight
         yield "self_attn.k_norm.weight", self.k_norm.weight
         yield "input_layernorm.weight", self.input_norm.weight
@@ -131,20 +148,25 @@ class _Layer:
 class Network:
     """The text network. Its weights are whatever was in memory until each of `tensors` has been filled."""
 
-    def __init__(self, config: NetworkConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: NetworkConfig, dtype: torch.dtype, device: torch.device, formats: Formats = PLAIN
+    ) -> None:
+        """`formats` say how its matrices are stored; `dtype` is what it computes in, and that of all else."""
         self.config = config
         self.dtype = dtype
         self.device = device
+        self.formats = formats
+        self._scratch = scratch = Scratch(dtype, device)
         hidden, width, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
 
         def new(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
 
         self._embedding = new(config.vocab_size, hidden)  # [V, H], of the head, too
-        self._layers = [_Layer(config, kind, dtype, device) for kind in config.layers]
+        self._layers = [_Layer(config, kind, dtype, device, formats, scratch) for kind in config.layers]
         self._final_norm = _Norm(new(hidden), eps)
         self._conditioning_norm = _Norm(new(hidden), eps)
-        self._conditioning = _GatedMLP(new(2 * width, hidden), new(hidden, width))
+        self._conditioning = _GatedMLP(hidden, width, dtype, device, Plain, scratch)
         # As a number of the weights' dtype, which transformers makes of it first.
         self._embedding_scale = torch.tensor(hidden**0.5, dtype=dtype).item()
         self._frequencies = {kind: _frequencies(kind, device) for kind in dict.fromkeys(config.layers)}
@@ -230,7 +252,7 @@ class Network:
                 attended = _attend_causally(queries, keys, values, masks[layer.kind])
             else:
                 attended = _attend(queries, keys, values)
-            x = x + layer.post_attention_norm(F.linear(attended, layer.output))
+            x = x + layer.post_attention_norm(layer.output.times(attended, self._scratch))
             dense = layer.post_mlp_norm(layer.mlp(layer.pre_mlp_norm(x)))
             sparse = layer.post_experts_norm(layer.experts(layer.pre_experts_norm(x), *self._route(layer, x)))
             x = (x + layer.post_norm(dense + sparse)) * layer.scalar[mode]
@@ -241,7 +263,7 @@ class Network:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries `[n, Q, D]`, keys and values `[n, K, D]`."""
         num_queries, num_keys = layer.heads
-        projected = F.linear(layer.input_norm(x), layer.qkv).view(len(x), -1, layer.kind.head_dim)
+        projected = layer.qkv.times(layer.input_norm(x), self._scratch).view(len(x), -1, layer.kind.head_dim)
         queries, keys = projected[:, :num_queries], projected[:, num_queries : num_queries + num_keys]
         values = projected[:, num_queries + num_keys :] if layer.kind.has_value_projection else keys
         turned = rotate(torch.cat((layer.q_norm(queries), layer.k_norm(keys)), 1))
@@ -254,6 +276,12 @@ class Network:
         scores = F.linear(normed * self.config.hidden_size**-0.5, layer.router)  # [n, E]
         weights, chosen = scores.softmax(-1, dtype=torch.float32).topk(self.config.top_k_experts)
         return chosen, weights / weights.sum(-1, keepdim=True) * layer.per_expert_scale[chosen]
+
+
+def _named(matrices: Matrices, *names: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Where the values of each part belong, by its name in a checkpoint."""
+    for part, name in enumerate(names):
+        yield from ((f"{name}.{end}", tensor) for end, tensor in matrices.tensors(0, part))
 
 
 def _frequencies(kind: AttentionConfig, device: torch.device) -> torch.Tensor:

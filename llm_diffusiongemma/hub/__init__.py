@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..catalog import EMBEDDED_CHECKPOINT, FULL_REPO, MODEL_VARIABLE, ModelEntry
+from ..catalog import EMBEDDED_CHECKPOINT, FULL_REPO, MODEL_VARIABLE, Source
 from ..errors import (
     CheckpointNotFoundError,
     DiskSpaceError,
@@ -60,8 +60,11 @@ class Checkpoint:
         return sum(file.stat().st_size for file in weights_here(self.folder))
 
 
-def locate(entry: ModelEntry, check_size: CheckSize, check_wanted: CheckWanted = lambda: None) -> Checkpoint:
-    """Find a model's checkpoint on disk. What is not there of one of the Hub is downloaded.
+def locate(
+    source: Source, model_id: str, check_size: CheckSize, check_wanted: CheckWanted = lambda: None
+) -> Checkpoint:
+    """Find a checkpoint on disk. What is not there of one of the Hub is downloaded. One of a folder is logged as
+    `model_id`.
 
     `check_size` is asked before a download and before the network is blamed, not for what is here.
     `check_wanted` is asked again and again while a download goes on, and raises to end it.
@@ -70,23 +73,24 @@ def locate(entry: ModelEntry, check_size: CheckSize, check_wanted: CheckWanted =
     and for a download `HubConnectionError`, `HubAccessError`, `DiskSpaceError`, `DownloadError`, and what
     `check_size` and `check_wanted` raise.
     """
-    if isinstance(entry.source, Path):
-        with cache.readable(entry.source):
-            _check_folder(entry.source)
-            cache.check_readable(entry.source)
-            return Checkpoint(entry.source, f"{entry.model_id}@{_fingerprint(entry.source)}")
-    here = cache.find(entry.source)
+    where = source.where
+    if isinstance(where, Path):
+        with cache.readable(where):
+            _check_folder(where)
+            cache.check_readable(where)
+            return Checkpoint(where, f"{model_id}@{_fingerprint(where)}")
+    here = cache.find(where)
     folder = here.folder if here is not None else None
     if here is None or here.missing:
         try:
-            folder = _download(entry.source, here, entry.weight_bytes, check_size, check_wanted)
+            folder = _download(where, here, source.weight_bytes, check_size, check_wanted)
         except (HubConnectionError, HubAccessError, DownloadError, DiskSpaceError):
             # Text needs no image processor. A prompt with an image will say that it is not there.
             if here is None or here.damaged or {*here.missing} - {*IMAGE_FILES}:
                 raise
     assert folder is not None
     # The cache names a snapshot's folder after its commit.
-    return Checkpoint(folder, f"{entry.source}@{folder.name}")
+    return Checkpoint(folder, f"{where}@{folder.name}")
 
 
 def _download(

@@ -276,13 +276,13 @@ def reply_from(folder: Path, image: Path | None) -> tuple[str, bool]:
     import llm
 
     from llm_diffusiongemma.backends import engine
-    from llm_diffusiongemma.catalog import ModelEntry
+    from llm_diffusiongemma.catalog import ModelEntry, Source
     from llm_diffusiongemma.errors import DiffusionGemmaError
     from llm_diffusiongemma.models import DiffusionGemma
     from llm_diffusiongemma.wording import printable
 
     engine._engines.clear()
-    model = DiffusionGemma(ModelEntry("diffusiongemma", folder, "cpu"))
+    model = DiffusionGemma(ModelEntry("diffusiongemma", (Source(folder),), "cpu"))
     attachments = [llm.Attachment(path=str(image), type="image/png")] if image else []
     try:
         response = model.prompt(

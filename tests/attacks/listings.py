@@ -23,7 +23,7 @@ from unittest import mock
 import huggingface_hub.constants
 
 from llm_diffusiongemma import hub as hub_module
-from llm_diffusiongemma.catalog import ModelEntry
+from llm_diffusiongemma.catalog import Source
 from llm_diffusiongemma.errors import DiffusionGemmaError
 from llm_diffusiongemma.hub import exchange, settings
 from llm_diffusiongemma.wording import printable
@@ -332,7 +332,7 @@ def _one(draw: random.Random, attack: Attack, servers: _Servers, root: Path) -> 
     cache = mock.patch.object(huggingface_hub.constants, "HF_HUB_CACHE", str(root / "hub"))
     with cache, contextlib.redirect_stderr(said):
         try:
-            checkpoint = hub_module.locate(ModelEntry("attacked", REPO), lambda weight_bytes: None, check_wanted)
+            checkpoint = hub_module.locate(Source(REPO), "attacked", lambda weight_bytes: None, check_wanted)
         except DiffusionGemmaError as error:
             message = str(error)
             if printable(message) != message or not 20 < len(message) < LONGEST_SENTENCE or "Delete" in message:

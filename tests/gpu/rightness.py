@@ -19,7 +19,7 @@ import llm
 import torch
 
 from llm_diffusiongemma.backends.engine import get_engine
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry, Source
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
 from llm_diffusiongemma.diffusion.loading import LoadedModel, load_model
 from llm_diffusiongemma.diffusion.network import Network
@@ -50,7 +50,7 @@ PERSON = {
 
 
 def engine_on(device: torch.device) -> Any:
-    return get_engine(ModelEntry(f"tiny-{device.type}", EMBEDDED_CHECKPOINT, str(device))).engine
+    return get_engine(ModelEntry(f"tiny-{device.type}", (Source(EMBEDDED_CHECKPOINT),), str(device))).engine
 
 
 def question(text: str) -> list[int]:
@@ -164,7 +164,7 @@ def features(bench: Bench) -> Result:
     """What a user has: forms, tools, images, conversations, stopping, async; here and on the CPU."""
     os.environ["LLM_USER_PATH"] = tempfile.mkdtemp()
     here, there = (
-        DiffusionGemma(ModelEntry(f"tiny-{device.type}", EMBEDDED_CHECKPOINT, str(device)))
+        DiffusionGemma(ModelEntry(f"tiny-{device.type}", (Source(EMBEDDED_CHECKPOINT),), str(device)))
         for device in (bench.device, CPU)
     )
     found: Result = {}
