@@ -99,9 +99,9 @@ class Sizes:
         fixed = CUDA_BYTES if device_type == "cuda" else 0
         full = [self._position_bytes(kind) for kind in self.config.layers if kind.window is None]
         growing = max(full, default=0) * _up_to(context, PIECE)  # the old keys and values beside the new ones
-        return fixed + max(self._prefill_bytes(context), growing) + self._decoding_bytes(device_type)
+        return fixed + max(self._prefill_bytes(device_type, context), growing) + self._decoding_bytes(device_type)
 
-    def _prefill_bytes(self, context: int) -> int:
+    def _prefill_bytes(self, device_type: str, context: int) -> int:
         """See `Network._run` and `Experts.__call__`: what n positions are while a layer reads them. Attention and
         experts come one after the other; the masks of both kinds of layer stay."""
         config, itemsize = self.config, self.dtype.itemsize
@@ -111,11 +111,13 @@ class Sizes:
         # A mask is bool; attention makes numbers of it, and comparing takes one more.
         masks = n * (context + min(context, config.window or 0) + n) * (2 + itemsize)
         # The projection, and what rotating it makes: joined, times cos, rolled, the sum.
-        heads = max((5 * config.num_attention_heads + 7 * k.num_key_value_heads) * k.head_dim for k in config.layers)
+        heads = max(
+            (5 * config.num_attention_heads + 7 * k.num_key_value_heads) * k.head_dim for k in config.layers
+        )
         attention = n * heads * itemsize
-        # Rows by expert, results by expert and by token, and these times fp32 weights.
-        rows = n * config.top_k_experts
-        experts = rows * config.hidden_size * (3 * itemsize + 4)
+        # Rows by expert, results by expert and by token, and these times fp32 weights, for which a CPU casts them.
+        cast = 4 if device_type == "cpu" and itemsize < 4 else 0
+        experts = n * config.top_k_experts * config.hidden_size * (3 * itemsize + 4 + cast)
         return stream + masks + max(attention, experts)
 
     def _decoding_bytes(self, device_type: str) -> int:
@@ -134,8 +136,8 @@ class Sizes:
         return min(most * config.hidden_size, piece) * (self.dtype.itemsize + DECODING_BYTES)
 
     def sampler_bytes(self, device_type: str) -> int:
-        """See `Distributions`: the logits of a canvas, the temporaries of a block of the vocabulary, and a few times
-        the canvas's soft embeddings."""
+        """See `Distributions`: a canvas's logits, the temporaries of a block of the vocabulary, and the canvas's
+        soft embeddings a few times."""
         config = self.config
         logits = config.canvas_length * config.vocab_size * 4
         soft = 4 * config.canvas_length * config.hidden_size * 4
