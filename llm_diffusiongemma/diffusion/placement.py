@@ -62,3 +62,8 @@ class Placement:
     """What comes to the device at every denoising step, from the host or from files."""
     context_tokens: int
     """The longest context that there is room for."""
+
+
+def whole(representation: Representation, num_layers: int, device: str) -> Placement:
+    """Everything on one device, and nothing counted."""
+    return Placement(representation, (LayerHome(device, "device"),) * num_layers, device, (), 0, 0, 0)
