@@ -1,4 +1,4 @@
-"""A checkpoint's folder to a network on a device, checked before it takes memory. Nothing here goes to the Hub."""
+"""A checkpoint's folder to a network, checked before it takes memory. Nothing here goes to the Hub."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..wording import quoted
 from .config_file import read_config, read_generation_settings
 from .devices import is_out_of_memory
 from .network import DECODER, Network
+from .packed import PLAIN
 from .weights import FLOATS, check_layers, read_headers, some
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .config_file import ConfigFile, GenerationSettings
-    from .weights import Weights
+    from .packed import Formats
+    from .placement import Placement
+    from .weights import Found, Weights
 
 # bf16 products are slow or emulated on many CPUs. The upcast is exact, and below this a doubled size is
 # still small; above it the model would hardly fit twice.
@@ -45,12 +48,34 @@ EMBEDDING = f"{DECODER}embed_tokens.weight"
 
 
 @dataclass(frozen=True, eq=False)
+class Described:
+    """A checkpoint that has passed every check that needs no weight's value."""
+
+    folder: Path
+    config: ConfigFile
+    generation: GenerationSettings
+    weights: Weights
+    found: Found
+    formats: Formats
+
+    def dtype_on(self, device_type: str) -> torch.dtype:
+        """What it computes in there: fp32 on the CPU for less than 4 GiB, else the dtype of the checkpoint."""
+        named = self.config.dtype or self.config.torch_dtype
+        dtype = getattr(torch, named) if named else FLOATS[self.found[EMBEDDING][0].dtype]
+        # The network has no use for more than fp32.
+        if dtype == torch.float64 or (device_type == "cpu" and self.weights.num_bytes < MAX_UPCAST_BYTES):
+            return torch.float32
+        return dtype
+
+
+@dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A network ready to denoise, and what its folder says besides the weights."""
 
     network: Network
     config: ConfigFile
     generation: GenerationSettings
+    placement: Placement
     load_seconds: float
     weight_bytes: int
     """Size of the weight files on disk."""
@@ -63,18 +88,18 @@ class LoadedModel:
     def dtype(self) -> torch.dtype:
         return self.network.dtype
 
+    @property
+    def formats(self) -> Formats:
+        return self.network.formats
 
-def load_model(folder: Path, device: torch.device, check_wanted: Callable[[], None] = lambda: None) -> LoadedModel:
-    """Load a DiffusionGemma checkpoint's text network straight to `device`, and look at none of its vision tower.
 
-    On the CPU a checkpoint below 4 GiB becomes fp32; otherwise the checkpoint's own dtype is kept.
-    `check_wanted` is called between the parts of the work and may raise.
+def describe(folder: Path) -> Described:
+    """What a DiffusionGemma checkpoint's folder holds, its text network checked name by name. Of the weight files
+    only the headers are read, and the vision tower isn't looked at.
 
     Raises `CheckpointNotFoundError` if there is no such folder, `CheckpointError` if what is in it is
-    something else, incomplete, damaged, or would leave a single weight random, `FileAccessError`,
-    `DeviceMemoryError` if it does not fit, and `DeviceError` if the device fails.
+    something else, incomplete, damaged, or would leave a single weight random, and `FileAccessError`.
     """
-    started = time.perf_counter()
     if not is_folder(folder):
         raise CheckpointNotFoundError(
             f"There is no folder {quoted(folder)}. Download the model, or correct the path."
@@ -93,15 +118,29 @@ def load_model(folder: Path, device: torch.device, check_wanted: Callable[[], No
     known = {each for name in expected for each in (name, *_also_called(name))}
     surplus = [name for name in weights.tensors if name.startswith(TEXT_NETWORK) and name not in known]
     weights.refuse_misfits({"weights that it has no use for": [n for n in surplus if not BUFFER.search(n)]})
-    named = config.dtype or config.torch_dtype
-    dtype = getattr(torch, named) if named else FLOATS[found[EMBEDDING][0].dtype]
-    # The network has no use for more than fp32.
-    if dtype == torch.float64 or (device.type == "cpu" and weights.num_bytes < MAX_UPCAST_BYTES):
-        dtype = torch.float32
+    return Described(folder, config, generation, weights, found, PLAIN)
 
+
+def load_model(
+    described: Described,
+    placement: Placement,
+    check_wanted: Callable[[], None] = lambda: None,
+    progress: Callable[[int], None] = lambda num_bytes: None,
+) -> LoadedModel:
+    """Load a checkpoint's text network, each weight straight to where the placement says.
+
+    `check_wanted` is called between the parts of the work and may raise, `progress` with the number of bytes that
+    were read.
+
+    Raises `CheckpointError` if a file turns out damaged, `FileAccessError`, `DeviceMemoryError` if the network
+    does not fit, and `DeviceError` if a device fails.
+    """
+    started = time.perf_counter()
+    weights = described.weights
+    device = torch.device(placement.layers[0].device)
     try:
-        network = Network(config.network(), dtype, device)
-        weights.read(dict(network.tensors()), found, check_wanted)
+        network = Network(described.config.network(), described.dtype_on(device.type), device, described.formats)
+        weights.read(dict(network.tensors()), described.found, check_wanted, progress)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise DeviceMemoryError(
@@ -114,7 +153,14 @@ def load_model(folder: Path, device: torch.device, check_wanted: Callable[[], No
             f"{device} failed while the model was loaded to it: {quoted(error)}. Check its driver, or set "
             f"{DEVICE_VARIABLE} to another device."
         ) from error
-    return LoadedModel(network, config, generation, time.perf_counter() - started, weights.num_bytes)
+    return LoadedModel(
+        network,
+        described.config,
+        described.generation,
+        placement,
+        time.perf_counter() - started,
+        weights.num_bytes,
+    )
 
 
 def _check_kind(folder: Path) -> None:
