@@ -95,7 +95,7 @@ def ask(entry: ModelEntry, questions: Sequence[Question], describe: Callable[[st
     for number, question in enumerate(questions, 1):
         describe(f"Prompt {number} of {len(questions)}")
         try:
-            response = model.prompt(question.text, seed=SEED, max_tokens=MAX_TOKENS, **_arguments(question))
+            response = model.prompt(question.text, **_arguments(question))
             said = _said(response, question)
         except DiffusionGemmaError as error:
             wrong.append(f"{question.text!r}: {quoted(error)}")
@@ -119,13 +119,14 @@ def ask(entry: ModelEntry, questions: Sequence[Question], describe: Callable[[st
 
 
 def _arguments(question: Question) -> dict[str, Any]:
+    arguments = {"seed": SEED, "max_tokens": MAX_TOKENS, **question.more}
     if question.kind != "image":
-        return question.more
+        return arguments
     from PIL import Image
 
     content = io.BytesIO()
     Image.new("RGB", (96, 96), RED).save(content, "PNG")
-    return {**question.more, "attachments": [llm.Attachment(type="image/png", content=content.getvalue())]}
+    return {**arguments, "attachments": [llm.Attachment(type="image/png", content=content.getvalue())]}
 
 
 def _said(response: Any, question: Question) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..diffusion.network import DECODER
+from ..layout import unreadable
 from .report import Finding
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def headers(described: Described) -> Finding:
 
 
 def compare(one: Described, other: Described) -> Finding:
-    """Some matrices of the first, the middle and the last layer, the same ones in both."""
+    """Some matrices of each layer, the same ones in both: not all, so one wrong expert may be missed."""
     names = [described.formats.representation for described in (one, other)]
     if one.config.network() != other.config.network():
         return Finding("values", "skipped", f"What is here in {names[1]} is another network.")
@@ -93,28 +94,30 @@ def compare(one: Described, other: Described) -> Finding:
 
 
 def stored_numbers(stored: StoredTensor, first: int = 0, count: int | None = None) -> torch.Tensor:
-    """A tensor of a file as it is stored, or `count` from `first` on along its first axis."""
+    """A tensor of a file as it is stored, or `count` from `first` on along its first axis.
+
+    Raises `FileAccessError`.
+    """
     rows, *rest = stored.shape or (1,)
     count = rows if count is None else count
     dtype = DTYPES[stored.dtype]
     row_bytes = math.prod(rest) * dtype.itemsize
-    with stored.file.open("rb") as stream:
-        stream.seek(stored.start + first * row_bytes)
-        content = bytearray(stream.read(count * row_bytes))
-    return torch.frombuffer(content, dtype=dtype).view(count, *rest) if stored.shape else _scalar(content, dtype)
-
-
-def _scalar(content: bytearray, dtype: torch.dtype) -> torch.Tensor:
-    return torch.frombuffer(content, dtype=dtype).view(())
+    try:
+        with stored.file.open("rb") as stream:
+            stream.seek(stored.start + first * row_bytes)
+            content = bytearray(stream.read(count * row_bytes))
+    except OSError as error:
+        raise unreadable(stored.file, error) from error
+    return torch.frombuffer(content, dtype=dtype).view((count, *rest) if stored.shape else ())
 
 
 def _matrices(described: Described) -> Iterator[tuple[str, torch.Tensor]]:
     """Some matrices by a name of no format, as fp32 `[out, in]`."""
     config, formats, weights = described.config.network(), described.formats, described.weights
-    width, last = config.moe_intermediate_size, len(config.layers) - 1
-    for layer in sorted({0, last // 2, last}):
+    width, experts = config.moe_intermediate_size, config.num_experts
+    for layer, attention in enumerate(config.layers):
         prefix = f"{DECODER}layers.{layer}."
-        for expert in sorted({0, config.num_experts // 2, config.num_experts - 1}):
+        for expert in sorted({layer % experts, experts - 1 - layer % experts}):
             for name, shape in (
                 ("gate_proj", (width, config.hidden_size)),
                 ("up_proj", (width, config.hidden_size)),
@@ -127,7 +130,7 @@ def _matrices(described: Described) -> Iterator[tuple[str, torch.Tensor]]:
                     yield title, matrix[-width:] if name == "up_proj" else matrix[: shape[0]]
                 else:
                     yield title, _dequantised(weights, f"{prefix}experts.{expert}.{name}", formats.experts, shape)
-        attention, queries = config.layers[layer], config.num_attention_heads * config.layers[layer].head_dim
+        queries = config.num_attention_heads * attention.head_dim
         keys = attention.num_key_value_heads * attention.head_dim
         for name, kind, shape in (
             ("self_attn.q_proj", formats.attention, (queries, config.hidden_size)),
