@@ -12,12 +12,13 @@ import torch
 
 from ..catalog import DEVICE_VARIABLE
 from ..errors import CheckpointError, CheckpointNotFoundError, DeviceError, DeviceMemoryError
-from ..layout import CONFIG_FILE, GENERATION_FILE, is_folder, unreadable
+from ..layout import CONFIG_FILE, GENERATION_FILE, WEIGHTS_SUFFIX, is_folder, unreadable
 from ..wording import quoted
 from .config_file import read_config, read_generation_settings
 from .devices import is_out_of_memory
 from .network import DECODER, Network
-from .packed import PLAIN
+from .quantization import HERE, read_packings
+from .stored import UNUSED, recognise
 from .weights import FLOATS, check_layers, read_headers, some
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .config_file import ConfigFile, GenerationSettings
     from .packed import Formats
     from .placement import Placement
+    from .stored import Layout
     from .weights import Found, Weights
 
 # bf16 products are slow or emulated on many CPUs. The upcast is exact, and below this a doubled size is
@@ -35,9 +37,6 @@ MAX_UPCAST_BYTES = 4 * 2**30
 
 ADAPTER_FILE = "adapter_config.json"
 DISTRIBUTED_SHARD = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
-
-# In a checkpoint the experts of a layer are one tensor. What was written for vLLM has one for each.
-PER_EXPERT_TENSOR = re.compile(r"\.experts\.\d+\.")
 
 ENCODER = "model.encoder.language_model."
 HEAD = "lm_head.weight"
@@ -56,7 +55,11 @@ class Described:
     generation: GenerationSettings
     weights: Weights
     found: Found
-    formats: Formats
+    layout: Layout
+
+    @property
+    def formats(self) -> Formats:
+        return self.layout.formats
 
     def dtype_on(self, device_type: str) -> torch.dtype:
         """What it computes in there: fp32 on the CPU for less than 4 GiB, else the dtype of the checkpoint."""
@@ -106,19 +109,24 @@ def describe(folder: Path) -> Described:
         )
     _check_kind(folder)
     config = read_config(folder)
+    packings = read_packings(folder)
     generation = read_generation_settings(folder, config.text_config.vocab_size)
     weights = read_headers(folder)
-    _check_names(weights, config)
+    # Before a network is made that is as deep.
+    check_layers(weights, rf"({DECODER}|{ENCODER})", config.text_config.num_hidden_layers, "text network")
+    layout = recognise(weights, packings, config.network())
     # On the meta device it has names and shapes, and takes no memory.
-    expected = dict(Network(config.network(), torch.float32, torch.device("meta")).tensors())
+    network = Network(config.network(), torch.float32, torch.device("meta"), layout.formats)
+    expected = dict(layout.places(network.tensors()))
     own_scales = [name for name in expected if name.startswith(ENCODER) and name not in weights.tensors]
     weights.refuse_misfits({"no scales for the encoder, which would read with the decoder's": own_scales})
     found = weights.find(expected, _also_called)
     # A bias, a scale, what another network has: without them this would compute something else.
     known = {each for name in expected for each in (name, *_also_called(name))}
     surplus = [name for name in weights.tensors if name.startswith(TEXT_NETWORK) and name not in known]
-    weights.refuse_misfits({"weights that it has no use for": [n for n in surplus if not BUFFER.search(n)]})
-    return Described(folder, config, generation, weights, found, PLAIN)
+    unknown = [name for name in surplus if not BUFFER.search(name) and not UNUSED.search(name)]
+    weights.refuse_misfits({"weights that it has no use for": unknown})
+    return Described(folder, config, generation, weights, found, layout)
 
 
 def load_model(
@@ -140,7 +148,7 @@ def load_model(
     device = torch.device(placement.layers[0].device)
     try:
         network = Network(described.config.network(), described.dtype_on(device.type), device, described.formats)
-        weights.read(dict(network.tensors()), described.found, check_wanted, progress)
+        weights.read(dict(described.layout.places(network.tensors())), described.found, check_wanted, progress)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise DeviceMemoryError(
@@ -166,12 +174,11 @@ def load_model(
 def _check_kind(folder: Path) -> None:
     """Refuse what only looks like a checkpoint, saying what it is."""
     names = set(_names(folder))
+    if any(name.endswith(".gguf") for name in names) and not any(name.endswith(WEIGHTS_SUFFIX) for name in names):
+        raise CheckpointError(
+            f"{quoted(folder)} holds GGUF files, which are for llama.cpp. Run them there, or use {HERE} here."
+        )
     if CONFIG_FILE not in names:
-        if any(name.endswith(".gguf") for name in names):
-            raise CheckpointError(
-                f"{quoted(folder)} holds GGUF files, which are for llama.cpp. This plugin needs the original "
-                "checkpoint in safetensors files."
-            )
         raise CheckpointError(f"{quoted(folder)} has no {CONFIG_FILE}, so it is no model's checkpoint.")
     if GENERATION_FILE not in names:
         raise CheckpointError(
@@ -197,16 +204,6 @@ def _names(folder: Path) -> list[str]:
         return os.listdir(folder)
     except OSError as error:
         raise unreadable(folder, error) from error
-
-
-def _check_names(weights: Weights, config: ConfigFile) -> None:
-    """Refuse another layout or another number of layers, before a network is made that is as deep."""
-    if per_expert := [name for name in weights.tensors if PER_EXPERT_TENSOR.search(name)]:
-        raise CheckpointError(
-            f"{quoted(weights.folder)} keeps each expert in a tensor of its own ({some(per_expert)}), a layout "
-            "for vLLM. Serve it with vLLM and use the server, or load the original checkpoint here."
-        )
-    check_layers(weights, rf"({DECODER}|{ENCODER})", config.text_config.num_hidden_layers, "text network")
 
 
 def _also_called(name: str) -> list[str]:

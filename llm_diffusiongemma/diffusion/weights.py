@@ -6,6 +6,7 @@ Nothing but the headers of the files is read until all that is expected has been
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,6 +38,11 @@ DTYPES = {**FLOATS, **PACKED}
 
 # The real model's header has some hundred kilobytes.
 MAX_HEADER_BYTES = 1 << 24
+
+# Of a packed matrix.
+SCALE = re.compile(r"\.weight_(global_)?scale(_2)?$")
+# The bits behind the sign of an e4m3 number.
+E4M3_NAN = 127
 
 # So much of a file is on its way at a time.
 STAGED_BYTES = 1 << 24
@@ -78,7 +84,7 @@ class Weights:
 
         `also_called` names a tensor may have instead of its own, or besides.
 
-        Raises `CheckpointError` if any is not there, of another shape, or no plain floating-point numbers.
+        Raises `CheckpointError` if any is not there, of another shape, or of numbers that don't belong there.
         """
         found: Found = {}
         for name in expected:
@@ -91,10 +97,17 @@ class Weights:
                 "weights of another size": [
                     f"{stored.name} is {list(stored.shape)}, not {list(place.shape)}"
                     for stored, place in pairs
-                    if stored.shape != place.shape
+                    if stored.shape != place.shape and not (place.ndim == 0 and stored.shape == (1,))
                 ],
                 "weights that are no plain floating-point numbers": [
-                    f"{stored.name} is {stored.dtype}" for stored, _ in pairs if stored.dtype not in FLOATS
+                    f"{stored.name} is {stored.dtype}"
+                    for stored, place in pairs
+                    if place.dtype not in PACKED.values() and stored.dtype not in FLOATS
+                ],
+                "weights that are packed otherwise than their like": [
+                    f"{stored.name} is {stored.dtype}"
+                    for stored, place in pairs
+                    if place.dtype in PACKED.values() and PACKED.get(stored.dtype) != place.dtype
                 ],
             }
         )
@@ -121,7 +134,8 @@ class Weights:
 
         `check_wanted` is called before each tensor and may raise, `progress` with the number of bytes read.
 
-        Raises `CheckpointError` if a file ends early or a tensor's copies differ, and `FileAccessError`.
+        Raises `CheckpointError` if a file ends early, a scale is none or a tensor's copies differ, and
+        `FileAccessError`.
         """
         # In the order of the disk.
         order = sorted(places, key=lambda name: (found[name][0].file, found[name][0].start))
@@ -168,7 +182,7 @@ class Reader:
     def fill(self, place: torch.Tensor, stored: StoredTensor) -> None:
         """Read a tensor's values into its place, contiguous and of any dtype that these numbers may become.
 
-        Raises `CheckpointError` if the file ends early, and `FileAccessError`.
+        Raises `CheckpointError` if the file ends early or a scale is none, and `FileAccessError`.
         """
         dtype, flat = DTYPES[stored.dtype], place.view(-1)
         if dtype.itemsize == 1:  # not to be converted, and not every device knows them all
@@ -183,6 +197,8 @@ class Reader:
                 values = part if is_straight else self._staged(part, dtype)
                 if not _read_whole(stream, values.view(torch.uint8).numpy().data):
                     raise _damaged(stored.file, "it has become shorter")
+                if SCALE.search(stored.name):
+                    _check_scale(stored, values)
                 if not is_straight:
                     part.copy_(values)
                 self._progress(values.nbytes)
@@ -283,6 +299,24 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
         raise unreadable(file, error) from error
     except (SafetensorError, ValueError, OverflowError, LookupError, TypeError) as error:
         raise _damaged(file, quoted(error)) from error
+
+
+def _check_scale(stored: StoredTensor, values: torch.Tensor) -> None:
+    """Some values of a packed matrix's scales, of which one flipped bit can make a network's output nothing.
+
+    Those of NVFP4's blocks may be 0, where a block's numbers are too small for the others of their matrix.
+    """
+    if values.dtype == torch.uint8:
+        largest = int(values.max())
+        if largest < E4M3_NAN:
+            return
+        value = "a number below 0" if largest != E4M3_NAN and largest != 255 else "NaN"
+    else:
+        least, most = (float(each) for each in values.aminmax())
+        if least > 0 and most < math.inf:
+            return
+        value = str(least if not least > 0 else most)
+    raise _damaged(stored.file, f"its {stored.name} holds {value}, which is no scale")
 
 
 def _read_whole(stream: FileIO, buffer: memoryview) -> bool:
