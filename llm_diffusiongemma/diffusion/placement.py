@@ -31,6 +31,15 @@ CONTEXT_STEP_TOKENS = 1024
 # Through which the experts of streamed layers pass: one is computed from while the other is filled.
 BUFFERS = 2
 
+# To say how quick it can be at best. Host to device: PCIe 4 x16 from pinned memory. Files: a fast SSD.
+HOST_BYTES_A_SECOND = 25e9
+FILE_BYTES_A_SECOND = 3e9
+# About what 8 cores do that have no instructions for bf16: each 8 GFLOP/s in bf16, and decodes 60 million numbers.
+CPU_OPERATIONS_A_SECOND = 64e9
+CPU_DECODED_A_SECOND = 0.5e9
+# What a canvas takes as a rule.
+STEPS_A_CANVAS = 15
+
 ExpertsHome = Literal["device", "host", "files"]
 """Where a layer's experts lie between steps: on its device, in pinned host memory, or only in the weight files."""
 
@@ -157,6 +166,17 @@ def place(sizes: Sizes, machine: Machine, context_tokens: int = PLANNED_CONTEXT_
     )
 
 
+def step_seconds(sizes: Sizes, placement: Placement) -> float:
+    """About how long a denoising step takes at least: what is streamed has to come, and a CPU has to compute. What
+    a GPU computes is not counted."""
+    from_files = sizes.experts_bytes * placement.num_layers("files") / FILE_BYTES_A_SECOND
+    from_host = sizes.experts_bytes * placement.num_layers("host") / HOST_BYTES_A_SECOND
+    computed = 0.0
+    if placement.devices[0] == "cpu":
+        computed = sizes.step_operations / CPU_OPERATIONS_A_SECOND + sizes.step_decoded / CPU_DECODED_A_SECOND
+    return max(from_files, from_host, computed)
+
+
 @dataclass(frozen=True)
 class _Plan:
     """Which layers' experts are streamed, and what they are put on."""
@@ -196,9 +216,8 @@ class _Plan:
     def longest_context(self, least: int) -> int:
         """The longest that there is room for, where there is room for `least`."""
         most = self.sizes.config.context_length
-        lengths = [*range(least, most, CONTEXT_STEP_TOKENS), most]
-        fitting: int = bisect_left(lengths, 1, key=lambda length: int(self.pack(length) is None))
-        return lengths[fitting - 1]
+        lengths: list[int] = [*range(least, most, CONTEXT_STEP_TOKENS), most]
+        return lengths[bisect_left(lengths, True, key=lambda length: self.pack(length) is None) - 1]
 
 
 def _fewest_streamed(sizes: Sizes, devices: tuple[DeviceMemory, ...], planned: int) -> tuple[_Plan, int]:

@@ -72,6 +72,29 @@ class Sizes:
         return dense + self.ends_bytes + self.num_layers * self.experts_bytes
 
     @property
+    def step_operations(self) -> int:
+        """What a denoising step computes: multiplications and additions of each position of a canvas with the
+        weights that it meets. The embedding is met twice, by the head and by the soft embeddings."""
+        config = self.config
+        hidden, queries = config.hidden_size, config.num_attention_heads
+        mlp = 3 * hidden * config.intermediate_size
+        experts = config.top_k_experts * 3 * hidden * config.moe_intermediate_size
+        attention = sum(
+            (2 * queries + (1 + kind.has_value_projection) * kind.num_key_value_heads) * kind.head_dim * hidden
+            for kind in config.layers
+        )
+        weights = attention + self.num_layers * (mlp + experts) + mlp + 2 * config.vocab_size * hidden
+        return 2 * config.canvas_length * weights
+
+    @property
+    def step_decoded(self) -> int:
+        """How many numbers of experts a denoising step decodes: a canvas's positions choose nearly all of them."""
+        if self.formats.experts is Plain:
+            return 0
+        config = self.config
+        return self.num_layers * config.num_experts * 3 * config.hidden_size * config.moe_intermediate_size
+
+    @property
     def chunk(self) -> int:
         """The most positions that are read at once."""
         return MAX_PREFILL_TOKENS + (IMAGE_TOKENS if self.vision_bytes else 0)
