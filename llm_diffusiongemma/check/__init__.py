@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import socket
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from .. import hub
 from ..catalog import EMBEDDED_CHECKPOINT, HUB_SOURCES, ModelEntry, Source
 from ..errors import CheckpointError, CheckpointNotFoundError, DeviceMemoryError, DiffusionGemmaError, NoGpuError
+from ..hub import settings
 from ..view.progress import Progress, indicate
 from .report import CheckReport, Finding
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..backends.engine import Ready
     from ..diffusion.config_file import ConfigFile
     from ..diffusion.loading import Described
+    from ..diffusion.placement import ExpertsHome, Placement
 
 # Repositories with the original weights. Others are somebody's own, and so are their names.
 ORIGINALS = (*(str(source.where) for source in HUB_SOURCES), "RedHatAI/diffusiongemma-26B-A4B-it-NVFP4")
@@ -43,22 +44,25 @@ def run(entry: ModelEntry, *, is_quick: bool = False) -> CheckReport:
 
     Raises `CheckpointNotFoundError` if they aren't, and what a device that can't be used raises.
     """
+    from ..backends.choice import choose
     from ..backends.engine import get_engine
 
-    here = tuple(source for source in entry.sources if _folder(source) is not None)
+    sources = (source if isinstance(source.where, str) else _absolute(source) for source in entry.sources)
+    here = tuple(source for source in sources if _folder(source) is not None)
     if not here:
         raise CheckpointNotFoundError(
             f"The weights of {entry.model_id} are not on this machine. Download them first: "
             f"llm diffusiongemma download {entry.model_id}"
         )
     with indicate("Loading the model that is checked") as progress:
+        entry = replace(entry, sources=here)
         try:
-            ready = get_engine(replace(entry, sources=here))
+            ready = get_engine(entry)
         except (DeviceMemoryError, NoGpuError) as error:
             # What takes the least is the last of them.
             return _check_cut(entry.device, here[-1], str(error), progress)
         except CheckpointError as error:
-            return _report(here[0], [Finding("files", "failed", str(error))])
+            return _report(choose(entry).source, [Finding("files", "failed", str(error))])
         return _check_whole(entry, ready, is_quick, progress)
 
 
@@ -92,6 +96,7 @@ def _check_whole(entry: ModelEntry, ready: Ready, is_quick: bool, progress: Prog
         {
             "device": _device_name(network.device),
             "computed in": str(network.dtype).removeprefix("torch."),
+            "experts": _experts(loaded.placement),
             "loading": f"{loaded.load_seconds:.1f} s for {loaded.weight_bytes:,} bytes",
         },
     )
@@ -99,10 +104,11 @@ def _check_whole(entry: ModelEntry, ready: Ready, is_quick: bool, progress: Prog
 
 def _check_cut(device: str | None, source: Source, why: str, progress: Progress) -> CheckReport:
     """What the first few layers can tell, where the whole network can't be held."""
+    from ..backends.choice import described_sizes
     from ..backends.isolation import isolated
-    from ..diffusion.devices import resolve_device
+    from ..diffusion.devices import find_machine
     from ..diffusion.loading import describe, load_model
-    from ..diffusion.placement import whole
+    from ..diffusion.placement import place
     from . import logits, tensors
 
     folder = _folder(source)
@@ -116,9 +122,9 @@ def _check_cut(device: str | None, source: Source, why: str, progress: Progress)
         progress.describe(f"Comparing the logits of {recording.num_layers} layers")
         cut = replace(described, config=first_layers(described.config, recording.num_layers))
         try:
-            placement = whole(cut.formats.representation, recording.num_layers, str(resolve_device(device)))
+            machine = find_machine(device)
             with isolated():
-                network = load_model(cut, placement).network
+                network = load_model(cut, place(described_sizes(cut, machine), machine)).network
                 findings.append(logits.compare(network, recording, is_cut=True))
         except DeviceMemoryError as error:
             findings.append(Finding("logits", "skipped", str(error)))
@@ -157,6 +163,10 @@ def _compare_representations(described: Described, source: Source) -> list[Findi
     return found or [Finding("values", "skipped", "No other representation of these weights is on this machine.")]
 
 
+def _absolute(source: Source) -> Source:
+    return replace(source, where=Path(source.where).absolute())
+
+
 def _folder(source: Source) -> Path | None:
     """Where its weights are, if all of them are here."""
     here = hub.on_disk(source)
@@ -185,10 +195,25 @@ def _report(
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}",
     }
-    private = {str(Path.home()): "~", socket.gethostname(): "HOST"}
-    if name == "somebody's own":
-        private |= {str(folder): "FOLDER", str(source.where): "FOLDER"}
+    private = {str(Path.home()): "~"}
+    if folder is not None:
+        private |= {str(folder): "FOLDER", str(folder.resolve()): "FOLDER"}
+    if isinstance(source.where, str):
+        private |= {str(settings.cache_folder()): "CACHE"}
+        if source.where not in ORIGINALS:
+            private |= {source.where: "REPOSITORY"}
     return CheckReport(everywhere | dict(about), findings, private)
+
+
+def _experts(placement: Placement) -> str:
+    """Where those of how many layers are."""
+    homes: tuple[tuple[ExpertsHome, str], ...] = (
+        ("device", "on their device"),
+        ("host", "streamed from memory"),
+        ("files", "streamed from the weight files"),
+    )
+    counts = [(placement.num_layers(home), where) for home, where in homes]
+    return ", ".join(f"{count} layers {where}" for count, where in counts if count)
 
 
 def _device_name(device: torch.device) -> str:

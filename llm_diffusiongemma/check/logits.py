@@ -116,7 +116,7 @@ def logits(network: Network, prompt: Sequence[int], shape: Sequence[int]) -> tor
     positions, tokens = shape
     config = network.config
     with torch.no_grad():
-        cache = KVCache(config, network.dtype, network.device)
+        cache = KVCache(config, network.dtype, network.layer_devices)
         network.encode(network.embed(torch.tensor(prompt, device=network.device)), cache)
         hidden = network.denoise(torch.arange(config.canvas_length, device=network.device), None, cache)
         found = torch.empty(positions, tokens, device=network.device)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import llm
 
 from ..errors import DiffusionGemmaError
-from ..wording import quoted
+from ..wording import gib, quoted
 from .report import Finding
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def ask(entry: ModelEntry, questions: Sequence[Question], describe: Callable[[st
 
     model = DiffusionGemma(entry)
     wrong: list[str] = []
-    seconds, steps, tokens, blocks = 0.0, 0, 0, 0
+    seconds, steps, tokens, blocks, peak_bytes = 0.0, 0, 0, 0, 0
     for number, question in enumerate(questions, 1):
         describe(f"Prompt {number} of {len(questions)}")
         try:
@@ -108,12 +108,15 @@ def ask(entry: ModelEntry, questions: Sequence[Question], describe: Callable[[st
             steps += block["denoising_steps"]
             tokens += block["tokens"]
             blocks += 1
+        peak_bytes = max(peak_bytes, reported.get("peak_memory_bytes") or 0)
     right = len(questions) - len(wrong)
     passed = right >= LEAST_RIGHT * len(questions)
     figures = [f"not as expected: {each}" for each in wrong]
     if steps:
         figures.append(f"{seconds * 1e3 / steps:.1f} ms a step, {steps / blocks:.1f} steps a canvas")
         figures.append(f"{tokens / seconds:.1f} tokens a second, with what reads the prompts and the first step")
+    if peak_bytes:
+        figures.append(f"memory at the peak: {gib(peak_bytes)}")
     says = f"{right} of {len(questions)} replies say what they should."
     return Finding("prompts", "passed" if passed else "failed", says, figures)
 

@@ -1,7 +1,6 @@
 """What a check found, as a page to be read and to be sent to whoever can use it. No torch.
 
-**Invariant**: nothing in it says whose machine it is: no path, no host, no user, no name of a model that somebody
-made for themselves.
+**Invariant**: nothing in it says whose machine it is: no path, no host, no user, no repository of somebody's own.
 """
 
 from __future__ import annotations
@@ -66,6 +65,6 @@ class CheckReport:
                 lines += ["", *(f"- {figure}" for figure in finding.figures)]
         page = "\n".join(lines) + "\n"
         # The longest first: a folder may stand in a longer path of itself.
-        for word in sorted(filter(None, self.private), key=len, reverse=True):
+        for word in sorted(self.private, key=len, reverse=True):
             page = page.replace(word, self.private[word])
         return printable(page)

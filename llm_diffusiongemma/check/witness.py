@@ -53,16 +53,16 @@ def compare(network: Network, described: Described, prompt: Sequence[int]) -> Fi
     for layer in range(len(network.config.layers)):
         for mode, share in _differences(witness, seen, layer, OF_CHANGE[network.dtype]):
             if share > worst:
-                worst, where = share, f"layer {layer}, {mode}"
+                worst, where = share, f"{layer} ({mode})"
     passed = worst <= 1
     return Finding(
         "layers",
         "passed" if passed else "failed",
         f"All {len(network.config.layers)} layers compute what transformers' do."
         if passed
-        else f"{where} computes something else than transformers' class does with the same weights.",
+        else f"Layer {where} computes something else than transformers' class does with the same weights.",
         [
-            f"largest difference: {worst:.3f} of what may be ({where})",
+            f"largest difference: {worst:.3f} of what may be, in layer {where}",
             f"transformers {theirs_version()}, fp32 on the CPU; ours {str(network.dtype).removeprefix('torch.')}",
             f"{time.perf_counter() - started:.1f} s",
         ],
@@ -101,7 +101,7 @@ class _Seen:
         self.dtype = network.dtype
         device = network.device
         with torch.no_grad():
-            cache = KVCache(network.config, network.dtype, network.device)
+            cache = KVCache(network.config, network.dtype, network.layer_devices)
             with _noting_inputs(network) as self.encoded:
                 network.encode(network.embed(torch.tensor(prompt, device=device)), cache)
             with _noting_inputs(network) as self.denoised:

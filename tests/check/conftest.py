@@ -27,9 +27,8 @@ PACKED = LAYOUTS[1:]
 @pytest.fixture(scope="session")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Layout], Path]:
     """The folder of a layout."""
-    return cache(
-        lambda layout: write(EMBEDDED_CHECKPOINT, tmp_path_factory.mktemp("layouts") / "weights-of-my-own", layout)
-    )
+    folder = tmp_path_factory.mktemp("layouts")
+    return cache(lambda layout: write(EMBEDDED_CHECKPOINT, folder / f"my-own {layout}", layout))
 
 
 def load(folder: Path, num_layers: int = 4) -> Network:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -63,13 +62,11 @@ def test_a_packed_copy_of_ones_own_passes_and_is_not_named(folder_of: FolderOf, 
         "prompts": "passed",
     }
     page = report.markdown()
-    for private in (folder, folder.parent, folder.name, Path.home(), socket.gethostname(), MODEL_ID):
+    for private in (folder, folder.parent, folder.name, Path.home()):
         assert str(private) not in page
 
 
-def test_wrong_weights_fail_everywhere_but_in_their_headers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_weights_fail_behind_their_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shutil.copytree(EMBEDDED_CHECKPOINT, tmp_path / "wrong")
     weights = load_file(folder / "model.safetensors")
     names = [f"model.decoder.layers.{layer}.experts.down_proj" for layer in range(4)]

@@ -61,11 +61,11 @@ def no_number(network: Network) -> None:
 @pytest.mark.parametrize(
     ("mistake", "where"),
     [
-        (one_expert, "layer 2"),
-        (scalar_of_reading, "layer 1, encode"),
-        (rope, "layer"),
-        (final_norm, "layer 3, denoise"),
-        (no_number, "layer 0"),
+        (one_expert, "Layer 2"),
+        (scalar_of_reading, "Layer 1 (encode)"),
+        (rope, "Layer"),
+        (final_norm, "Layer 3 (denoise)"),
+        (no_number, "Layer 0"),
     ],
 )
 def test_what_is_wrong_is_found_in_its_layer(mistake: Callable[[Network], None], where: str) -> None:
