@@ -2,9 +2,9 @@
 
 A network's layers lie on devices, whole and in order. Where a layer's experts don't fit beside the rest they stay
 in the host's memory or in the weight files, and pass through two buffers on their device at every step. All else
-is always on a device. Of the real network in nvfp4 that is 4.5 GiB; with the buffers (0.8), the cache of 16,384
-tokens (0.9), CUDA and room to compute (1.5) it comes to 7.7 GiB. So a card of 8 GB holds it only if hardly
-anything else is on it, and a smaller one is refused.
+is always on a device. Of the real network in nvfp4 that is 4.5 GiB; with the buffers (0.8), the cache of 4,096
+tokens (0.7), CUDA and room to compute (1.7) it comes to 7.7 GiB. So a card of 8 GB holds it if hardly anything else
+is on it, and a smaller one is refused: streaming dense layers, too, would make room for little more.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ BUFFERS = 2
 # To say how quick it can be at best. Host to device: PCIe 4 x16 from pinned memory. Files: a fast SSD.
 HOST_BYTES_A_SECOND = 25e9
 FILE_BYTES_A_SECOND = 3e9
-# About what 8 cores do that have no instructions for bf16: each 8 GFLOP/s in bf16, and decodes 60 million numbers.
+# About what 8 cores do without instructions for bf16: one did 4 GFLOP/s in bf16 and 25 in fp32, which is what packed
+# experts are multiplied in, and decoded 1.1 billion numbers a second, which memory won't let 8 of them do.
 CPU_OPERATIONS_A_SECOND = 64e9
-CPU_DECODED_A_SECOND = 0.5e9
+CPU_DECODED_A_SECOND = 4e9
 # What a canvas takes as a rule.
 STEPS_A_CANVAS = 15
 

@@ -15,7 +15,7 @@ import torch
 from .experts import Experts
 from .kv_cache import PIECE, SLIDING_PIECE
 from .network import Network
-from .packed import PIECE_BYTES, Plain
+from .packed import CPU_PIECE_BYTES, PIECE_BYTES, Plain
 from .pipeline import MAX_PREFILL_TOKENS
 from .sampler import chunk_bytes
 
@@ -29,10 +29,6 @@ IMAGE_TOKENS = 280
 
 # CUDA's context with its kernels, cuBLAS's workspace, and what torch's allocator holds and can't use.
 CUDA_BYTES = 768 << 20
-
-# What decoding takes for each number beside the number: `Matrices.dequantise` makes int32 of bytes and looks fp32
-# numbers and scales up, which PyTorch does not fuse.
-DECODING_BYTES = 12
 
 META = torch.device("meta")
 LAYER = re.compile(r"model\..*layers\.(?P<layer>\d+)\.(?P<rest>.*)")
@@ -138,25 +134,28 @@ class Sizes:
             (5 * config.num_attention_heads + 7 * k.num_key_value_heads) * k.head_dim for k in config.layers
         )
         attention = n * heads * itemsize
-        # Rows by expert, results by expert and by token, and these times fp32 weights, for which a CPU casts them.
+        # Rows by expert and their gated products; results by expert and by token, and these times fp32 weights, for
+        # which a CPU casts them.
         cast = 4 if device_type == "cpu" and itemsize < 4 else 0
-        experts = n * config.top_k_experts * config.hidden_size * (3 * itemsize + 4 + cast)
+        inside = config.hidden_size * (3 * itemsize + 4 + cast) + config.moe_intermediate_size * itemsize
+        experts = n * config.top_k_experts * inside
         return stream + masks + max(attention, experts)
 
     def _decoding_bytes(self, device_type: str) -> int:
-        """See `Scratch`: a piece of a matrix as numbers at a time, and what decoding them takes."""
+        """See `Scratch`: a piece of the numbers of a stack of matrices, and up to twice as much to make them."""
         config, formats = self.config, self.formats
         projections = max(
             (config.num_attention_heads + 2 * kind.num_key_value_heads) * kind.head_dim for kind in config.layers
         )
-        rows = {
-            formats.experts: 2 * config.moe_intermediate_size,
-            formats.attention: projections,
-            formats.mlp: 2 * config.intermediate_size,
-        }
-        most = max((each for format, each in rows.items() if format is not Plain), default=0)  # noqa: A001
-        piece = PIECE_BYTES.get(device_type, max(PIECE_BYTES.values())) // self.dtype.itemsize
-        return min(most * config.hidden_size, piece) * (self.dtype.itemsize + DECODING_BYTES)
+        rows = (
+            (formats.experts, config.num_experts * 2 * config.moe_intermediate_size),
+            (formats.attention, projections),
+            (formats.mlp, 2 * config.intermediate_size),
+        )
+        most = max((each for format, each in rows if format is not Plain), default=0)  # noqa: A001
+        is_cpu = device_type == "cpu"
+        largest = most * config.hidden_size * (4 if is_cpu else self.dtype.itemsize)
+        return 3 * min(largest, CPU_PIECE_BYTES if is_cpu else PIECE_BYTES)
 
     def sampler_bytes(self, device_type: str) -> int:
         """See `Distributions`: a canvas's logits, the temporaries of a block of the vocabulary, and the canvas's
