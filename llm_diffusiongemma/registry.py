@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import stat
 from collections.abc import Callable, Collection, Iterator
@@ -25,6 +26,7 @@ from pydantic import ConfigDict
 from .catalog import ModelEntry, Source, built_in, chosen_device
 from .documents import Document, DocumentError, conform, parse_object
 from .errors import DiffusionGemmaError, RegistryError
+from .layout import is_folder
 from .wording import quoted
 
 FILE_NAME = "models.json"
@@ -100,15 +102,15 @@ def read() -> Registry:
 def new_entry(model_id: str, source: str, revision: str | None, device: str | None) -> ModelEntry:
     """A model to be added. A folder goes before a repository, whose name looks the same.
 
-    Raises `RegistryError` for what can't be one.
+    Raises `RegistryError` for what can't be one, and `FileAccessError`.
     """
     if not MODEL_ID.fullmatch(model_id):
         raise RegistryError(
             f"{quoted(repr(model_id), 100)} can't be the name of a model: that is made of up to 100 letters "
             "(a to z), digits and the signs . _ - : @ + / and begins with a letter or a digit."
         )
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(source))
+    if source and is_folder(folder):
         if revision is not None:
             raise RegistryError(f"{quoted(folder)} is a folder, which has no revisions: leave --revision out.")
         return ModelEntry(model_id, (Source(folder.absolute()),), device)
