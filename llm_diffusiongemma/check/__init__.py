@@ -123,8 +123,9 @@ def _check_cut(device: str | None, source: Source, why: str, progress: Progress)
         cut = replace(described, config=first_layers(described.config, recording.num_layers))
         try:
             machine = find_machine(device)
+            placement = place(described_sizes(cut, machine.devices[0].device), machine)
             with isolated():
-                network = load_model(cut, place(described_sizes(cut, machine), machine)).network
+                network = load_model(cut, placement).network
                 findings.append(logits.compare(network, recording, is_cut=True))
         except DeviceMemoryError as error:
             findings.append(Finding("logits", "skipped", str(error)))

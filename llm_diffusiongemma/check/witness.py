@@ -49,12 +49,13 @@ def compare(network: Network, described: Described, prompt: Sequence[int]) -> Fi
     started = time.perf_counter()
     seen = _Seen(network, prompt)
     witness = _Witness(theirs, described.config.text_config, tensors)
-    worst, where = 0.0, "none"
-    for layer in range(len(network.config.layers)):
-        for mode, share in _differences(witness, seen, layer, OF_CHANGE[network.dtype]):
-            if share > worst:
-                worst, where = share, f"{layer} ({mode})"
-    passed = worst <= 1
+    shares = {
+        f"{layer} ({mode})": share
+        for layer in range(len(network.config.layers))
+        for mode, share in _differences(witness, seen, layer, OF_CHANGE[network.dtype])
+    }
+    where = max(shares, key=lambda each: shares[each])
+    passed = shares[where] <= 1
     return Finding(
         "layers",
         "passed" if passed else "failed",
@@ -62,7 +63,8 @@ def compare(network: Network, described: Described, prompt: Sequence[int]) -> Fi
         if passed
         else f"Layer {where} computes something else than transformers' class does with the same weights.",
         [
-            f"largest difference: {worst:.3f} of what may be, in layer {where}",
+            f"largest difference: {shares[where]:.3f} of what may be, in layer {where}",
+            f"all of them: {' '.join(f'{share:.2f}' for share in shares.values())}",
             f"transformers {theirs_version()}, fp32 on the CPU; ours {str(network.dtype).removeprefix('torch.')}",
             f"{time.perf_counter() - started:.1f} s",
         ],

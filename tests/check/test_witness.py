@@ -14,6 +14,7 @@ from llm_diffusiongemma.check import witness
 from llm_diffusiongemma.diffusion.loading import describe
 from llm_diffusiongemma.diffusion.network import Network
 
+from ..layouts import synthetic
 from ..layouts.writer import Layout
 from .conftest import load
 
@@ -34,6 +35,13 @@ def in_bf16(network: Network) -> Network:
 def test_ours_computes_what_theirs_does_in_either_dtype() -> None:
     network = load(EMBEDDED_CHECKPOINT)
     assert compare(network).outcome == compare(in_bf16(network)).outcome == "passed"
+
+
+def test_it_knows_layers_as_uneven_as_the_real_ones(tmp_path: Path) -> None:
+    """Those of full attention have heads twice as wide and half as many keys."""
+    sizes = {"per_layer_config": None, "global_head_dim": 64, "num_global_key_value_heads": 1}
+    folder = synthetic.write(tmp_path / "uneven", "google bf16", **sizes)
+    assert compare(load(folder), folder).outcome == "passed"
 
 
 def one_expert(network: Network) -> None:
