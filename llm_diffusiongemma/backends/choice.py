@@ -74,7 +74,7 @@ class Candidate:
         """None if they can't be told before it is here, or what is here is damaged."""
         if self.folder is not None and not (self.source in HUB_SOURCES and not is_small(self.weight_bytes)):
             try:
-                return described_sizes(describe(self.folder), self.machine)
+                return described_sizes(describe(self.folder), self.machine.devices[0].device)
             except CheckpointError:  # loading it will say so
                 return None
         return None if self.weight_bytes is None else known_sizes(self.source.representation, self.weight_bytes)
@@ -120,8 +120,10 @@ class Choice:
     def refusal(self) -> DiffusionGemmaError | None:
         """Why this machine can't, or shouldn't, run it; None if it may."""
         outcome, sizes = self.candidate.outcome, self.candidate.sizes
-        if sizes is None or outcome is None or isinstance(outcome, DeviceMemoryError):
+        if isinstance(outcome, DeviceMemoryError):
             return outcome
+        if sizes is None or outcome is None:
+            return None
         try:
             _check_gpu(self.entry, sizes, outcome, self.candidate.weight_bytes or 0)
         except NoGpuError as error:
@@ -141,7 +143,7 @@ class Choice:
             return str(self.refusal)
         if self.placement is None or self.candidate.sizes is None:
             return f"{self.entry.model_id}: the weights of {quoted(self.source)}."
-        return told(self.entry, self.source, self.candidate.sizes, self.placement)
+        return _line(self.entry, self.source, self.candidate.sizes, self.placement)
 
     def check_size(self, weight_bytes: int) -> None:
         """Before weights of so many bytes come. Raises `NoGpuError` or `DeviceMemoryError` if this machine should
@@ -176,7 +178,7 @@ def place_described(entry: ModelEntry, described: Described, machine: Machine) -
     if is_small(described.weights.num_bytes) and memory_limit() is None:
         num_layers = described.config.text_config.num_hidden_layers
         return whole(described.formats.representation, num_layers, machine.devices[0].device)
-    sizes = described_sizes(described, machine)
+    sizes = described_sizes(described, machine.devices[0].device)
     placement = _placed(entry, sizes, machine)
     _check_gpu(entry, sizes, placement, described.weights.num_bytes)
     return placement
@@ -186,8 +188,9 @@ def is_small(weight_bytes: int | None) -> bool:
     return weight_bytes is not None and weight_bytes <= SMALL_MODEL_BYTES
 
 
-def described_sizes(described: Described, machine: Machine) -> Sizes:
-    dtype = described.dtype_on(_device_type(machine))
+def described_sizes(described: Described, device: str) -> Sizes:
+    """What a checkpoint that is here takes, counted from its headers."""
+    dtype = described.dtype_on(device.partition(":")[0])
     vision = (tensor for name, tensor in described.weights.tensors.items() if name.startswith((TOWER, PROJECTION)))
     vision_bytes = sum(math.prod(tensor.shape) for tensor in vision) * dtype.itemsize
     return sizes_of(described.config.network(), described.formats, dtype, vision_bytes)
@@ -230,8 +233,15 @@ def _way_out(entry: ModelEntry, sizes: Sizes) -> str:
     return f"{', '.join(ways)}, or {TINY}"
 
 
-def told(entry: ModelEntry, source: Source, sizes: Sizes, placement: Placement) -> str:
-    """A line about what was chosen."""
+def told(entry: ModelEntry, source: Source, described: Described, placement: Placement) -> str | None:
+    """What is said of what was loaded, if it is anything else than plain weights on one GPU, or few anywhere."""
+    is_plain = placement.representation == "bf16" and placement.is_resident and len(placement.devices) == 1
+    if is_plain and (is_small(described.weights.num_bytes) or placement.devices[0] != "cpu"):
+        return None
+    return _line(entry, source, described_sizes(described, placement.devices[0]), placement)
+
+
+def _line(entry: ModelEntry, source: Source, sizes: Sizes, placement: Placement) -> str:
     devices = " and ".join(placement.devices)
     line = f"{entry.model_id}: {placement.representation} weights ({quoted(source)}) on {devices}"
     homes = [
@@ -267,7 +277,3 @@ def _rounded(number: float) -> str:
     """To one digit, two above 10."""
     digits = 1 - math.floor(math.log10(number)) - (number < 10)
     return f"{round(number, digits):,.{max(0, digits)}f}"
-
-
-def _device_type(machine: Machine) -> str:
-    return machine.devices[0].device.partition(":")[0]

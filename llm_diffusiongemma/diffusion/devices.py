@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +14,9 @@ from ..catalog import MEMORY_VARIABLE
 from ..errors import DeviceError
 from ..wording import quoted
 from .placement import DeviceMemory, Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 AMOUNT = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?)\s*(?P<unit>[kmgt]i?b)", re.IGNORECASE)
 UNITS = {
@@ -129,6 +134,19 @@ def _total_memory(device: torch.device) -> int | None:
         return min(physical, int(CONTAINER_LIMIT.read_text()))
     except (OSError, ValueError):
         return physical
+
+
+def peak_memory(devices: Sequence[str]) -> int | None:
+    """The most bytes that this process has held on some devices at any time; of the host's memory if one of them
+    shares it, whatever was held there. None if it can't be told."""
+    if all(device.startswith("cuda") for device in devices):
+        return sum(torch.cuda.max_memory_allocated(device) for device in devices)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def is_out_of_memory(error: BaseException) -> bool:

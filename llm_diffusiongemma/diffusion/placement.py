@@ -3,8 +3,8 @@
 A network's layers lie on devices, whole and in order. Where a layer's experts don't fit beside the rest they stay
 in the host's memory or in the weight files, and pass through two buffers on their device at every step. All else
 is always on a device. Of the real network in nvfp4 that is 4.5 GiB; with the buffers (0.8), the cache of 4,096
-tokens (0.7), CUDA and room to compute (1.7) it comes to 7.7 GiB. So a card of 8 GB holds it if hardly anything else
-is on it, and a smaller one is refused: streaming dense layers, too, would make room for little more.
+tokens (0.7), CUDA and room to compute (1.7) it comes to 7.7 GiB. So a card of 8 GB holds it if nothing else is on
+it, and a smaller one is refused.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ BUFFERS = 2
 # To say how quick it can be at best. Host to device: PCIe 4 x16 from pinned memory. Files: a fast SSD.
 HOST_BYTES_A_SECOND = 25e9
 FILE_BYTES_A_SECOND = 3e9
-# About what 8 cores do without instructions for bf16: one did 4 GFLOP/s in bf16 and 25 in fp32, which is what packed
-# experts are multiplied in, and decoded 1.1 billion numbers a second, which memory won't let 8 of them do.
+# About what 8 cores do without instructions for bf16: one did 4 GFLOP/s in bf16 and 25 in fp32, in which packed
+# experts are multiplied, and decoded 1.1 billion numbers a second, which memory won't let 8 of them do.
 CPU_OPERATIONS_A_SECOND = 64e9
 CPU_DECODED_A_SECOND = 4e9
 # What a canvas takes as a rule.

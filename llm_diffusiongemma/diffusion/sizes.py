@@ -134,8 +134,8 @@ class Sizes:
             (5 * config.num_attention_heads + 7 * k.num_key_value_heads) * k.head_dim for k in config.layers
         )
         attention = n * heads * itemsize
-        # Rows by expert and their gated products; results by expert and by token, and these times fp32 weights, for
-        # which a CPU casts them.
+        # Rows by expert and their gated products; results by expert and by token, and these times fp32 weights,
+        # for which a CPU casts them.
         cast = 4 if device_type == "cpu" and itemsize < 4 else 0
         inside = config.hidden_size * (3 * itemsize + 4 + cast) + config.moe_intermediate_size * itemsize
         experts = n * config.top_k_experts * inside
