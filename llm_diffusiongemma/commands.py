@@ -77,7 +77,7 @@ def download(model_id: str, update: bool) -> None:
 @click.argument("model_id", metavar="MODEL")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask")
 def remove(model_id: str, yes: bool) -> None:
-    """Delete a model's weights from this machine, and forget a model of your own.
+    """Delete a model's weights, and forget a model of your own.
 
     Says what goes and how much that frees, and asks. Folders of your own stay, and so do weights that a model of
     your own shares with another one.
