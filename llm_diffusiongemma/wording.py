@@ -32,6 +32,11 @@ def quoted(value: object, limit: int = MAX_QUOTED_CHARACTERS) -> str:
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
+def gib(num_bytes: int) -> str:
+    """A size for people."""
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**29 else f"{num_bytes / 2**20:.1f} MiB"
+
+
 def tell(message: str) -> None:
     """Say something to who sits at the terminal, beside the reply."""
     click.echo(printable(message), err=True)

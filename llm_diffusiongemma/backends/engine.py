@@ -80,10 +80,14 @@ class Engine:
     def load(cls, folder: Path, device: torch.device, check_wanted: Callable[[], None] = lambda: None) -> Engine:
         """A checkpoint's folder on a device. Raises what loading its model or its tokenizer raises, and between
         their parts what `check_wanted` raises."""
-        from ..diffusion.loading import load_model
+        from ..diffusion.loading import describe, load_model
+        from ..diffusion.placement import whole
 
         # The model first: its checks say best what is wrong with a folder.
-        loaded = load_model(folder, device, check_wanted)
+        described = describe(folder)
+        num_layers = described.config.text_config.num_hidden_layers
+        placement = whole(described.formats.representation, num_layers, str(device))
+        loaded = load_model(described, placement, check_wanted)
         check_wanted()
         config, text = loaded.config, loaded.config.text_config
         expected = NetworkTokens(

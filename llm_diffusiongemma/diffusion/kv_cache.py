@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .config import NetworkConfig
 
 # Full layers grow by so many positions. A layer of the real network takes 4 KiB a position in bf16.
@@ -34,7 +36,12 @@ class _Mark:
 class KVCache:
     """The KV cache of one conversation. Tensors stay where they are until they have to grow."""
 
-    def __init__(self, config: NetworkConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: NetworkConfig, dtype: torch.dtype, devices: torch.device | Sequence[torch.device]
+    ) -> None:
+        """`devices` are one for each layer, or one for all."""
+        if isinstance(devices, torch.device):
+            devices = [devices] * len(config.layers)
         self.length = 0
         """Committed positions."""
         self._reach = None if config.window is None else config.window - 1
@@ -46,7 +53,7 @@ class KVCache:
                 torch.empty(layer.num_key_value_heads, 0, layer.head_dim, dtype=dtype, device=device)
                 for _ in range(2)
             )
-            for layer in config.layers
+            for layer, device in zip(config.layers, devices, strict=True)
         ]
         self._dropped = 0
         """The position in the first slot of the sliding layers."""

@@ -4,12 +4,17 @@ A Gemma 4 with experts, as transformers' `DiffusionGemmaModel` computes it; test
 every mode, mask and dtype against that class. The two modes differ in what a position sees, in a scalar a layer,
 and in what goes in: an encoder reads causally and writes the KV cache, a denoiser sees it and its whole canvas.
 
+Its layers may lie on several devices: what goes through them crosses where the device changes, once, and comes
+back to the first one behind the last layer.
+
 Batch size is 1 and has no axis. Sizes in comments: n positions, H hidden, Q attention heads, K key and value
 heads, D head_dim, V vocabulary, E experts.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -18,9 +23,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .experts import Experts, gelu_gate
 from .packed import PLAIN, Plain, Scratch
+from .placement import LayerHome
+from .streaming import StreamedExperts, pin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from .config import AttentionConfig, NetworkConfig
     from .kv_cache import KVCache
@@ -96,7 +104,10 @@ class _Layer:
         device: torch.device,
         formats: Formats,
         scratch: Scratch,
+        experts: Experts | None,
     ) -> None:
+        """`experts` is what the layer has in memory of them, on the device or not."""
+
         def new(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
 
@@ -105,6 +116,8 @@ class _Layer:
 
         hidden, width = config.hidden_size, config.intermediate_size
         self.kind = kind
+        self.device = device
+        self.scratch = scratch
         self.heads = (config.num_attention_heads, kind.num_key_value_heads)
         queries, keys = (heads * kind.head_dim for heads in self.heads)
         parts = (queries, keys, keys) if kind.has_value_projection else (queries, keys)
@@ -118,9 +131,7 @@ class _Layer:
         self.mlp = _GatedMLP(hidden, width, dtype, device, formats.mlp, scratch)
         self.router, self.router_scale = new(config.num_experts, hidden), new(hidden)
         self.per_expert_scale = new(config.num_experts)
-        self.experts = Experts(
-            config.num_experts, hidden, config.moe_intermediate_size, dtype, device, formats.experts, scratch
-        )
+        self.experts = experts
         self.scalar: dict[Mode, torch.Tensor] = {"encode": new(1), "denoise": new(1)}
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -141,7 +152,8 @@ class _Layer:
         yield "router.proj.weight", self.router
         yield "router.scale", self.router_scale
         yield "router.per_expert_scale", self.per_expert_scale
-        yield from ((f"experts.{name}", tensor) for name, tensor in self.experts.tensors())
+        if self.experts is not None:
+            yield from ((f"experts.{name}", tensor) for name, tensor in self.experts.tensors())
         yield "layer_scalar", self.scalar["denoise"]
 
 
@@ -149,30 +161,74 @@ class Network:
     """The text network. Its weights are whatever was in memory until each of `tensors` has been filled."""
 
     def __init__(
-        self, config: NetworkConfig, dtype: torch.dtype, device: torch.device, formats: Formats = PLAIN
+        self,
+        config: NetworkConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        formats: Formats = PLAIN,
+        homes: Sequence[LayerHome] | None = None,
+        read_experts: Callable[[int, Experts], None] | None = None,
     ) -> None:
-        """`formats` say how its matrices are stored; `dtype` is what it computes in, and that of all else."""
+        """`formats` say how its matrices are stored; `dtype` is what it computes in, and that of all else.
+
+        `device` is that of everything but the layers, whose `homes` are by default there as well. `read_experts`
+        fills experts with those of a layer whose home is the weight files: whenever it comes to that layer, maybe
+        in another thread, and on a card maybe on another stream than the current one. What it raises comes out of
+        `encode` and `denoise`.
+        """
+        if homes is None:
+            homes = [LayerHome(str(device), "device")] * len(config.layers)
         self.config = config
         self.dtype = dtype
         self.device = device
         self.formats = formats
-        self._scratch = scratch = Scratch(dtype, device)
+        self.layer_devices = [torch.device(home.device) for home in homes]
+        scratches = {each: Scratch(dtype, each) for each in (device, *self.layer_devices)}
         hidden, width, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
 
         def new(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
 
+        def new_experts(where: torch.device) -> Experts:
+            size, scratch = config.moe_intermediate_size, scratches.get(where)
+            return Experts(config.num_experts, hidden, size, dtype, where, formats.experts, scratch)
+
+        def kept_experts(home: LayerHome) -> Experts | None:
+            """What is in memory of a layer's experts."""
+            if home.experts == "files":
+                return None
+            if home.experts == "device":
+                return new_experts(torch.device(home.device))
+            experts = new_experts(torch.device("cpu"))
+            if torch.device(home.device).type == "cuda":
+                pin(experts)
+            return experts
+
         self._embedding = new(config.vocab_size, hidden)  # [V, H], of the head, too
-        self._layers = [_Layer(config, kind, dtype, device, formats, scratch) for kind in config.layers]
+        self._layers = [
+            _Layer(config, kind, dtype, where, formats, scratches[where], kept_experts(home))
+            for kind, where, home in zip(config.layers, self.layer_devices, homes, strict=True)
+        ]
         self._final_norm = _Norm(new(hidden), eps)
         self._conditioning_norm = _Norm(new(hidden), eps)
-        self._conditioning = _GatedMLP(hidden, width, dtype, device, Plain, scratch)
+        self._conditioning = _GatedMLP(hidden, width, dtype, device, Plain, scratches[device])
         # As a number of the weights' dtype, which transformers makes of it first.
         self._embedding_scale = torch.tensor(hidden**0.5, dtype=dtype).item()
-        self._frequencies = {kind: _frequencies(kind, device) for kind in dict.fromkeys(config.layers)}
+        places = dict.fromkeys(zip(self.layer_devices, config.layers, strict=True))
+        self._frequencies = {(where, kind): _frequencies(kind, where) for where, kind in places}
+        self._is_streamed = [home.experts != "device" for home in homes]
+        self._streams: dict[torch.device, StreamedExperts] = {}
+        for where in dict.fromkeys(self.layer_devices):
+            here = [i for i, each in enumerate(self.layer_devices) if each == where and self._is_streamed[i]]
+            if here:
+                kept = {i: self._layers[i].experts for i in here}
+                self._streams[where] = StreamedExperts(where, partial(new_experts, where), kept, read_experts)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Each weight by its name in a checkpoint: where its values belong, a tensor or a view of one."""
+        """Each weight by its name in a checkpoint: where its values belong, a tensor or a view of one.
+
+        But for the experts that stay in the weight files.
+        """
         yield f"{DECODER}embed_tokens.weight", self._embedding
         for i, layer in enumerate(self._layers):
             yield from ((f"{DECODER}layers.{i}.{name}", tensor) for name, tensor in layer.tensors())
@@ -191,6 +247,11 @@ class Network:
     def hidden_size(self) -> int:
         """H"""
         return self.config.hidden_size
+
+    def prefetch(self) -> None:
+        """Let experts that are elsewhere start on their way. `encode` and `denoise` do it themselves."""
+        for stream in self._streams.values():
+            stream.prefetch()
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens int64 `[n]` as both modes read them: `[n, H]`."""
@@ -218,7 +279,7 @@ class Network:
             soft = (soft_embeddings * self._embedding_scale).to(self.dtype)
             x = x + self._conditioning(self._conditioning_norm(soft))
         x = F.rms_norm(x, x.shape[-1:], None, self.config.rms_norm_eps)
-        return self._final_norm(self._run(x, "denoise", cache))
+        return self._final_norm(self._run(x, "denoise", cache).to(self.device))
 
     def logits(self, hidden: torch.Tensor, tokens: slice, out: torch.Tensor) -> None:
         """The head for some tokens, before the softcap: `[n, H]` to fp32 `[n, len(tokens)]`, into `out`."""
@@ -238,32 +299,50 @@ class Network:
     @sdpa_kernel(ATTENTION_KERNELS)
     def _run(self, x: torch.Tensor, mode: Mode, cache: KVCache, spans: Sequence[range] = ()) -> torch.Tensor:
         """Through all layers, `[n, H]` to `[n, H]`. Encoding ends with the keys and values of the last one."""
-        positions = torch.arange(cache.length, cache.length + len(x), device=x.device)
-        rotations = {kind: _rotation(f, positions, x.dtype) for kind, f in self._frequencies.items()}
-        masks = (
-            {kind: _mask(kind, positions, cache, spans) for kind in self._frequencies} if mode == "encode" else {}
-        )
+        self.prefetch()
+        positions = {
+            where: torch.arange(cache.length, cache.length + len(x), device=where)
+            for where in dict.fromkeys(self.layer_devices)
+        }
+        rotations, masks = {}, {}
+        for (where, kind), frequencies in self._frequencies.items():
+            rotations[where, kind] = _rotation(frequencies, positions[where], x.dtype)
+            if mode == "encode":
+                masks[where, kind] = _mask(kind, positions[where], cache, spans)
         for i, layer in enumerate(self._layers):
-            queries, keys, values = self._project(layer, x, rotations[layer.kind])
+            place = (layer.device, layer.kind)
+            x = x.to(layer.device)
+            queries, keys, values = self._project(layer, x, rotations[place])
             keys, values = cache.write(i, keys, values)
             if mode == "encode":
                 if layer is self._layers[-1]:
                     break
-                attended = _attend_causally(queries, keys, values, masks[layer.kind])
+                attended = _attend_causally(queries, keys, values, masks[place])
             else:
                 attended = _attend(queries, keys, values)
-            x = x + layer.post_attention_norm(layer.output.times(attended, self._scratch))
+            x = x + layer.post_attention_norm(layer.output.times(attended, layer.scratch))
             dense = layer.post_mlp_norm(layer.mlp(layer.pre_mlp_norm(x)))
-            sparse = layer.post_experts_norm(layer.experts(layer.pre_experts_norm(x), *self._route(layer, x)))
-            x = (x + layer.post_norm(dense + sparse)) * layer.scalar[mode]
+            chosen, weights = self._route(layer, x)
+            with self._experts_of(i, mode) as experts:
+                sparse = experts(layer.pre_experts_norm(x), chosen, weights)
+            x = (x + layer.post_norm(dense + layer.post_experts_norm(sparse))) * layer.scalar[mode]
         return x
+
+    def _experts_of(self, i: int, mode: Mode) -> AbstractContextManager[Experts]:
+        """A layer's experts, on its device."""
+        layer = self._layers[i]
+        if self._is_streamed[i]:
+            skipped = len(self._layers) - 1 if mode == "encode" else None
+            return self._streams[layer.device].experts_of(i, skipped)
+        assert layer.experts is not None
+        return nullcontext(layer.experts)
 
     def _project(
         self, layer: _Layer, x: torch.Tensor, rotate: _Rotation
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries `[n, Q, D]`, keys and values `[n, K, D]`."""
         num_queries, num_keys = layer.heads
-        projected = layer.qkv.times(layer.input_norm(x), self._scratch).view(len(x), -1, layer.kind.head_dim)
+        projected = layer.qkv.times(layer.input_norm(x), layer.scratch).view(len(x), -1, layer.kind.head_dim)
         queries, keys = projected[:, :num_queries], projected[:, num_queries : num_queries + num_keys]
         values = projected[:, num_queries + num_keys :] if layer.kind.has_value_projection else keys
         turned = rotate(torch.cat((layer.q_norm(queries), layer.k_norm(keys)), 1))

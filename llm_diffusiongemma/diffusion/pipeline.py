@@ -123,7 +123,7 @@ class BlockDiffusionPipeline:
         network, endings = self._network, Endings(self.eos_token_ids, self.pad_token_id)
         prefix = self.prefix_cache.take(request.prompt.identities)
         if prefix is None:
-            prefix = EncodedPrefix(KVCache(network.config, network.dtype, network.device))
+            prefix = EncodedPrefix(KVCache(network.config, network.dtype, network.layer_devices))
         part, *later = request.parts
         unread: list[int] = []
         try:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
-from llm_diffusiongemma.diffusion.loading import LoadedModel, load_model
+from llm_diffusiongemma.diffusion.loading import LoadedModel
 
+from ..whole import load_whole
 from .bench import Bench
 from .networks import converted
 from .rightness import answer, logits, question, relative_error
@@ -24,7 +25,7 @@ CARD = torch.device("cuda", 0)
 
 @pytest.fixture(scope="module")
 def reference() -> LoadedModel:
-    return load_model(EMBEDDED_CHECKPOINT, torch.device("cpu"))
+    return load_whole(EMBEDDED_CHECKPOINT)
 
 
 @pytest.fixture
