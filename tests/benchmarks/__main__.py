@@ -219,8 +219,13 @@ def print_constrained(title: str, network: Network, vocabulary: Vocabulary, repe
 def costs_in_quality(device: torch.device, repeats: int, sizes: Sizes) -> None:
     settings = Task([], 1, sizes.steps).settings
     prompt = list(range(200, 200 + sizes.prompt_tokens))
-    wide = quality.packed_twins(networks.wide_body(device, sizes).network)
-    print_deviations("wide random body", wide, quality.states(wide[quality.REFERENCE], [prompt], settings))
+    wide = networks.wide_body(device, sizes).network
+    print_deviations(
+        "wide random body, against fp32",
+        wide,
+        quality.packed_twins(wide),
+        quality.states(wide, [prompt], settings),
+    )
     with tempfile.TemporaryDirectory() as folder:
         examiners = quality.examiners(Path(folder))
         tiny = {layout: examiner._engine.loaded.network for layout, examiner in examiners.items()}
@@ -229,8 +234,9 @@ def costs_in_quality(device: torch.device, repeats: int, sizes: Sizes) -> None:
         prompts = [
             encode(lesson.messages, tools=lesson.tools, thinking=lesson.thinking) for lesson in quality.lessons()
         ]
-        steps = quality.states(tiny[quality.REFERENCE], prompts, reference._settings)
-        print_deviations("the embedded checkpoint", tiny, steps)
+        plain = tiny[quality.REFERENCE]
+        steps = quality.states(plain, prompts, reference._settings)
+        print_deviations("the embedded checkpoint, against bf16", plain, tiny, steps)
         scores = {layout: quality.scores(examiner, sizes.questions) for layout, examiner in examiners.items()}
     print("\n(h) Right answers of the embedded checkpoint\n")
     print(f"| | {' | '.join(scores)} |\n| --- |{' --- |' * len(scores)}")
@@ -241,10 +247,15 @@ def costs_in_quality(device: torch.device, repeats: int, sizes: Sizes) -> None:
     print(f"| steps a canvas | {' | '.join(f'{each.denoising_steps / each.blocks:.2f}' for each in totals)} |")
 
 
-def print_deviations(title: str, networks: dict[quality.Layout, Network], steps: Sequence[quality.State]) -> None:
+def print_deviations(
+    title: str,
+    reference: Network,
+    twins: dict[quality.Layout, Network],
+    steps: Sequence[quality.State],
+) -> None:
     print(f"\n(h) Logits of {len(steps)} denoising steps: {title}\n")
     print("| | Relative error | KL, nats a position | Most likely token kept |\n| --- | --- | --- | --- |")
-    for layout, each in quality.deviations(networks, steps).items():
+    for layout, each in quality.deviations(reference, twins, steps).items():
         print(f"| {layout} | {each.relative_error:.4f} | {each.divergence:.2g} | {each.kept:.2%} |")
 
 

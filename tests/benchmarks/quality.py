@@ -54,7 +54,7 @@ def examiners(folder: Path) -> dict[Layout, Examiner]:
 
 
 def packed_twins(network: Network) -> dict[Layout, Network]:
-    """A plain network in each layout. All of it is bf16 first, as on the Hub; it computes in its own dtype."""
+    """A plain network in each layout. All of it is bf16 first, as on the Hub. They compute in its dtype."""
     tensors = {name: tensor.bfloat16() for name, tensor in network.tensors()}
     twins = {}
     for layout in LAYOUTS:
@@ -89,7 +89,6 @@ def states(network: Network, prompts: Sequence[Sequence[int]], settings: Sampler
     return found
 
 
-@torch.no_grad()
 def logits(network: Network, state: State, cache: KVCache) -> torch.Tensor:
     """`[256, V]`, fp32, softcapped as the sampler does it."""
     hidden = network.denoise(state.canvas, state.soft_embeddings, cache)
@@ -99,32 +98,35 @@ def logits(network: Network, state: State, cache: KVCache) -> torch.Tensor:
     return out if cap is None else cap * torch.tanh(out / cap)
 
 
-@torch.no_grad()
 def read(network: Network, prompt: Sequence[int]) -> KVCache:
     cache = KVCache(network.config, network.dtype, network.device)
     network.encode(network.embed(torch.tensor(prompt, device=network.device)), cache)
     return cache
 
 
-def deviations(networks: dict[Layout, Network], steps: Sequence[State]) -> dict[Layout, Deviation]:
+@torch.no_grad()
+def deviations(
+    reference: Network, networks: dict[Layout, Network], steps: Sequence[State]
+) -> dict[Layout, Deviation]:
     """Of each from the reference."""
     errors, divergences, kept = (dict.fromkeys(networks, 0.0) for _ in range(3))
     square, positions = 0.0, 0
     for prompt, of_prompt in itertools.groupby(steps, key=lambda state: state.prompt):
+        right_cache = read(reference, prompt)
         caches = {layout: read(network, prompt) for layout, network in networks.items()}
         for state in of_prompt:
-            each = {layout: logits(network, state, caches[layout]) for layout, network in networks.items()}
-            reference = each[REFERENCE]
-            square += float(reference.square().sum())
-            positions += len(reference)
-            for layout, ours in each.items():
-                errors[layout] += float((ours - reference).square().sum())
+            right = logits(reference, state, right_cache)
+            square += float(right.square().sum())
+            positions += len(right)
+            for layout, network in networks.items():
+                ours = logits(network, state, caches[layout])
+                errors[layout] += float((ours - right).square().sum())
                 divergences[layout] += float(
                     torch.nn.functional.kl_div(
-                        ours.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="sum"
+                        ours.log_softmax(-1), right.log_softmax(-1), log_target=True, reduction="sum"
                     )
                 )
-                kept[layout] += int((ours.argmax(-1) == reference.argmax(-1)).sum())
+                kept[layout] += int((ours.argmax(-1) == right.argmax(-1)).sum())
     return {
         layout: Deviation(
             (errors[layout] / square) ** 0.5, divergences[layout] / positions, kept[layout] / positions
