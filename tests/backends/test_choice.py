@@ -202,28 +202,21 @@ def test_a_damaged_one_that_is_here_is_left_to_loading(on: type[Machines], tmp_p
     assert (choice.source.where, choice.placement, choice.refusal) == (folder, None, None)
 
 
+GOOGLE = "bf16 weights (google/diffusiongemma-26B-A4B-it) on cuda:0"
+RED_HAT = "fp8 weights (RedHatAI/diffusiongemma-26B-A4B-it-FP8-dynamic) on cuda:0 and cuda:1"
+NVIDIA = "nvfp4 weights (nvidia/diffusiongemma-26B-A4B-it-NVFP4) on cuda:0"
+STREAMED = "the experts of # of 30 layers streamed"
+FROM_BOTH = "at every step, # from memory and # from the weight files"
+AT_BEST = "about # tokens a second at best"
+
+
 @pytest.mark.parametrize(
     ("gib", "entry", "line"),
     [
-        ([79.1], FULL, "diffusiongemma: bf16 weights (google/diffusiongemma-26B-A4B-it) on cuda:0."),
-        (
-            [23.5, 23.5],
-            FULL,
-            "diffusiongemma: fp8 weights (RedHatAI/diffusiongemma-26B-A4B-it-FP8-dynamic) on cuda:0 and cuda:1.",
-        ),
-        (
-            [11.6],
-            FULL,
-            "diffusiongemma: nvfp4 weights (nvidia/diffusiongemma-26B-A4B-it-NVFP4) on cuda:0, the experts of # of 30 "
-            + "layers streamed from memory at every step: about # tokens a second at best.",
-        ),
-        (
-            [11.6],
-            ONE["bf16"],
-            "diffusiongemma-bf16: bf16 weights (google/diffusiongemma-26B-A4B-it) on cuda:0, the experts of # of 30 "
-            + "layers streamed at every step, # from memory and # from the weight files: about # tokens a second at "
-            + "best.",
-        ),
+        ([79.1], FULL, f"diffusiongemma: {GOOGLE}."),
+        ([23.5, 23.5], FULL, f"diffusiongemma: {RED_HAT}."),
+        ([11.6], FULL, f"diffusiongemma: {NVIDIA}, {STREAMED} from memory at every step: {AT_BEST}."),
+        ([11.6], ONE["bf16"], f"diffusiongemma-bf16: {GOOGLE}, {STREAMED} {FROM_BOTH}: {AT_BEST}."),
     ],
 )
 def test_sentences(gib: list[float], entry: ModelEntry, line: str, on: type[Machines]) -> None:
