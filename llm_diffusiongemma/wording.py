@@ -11,6 +11,8 @@ import unicodedata
 
 import click
 
+from .view import progress
+
 MAX_QUOTED_CHARACTERS = 500
 
 # Control characters, format characters (those that turn text round, tags), halves of surrogate pairs, characters
@@ -39,7 +41,8 @@ def gib(num_bytes: int) -> str:
 
 def tell(message: str) -> None:
     """Say something to who sits at the terminal, beside the reply."""
-    click.echo(printable(message), err=True)
+    with progress.aside():
+        click.echo(printable(message), err=True)
 
 
 def _shown(character: str) -> str:

@@ -51,12 +51,8 @@ class NetworkConfig:
         return next((layer.window for layer in self.layers if layer.window is not None), None)
 
 
-_SLIDING = AttentionConfig(
-    head_dim=256, num_key_value_heads=8, rope_theta=10_000.0, rope_share=1.0, window=1024
-)
-_FULL = AttentionConfig(
-    head_dim=512, num_key_value_heads=2, rope_theta=1_000_000.0, rope_share=0.25, window=None
-)
+_SLIDING = AttentionConfig(head_dim=256, num_key_value_heads=8, rope_theta=10_000.0, rope_share=1.0, window=1024)
+_FULL = AttentionConfig(head_dim=512, num_key_value_heads=2, rope_theta=1_000_000.0, rope_share=0.25, window=None)
 
 #: The network of the Hub's repositories, to judge a machine by before any of it is here.
 DIFFUSIONGEMMA_26B_A4B = NetworkConfig(

@@ -2,9 +2,9 @@
 
 A network's layers lie on devices, whole and in order. Where a layer's experts don't fit beside the rest they stay
 in the host's memory or in the weight files, and pass through two buffers on their device at every step. All else
-is always on a device. Of the real network in nvfp4 that is 4.5 GiB; with the buffers (0.8), the cache of 16,384
-tokens (0.9), CUDA and room to compute (1.5) it comes to 7.7 GiB. So a card of 8 GB holds it only if hardly anything
-else is on it, and a smaller one is refused.
+is always on a device. Of the real network in nvfp4 that is 4.5 GiB; with the buffers (0.8), the cache of 4,096
+tokens (0.7), CUDA and room to compute (1.7) it comes to 7.7 GiB. So a card of 8 GB holds it if nothing else is on
+it, and a smaller one is refused.
 """
 
 from __future__ import annotations
@@ -30,6 +30,16 @@ CONTEXT_STEP_TOKENS = 1024
 
 # Through which the experts of streamed layers pass: one is computed from while the other is filled.
 BUFFERS = 2
+
+# To say how quick it can be at best. Host to device: PCIe 4 x16 from pinned memory. Files: a fast SSD.
+HOST_BYTES_A_SECOND = 25e9
+FILE_BYTES_A_SECOND = 3e9
+# About what 8 cores do without instructions for bf16: one did 4 GFLOP/s in bf16 and 25 in fp32, in which packed
+# experts are multiplied, and decoded 1.1 billion numbers a second, which memory won't let 8 of them do.
+CPU_OPERATIONS_A_SECOND = 64e9
+CPU_DECODED_A_SECOND = 4e9
+# What a canvas takes as a rule.
+STEPS_A_CANVAS = 15
 
 ExpertsHome = Literal["device", "host", "files"]
 """Where a layer's experts lie between steps: on its device, in pinned host memory, or only in the weight files."""
@@ -145,18 +155,27 @@ def place(sizes: Sizes, machine: Machine, context_tokens: int = PLANNED_CONTEXT_
         )
         for layer, number in enumerate(numbers)
     )
+    layers_of = {number: [i for i, each in enumerate(numbers) if each == number] for number in numbers}
     return Placement(
         sizes.representation,
         homes,
         homes[0].device if has_vision else "cpu",
-        tuple(
-            (plan.devices[each].device, plan.needed(each, [i for i, n in enumerate(numbers) if n == each], planned))
-            for each in dict.fromkeys(numbers)
-        ),
+        tuple((plan.devices[i].device, plan.needed(i, layers, planned)) for i, layers in layers_of.items()),
         num_pinned * sizes.pinned_experts_bytes,
         len(plan.streamed) * sizes.experts_bytes,
         longest,
     )
+
+
+def step_seconds(sizes: Sizes, placement: Placement) -> float:
+    """About how long a denoising step takes at least: what is streamed has to come, and a CPU has to compute. What
+    a GPU computes is not counted."""
+    from_files = sizes.experts_bytes * placement.num_layers("files") / FILE_BYTES_A_SECOND
+    from_host = sizes.experts_bytes * placement.num_layers("host") / HOST_BYTES_A_SECOND
+    computed = 0.0
+    if placement.devices[0] == "cpu":
+        computed = sizes.step_operations / CPU_OPERATIONS_A_SECOND + sizes.step_decoded / CPU_DECODED_A_SECOND
+    return max(from_files, from_host, computed)
 
 
 @dataclass(frozen=True)
@@ -181,8 +200,8 @@ class _Plan:
         return total + experts * sizes.experts_bytes
 
     def pack(self, context: int) -> list[int] | None:
-        """The number of the device that each layer is on: as many on the first as fit, and so on. None if there are
-        layers left over, or the first device, where the embedding is, has room for none."""
+        """The number of the device that each layer is on: as many on the first as fit, and so on. None if layers
+        are left over, or the first device, where the embedding is, has room for none."""
         homes: list[int] = []
         for number, device in enumerate(self.devices):
             layers: list[int] = []
@@ -198,12 +217,12 @@ class _Plan:
     def longest_context(self, least: int) -> int:
         """The longest that there is room for, where there is room for `least`."""
         most = self.sizes.config.context_length
-        lengths = [*range(least, most, CONTEXT_STEP_TOKENS), most]
+        lengths: list[int] = [*range(least, most, CONTEXT_STEP_TOKENS), most]
         return lengths[bisect_left(lengths, True, key=lambda length: self.pack(length) is None) - 1]
 
 
 def _fewest_streamed(sizes: Sizes, devices: tuple[DeviceMemory, ...], planned: int) -> tuple[_Plan, int]:
-    """The best plan, and the context that it has room for: `planned`, if there can be. Raises `DeviceMemoryError`."""
+    """The best plan, and the context that it has room for: `planned` if possible. Raises `DeviceMemoryError`."""
     for count in range(1, len(devices) + 1):
         plan = _Plan(sizes, devices[:count], ())
         if plan.pack(planned) is not None:
@@ -236,10 +255,12 @@ def _too_small(plan: _Plan, context: int) -> DeviceMemoryError:
     dense = sizes.weight_bytes - sizes.num_layers * sizes.experts_bytes
     buffers = BUFFERS * sizes.experts_bytes
     needed = plan.needed(0, range(sizes.num_layers), context)
-    where = device.device if len(plan.devices) == 1 else f"the largest of {len(plan.devices)} devices, {device.device},"
+    where = device.device
+    if len(plan.devices) > 1:
+        where += f", the largest of {len(plan.devices)} devices"
     return DeviceMemoryError(
-        f"The model does not fit. In {sizes.representation} it takes {gib(needed)} at the least, even if no expert "
-        f"stays on the device: {gib(dense)} for all that is no expert, {gib(buffers)} for experts passing through, and "
+        f"In {sizes.representation} the model takes {gib(needed)} at the least, even if no expert stays on the "
+        f"device: {gib(dense)} for all that is no expert, {gib(buffers)} for experts passing through, and "
         f"{gib(needed - dense - buffers)} to work in with {context:,} tokens of context. There may be taken "
         f"{gib(device.total_bytes)} of {where}."
     )

@@ -15,7 +15,7 @@ import torch
 from .experts import Experts
 from .kv_cache import PIECE, SLIDING_PIECE
 from .network import Network
-from .packed import PIECE_BYTES, Plain
+from .packed import CPU_PIECE_BYTES, PIECE_BYTES, Plain
 from .pipeline import MAX_PREFILL_TOKENS
 from .sampler import chunk_bytes
 
@@ -29,10 +29,6 @@ IMAGE_TOKENS = 280
 
 # CUDA's context with its kernels, cuBLAS's workspace, and what torch's allocator holds and can't use.
 CUDA_BYTES = 768 << 20
-
-# What decoding takes for each number beside the number: `Matrices.dequantise` makes int32 of bytes and looks fp32
-# numbers and scales up, which PyTorch does not fuse.
-DECODING_BYTES = 12
 
 META = torch.device("meta")
 LAYER = re.compile(r"model\..*layers\.(?P<layer>\d+)\.(?P<rest>.*)")
@@ -72,6 +68,29 @@ class Sizes:
         return dense + self.ends_bytes + self.num_layers * self.experts_bytes
 
     @property
+    def step_operations(self) -> int:
+        """What a denoising step computes: multiplications and additions of each position of a canvas with the
+        weights that it meets. The embedding is met twice, by the head and by the soft embeddings."""
+        config = self.config
+        hidden, queries = config.hidden_size, config.num_attention_heads
+        mlp = 3 * hidden * config.intermediate_size
+        experts = config.top_k_experts * 3 * hidden * config.moe_intermediate_size
+        attention = sum(
+            (2 * queries + (1 + kind.has_value_projection) * kind.num_key_value_heads) * kind.head_dim * hidden
+            for kind in config.layers
+        )
+        weights = attention + self.num_layers * (mlp + experts) + mlp + 2 * config.vocab_size * hidden
+        return 2 * config.canvas_length * weights
+
+    @property
+    def step_decoded(self) -> int:
+        """How many numbers of experts a denoising step decodes: a canvas's positions choose nearly all of them."""
+        if self.formats.experts is Plain:
+            return 0
+        config = self.config
+        return self.num_layers * config.num_experts * 3 * config.hidden_size * config.moe_intermediate_size
+
+    @property
     def chunk(self) -> int:
         """The most positions that are read at once."""
         return MAX_PREFILL_TOKENS + (IMAGE_TOKENS if self.vision_bytes else 0)
@@ -99,9 +118,9 @@ class Sizes:
         fixed = CUDA_BYTES if device_type == "cuda" else 0
         full = [self._position_bytes(kind) for kind in self.config.layers if kind.window is None]
         growing = max(full, default=0) * _up_to(context, PIECE)  # the old keys and values beside the new ones
-        return fixed + max(self._prefill_bytes(context), growing) + self._decoding_bytes(device_type)
+        return fixed + max(self._prefill_bytes(device_type, context), growing) + self._decoding_bytes(device_type)
 
-    def _prefill_bytes(self, context: int) -> int:
+    def _prefill_bytes(self, device_type: str, context: int) -> int:
         """See `Network._run` and `Experts.__call__`: what n positions are while a layer reads them. Attention and
         experts come one after the other; the masks of both kinds of layer stay."""
         config, itemsize = self.config, self.dtype.itemsize
@@ -111,31 +130,36 @@ class Sizes:
         # A mask is bool; attention makes numbers of it, and comparing takes one more.
         masks = n * (context + min(context, config.window or 0) + n) * (2 + itemsize)
         # The projection, and what rotating it makes: joined, times cos, rolled, the sum.
-        heads = max((5 * config.num_attention_heads + 7 * k.num_key_value_heads) * k.head_dim for k in config.layers)
+        heads = max(
+            (5 * config.num_attention_heads + 7 * k.num_key_value_heads) * k.head_dim for k in config.layers
+        )
         attention = n * heads * itemsize
-        # Rows by expert, results by expert and by token, and these times fp32 weights.
-        rows = n * config.top_k_experts
-        experts = rows * config.hidden_size * (3 * itemsize + 4)
+        # Rows by expert and their gated products; results by expert and by token, and these times fp32 weights,
+        # for which a CPU casts them.
+        cast = 4 if device_type == "cpu" and itemsize < 4 else 0
+        inside = config.hidden_size * (3 * itemsize + 4 + cast) + config.moe_intermediate_size * itemsize
+        experts = n * config.top_k_experts * inside
         return stream + masks + max(attention, experts)
 
     def _decoding_bytes(self, device_type: str) -> int:
-        """See `Scratch`: a piece of a matrix as numbers at a time, and what decoding them takes."""
+        """See `Scratch`: a piece of the numbers of a stack of matrices, and up to twice as much to make them."""
         config, formats = self.config, self.formats
         projections = max(
             (config.num_attention_heads + 2 * kind.num_key_value_heads) * kind.head_dim for kind in config.layers
         )
-        rows = {
-            formats.experts: 2 * config.moe_intermediate_size,
-            formats.attention: projections,
-            formats.mlp: 2 * config.intermediate_size,
-        }
-        most = max((each for format, each in rows.items() if format is not Plain), default=0)  # noqa: A001
-        piece = PIECE_BYTES.get(device_type, max(PIECE_BYTES.values())) // self.dtype.itemsize
-        return min(most * config.hidden_size, piece) * (self.dtype.itemsize + DECODING_BYTES)
+        rows = (
+            (formats.experts, config.num_experts * 2 * config.moe_intermediate_size),
+            (formats.attention, projections),
+            (formats.mlp, 2 * config.intermediate_size),
+        )
+        most = max((each for format, each in rows if format is not Plain), default=0)  # noqa: A001
+        is_cpu = device_type == "cpu"
+        largest = most * config.hidden_size * (4 if is_cpu else self.dtype.itemsize)
+        return 3 * min(largest, CPU_PIECE_BYTES if is_cpu else PIECE_BYTES)
 
     def sampler_bytes(self, device_type: str) -> int:
-        """See `Distributions`: the logits of a canvas, the temporaries of a block of the vocabulary, and a few times
-        the canvas's soft embeddings."""
+        """See `Distributions`: a canvas's logits, the temporaries of a block of the vocabulary, and the canvas's
+        soft embeddings a few times."""
         config = self.config
         logits = config.canvas_length * config.vocab_size * 4
         soft = 4 * config.canvas_length * config.hidden_size * 4
