@@ -86,7 +86,7 @@ def network_at(homes: Sequence[LayerHome], resident: Network) -> tuple[Network, 
     """One with the same weights, elsewhere, and what it reads."""
     files = Files(resident)
     first = torch.device(homes[0].device)
-    network = Network(CONFIG, resident.dtype, first, resident.formats, homes, files.read)
+    network = Network(resident.config, resident.dtype, first, resident.formats, homes, files.read)
     weights = dict(resident.tensors())
     for name, tensor in network.tensors():
         tensor.copy_(weights[name])
