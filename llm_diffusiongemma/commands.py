@@ -188,8 +188,8 @@ def check(context: click.Context, model_id: str, quick: bool, out: IO[str]) -> N
     """Check that a model's weights are read and computed right on this machine, and write a report of a page.
 
     It compares headers, logits that were recorded elsewhere, layers with those of transformers, and replies with
-    what they should say. Nothing in the report tells whose machine it is: attach it where you report a problem. The
-    status is 1 if something is wrong.
+    what they should say. Nothing in the report tells whose machine it is, so you can attach it where you report a
+    problem. The exit status is 1 if something is wrong.
     """
     from . import check as checks
 
