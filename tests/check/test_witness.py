@@ -21,8 +21,8 @@ from .conftest import load
 PROMPT = [2, 105, 636, 217, 407, 389, 288, 547, 34, 106, 217, 105, 1208, 217]
 
 
-def compare(network: Network, folder: Path = EMBEDDED_CHECKPOINT) -> witness.Finding:
-    return witness.compare(network, describe(folder), PROMPT)
+def compare(network: Network, folder: Path = EMBEDDED_CHECKPOINT, room_bytes: int = 1 << 30) -> witness.Finding:
+    return witness.compare(network, describe(folder), PROMPT, room_bytes)
 
 
 def in_bf16(network: Network) -> Network:
@@ -89,6 +89,8 @@ def test_what_it_can_not_look_at_is_skipped(
 ) -> None:
     packed = folder_of("nvidia nvfp4")
     assert compare(load(packed), packed).outcome == "skipped"
+    found = compare(load(EMBEDDED_CHECKPOINT), room_bytes=-1)
+    assert (found.outcome, "host's memory" in found.says) == ("skipped", True)
     # As a transformers before 5.23 has no such module.
     monkeypatch.setitem(sys.modules, "transformers.models.diffusion_gemma", None)
     found = compare(load(EMBEDDED_CHECKPOINT))
