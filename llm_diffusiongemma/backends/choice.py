@@ -82,10 +82,10 @@ class Candidate:
     @cached_property
     def outcome(self) -> Placement | DeviceMemoryError | None:
         """Where it goes, or why it can't; None if its sizes aren't known."""
-        if self.sizes is None:
+        if self.sizes is None or self.weight_bytes is None:
             return None
         try:
-            return _placed(self.entry, self.sizes, self.machine)
+            return _placed(self.entry, self.sizes, self.weight_bytes, self.machine)
         except DeviceMemoryError as error:
             return error
 
@@ -150,7 +150,7 @@ class Choice:
         not have them."""
         if not is_small(weight_bytes):
             sizes = known_sizes(self.source.representation, weight_bytes)
-            placement = _placed(self.entry, sizes, self.machine)
+            placement = _placed(self.entry, sizes, weight_bytes, self.machine)
             _check_gpu(self.entry, sizes, placement, weight_bytes)
 
 
@@ -175,12 +175,9 @@ def _best(candidates: list[Candidate]) -> Candidate:
 
 def place_described(entry: ModelEntry, described: Described, machine: Machine) -> Placement:
     """Where a checkpoint that is here goes. Raises `NoGpuError` or `DeviceMemoryError`."""
-    if is_small(described.weights.num_bytes) and memory_limit() is None:
-        num_layers = described.config.text_config.num_hidden_layers
-        return whole(described.formats.representation, num_layers, machine.devices[0].device)
-    sizes = described_sizes(described, machine.devices[0].device)
-    placement = _placed(entry, sizes, machine)
-    _check_gpu(entry, sizes, placement, described.weights.num_bytes)
+    sizes, weight_bytes = described_sizes(described, machine.devices[0].device), described.weights.num_bytes
+    placement = _placed(entry, sizes, weight_bytes, machine)
+    _check_gpu(entry, sizes, placement, weight_bytes)
     return placement
 
 
@@ -205,8 +202,10 @@ def known_sizes(representation: Representation | None, weight_bytes: int) -> Siz
     return sizes_of(DIFFUSIONGEMMA_26B_A4B, FORMATS[representation], torch.bfloat16, VISION_BYTES)
 
 
-def _placed(entry: ModelEntry, sizes: Sizes, machine: Machine) -> Placement:
+def _placed(entry: ModelEntry, sizes: Sizes, weight_bytes: int, machine: Machine) -> Placement:
     """Raises `DeviceMemoryError` with the way out."""
+    if is_small(weight_bytes) and memory_limit() is None:
+        return whole(sizes.representation, sizes.num_layers, machine.devices[0].device)
     try:
         return place(sizes, machine)
     except DeviceMemoryError as error:
@@ -244,20 +243,15 @@ def told(entry: ModelEntry, source: Source, described: Described, placement: Pla
 def _line(entry: ModelEntry, source: Source, sizes: Sizes, placement: Placement) -> str:
     devices = " and ".join(placement.devices)
     line = f"{entry.model_id}: {placement.representation} weights ({quoted(source)}) on {devices}"
-    homes = [
-        f"{count} from {where}"
-        for count, where in (
-            (placement.num_layers("host"), "memory"),
-            (placement.num_layers("files"), "the weight files"),
-        )
-        if count
-    ]
-    if homes:
-        streamed = sum(placement.num_layers(home) for home in ("host", "files"))
-        parts = homes[0].partition(" ")[2] if len(homes) == 1 else ", ".join(homes)
-        line += f", the experts of {streamed} of {len(placement.layers)} layers streamed {parts} at every step"
+    host, files = placement.num_layers("host"), placement.num_layers("files")
+    if host or files:
+        line += f", the experts of {host + files} of {len(placement.layers)} layers streamed "
+        if host and files:
+            line += f"at every step, {host} from memory and {files} from the weight files"
+        else:
+            line += f"from {'memory' if host else 'the weight files'} at every step"
     is_large = not is_small(sizes.weight_bytes)
-    if is_large and (homes or placement.devices[0] == "cpu"):
+    if is_large and (host or files or placement.devices[0] == "cpu"):
         line += f": {_slowness(sizes, placement)}"
     return f"{line}."
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .config_file import ConfigFile, GenerationSettings
+    from .experts import Experts
     from .packed import Formats
     from .placement import Placement
     from .stored import Layout
@@ -60,6 +61,17 @@ class Described:
     @property
     def formats(self) -> Formats:
         return self.layout.formats
+
+    def read_experts(self, layer: int, experts: Experts) -> None:
+        """Fill experts with a layer's from the weight files. Any thread may do it.
+
+        Raises `CheckpointError` if a file turns out damaged or was changed, and `FileAccessError`.
+        """
+        names = ((f"{DECODER}layers.{layer}.experts.{name}", place) for name, place in experts.tensors())
+        places = [(self.found[name][0], place) for name, place in self.layout.places(names)]
+        with self.weights.reader() as reader:
+            for stored, place in sorted(places, key=lambda each: each[0].place):
+                reader.fill(place, stored)
 
     def dtype_on(self, device_type: str) -> torch.dtype:
         """What it computes in there: fp32 on the CPU for less than 4 GiB, else the dtype of the checkpoint."""
@@ -146,19 +158,21 @@ def load_model(
     started = time.perf_counter()
     weights = described.weights
     device = torch.device(placement.layers[0].device)
+    devices = " and ".join(dict.fromkeys(home.device for home in placement.layers))
+    config, dtype = described.config.network(), described.dtype_on(device.type)
     try:
-        network = Network(described.config.network(), described.dtype_on(device.type), device, described.formats)
+        network = Network(config, dtype, device, described.formats, placement.layers, described.read_experts)
         weights.read(dict(described.layout.places(network.tensors())), described.found, check_wanted, progress)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise DeviceMemoryError(
-                f"The model's weights take {weights.num_bytes / 2**30:.1f} GiB, and {device} ran out of memory "
+                f"The model's weights take {weights.num_bytes / 2**30:.1f} GiB, and {devices} ran out of memory "
                 "while loading them. Free memory that other programs hold on it, or choose another device."
             ) from error
         if device.type == "cpu":
             raise
         raise DeviceError(
-            f"{device} failed while the model was loaded to it: {quoted(error)}. Check its driver, or set "
+            f"{devices} failed while the model was loaded to it: {quoted(error)}. Check its driver, or set "
             f"{DEVICE_VARIABLE} to another device."
         ) from error
     return LoadedModel(

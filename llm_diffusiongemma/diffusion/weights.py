@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -63,6 +64,22 @@ class StoredTensor:
     start: int
     """Where in the file its bytes begin, in C order and little-endian."""
 
+    @property
+    def place(self) -> tuple[Path, int]:
+        """By which tensors are read in the order of the disk."""
+        return self.file, self.start
+
+
+class Stamp(NamedTuple):
+    """What changes when a file is replaced."""
+
+    num_bytes: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        return cls(status.st_size, status.st_mtime_ns)
+
 
 Found = dict[str, list[StoredTensor]]
 """Of each tensor of a network where its values are, first, and copies of them under other names."""
@@ -74,8 +91,13 @@ class Weights:
 
     folder: Path
     tensors: Mapping[str, StoredTensor]
-    num_bytes: int
-    """Size of the files."""
+    stamps: Mapping[Path, Stamp]
+    """Of all files, when their headers were read."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the files."""
+        return sum(stamp.num_bytes for stamp in self.stamps.values())
 
     def find(
         self, expected: Mapping[str, torch.Tensor], also_called: Callable[[str], list[str]] = lambda name: []
@@ -137,15 +159,17 @@ class Weights:
         Raises `CheckpointError` if a file ends early, a scale is none or a tensor's copies differ, and
         `FileAccessError`.
         """
-        # In the order of the disk.
-        order = sorted(places, key=lambda name: (found[name][0].file, found[name][0].start))
-        with Reader(progress) as reader:
-            for name in order:
+        with self.reader(progress) as reader:
+            for name in sorted(places, key=lambda name: found[name][0].place):
                 check_wanted()
                 first, *copies = found[name]
                 reader.fill(places[name], first)
                 for stored in copies:
                     self._check_copy(reader, places[name], first, stored)
+
+    def reader(self, progress: Callable[[int], None] = lambda num_bytes: None) -> Reader:
+        """`progress` is called with the number of bytes read."""
+        return Reader(self.stamps, progress)
 
     def _check_copy(self, reader: Reader, place: torch.Tensor, first: StoredTensor, stored: StoredTensor) -> None:
         copy = torch.empty_like(place)
@@ -166,8 +190,8 @@ class Reader:
     host's memory. The file that was read from last stays open: a packed checkpoint has some ten thousand tensors.
     """
 
-    def __init__(self, progress: Callable[[int], None] = lambda num_bytes: None) -> None:
-        """`progress` is called with the number of bytes read."""
+    def __init__(self, stamps: Mapping[Path, Stamp], progress: Callable[[int], None]) -> None:
+        self._stamps = stamps
         self._progress = progress
         self._file: Path | None = None
         self._stream: FileIO | None = None
@@ -215,6 +239,11 @@ class Reader:
         if self._stream is None or self._file != file:
             self._close()
             self._stream, self._file = file.open("rb", buffering=0), file
+            if Stamp.of(os.fstat(self._stream.fileno())) != self._stamps[file]:
+                raise CheckpointError(
+                    f"{quoted(file)} was changed while it was in use, and what was read before is of another "
+                    "model. Start again."
+                )
         return self._stream
 
     def _close(self) -> None:
@@ -241,15 +270,18 @@ def read_headers(folder: Path) -> Weights:
             f"({some(missing)}). Download the model again; what is there will be kept."
         )
     tensors: dict[str, StoredTensor] = {}
+    stamps: dict[Path, Stamp] = {}
     for name in names:
-        added = _read_header(folder / name)
+        file = folder.absolute() / name  # it may be read from while the program is in another folder
+        stamps[file] = Stamp.of(file.stat())
+        added = _read_header(file)
         if twice := sorted(tensors.keys() & added.keys()):
             raise CheckpointError(
                 f"{quoted(folder)} has the same tensors in two of its files ({some(twice)}). Download the model "
                 "again."
             )
         tensors |= added
-    return Weights(folder, tensors, sum((folder / name).stat().st_size for name in names))
+    return Weights(folder, tensors, stamps)
 
 
 def check_layers(weights: Weights, prefix: str, layers: int, what: str) -> None:

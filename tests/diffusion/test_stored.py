@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm_diffusiongemma.diffusion.loading import describe
+from llm_diffusiongemma.diffusion.experts import Experts
+from llm_diffusiongemma.diffusion.kv_cache import KVCache
+from llm_diffusiongemma.diffusion.loading import describe, load_model
 from llm_diffusiongemma.diffusion.packed import (
     CompressedTensorsNvfp4,
     Formats,
@@ -20,7 +24,8 @@ from llm_diffusiongemma.diffusion.packed import (
     ModelOptNvfp4,
     Plain,
 )
-from llm_diffusiongemma.errors import CheckpointError
+from llm_diffusiongemma.diffusion.placement import ExpertsHome, LayerHome, Placement, whole
+from llm_diffusiongemma.errors import CheckpointError, FileAccessError
 
 from ..layouts.writer import QUANTIZATION, REPOSITORIES, Layout, write
 from ..whole import load_whole
@@ -29,6 +34,8 @@ from .tiny_models import tiny_model
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from llm_diffusiongemma.diffusion.network import Network
 
 FORMATS: dict[Layout, Formats] = {
     "google bf16": Formats(),
@@ -170,6 +177,60 @@ def test_plain_experts_by_themselves(copy_of: Callable[[Layout], Path]) -> None:
         assert torch.equal(place, expected[name]), name
     change(folder, lambda tensors: tensors.pop(f"{EXPERT}.up_proj.weight"))
     refused(folder, rf"missing weights \({EXPERT}\.up_proj\.weight\)")
+
+
+# --- what is not loaded at once --------------------------------------------------------------------------
+
+
+def homes(*experts: ExpertsHome) -> Placement:
+    return replace(whole("bf16", len(experts), "cpu"), layers=tuple(LayerHome("cpu", each) for each in experts))
+
+
+def step(network: Network) -> torch.Tensor:
+    """What comes of reading and of a denoising step."""
+    cache = KVCache(network.config, network.dtype, network.layer_devices)
+    network.encode(network.embed(torch.arange(40)), cache)
+    return network.denoise(torch.arange(16), None, cache)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_experts_that_stay_elsewhere(layout: Layout, originals: dict[Layout, Path]) -> None:
+    folder = originals[layout]
+    resident = load_whole(folder).network
+    read: list[int] = []
+    described = describe(folder)
+    loaded = load_model(described, homes("host", "files"), progress=read.append)
+    names = [name for name, _ in loaded.network.tensors()]
+    assert any(".layers.0.experts." in name for name in names)
+    assert not any(".layers.1.experts." in name for name in names)
+    stored = load_file(folder / "model.safetensors")
+    assert sum(read) == sum(stored[name].nbytes for name in names)
+    assert torch.equal(step(loaded.network), step(resident))
+
+
+def test_several_threads_read_experts(originals: dict[Layout, Path]) -> None:
+    described = describe(originals["redhat fp8"])
+    network = load_whole(described.folder).network
+    buffers = [Experts(4, 32, 16, torch.float32, torch.device("cpu"), Fp8) for _ in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(described.read_experts, [0, 1] * 4, buffers))
+    for i, buffer in enumerate(buffers):
+        for ours, theirs in zip(buffer.held(), network._layers[i % 2].experts.held(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_file_that_is_replaced_meanwhile(copy_of: Callable[[Layout], Path]) -> None:
+    """Its bytes would have been taken for experts of the network that has been loaded."""
+    folder = copy_of("nvidia nvfp4")
+    described = describe(folder)
+    experts = Experts(4, 32, 16, torch.float32, torch.device("cpu"), ModelOptNvfp4)
+    described.read_experts(1, experts)
+    change(folder, lambda tensors: tensors.update({f"{EXPERT}.up_proj.weight_scale_2": torch.tensor(2.0)}))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors was changed while it was in use"):
+        described.read_experts(1, experts)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileAccessError, match=r"can't read .*model\.safetensors: No such file"):
+        described.read_experts(1, experts)
 
 
 # --- what is not loaded ----------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ PIECE = 1 << 24
 
 
 def write(folder: Path, layout: Layout, *, is_hollow: bool = False, **sizes: Any) -> Path:
-    """Write a checkpoint whose text_config has these values, None for transformers' default, and return its folder.
+    """Write a checkpoint whose text_config has these values (None: the default), and return its folder.
 
     A hollow one has all of its headers, and takes no room on the disk: its numbers are all 0.
     """
