@@ -135,24 +135,26 @@ def add(model_id: str, source: str, revision: str | None, device: str | None) ->
     SOURCE is a folder with a DiffusionGemma checkpoint, such as a fine-tune, or a repository (owner/name) of the
     Hugging Face Hub. A repository's weights come with the first prompt, or with `llm diffusiongemma download ID`.
     """
-    from . import registry
+    from . import hub, registry
     from .view.progress import indicate
 
     entry = registry.new_entry(model_id, source, revision, device)
     if entry.model_id in _names():
         raise RegistryError(f"There is a model {model_id!r} already: `llm models` has it. Choose another name.")
-    folder = entry.sources[0].where
+    (found,) = entry.sources
     with indicate("Looking at it"):
         if device is not None:
             from .diffusion.devices import resolve_device
 
             resolve_device(device)
-        if isinstance(folder, Path):
+        if isinstance(found.where, Path):
             from .diffusion.loading import describe
 
-            describe(folder)
+            describe(found.where)
+        else:
+            hub.on_disk(found)  # it refuses what can be no revision
     registry.add(entry)
-    click.echo(printable(f"Added: `llm -m {model_id}` runs {quoted(entry.sources[0])}."))
+    click.echo(printable(f"Added: `llm -m {model_id}` runs {quoted(found)}."))
 
 
 def _entries() -> list[ModelEntry]:

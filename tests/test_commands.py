@@ -219,6 +219,7 @@ def test_what_cannot_be_added_is_not(command: Command, tmp_path: Path) -> None:
         (("short", "a/b"), "already"),
         (("mine", "a/b", "--device", "much"), "no device"),
         (("mine", "nowhere"), "owner/name"),
+        (("mine", "a/b", "--revision", "../x"), "revision"),
     ):
         assert words in command.fails("add", *arguments)
     assert not registry.path().exists()
