@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 import llm
 
-from .errors import DeviceError, RegistryError
+from .errors import DeviceError, RegistryError, RemovalError
 from .interrupts import FAILED_STATUS, Interrupts, current_command
 from .wording import printable, quoted
 
@@ -98,18 +98,19 @@ def remove(model_id: str, yes: bool) -> None:
             lines.append(f"The folder {shown} stays as it is.")
         elif is_own and sharers:
             lines.append(f"The weights of {shown} stay: they are those of {' and '.join(sharers)}, too.")
-        elif hub.on_disk(source) is not None:
-            removal = hub.removal(source)
-            removals.append(removal)
-            too = f" (those of {' and '.join(sharers)}, too)" if sharers else ""
-            lines.append(f"The weights of {shown}{too} will be deleted: {size(removal.num_bytes)}.")
         else:
-            lines.append(f"Of {shown} nothing is on this machine.")
+            try:
+                removals.append(hub.removal(source))
+            except RemovalError as error:  # mostly because nothing of it is here
+                lines.append(str(error))
+                continue
+            too = f" (those of {' and '.join(sharers)}, too)" if sharers else ""
+            lines.append(f"The weights of {shown}{too} will be deleted: {size(removals[-1].num_bytes)}.")
     if is_own:
         lines.append(f"llm will not know {model_id!r} any more.")
+    elif not removals:
+        raise RemovalError("\n".join(lines))
     click.echo(printable("\n".join(lines)))
-    if not removals and not is_own:
-        return
     if not yes:
         click.confirm("Go on?", abort=True)
     for removal in removals:
@@ -121,7 +122,9 @@ def remove(model_id: str, yes: bool) -> None:
 
 
 def _shares(entry: ModelEntry, source: Source) -> bool:
-    return any(each.where == source.where for each in entry.sources)
+    """Whether a model may run what is here of a source. One that names no revision may run any."""
+    same = (each.revision for each in entry.sources if each.where == source.where)
+    return any(source.revision is None or revision in (None, source.revision) for revision in same)
 
 
 @diffusiongemma.command()
