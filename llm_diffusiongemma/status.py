@@ -6,6 +6,8 @@ said in its place and hides no other. The network is asked only for `updates`.
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,43 +17,51 @@ import torch
 from . import hub
 from .backends.choice import choose
 from .catalog import MEMORY_VARIABLE, ModelEntry, Source
-from .diffusion.devices import _available_devices, _total_memory, memory_limit
+from .diffusion import devices
 from .errors import DiffusionGemmaError
 from .hub.failures import size
 from .wording import gib, quoted
 
 COMMIT_CHARACTERS = 12
+LONGEST_LINE = 100
 
 
 def gather(entries: Sequence[ModelEntry], problems: Sequence[str], updates: bool) -> dict[str, Any]:
     """Everything, in the form of JSON. `problems` are those of the file that has the user's own models."""
-    limit, limit_error = None, None
-    try:
-        limit = memory_limit()
-    except DiffusionGemmaError as error:
-        limit_error = str(error)
     sources = list(dict.fromkeys(source for entry in entries for source in entry.sources))
     return {
         "cache": _cache(),
-        "devices": [_device(name) for name in _available_devices()],
-        "memory_limit_bytes": limit,
+        "devices": [_device(name) for name in devices._available_devices()],
+        "memory_limit_bytes": _memory_limit(),
         "weights": [_weights(source, updates) for source in sources],
         "models": [_model(entry) for entry in entries],
-        "problems": [*problems, *([limit_error] if limit_error else [])],
+        "problems": list(problems),
     }
 
 
 def _cache() -> str | None:
     try:
         return str(hub.settings.cache_folder())
-    except DiffusionGemmaError:  # what asks for weights in it says so
+    except DiffusionGemmaError:  # said of each model that needs it
+        return None
+
+
+def _memory_limit() -> int | None:
+    try:
+        return devices.memory_limit()
+    except DiffusionGemmaError:  # said of each model
         return None
 
 
 def _device(name: str) -> dict[str, Any]:
     device = torch.device(name)
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"device": name, "name": kind, "total_bytes": _total_memory(device), "free_bytes": _free_memory(device)}
+    return {
+        "device": name,
+        "name": kind,
+        "total_bytes": devices._total_memory(device),
+        "free_bytes": _free_memory(device),
+    }
 
 
 def _free_memory(device: torch.device) -> int | None:
@@ -140,11 +150,18 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     yield from _aligned([_weights_cells(weights) for weights in found["weights"]])
     yield ""
     yield "What a prompt would do"
-    yield from (f"  {_prompt(model)}" for model in found["models"])
+    yield from (_filled(_prompt(model)) for model in found["models"])
     if found["problems"]:
         yield ""
         yield "Problems"
-        yield from (f"  {problem}" for problem in found["problems"])
+        yield from map(_filled, found["problems"])
+
+
+def _filled(text: str) -> str:
+    width = min(shutil.get_terminal_size().columns, LONGEST_LINE)
+    return textwrap.fill(
+        text, width, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import llm
@@ -15,7 +16,7 @@ from huggingface_hub.utils import WeakFileLock
 from llm.plugins import pm
 
 from llm_diffusiongemma import registry
-from llm_diffusiongemma.catalog import ModelEntry, Source, built_in
+from llm_diffusiongemma.catalog import HUB_SOURCES, ModelEntry, Source, built_in
 from llm_diffusiongemma.errors import RegistryError
 from llm_diffusiongemma.models import DiffusionGemma
 
@@ -168,6 +169,8 @@ def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for source in ("mine/tuned", "./mine/tuned", "~/mine/tuned", str(tmp_path / "mine" / "tuned")):
         assert registry.new_entry("m", source, None, None).sources == (Source(tmp_path / "mine" / "tuned"),)
     assert registry.new_entry("m", "other/tuned", "v1", None).sources == (Source("other/tuned", revision="v1"),)
+    (known,) = registry.new_entry("m", HUB_SOURCES[2].where, "v1", None).sources
+    assert known == replace(HUB_SOURCES[2], revision="v1")
     with pytest.raises(RegistryError, match="no revisions"):
         registry.new_entry("m", "mine/tuned", "v1", None)
     for source in ("", "tuned", "./other/tuned", "/other", "other/tuned@v1", "https://hf.co/other/tuned", "a/b/c"):
