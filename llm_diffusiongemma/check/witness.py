@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # How far a row may be off, as a share of what the layer changes in it: another order of additions, and in 16 bits
 # the rounding of each intermediate value. Some rows may be further off: a token whose last two experts score alike
 # may come to the other one. One expert of the real network's 128 is asked by one row of sixteen.
-OF_CHANGE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+OF_CHANGE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 ROWS = 0.98
 
 LAYER = re.compile(rf"{re.escape(DECODER)}layers\.\d+\.")
@@ -109,7 +109,7 @@ def _differences(witness: _Witness, seen: _Seen, layer: int, of_change: float) -
             else (seen.denoised[layer], seen.result if is_last else seen.denoised[layer + 1])
         )
         change = (theirs if is_last else theirs - before).norm(dim=-1)
-        allowed = of_change * change + 2 * torch.finfo(seen.dtype).eps * theirs.norm(dim=-1)
+        allowed = of_change * change + torch.finfo(seen.dtype).eps * theirs.norm(dim=-1)
         share = ((ours - theirs).norm(dim=-1) / allowed).quantile(ROWS).item()
         yield mode, math.inf if math.isnan(share) else share
 

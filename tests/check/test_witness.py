@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.check import witness
@@ -38,9 +39,13 @@ def test_ours_computes_what_theirs_does_in_either_dtype() -> None:
 
 
 def test_it_knows_layers_as_uneven_as_the_real_ones(tmp_path: Path) -> None:
-    """Those of full attention have heads twice as wide and half as many keys."""
+    """Full attention has heads twice as wide and half as many keys; reading has scalars of its own."""
     sizes = {"per_layer_config": None, "global_head_dim": 64, "num_global_key_value_heads": 1}
     folder = synthetic.write(tmp_path / "uneven", "google bf16", **sizes)
+    weights = load_file(folder / "model.safetensors")
+    for layer in range(4):
+        weights[f"model.encoder.language_model.layers.{layer}.layer_scalar"].fill_(0.5)
+    save_file(weights, folder / "model.safetensors")
     assert compare(load(folder), folder).outcome == "passed"
 
 
@@ -63,7 +68,7 @@ def final_norm(network: Network) -> None:
 
 
 def no_number(network: Network) -> None:
-    network._layers[0].input_norm.weight.fill_(torch.nan)
+    network._layers[2].input_norm.weight.fill_(torch.nan)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,7 @@ def no_number(network: Network) -> None:
         (scalar_of_reading, "Layer 1 (encode)"),
         (rope, "Layer"),
         (final_norm, "Layer 3 (denoise)"),
-        (no_number, "Layer 0"),
+        (no_number, "Layer 2 (encode)"),
     ],
 )
 def test_what_is_wrong_is_found_in_its_layer(mistake: Callable[[Network], None], where: str) -> None:
