@@ -146,6 +146,8 @@ def test_a_name_that_another_plugin_has_is_its(llm_command: Llm) -> None:
 
     plugin = Plugin()
     pm.register(plugin, "theirs")
+    # As if it had been there before this one: the last is called first.
+    pm.register(pm.unregister(name="diffusiongemma"), "diffusiongemma")
     try:
         assert llm.get_model("tuned") is theirs
         message = llm_command.fails("diffusiongemma", "download", "tuned")
