@@ -212,6 +212,20 @@ def test_a_model_of_ones_own_answers(command: Command, tmp_path: Path, monkeypat
     assert log["model"] == "mine"
 
 
+def test_advice_for_a_folder_of_ones_own(command: Command, tmp_path: Path) -> None:
+    """It isn't the environment that names it."""
+    folder = tmp_path / "mine"
+    shutil.copytree(EMBEDDED_CHECKPOINT, folder)
+    command.ok("add", "mine", str(folder))
+    (folder / "config.json").write_text("{")
+    damaged = command.llm.fails("-m", "mine", "Hello")
+    assert "config.json" in damaged
+    shutil.rmtree(folder)
+    for message in (damaged, command.llm.fails("-m", "mine", "Hello")):
+        assert "`llm diffusiongemma remove`" in message
+        assert "LLM_DIFFUSIONGEMMA_MODEL" not in message
+
+
 def test_what_cannot_be_added_is_not(command: Command, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     llm.set_alias("short", "diffusiongemma-tiny")
