@@ -34,6 +34,10 @@ class FileAccessError(DiffusionGemmaError, OSError):
     """A file is there and can't be read: this user's rights, or the disk. What is in it may well be whole."""
 
 
+class RegistryError(DiffusionGemmaError, ValueError):
+    """The file that lists the user's own models can't be used, or something can't be a model in it."""
+
+
 class CheckpointNotFoundError(DiffusionGemmaError, FileNotFoundError):
     """The weights are not on this machine."""
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..catalog import EMBEDDED_CHECKPOINT, FULL_REPO, MODEL_VARIABLE, Source
+from ..catalog import EMBEDDED_CHECKPOINT, FULL_REPO, MODEL_VARIABLE, Source, chosen_folder
 from ..errors import (
     CheckpointNotFoundError,
     DiskSpaceError,
@@ -63,6 +63,11 @@ __all__ = [
 # "owner/name", maybe with a revision, and the address of its page. A Path has made one slash of two.
 REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@[^/]*)?")
 ADDRESS = re.compile(r"(?:https?:/+[^/]+|hf:|huggingface\.co|hf\.co)/+(\w[\w.-]*/\w[\w.-]*)(?:[/?#@].*)?")
+
+OF_ONES_OWN = (
+    "Put a whole checkpoint there, or take the model out with `llm diffusiongemma remove` (its name is in "
+    "`llm diffusiongemma status`)."
+)
 
 CheckSize = Callable[[int], None]
 """Raises if this machine can't hold weights of so many bytes."""
@@ -266,12 +271,18 @@ def how_to_mend(source: str | Path, folder: Path) -> str:
         )
     if source == EMBEDDED_CHECKPOINT:
         return "The folder is part of this plugin: install it again."
+    if source != chosen_folder():
+        return f"The folder is that of a model of your own. {OF_ONES_OWN}"
     return f"{MODEL_VARIABLE} names the folder. Set it to another one, or unset it for the Hub's checkpoint."
 
 
 def _check_folder(folder: Path) -> None:
     """Raises `CheckpointNotFoundError` with what may have been meant instead."""
     if not is_folder(folder):
+        if folder != chosen_folder():
+            raise CheckpointNotFoundError(
+                f"There is no folder {quoted(folder)} any more: a model of your own is to be in it. {OF_ONES_OWN}"
+            )
         raise CheckpointNotFoundError(_what_else(folder))
     snapshots = sorted(file.parent for file in folder.glob(f"snapshots/*/{CONFIG_FILE}"))
     if snapshots and not is_file(folder / CONFIG_FILE):
