@@ -202,7 +202,7 @@ def _change(alter: Callable[[dict[str, Any]], object]) -> None:
     """Read the file, alter its models and write it whole, while nobody else does. Raises `RegistryError`."""
     from huggingface_hub.utils import WeakFileLock
 
-    from .hub.cache import write_whole
+    from .hub.disk import write_whole
 
     with _in_a_sentence():
         file = path()

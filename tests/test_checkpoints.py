@@ -472,13 +472,14 @@ def test_an_image_that_a_tower_makes_no_numbers_of_spoils_no_other_reply(
 
 
 def test_a_short_run_of_the_attack_on_checkpoints(
-    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    picture: Path, layouts: dict[Layout, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`python -m tests.attacks checkpoints` runs a long one, within bounds of time and memory."""
     monkeypatch.setattr(template, "MAX_SECONDS", 0.5)
     for case in range(16):
         random_ = random.Random(f"suite-{case}")
-        folder = checkpoints.make_folder(tmp_path / str(case))
+        source = random_.choice([*layouts.values()])
+        folder = checkpoints.make_folder(tmp_path / str(case), source)
         kind, done = checkpoints.mutate(folder, random_)
         image = picture if kind.startswith(("preprocessor", checkpoints.TOWER_WEIGHTS)) else None
         result, held = checkpoints.reply_from(folder, image)

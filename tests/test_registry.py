@@ -146,6 +146,8 @@ def test_a_name_that_another_plugin_has_is_its(llm_command: Llm) -> None:
 
     plugin = Plugin()
     pm.register(plugin, "theirs")
+    # As if it had been there before this one: the last is called first.
+    pm.register(pm.unregister(name="diffusiongemma"), "diffusiongemma")
     try:
         assert llm.get_model("tuned") is theirs
         message = llm_command.fails("diffusiongemma", "download", "tuned")
@@ -206,7 +208,7 @@ def test_a_full_disk_takes_nothing_away(file: Path, monkeypatch: pytest.MonkeyPa
     def fail(*arguments: object, **settings: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(RegistryError, match="No space left"):
         registry.add(ModelEntry("mine", (Source("a/b"),)))
     assert file.read_bytes() == before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import pytest
@@ -9,14 +11,22 @@ import torch
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion.experts import Experts
+from llm_diffusiongemma.diffusion.kv_cache import KVCache
 from llm_diffusiongemma.diffusion.loading import LoadedModel
+from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.packed import CompressedTensorsNvfp4, Fp8, Matrices, ModelOptNvfp4
+from llm_diffusiongemma.diffusion.placement import LayerHome
 
 from ..whole import load_whole
 from .bench import Bench
 from .networks import converted
 from .rightness import answer, logits, question, relative_error
 from .speed import Denoiser, captured
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_diffusiongemma.diffusion.placement import ExpertsHome
 
 pytestmark = [
     pytest.mark.gpu,
@@ -112,3 +122,52 @@ def test_a_captured_step_gives_the_same_bits(bench: Bench) -> None:
         forward.canvas.copy_(bench.tokens(len(forward.canvas)))
         replay()
         assert torch.equal(result, forward())
+
+
+def copied(network: Network, homes: list[LayerHome]) -> Network:
+    """The same weights on the cards and in the memory that `homes` name."""
+
+    def read(layer: int, experts: Experts) -> None:
+        theirs = network._layers[layer].experts
+        assert theirs is not None
+        for source, target in zip(theirs.held(), experts.held(), strict=True):
+            target.copy_(source)
+
+    copy = Network(network.config, network.dtype, CARD, network.formats, homes, read)
+    weights = dict(network.tensors())
+    for name, tensor in copy.tensors():
+        tensor.copy_(weights[name])
+    return copy
+
+
+@pytest.mark.parametrize("experts", [("host",), ("files",), ("device", "host", "files")], ids=str)
+def test_streamed_experts_give_the_same_bits(bench: Bench, experts: Sequence[ExpertsHome]) -> None:
+    """Twice: the second time the buffers hold what the first one left in them."""
+    each_layer = zip(bench.network.config.layers, itertools.cycle(experts), strict=False)
+    network = copied(bench.network, [LayerHome(str(CARD), home) for _, home in each_layer])
+    prompt = bench.tokens(300).tolist()
+    expected = logits(bench.network, prompt)
+    for _ in range(2):
+        assert torch.equal(logits(network, prompt), expected)
+
+
+def test_streamed_experts_are_pinned_and_the_host_waits_for_nothing(bench: Bench) -> None:
+    layers = bench.network.config.layers
+    network = copied(bench.network, [LayerHome(str(CARD), "host")] * len(layers))
+    assert all(tensor.is_pinned() for name, tensor in network.tensors() if ".experts." in name)
+    cache = KVCache(network.config, network.dtype, network.layer_devices)
+    network.encode(network.embed(bench.tokens(300)), cache)
+    canvas = bench.tokens(network.config.canvas_length)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        network.denoise(canvas, None, cache)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_cards_give_the_same_logits(bench: Bench) -> None:
+    layers = len(bench.network.config.layers)
+    network = copied(bench.network, [LayerHome(f"cuda:{int(i >= layers // 2)}", "device") for i in range(layers)])
+    prompt = bench.tokens(300).tolist()
+    assert relative_error(logits(network, prompt), logits(bench.network, prompt)) <= 1e-2
