@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 import click
 import llm
 
-from .errors import DeviceError, RegistryError
+from .errors import DeviceError, RegistryError, RemovalError
 from .interrupts import FAILED_STATUS, Interrupts, current_command
 from .wording import printable, quoted
 
@@ -98,18 +98,19 @@ def remove(model_id: str, yes: bool) -> None:
             lines.append(f"The folder {shown} stays as it is.")
         elif is_own and sharers:
             lines.append(f"The weights of {shown} stay: they are those of {' and '.join(sharers)}, too.")
-        elif hub.on_disk(source) is not None:
-            removal = hub.removal(source)
-            removals.append(removal)
-            too = f" (those of {' and '.join(sharers)}, too)" if sharers else ""
-            lines.append(f"The weights of {shown}{too} will be deleted: {size(removal.num_bytes)}.")
         else:
-            lines.append(f"Of {shown} nothing is on this machine.")
+            try:
+                removals.append(hub.removal(source))
+            except RemovalError as error:  # mostly because nothing of it is here
+                lines.append(str(error))
+                continue
+            too = f" (those of {' and '.join(sharers)}, too)" if sharers else ""
+            lines.append(f"The weights of {shown}{too} will be deleted: {size(removals[-1].num_bytes)}.")
     if is_own:
         lines.append(f"llm will not know {model_id!r} any more.")
+    elif not removals:
+        raise RemovalError("\n".join(lines))
     click.echo(printable("\n".join(lines)))
-    if not removals and not is_own:
-        return
     if not yes:
         click.confirm("Go on?", abort=True)
     for removal in removals:
@@ -121,7 +122,9 @@ def remove(model_id: str, yes: bool) -> None:
 
 
 def _shares(entry: ModelEntry, source: Source) -> bool:
-    return any(each.where == source.where for each in entry.sources)
+    """Whether a model may run what is here of a source. One that names no revision may run any."""
+    same = (each.revision for each in entry.sources if each.where == source.where)
+    return any(source.revision is None or revision in (None, source.revision) for revision in same)
 
 
 @diffusiongemma.command()
@@ -135,24 +138,26 @@ def add(model_id: str, source: str, revision: str | None, device: str | None) ->
     SOURCE is a folder with a DiffusionGemma checkpoint, such as a fine-tune, or a repository (owner/name) of the
     Hugging Face Hub. A repository's weights come with the first prompt, or with `llm diffusiongemma download ID`.
     """
-    from . import registry
+    from . import hub, registry
     from .view.progress import indicate
 
     entry = registry.new_entry(model_id, source, revision, device)
     if entry.model_id in _names():
         raise RegistryError(f"There is a model {model_id!r} already: `llm models` has it. Choose another name.")
-    folder = entry.sources[0].where
+    (found,) = entry.sources
     with indicate("Looking at it"):
         if device is not None:
             from .diffusion.devices import resolve_device
 
             resolve_device(device)
-        if isinstance(folder, Path):
+        if isinstance(found.where, Path):
             from .diffusion.loading import describe
 
-            describe(folder)
+            describe(found.where)
+        else:
+            hub.on_disk(found)  # it refuses what can be no revision
     registry.add(entry)
-    click.echo(printable(f"Added: `llm -m {model_id}` runs {quoted(entry.sources[0])}."))
+    click.echo(printable(f"Added: `llm -m {model_id}` runs {quoted(found)}."))
 
 
 def _entries() -> list[ModelEntry]:
@@ -188,8 +193,8 @@ def check(context: click.Context, model_id: str, quick: bool, out: IO[str]) -> N
     """Check that a model's weights are read and computed right on this machine, and write a report of a page.
 
     It compares headers, logits that were recorded elsewhere, layers with those of transformers, and replies with
-    what they should say. Nothing in the report tells whose machine it is: attach it where you report a problem. The
-    status is 1 if something is wrong.
+    what they should say. Nothing in the report tells whose machine it is, so you can attach it where you report a
+    problem. The exit status is 1 if something is wrong.
     """
     from . import check as checks
 

@@ -61,6 +61,10 @@ class DiskSpaceError(DiffusionGemmaError, OSError):
     """The disk of the Hugging Face cache is too small for what must be downloaded, or has run full."""
 
 
+class RemovalError(DiffusionGemmaError, OSError):
+    """Weights that can't be let go of: a folder of one's own, none that are here, or some that are in use."""
+
+
 class DeviceError(DiffusionGemmaError, ValueError):
     """The asked-for device does not exist here, or can't be used by this PyTorch."""
 

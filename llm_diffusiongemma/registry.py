@@ -16,14 +16,14 @@ import re
 import stat
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import llm
 from pydantic import ConfigDict
 
-from .catalog import ModelEntry, Source, built_in, chosen_device
+from .catalog import HUB_SOURCES, ModelEntry, Source, built_in, chosen_device
 from .documents import Document, DocumentError, conform, parse_object
 from .errors import DiffusionGemmaError, RegistryError
 from .layout import is_folder
@@ -64,7 +64,7 @@ class _Model(Document):
         if self.repository is not None:
             if not REPOSITORY.fullmatch(self.repository):
                 raise DocumentError(f"{quoted(repr(self.repository), 100)} is no repository, like owner/name")
-            return Source(self.repository, revision=self.revision)
+            return _of_the_hub(self.repository, self.revision)
         if self.revision is not None:
             raise DocumentError("a folder has no revisions")
         folder = Path(str(self.folder))
@@ -119,7 +119,7 @@ def new_entry(model_id: str, source: str, revision: str | None, device: str | No
             f"{quoted(repr(source), 100)} is no folder that is here, and can't be a repository of the Hugging "
             "Face Hub either: that is written as owner/name, with its revision behind --revision."
         )
-    return ModelEntry(model_id, (Source(source, revision=revision),), device)
+    return ModelEntry(model_id, (_of_the_hub(source, revision),), device)
 
 
 def add(entry: ModelEntry) -> None:
@@ -145,6 +145,12 @@ def holds(model_id: str) -> bool:
     """Whether the file has a model of that name, understood or not. Raises `RegistryError`."""
     with _in_a_sentence():
         return model_id in _models(_read(path()))
+
+
+def _of_the_hub(repository: str, revision: str | None) -> Source:
+    """With what is known of a repository, so that this machine can be judged before anything comes."""
+    known = {source.where: source for source in HUB_SOURCES}
+    return replace(known.get(repository, Source(repository)), revision=revision)
 
 
 def _entry(model_id: str, model: Any, known: Collection[str]) -> ModelEntry:
@@ -196,7 +202,7 @@ def _change(alter: Callable[[dict[str, Any]], object]) -> None:
     """Read the file, alter its models and write it whole, while nobody else does. Raises `RegistryError`."""
     from huggingface_hub.utils import WeakFileLock
 
-    from .hub.cache import write_whole
+    from .hub.disk import write_whole
 
     with _in_a_sentence():
         file = path()

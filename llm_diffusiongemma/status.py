@@ -56,7 +56,12 @@ def _memory_limit() -> int | None:
 def _device(name: str) -> dict[str, Any]:
     device = torch.device(name)
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"device": name, "name": kind, "total_bytes": devices._total_memory(device), "free_bytes": _free_memory(device)}
+    return {
+        "device": name,
+        "name": kind,
+        "total_bytes": devices._total_memory(device),
+        "free_bytes": _free_memory(device),
+    }
 
 
 def _free_memory(device: torch.device) -> int | None:

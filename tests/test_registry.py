@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import llm
@@ -15,7 +16,7 @@ from huggingface_hub.utils import WeakFileLock
 from llm.plugins import pm
 
 from llm_diffusiongemma import registry
-from llm_diffusiongemma.catalog import ModelEntry, Source, built_in
+from llm_diffusiongemma.catalog import HUB_SOURCES, ModelEntry, Source, built_in
 from llm_diffusiongemma.errors import RegistryError
 from llm_diffusiongemma.models import DiffusionGemma
 
@@ -145,6 +146,8 @@ def test_a_name_that_another_plugin_has_is_its(llm_command: Llm) -> None:
 
     plugin = Plugin()
     pm.register(plugin, "theirs")
+    # As if it had been there before this one: the last is called first.
+    pm.register(pm.unregister(name="diffusiongemma"), "diffusiongemma")
     try:
         assert llm.get_model("tuned") is theirs
         message = llm_command.fails("diffusiongemma", "download", "tuned")
@@ -168,6 +171,8 @@ def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for source in ("mine/tuned", "./mine/tuned", "~/mine/tuned", str(tmp_path / "mine" / "tuned")):
         assert registry.new_entry("m", source, None, None).sources == (Source(tmp_path / "mine" / "tuned"),)
     assert registry.new_entry("m", "other/tuned", "v1", None).sources == (Source("other/tuned", revision="v1"),)
+    (known,) = registry.new_entry("m", HUB_SOURCES[2].where, "v1", None).sources
+    assert known == replace(HUB_SOURCES[2], revision="v1")
     with pytest.raises(RegistryError, match="no revisions"):
         registry.new_entry("m", "mine/tuned", "v1", None)
     for source in ("", "tuned", "./other/tuned", "/other", "other/tuned@v1", "https://hf.co/other/tuned", "a/b/c"):
@@ -203,7 +208,7 @@ def test_a_full_disk_takes_nothing_away(file: Path, monkeypatch: pytest.MonkeyPa
     def fail(*arguments: object, **settings: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(RegistryError, match="No space left"):
         registry.add(ModelEntry("mine", (Source("a/b"),)))
     assert file.read_bytes() == before

@@ -22,7 +22,7 @@ from ..diffusion.placement import STEPS_A_CANVAS, place, step_seconds, whole
 from ..diffusion.sizes import sizes_of
 from ..diffusion.vision import PROJECTION, TOWER
 from ..errors import CheckpointError, DeviceMemoryError, DiffusionGemmaError, NoGpuError
-from ..layout import weights_here
+from ..layout import missing_weights, weights_here
 from ..wording import gib, quoted
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ class Candidate:
     def folder(self) -> Path | None:
         """Where it is, if all of it is here."""
         return self.on_disk.folder if self.on_disk is not None and self.on_disk.is_whole else None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its weights are, whatever small file is missing."""
+        return self.on_disk is not None and not missing_weights(self.on_disk.folder)
 
     @cached_property
     def weight_bytes(self) -> int | None:
@@ -168,7 +173,7 @@ def choose(entry: ModelEntry) -> Choice:
 def _best(candidates: list[Candidate]) -> Candidate:
     if len(candidates) == 1:
         return candidates[0]
-    here = [each for each in candidates if each.folder is not None]
+    here = [each for each in candidates if each.is_here]
     resident = next((each for each in (*here, *candidates) if each.is_resident), None)
     return resident or candidates[-1]
 

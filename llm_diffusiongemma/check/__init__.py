@@ -85,7 +85,7 @@ def _check_whole(entry: ModelEntry, ready: Ready, is_quick: bool, progress: Prog
         progress.describe("Comparing layers with transformers'")
         prompt = engine.prompt_encoder.encode([{"role": "user", "content": logits.QUESTION}])
         with engine.at_work():
-            findings.append(witness.compare(network, described, prompt))
+            findings.append(witness.compare(network, described, prompt, _host_room(loaded.placement)))
     is_embedded = network.config == describe(EMBEDDED_CHECKPOINT).config.network()
     questions = prompts.EMBEDDED if is_embedded else prompts.GENERAL
     asked = questions[: prompts.QUICK_PROMPTS] if is_quick else questions
@@ -204,6 +204,14 @@ def _report(
         if source.where not in ORIGINALS:
             private |= {source.where: "REPOSITORY"}
     return CheckReport(everywhere | dict(about), findings, private)
+
+
+def _host_room(placement: Placement) -> int:
+    """What a placed network leaves of the host's memory, in bytes."""
+    from ..diffusion.devices import find_machine
+
+    shared = sum(num_bytes for device, num_bytes in placement.device_bytes if device in ("cpu", "mps"))
+    return find_machine("cpu").host_bytes - shared - placement.host_bytes
 
 
 def _experts(placement: Placement) -> str:

@@ -50,7 +50,7 @@ def headers(described: Described) -> Finding:
         f"{len(used):,} tensors of the text network, all of the names, shapes and types that {len(config.layers)} "
         f"layers with {config.num_experts} experts each have in {described.formats.representation}.",
         [
-            f"{weights.num_bytes:,} bytes in {len({tensor.file for tensor in weights.tensors.values()})} files",
+            f"files: {len({tensor.file for tensor in weights.tensors.values()})}, {weights.num_bytes:,} bytes",
             "types: " + ", ".join(f"{count:,} {dtype}" for dtype, count in sorted(dtypes.items())),
             "stored as: "
             + ", ".join(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,8 +21,9 @@ import torch
 from ..diffusion.kv_cache import KVCache
 from ..diffusion.network import DECODER, ENCODER_LAYERS
 from ..diffusion.packed import PLAIN
+from ..wording import gib
 from .report import Finding
-from .tensors import stored_numbers
+from .tensors import DTYPES, stored_numbers
 
 if TYPE_CHECKING:
     from ..diffusion.config_file import TextConfig
@@ -31,12 +34,15 @@ if TYPE_CHECKING:
 # How far a row may be off, as a share of what the layer changes in it: another order of additions, and in 16 bits
 # the rounding of each intermediate value. Some rows may be further off: a token whose last two experts score alike
 # may come to the other one. One expert of the real network's 128 is asked by one row of sixteen.
-OF_CHANGE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+OF_CHANGE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 ROWS = 0.98
 
+LAYER = re.compile(rf"{re.escape(DECODER)}layers\.\d+\.")
 
-def compare(network: Network, described: Described, prompt: Sequence[int]) -> Finding:
-    """All layers of a network with what its weight files hold, behind some prompt."""
+
+def compare(network: Network, described: Described, prompt: Sequence[int], room_bytes: int) -> Finding:
+    """All layers of a network with what its weight files hold, behind some prompt. `room_bytes` are left in the
+    host's memory."""
     tensors = described.weights.tensors
     if f"{DECODER}layers.0.experts.gate_up_proj" not in tensors or described.formats != PLAIN:
         return Finding(
@@ -46,6 +52,9 @@ def compare(network: Network, described: Described, prompt: Sequence[int]) -> Fi
         from transformers.models.diffusion_gemma import modeling_diffusion_gemma as theirs
     except ImportError:
         return Finding("layers", "skipped", "It needs transformers 5.23 or newer: pip install -U transformers")
+    if (needed := _layer_bytes(tensors)) > room_bytes:
+        says = f"A layer of theirs takes {gib(needed)} of the host's memory, and beside the model it has "
+        return Finding("layers", "skipped", f"{says}{gib(max(0, room_bytes))}.")
     started = time.perf_counter()
     seen = _Seen(network, prompt)
     witness = _Witness(theirs, described.config.text_config, tensors)
@@ -77,6 +86,15 @@ def theirs_version() -> str:
     return str(transformers.__version__)
 
 
+def _layer_bytes(tensors: Mapping[str, StoredTensor]) -> int:
+    """The largest: as it is stored, and in fp32."""
+    sizes: Counter[str] = Counter()
+    for name, stored in tensors.items():
+        if match := LAYER.match(name):
+            sizes[match[0]] += math.prod(stored.shape) * (DTYPES[stored.dtype].itemsize + torch.float32.itemsize)
+    return max(sizes.values())
+
+
 def _differences(witness: _Witness, seen: _Seen, layer: int, of_change: float) -> Iterator[tuple[str, float]]:
     """How far ours is from theirs in each mode, as a share of what may be."""
     results = witness.run(layer, seen.encoded[layer], seen.denoised[layer])
@@ -91,7 +109,7 @@ def _differences(witness: _Witness, seen: _Seen, layer: int, of_change: float) -
             else (seen.denoised[layer], seen.result if is_last else seen.denoised[layer + 1])
         )
         change = (theirs if is_last else theirs - before).norm(dim=-1)
-        allowed = of_change * change + 2 * torch.finfo(seen.dtype).eps * theirs.norm(dim=-1)
+        allowed = of_change * change + torch.finfo(seen.dtype).eps * theirs.norm(dim=-1)
         share = ((ours - theirs).norm(dim=-1) / allowed).quantile(ROWS).item()
         yield mode, math.inf if math.isnan(share) else share
 

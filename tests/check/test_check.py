@@ -68,7 +68,7 @@ def test_wrong_weights_fail_behind_their_headers(
         weights[name] = tensor
     save_file(weights, folder / "model.safetensors")
     # It writes no sentence, and as many steps as it may.
-    question = replace(prompts.EMBEDDED[0], more={"max_denoising_steps": 2, "max_tokens": 256})
+    question = replace(prompts.EMBEDDED[0], options={"max_denoising_steps": 2, "max_tokens": 256})
     monkeypatch.setattr(prompts, "EMBEDDED", (question,))
     report = check.run(entry(folder), is_quick=True)
     assert outcomes(report) == {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.check import witness
@@ -21,8 +22,8 @@ from .conftest import load
 PROMPT = [2, 105, 636, 217, 407, 389, 288, 547, 34, 106, 217, 105, 1208, 217]
 
 
-def compare(network: Network, folder: Path = EMBEDDED_CHECKPOINT) -> witness.Finding:
-    return witness.compare(network, describe(folder), PROMPT)
+def compare(network: Network, folder: Path = EMBEDDED_CHECKPOINT, room_bytes: int = 1 << 30) -> witness.Finding:
+    return witness.compare(network, describe(folder), PROMPT, room_bytes)
 
 
 def in_bf16(network: Network) -> Network:
@@ -38,9 +39,13 @@ def test_ours_computes_what_theirs_does_in_either_dtype() -> None:
 
 
 def test_it_knows_layers_as_uneven_as_the_real_ones(tmp_path: Path) -> None:
-    """Those of full attention have heads twice as wide and half as many keys."""
+    """Full attention has heads twice as wide and half as many keys; reading has scalars of its own."""
     sizes = {"per_layer_config": None, "global_head_dim": 64, "num_global_key_value_heads": 1}
     folder = synthetic.write(tmp_path / "uneven", "google bf16", **sizes)
+    weights = load_file(folder / "model.safetensors")
+    for layer in range(4):
+        weights[f"model.encoder.language_model.layers.{layer}.layer_scalar"].fill_(0.5)
+    save_file(weights, folder / "model.safetensors")
     assert compare(load(folder), folder).outcome == "passed"
 
 
@@ -63,7 +68,7 @@ def final_norm(network: Network) -> None:
 
 
 def no_number(network: Network) -> None:
-    network._layers[0].input_norm.weight.fill_(torch.nan)
+    network._layers[2].input_norm.weight.fill_(torch.nan)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,7 @@ def no_number(network: Network) -> None:
         (scalar_of_reading, "Layer 1 (encode)"),
         (rope, "Layer"),
         (final_norm, "Layer 3 (denoise)"),
-        (no_number, "Layer 0"),
+        (no_number, "Layer 2 (encode)"),
     ],
 )
 def test_what_is_wrong_is_found_in_its_layer(mistake: Callable[[Network], None], where: str) -> None:
@@ -89,6 +94,8 @@ def test_what_it_can_not_look_at_is_skipped(
 ) -> None:
     packed = folder_of("nvidia nvfp4")
     assert compare(load(packed), packed).outcome == "skipped"
+    found = compare(load(EMBEDDED_CHECKPOINT), room_bytes=-1)
+    assert (found.outcome, "host's memory" in found.says) == ("skipped", True)
     # As a transformers before 5.23 has no such module.
     monkeypatch.setitem(sys.modules, "transformers.models.diffusion_gemma", None)
     found = compare(load(EMBEDDED_CHECKPOINT))

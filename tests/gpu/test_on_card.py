@@ -26,7 +26,6 @@ from .speed import Denoiser, captured
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_diffusiongemma.diffusion.experts import Experts
     from llm_diffusiongemma.diffusion.placement import ExpertsHome
 
 pytestmark = [
