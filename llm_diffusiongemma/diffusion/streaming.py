@@ -182,7 +182,6 @@ class _Threaded(threading.Thread):
         self._stream = stream
         self._claim = threading.Lock()
         self._is_done = False
-        self._error: BaseException | None = None
 
     @property
     def has_failed(self) -> bool:
@@ -195,16 +194,12 @@ class _Threaded(threading.Thread):
 
     def run(self) -> None:
         if self._claim.acquire(blocking=False):
-            try:
+            with suppress(BaseException):  # it goes wrong again for who needs it, or right
                 self._do()
-            except BaseException as error:
-                self._error = error
 
     def finish(self) -> None:
         if not self._claim.acquire(blocking=False):
             self.join()
-        if self._error is not None:
-            raise self._error
         if not self._is_done:  # the thread hasn't come to it, or left it to us
             self._do()
 

@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import threading
+import time
 import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -118,32 +119,23 @@ def wait_for_threads() -> None:
             assert not thread.is_alive()
 
 
-def test_the_next_layer_comes_while_one_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_layers_come_while_one_is_computed_and_as_soon_as_it_was() -> None:
     network, files = streamed_network(resident_network(), homes_of(ALL))
-    compute = Experts.__call__
-    passes = 0
-
-    def wait_for_the_next(*arguments: Any) -> torch.Tensor:
-        nonlocal passes
-        passes += 1
-        assert came.wait_for(lambda: len(files.layers) > passes, PATIENCE_SECONDS)
-        return compute(*arguments)
-
+    (streamed,) = network._streams.values()
     came = threading.Condition()
 
     def come(_: int) -> None:
         with came:
             came.notify_all()
 
+    def wait_for(layers: set[int]) -> None:
+        with came:
+            assert came.wait_for(lambda: {*files.layers} == layers, PATIENCE_SECONDS)
+
     files.before = come
-    monkeypatch.setattr(Experts, "__call__", lambda *arguments: with_lock(came, wait_for_the_next, arguments))
-    reply(network, (5,), 2)
-    assert passes > NUM_LAYERS
-
-
-def with_lock(lock: threading.Condition, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    with lock:
-        return function(*arguments)
+    with streamed.experts_of(0):
+        wait_for({0, 1})
+    wait_for({0, 1, 2})
 
 
 # --- what goes wrong -----------------------------------------------------------------------------------------
@@ -233,6 +225,43 @@ def test_cut_off_anywhere_the_next_step_is_right() -> None:
         with cut_off(after):
             one_step(network)
         assert_same(one_step(network), expected)
+
+
+def test_who_reads_for_a_step_that_was_given_up_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would write over what the next step reads into its buffer."""
+    resident = resident_network()
+    expected = one_step(resident)
+    network, files = streamed_network(resident, homes_of(ALL))
+    readers: list[threading.Thread] = []
+    may_go_on = threading.Event()
+
+    def wait(layer: int) -> None:
+        if layer == 3 and threading.current_thread() is not threading.main_thread():
+            readers.append(threading.current_thread())
+            assert may_go_on.wait(PATIENCE_SECONDS)
+
+    files.before = wait
+    compute = Experts.__call__
+    computed = 0
+
+    def give_up_at_the_third(*arguments: Any) -> torch.Tensor:
+        nonlocal computed
+        computed += 1
+        if computed == 3:
+            while not readers:
+                time.sleep(0.001)
+            raise _Cut
+        if readers:
+            readers[0].join(PATIENCE_SECONDS)  # at the latest, now it does what it does
+        return compute(*arguments)
+
+    monkeypatch.setattr(Experts, "__call__", give_up_at_the_third)
+    with pytest.raises(_Cut):
+        one_step(network)
+    timer = threading.Timer(0.2, may_go_on.set)
+    timer.start()
+    assert_same(one_step(network), expected)
+    timer.join()
 
 
 def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
