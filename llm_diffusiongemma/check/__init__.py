@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 ORIGINALS = (*(str(source.where) for source in HUB_SOURCES), "RedHatAI/diffusiongemma-26B-A4B-it-NVFP4")
 PACKAGES = ("llm-diffusiongemma", "llm", "torch", "transformers", "tokenizers", "safetensors")
 
+# A recorded prompt and a canvas.
+CUT_CONTEXT_TOKENS = 512
+
 NOTHING_RECORDED = Finding("logits", "skipped", "Nobody has recorded the logits of a network of this shape.")
 
 
@@ -123,7 +126,7 @@ def _check_cut(device: str | None, source: Source, why: str, progress: Progress)
         cut = replace(described, config=first_layers(described.config, recording.num_layers))
         try:
             machine = find_machine(device)
-            placement = place(described_sizes(cut, machine.devices[0].device), machine)
+            placement = place(described_sizes(cut, machine.devices[0].device), machine, CUT_CONTEXT_TOKENS)
             with isolated():
                 network = load_model(cut, placement).network
                 findings.append(logits.compare(network, recording, is_cut=True))
