@@ -183,8 +183,10 @@ def test_download_of_what_is_in_a_folder(command: Command) -> None:
     assert "nothing to download" in command.ok("download", "diffusiongemma-tiny")
 
 
-def test_download_to_a_machine_that_runs_none_of_it(command: Command) -> None:
+def test_download_to_a_machine_that_runs_none_of_it(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU nobody is asked; whoever wants to have it all the same names it."""
+    monkeypatch.setattr(devices, "_available_devices", lambda: ["cpu"])
+    assert "It downloads" not in command.ok("status")
     message = command.fails("download")
     assert "no GPU" in message
     assert "diffusiongemma-bf16 or diffusiongemma-fp8 or diffusiongemma-nvfp4" in message
