@@ -51,7 +51,7 @@ from .loopback_hub import (
     fill_cache,
 )
 
-FULL = "diffusiongemma"
+FULL = "diffusiongemma-bf16"  # whatever machine this is
 QUICK = ("-o", "seed", "1", "-o", "max_tokens", "20", "-o", "max_denoising_steps", "2")
 QUESTION = "What is a canvas?"
 PART = 1_500_000
@@ -346,14 +346,15 @@ def test_too_large_for_this_machine(
     assert "LLM_DIFFUSIONGEMMA_DEVICE=cpu" in message
     assert "llm -m diffusiongemma-tiny" in message
 
-    monkeypatch.setattr(devices, "_total_memory", lambda device: 24 * 2**30)
+    monkeypatch.setattr(devices, "_total_memory", lambda device: 6 * 2**30)
     monkeypatch.setattr(devices, "_available_devices", lambda: ["cuda:0", "cpu"])
     message = llm_command.fails("-m", FULL, QUESTION)
-    assert "cuda:0 has 24.0 GiB" in message
-    assert "48.1 GiB and 3 GiB more" in message
+    assert message.startswith("In bf16 the model takes ")
+    assert "There may be taken 6.0 GiB of cuda:0." in message
+    assert "-m diffusiongemma-nvfp4" in message
 
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
-    assert "this machine has 24.0 GiB" in llm_command.fails("-m", FULL, QUESTION)
+    assert "There may be taken 4.0 GiB of cpu." in llm_command.fails("-m", FULL, QUESTION)
     assert [request for request in hub.requests if request.file] == []
     assert not cache.exists()
 
@@ -719,9 +720,9 @@ def test_the_machine_before_the_network(
     assert message.startswith("The model's weights take 48.1 GiB, and PyTorch finds no GPU here")
     # Also if they are partly here.
     lose(fill_cache(cache, checkpoint_files) / LAST_SHARD, "content")
-    monkeypatch.setattr(devices, "_total_memory", lambda device: 24 * 2**30)
+    monkeypatch.setattr(devices, "_total_memory", lambda device: 6 * 2**30)
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "CPU")
-    assert "this machine has 24.0 GiB" in llm_command.fails("-m", FULL, QUESTION)
+    assert "There may be taken 4.0 GiB of cpu." in llm_command.fails("-m", FULL, QUESTION)
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "bogus")
     assert llm_command.fails("-m", FULL, QUESTION).startswith("There is no device called 'bogus'. Here are: cpu.")
 

@@ -22,7 +22,7 @@ from ..diffusion.placement import STEPS_A_CANVAS, place, step_seconds, whole
 from ..diffusion.sizes import sizes_of
 from ..diffusion.vision import PROJECTION, TOWER
 from ..errors import CheckpointError, DeviceMemoryError, DiffusionGemmaError, NoGpuError
-from ..layout import weights_here
+from ..layout import missing_weights, weights_here
 from ..wording import gib, quoted
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ class Candidate:
         """Where it is, if all of it is here."""
         return self.on_disk.folder if self.on_disk is not None and self.on_disk.is_whole else None
 
+    @property
+    def is_here(self) -> bool:
+        """Whether its weights are, whatever small file is missing."""
+        return self.on_disk is not None and not missing_weights(self.on_disk.folder)
+
     @cached_property
     def weight_bytes(self) -> int | None:
         """Of its weight files; None if nobody knows before the Hub is asked."""
@@ -82,10 +87,10 @@ class Candidate:
     @cached_property
     def outcome(self) -> Placement | DeviceMemoryError | None:
         """Where it goes, or why it can't; None if its sizes aren't known."""
-        if self.sizes is None:
+        if self.sizes is None or self.weight_bytes is None:
             return None
         try:
-            return _placed(self.entry, self.sizes, self.machine)
+            return _placed(self.entry, self.sizes, self.weight_bytes, self.machine)
         except DeviceMemoryError as error:
             return error
 
@@ -150,7 +155,7 @@ class Choice:
         not have them."""
         if not is_small(weight_bytes):
             sizes = known_sizes(self.source.representation, weight_bytes)
-            placement = _placed(self.entry, sizes, self.machine)
+            placement = _placed(self.entry, sizes, weight_bytes, self.machine)
             _check_gpu(self.entry, sizes, placement, weight_bytes)
 
 
@@ -168,19 +173,16 @@ def choose(entry: ModelEntry) -> Choice:
 def _best(candidates: list[Candidate]) -> Candidate:
     if len(candidates) == 1:
         return candidates[0]
-    here = [each for each in candidates if each.folder is not None]
+    here = [each for each in candidates if each.is_here]
     resident = next((each for each in (*here, *candidates) if each.is_resident), None)
     return resident or candidates[-1]
 
 
 def place_described(entry: ModelEntry, described: Described, machine: Machine) -> Placement:
     """Where a checkpoint that is here goes. Raises `NoGpuError` or `DeviceMemoryError`."""
-    if is_small(described.weights.num_bytes) and memory_limit() is None:
-        num_layers = described.config.text_config.num_hidden_layers
-        return whole(described.formats.representation, num_layers, machine.devices[0].device)
-    sizes = described_sizes(described, machine.devices[0].device)
-    placement = _placed(entry, sizes, machine)
-    _check_gpu(entry, sizes, placement, described.weights.num_bytes)
+    sizes, weight_bytes = described_sizes(described, machine.devices[0].device), described.weights.num_bytes
+    placement = _placed(entry, sizes, weight_bytes, machine)
+    _check_gpu(entry, sizes, placement, weight_bytes)
     return placement
 
 
@@ -205,8 +207,10 @@ def known_sizes(representation: Representation | None, weight_bytes: int) -> Siz
     return sizes_of(DIFFUSIONGEMMA_26B_A4B, FORMATS[representation], torch.bfloat16, VISION_BYTES)
 
 
-def _placed(entry: ModelEntry, sizes: Sizes, machine: Machine) -> Placement:
+def _placed(entry: ModelEntry, sizes: Sizes, weight_bytes: int, machine: Machine) -> Placement:
     """Raises `DeviceMemoryError` with the way out."""
+    if is_small(weight_bytes) and memory_limit() is None:
+        return whole(sizes.representation, sizes.num_layers, machine.devices[0].device)
     try:
         return place(sizes, machine)
     except DeviceMemoryError as error:
@@ -244,20 +248,15 @@ def told(entry: ModelEntry, source: Source, described: Described, placement: Pla
 def _line(entry: ModelEntry, source: Source, sizes: Sizes, placement: Placement) -> str:
     devices = " and ".join(placement.devices)
     line = f"{entry.model_id}: {placement.representation} weights ({quoted(source)}) on {devices}"
-    homes = [
-        f"{count} from {where}"
-        for count, where in (
-            (placement.num_layers("host"), "memory"),
-            (placement.num_layers("files"), "the weight files"),
-        )
-        if count
-    ]
-    if homes:
-        streamed = sum(placement.num_layers(home) for home in ("host", "files"))
-        parts = homes[0].partition(" ")[2] if len(homes) == 1 else ", ".join(homes)
-        line += f", the experts of {streamed} of {len(placement.layers)} layers streamed {parts} at every step"
+    host, files = placement.num_layers("host"), placement.num_layers("files")
+    if host or files:
+        line += f", the experts of {host + files} of {len(placement.layers)} layers streamed "
+        if host and files:
+            line += f"at every step, {host} from memory and {files} from the weight files"
+        else:
+            line += f"from {'memory' if host else 'the weight files'} at every step"
     is_large = not is_small(sizes.weight_bytes)
-    if is_large and (homes or placement.devices[0] == "cpu"):
+    if is_large and (host or files or placement.devices[0] == "cpu"):
         line += f": {_slowness(sizes, placement)}"
     return f"{line}."
 

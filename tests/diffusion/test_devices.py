@@ -167,9 +167,7 @@ def test_a_limit(text: str, limit: int | None, monkeypatch: pytest.MonkeyPatch) 
     assert memory_limit() == limit
 
 
-@pytest.mark.parametrize(
-    "text", ["24", "much", "-1GiB", "0GiB", "24GiB of it", "1e9GiB", "GiB", "\x1b[31m", "9" * 400]
-)
+@pytest.mark.parametrize("text", ["24", "much", "-1GiB", "0GiB", "24GiB of it", "1e9GiB", "\x1b[31m", "9" * 400])
 def test_a_limit_that_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MEMORY_VARIABLE, text)
     with pytest.raises(DeviceError, match=r"^LLM_DIFFUSIONGEMMA_MEMORY is .*, which is no amount .*24GiB"):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import shutil
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,9 +56,13 @@ DTYPES = {torch.bfloat16: "BF16", torch.uint8: "U8", torch.float8_e4m3fn: "F8_E4
 ONE_IN_E4M3 = 0x38
 # So much is made and written at a time.
 PIECE = 1 << 24
+# The largest file of the Hub's has 27 GB.
+MAX_FILE_BYTES = 30_000_000_000
 
 
-def write(folder: Path, layout: Layout, *, is_hollow: bool = False, **sizes: Any) -> Path:
+def write(
+    folder: Path, layout: Layout, *, is_hollow: bool = False, shard_bytes: int = MAX_FILE_BYTES, **sizes: Any
+) -> Path:
     """Write a checkpoint whose text_config has these values (None: the default), and return its folder.
 
     A hollow one has all of its headers, and takes no room on the disk: its numbers are all 0.
@@ -69,23 +75,44 @@ def write(folder: Path, layout: Layout, *, is_hollow: bool = False, **sizes: Any
         config["quantization_config"] = quantization
     (folder / "config.json").write_text(json.dumps(config))
     tensors = list(_tensors(ConfigFile.model_validate(config), layout))
+    whole = sum(tensor.nbytes for _, tensor in tensors)
+    if whole <= shard_bytes:
+        _write_file(folder / "model.safetensors", tensors, is_hollow=is_hollow)
+        return folder
+    shards: list[list[tuple[str, torch.Tensor]]] = [[]]
+    size = 0
+    for each in tensors:
+        if size + each[1].nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(each)
+        size += each[1].nbytes
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _write_file(folder / file, shard, is_hollow=is_hollow)
+        weight_map |= {name: file for name, _ in shard}
+    index = {"metadata": {"total_size": whole}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def _write_file(file: Path, tensors: list[tuple[str, torch.Tensor]], *, is_hollow: bool) -> None:
     header, start = {}, 0
     for name, tensor in tensors:
         end = start + tensor.nbytes
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
     described = json.dumps(header).encode()
-    file = folder / "model.safetensors"
     with file.open("wb") as stream:
         stream.write(len(described).to_bytes(8, "little") + described)
         if not is_hollow:
-            generator = torch.Generator().manual_seed(0)
+            random_ = random.Random(file.name)
             for name, tensor in tensors:
-                for piece in _numbers(name, tensor, generator):
+                for piece in _numbers(name, tensor, random_):
                     stream.write(piece.view(torch.uint8).numpy().data)
     if is_hollow:
         os.truncate(file, 8 + len(described) + start)
-    return folder
 
 
 def _tensors(config: ConfigFile, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
@@ -99,19 +126,31 @@ def _tensors(config: ConfigFile, layout: Layout) -> Iterator[tuple[str, torch.Te
             yield f"{matrix}.{UNUSED[end]}", tensor
 
 
-def _numbers(name: str, tensor: torch.Tensor, generator: torch.Generator) -> Iterator[torch.Tensor]:
+@cache
+def _random_bytes() -> torch.Tensor:
+    return torch.randint(1 << 62, (PIECE // 4,), generator=torch.Generator().manual_seed(0)).view(torch.uint8)
+
+
+@cache
+def _normal_numbers() -> torch.Tensor:
+    return torch.randn(2 * PIECE, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+
+def _numbers(name: str, tensor: torch.Tensor, random_: random.Random) -> Iterator[torch.Tensor]:
     """A tensor's values, a piece after the other, each flat and on the CPU."""
     end = name.rpartition(".")[2]
     size = tensor.shape[-1] if tensor.ndim else 1
     for start in range(0, tensor.numel(), PIECE):
         count = min(PIECE, tensor.numel() - start)
+        # Making each number anew takes minutes: a part of those that were made once, from another place.
+        part = slice(first := random_.randrange(PIECE), first + count)
         if tensor.dtype == torch.uint8:
-            yield torch.randint(256, (count,), dtype=torch.uint8, generator=generator)
+            yield _random_bytes()[part]
         elif tensor.dtype == torch.float8_e4m3fn and end == "weight_scale":
             yield torch.full((count,), ONE_IN_E4M3, dtype=torch.uint8)
         elif tensor.dtype == torch.float8_e4m3fn:
             # Without the highest bit of the exponent: below 2, and no NaN.
-            yield torch.randint(256, (count,), dtype=torch.uint8, generator=generator) & 0b1011_1111
+            yield _random_bytes()[part] & 0b1011_1111
         elif end == "weight_global_scale":
             yield torch.full((count,), 64.0)
         elif end == "weight_scale_2":
@@ -121,4 +160,4 @@ def _numbers(name: str, tensor: torch.Tensor, generator: torch.Generator) -> Ite
         elif tensor.ndim < 2:
             yield torch.ones(count, dtype=tensor.dtype)
         else:
-            yield torch.randn(count, generator=generator).to(tensor.dtype) / math.sqrt(size)
+            yield _normal_numbers()[part] / math.sqrt(size)
