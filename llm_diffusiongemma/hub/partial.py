@@ -63,6 +63,11 @@ def bytes_here(partial: Path) -> int:
     return sum(end - start for start, end in ranges_here(partial))
 
 
+def is_large(size: int) -> bool:
+    """Whether a file of that size is worth several connections."""
+    return size >= 2 * MIN_SPAN_BYTES
+
+
 @dataclass
 class Span:
     """A part of a file, which comes in order."""
