@@ -95,6 +95,10 @@ class Candidate:
             return error
 
     @property
+    def fits(self) -> bool:
+        return not isinstance(self.outcome, DeviceMemoryError | None)
+
+    @property
     def is_resident(self) -> bool:
         return not isinstance(self.outcome, DeviceMemoryError | None) and self.outcome.is_resident
 
@@ -161,7 +165,7 @@ class Choice:
 
 def choose(entry: ModelEntry) -> Choice:
     """A model's weights for this machine: of several sources the first that is resident on its devices, and one
-    that is here already before any that isn't. If none can be resident, the smallest.
+    that is here already before any that isn't. If none can be resident, the smallest that fits.
 
     Raises `DeviceError` for a device or a limit that means nothing, and `FileAccessError`.
     """
@@ -175,7 +179,9 @@ def _best(candidates: list[Candidate]) -> Candidate:
         return candidates[0]
     here = [each for each in candidates if each.is_here]
     resident = next((each for each in (*here, *candidates) if each.is_resident), None)
-    return resident or candidates[-1]
+    # The last is the smallest, but what of it is always on the device is more than of fp8.
+    fitting = next((each for each in reversed(candidates) if each.fits), candidates[-1])
+    return resident or fitting
 
 
 def place_described(entry: ModelEntry, described: Described, machine: Machine) -> Placement:
@@ -184,6 +190,14 @@ def place_described(entry: ModelEntry, described: Described, machine: Machine) -
     placement = _placed(entry, sizes, weight_bytes, machine)
     _check_gpu(entry, sizes, placement, weight_bytes)
     return placement
+
+
+def bytes_to_read(described: Described, placement: Placement) -> int:
+    """About how much of a checkpoint's files is read before the first reply."""
+    sizes = described_sizes(described, placement.devices[0])
+    left = sizes.vision_bytes + placement.num_layers("files") * sizes.experts_bytes
+    share = 1 - left / (sizes.weight_bytes + sizes.vision_bytes)
+    return int(described.weights.num_bytes * share)
 
 
 def is_small(weight_bytes: int | None) -> bool:
