@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import llm_diffusiongemma.backends.engine
 from llm_diffusiongemma import check
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, FULL_REPO, ModelEntry, Source
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, FULL_REPO, HUB_SOURCES, ModelEntry, Source
 from llm_diffusiongemma.check import prompts
 from llm_diffusiongemma.check.report import CheckReport
+from llm_diffusiongemma.diffusion.loading import describe
 from llm_diffusiongemma.errors import CheckpointNotFoundError, DeviceMemoryError
 
 from ..conftest import TINY, Llm
@@ -117,3 +118,19 @@ def test_what_can_not_be_held_is_checked_by_its_first_layers(monkeypatch: pytest
 def test_what_is_not_here_is_not_downloaded() -> None:
     with pytest.raises(CheckpointNotFoundError, match="llm diffusiongemma download my-own-name"):
         check.run(entry(FULL_REPO))
+
+
+def test_other_representations_of_the_original_weights_are_compared_if_they_are_here(
+    folder_of: FolderOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here: dict[str | Path, Path] = {}
+    monkeypatch.setattr(check, "_folder", lambda source: here.get(source.where))
+    described = describe(EMBEDDED_CHECKPOINT)
+
+    def found() -> list[str]:
+        return [each.outcome for each in check._compare_representations(described, Source(FULL_REPO))]
+
+    assert found() == ["skipped"]
+    here[HUB_SOURCES[1].where] = folder_of("redhat fp8")
+    here[HUB_SOURCES[2].where] = tmp_path  # nothing that can be used
+    assert found() == ["passed", "skipped"]
