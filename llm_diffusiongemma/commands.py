@@ -190,11 +190,11 @@ def _chosen(entry: ModelEntry) -> Source:
 )
 @click.pass_context
 def check(context: click.Context, model_id: str, quick: bool, out: IO[str]) -> None:
-    """Check that a model's weights are read and computed right on this machine, and write a report of a page.
+    """Check that weights are read and computed right on this machine.
 
     It compares headers, logits that were recorded elsewhere, layers with those of transformers, and replies with
-    what they should say. Nothing in the report tells whose machine it is, so you can attach it where you report a
-    problem. The exit status is 1 if something is wrong.
+    what they should say, and writes a report of a page. Nothing in that tells whose machine it is, so you can
+    attach it where you report a problem. The exit status is 1 if something is wrong.
     """
     from . import check as checks
 

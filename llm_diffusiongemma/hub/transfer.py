@@ -58,6 +58,9 @@ class Connections:
         self._free = threading.Semaphore(CONNECTIONS)
         self._lock = threading.Lock()
         self._count = CONNECTIONS
+        self.patience = threading.Lock()
+        """Whoever has it waits for all, as long as the Hub wants."""
+        self.waited_at = 0.0
 
     def acquire(self, check_wanted: CheckWanted) -> None:
         while not self._free.acquire(timeout=TICK_SECONDS):
@@ -67,12 +70,19 @@ class Connections:
         self._free.release()
 
     def give_up(self) -> bool:
-        """Have one less from now on, in place of releasing it. False if it is the only one."""
+        """Have one less, in place of releasing it. False if it is the only one."""
         with self._lock:
             if self._count == 1:
                 return False
             self._count -= 1
             return True
+
+    def try_again(self) -> None:
+        """Have one more after something has come, if some were given up: the trouble may be over."""
+        with self._lock:
+            if self._count < CONNECTIONS:
+                self._count += 1
+                self._free.release()
 
 
 class _NoPartsError(Exception):
@@ -105,9 +115,6 @@ class Transfer:
         self._advance = advance
         self._takes_parts = True
         self._lock = threading.Lock()
-        self._patience = threading.Lock()
-        """Whoever has it waits for all connections, as long as the Hub wants."""
-        self._waited_at = 0.0
 
     def run(self) -> None:
         """Bring the rest, to the disk, and hash all of it.
@@ -139,7 +146,7 @@ class Transfer:
                 thread.start()
             while not self._partial.is_done:
                 self._check()
-                self._partial.keep_if_due()
+                self._partial.note_if_due()
                 if not self._partial.hash_more():
                     self._wake.wait(TICK_SECONDS)
                     self._wake.clear()
@@ -165,7 +172,7 @@ class Transfer:
             raise self._errors[0]
         received, (began_at, began_with) = self._partial.received, self._watched_from
         # Connections may be with other files, or waiting for the Hub.
-        if not self._busy or self._patience.locked() or received == self._partial.size:
+        if not self._busy or self._connections.patience.locked() or received == self._partial.size:
             self._watched_from = time.monotonic(), received
         elif time.monotonic() >= began_at + TRICKLE_SECONDS:
             if received < began_with + TRICKLE_BYTES:
@@ -194,6 +201,8 @@ class Transfer:
                     is_given_up = self._connections.give_up()
                     if not is_given_up:
                         raise
+                else:
+                    self._connections.try_again()
                 finally:
                     self._count_busy(-1)
                     if not is_given_up:
@@ -246,14 +255,15 @@ class Transfer:
 
     def _pause(self, answer: Answer, failures: int, asked_at: float) -> None:
         """Wait as long as a Hub in trouble wants, one connection for all."""
-        while not self._patience.acquire(timeout=TICK_SECONDS):
+        connections = self._connections
+        while not connections.patience.acquire(timeout=TICK_SECONDS):
             self._is_wanted()
         try:
-            if asked_at > self._waited_at:
+            if asked_at > connections.waited_at:
                 pause(answer, failures, self._repo, self._is_wanted)
-                self._waited_at = time.monotonic()
+                connections.waited_at = time.monotonic()
         finally:
-            self._patience.release()
+            connections.patience.release()
 
     def _ask(self, span: Span, stream: FileIO) -> tuple[Answer | None, float]:
         """One request for the rest of a span. Returns the answer of a server that is in trouble."""
