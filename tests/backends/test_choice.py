@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from llm_diffusiongemma import hub
 from llm_diffusiongemma.backends import choice as module
-from llm_diffusiongemma.backends.choice import Choice, choose, place_described, told
+from llm_diffusiongemma.backends.choice import Choice, bytes_to_read, choose, place_described, told
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, HUB_SOURCES, MEMORY_VARIABLE, ModelEntry, Source
-from llm_diffusiongemma.diffusion.loading import describe
-from llm_diffusiongemma.diffusion.placement import DeviceMemory, Machine
+from llm_diffusiongemma.diffusion.loading import describe, load_model
+from llm_diffusiongemma.diffusion.placement import DeviceMemory, LayerHome, Machine, whole
 from llm_diffusiongemma.errors import DeviceError, DeviceMemoryError, NoGpuError
 
 from ..layouts.writer import REPOSITORIES, Layout, write
@@ -259,3 +261,13 @@ def test_a_limit_counts_for_small_ones_too(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv(MEMORY_VARIABLE, "lots")
     with pytest.raises(DeviceError, match="no amount of memory"):
         choose(tiny)
+
+
+@pytest.mark.parametrize("home", ["device", "files"])
+def test_how_much_will_be_read(home: Literal["device", "files"], cache: Path) -> None:
+    """Neither a vision tower nor what stays in the files."""
+    described = describe(put(cache, "google bf16"))
+    placement = replace(whole("bf16", 4, "cpu"), layers=(LayerHome("cpu", home),) * 4)
+    read: list[int] = []
+    load_model(described, placement, progress=read.append)
+    assert bytes_to_read(described, placement) == pytest.approx(sum(read), rel=0.02)
