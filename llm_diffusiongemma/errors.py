@@ -99,6 +99,9 @@ class ImageError(PromptError):
 class ContextLengthError(PromptError):
     """The prompt leaves no room for a canvas in the model's context."""
 
+    holder = "this model's context holds"
+    other_way_out = ""
+
     def __init__(
         self, prompt_tokens: int, context_tokens: int, canvas_length: int, picture_tokens: int = 0
     ) -> None:
@@ -110,8 +113,15 @@ class ContextLengthError(PromptError):
                 "lower."
             )
         super().__init__(
-            f"The prompt is {prompt_tokens:,} tokens long, but this model's context holds {context_tokens:,} and "
-            f"{canvas_length:,} of them are needed for the reply's first canvas. {way_out}"
+            f"The prompt is {prompt_tokens:,} tokens long, but {self.holder} {context_tokens:,} and "
+            f"{canvas_length:,} of them are needed for the reply's first canvas. {way_out}{self.other_way_out}"
         )
         self.prompt_tokens = prompt_tokens
         self.context_tokens = context_tokens
+
+
+class ContextMemoryError(ContextLengthError):
+    """The prompt leaves no room for a canvas in the context that there is memory for, beside the weights."""
+
+    holder = "beside the weights there is memory for"
+    other_way_out = " A device with more memory, or smaller weights (-m diffusiongemma-nvfp4), have room for more."

@@ -141,6 +141,11 @@ def weights_here(folder: Path) -> list[Path]:
     return [folder / name for name in names if is_here(folder / name)]
 
 
+def read_files(folder: Path) -> list[Path]:
+    """All that is read of a folder, as far as it is here."""
+    return [folder / name for name in sorted(READ_FILES) if is_here(folder / name)] + weights_here(folder)
+
+
 def missing_weights(folder: Path) -> list[str]:
     """The weight files and their index, as far as they should be in a folder and are not."""
     if is_here(folder / WEIGHTS_FILE):

@@ -11,6 +11,8 @@ import unicodedata
 
 import click
 
+from .view import progress
+
 MAX_QUOTED_CHARACTERS = 500
 
 # Control characters, format characters (those that turn text round, tags), halves of surrogate pairs, characters
@@ -32,9 +34,15 @@ def quoted(value: object, limit: int = MAX_QUOTED_CHARACTERS) -> str:
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
+def gib(num_bytes: int) -> str:
+    """A size for people."""
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**29 else f"{num_bytes / 2**20:.1f} MiB"
+
+
 def tell(message: str) -> None:
     """Say something to who sits at the terminal, beside the reply."""
-    click.echo(printable(message), err=True)
+    with progress.aside():
+        click.echo(printable(message), err=True)
 
 
 def _shown(character: str) -> str:

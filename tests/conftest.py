@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click.testing
@@ -17,9 +19,16 @@ import hypothesis
 import llm.cli
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from llm_diffusiongemma.backends import engine
 from llm_diffusiongemma.backends.engine import Engine
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.template import ChatTemplate
+from llm_diffusiongemma.diffusion import devices
+from llm_diffusiongemma.hub import exchange
+
+from .loopback_hub import FIRST_SHARD, INDEX, LAST_SHARD, LoopbackHub
 
 TINY = "diffusiongemma-tiny"
 PATIENCE_SECONDS = 120
@@ -193,3 +202,80 @@ def after_each_forward(engine: Engine, call: Callable[[], object]) -> Iterator[N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(network, "denoise", denoise)
         yield
+
+
+# --- a Hub on loopback ---------------------------------------------------------------------------------------
+
+NOT_NEEDED = {
+    "README.md": b"# A model",
+    "same.gguf": b"the same again",
+    "same.pt": b"the same again",
+    "original/model.safetensors": b"the same again",
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoint_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The embedded checkpoint in two shards, the last one padded, and files that nobody needs."""
+    folder = tmp_path_factory.mktemp("served")
+    weights = load_file(EMBEDDED_CHECKPOINT / "model.safetensors")
+    names = sorted(weights)
+    shards = {
+        FIRST_SHARD: {name: weights[name] for name in names[::2]},
+        LAST_SHARD: {name: weights[name] for name in names[1::2]}
+        | {"unused": torch.zeros(2 * 2**20, dtype=torch.uint8)},
+    }
+    for shard, tensors in shards.items():
+        save_file(tensors, folder / shard, metadata={"format": "pt"})
+    weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    for file in EMBEDDED_CHECKPOINT.iterdir():
+        if file.suffix in (".json", ".jinja"):
+            shutil.copy(file, folder)
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture
+def hub(checkpoint_files: dict[str, bytes]) -> Iterator[LoopbackHub]:
+    hub = LoopbackHub({**checkpoint_files, **NOT_NEEDED})
+    hub.start()
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def in_processes(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The environment of commands that run in a process of their own, as a user sets it."""
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+@pytest.fixture
+def in_process(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for this process, where huggingface_hub has read the environment long ago."""
+    point_to(hub.url, monkeypatch)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    # The real weights fit this machine, which nobody must judge by before asking for what is served.
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
+    monkeypatch.setattr(devices, "_total_memory", lambda device: 2**40)
+    # Nothing of what happens here may be found by another test.
+    monkeypatch.setattr(engine, "_engines", {})
+    monkeypatch.setattr(exchange, "RETRY_SECONDS", (0.01, 0.01, 0.01))
+
+
+def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(
+        huggingface_hub.constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        url + "/{repo_id}/resolve/{revision}/{filename}",
+    )

@@ -1,27 +1,35 @@
 """A Hugging Face Hub on 127.0.0.1: real HTTP, as much of the Hub's interface as a download needs.
 
-It serves the embedded checkpoint under the full model's name, logs each request, and misbehaves on demand.
+It serves one repository's files, and others' beside it, logs each request, and misbehaves on demand.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 REPO = "google/diffusiongemma-26B-A4B-it"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NEWER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 FIRST_SHARD = "model-00001-of-00002.safetensors"
 LAST_SHARD = "model-00002-of-00002.safetensors"
+INDEX = "model.safetensors.index.json"
 
 LARGE_FILE_SUFFIXES = (".safetensors", ".gguf", ".pt")
+
+FILE_PATH = re.compile(f"/([^/]+/[^/]+)/resolve/(?:{COMMIT}|{NEWER_COMMIT})/(.+)")
+LIST_PATH = re.compile("/api/models/([^/]+/[^/]+)")
+PIECE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,14 @@ class Request:
     @property
     def file(self) -> str | None:
         """The repository's file that was asked for."""
-        match = re.fullmatch(f"/{REPO}/resolve/(?:{COMMIT}|{NEWER_COMMIT})/(.+)", self.path)
-        return match.group(1) if match else None
+        match = FILE_PATH.fullmatch(self.path)
+        return match[2] if match else None
+
+    @property
+    def repo(self) -> str | None:
+        """The repository that it is about, if that is served at all."""
+        match = FILE_PATH.fullmatch(self.path) or LIST_PATH.match(self.path)
+        return match[1] if match else None
 
 
 @dataclass(frozen=True)
@@ -53,8 +67,17 @@ class LoopbackHub:
     """Start with `start`, stop with `stop`. What it does wrong can be changed at any time."""
 
     files: dict[str, bytes]
+    """Of REPO."""
+    others: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Of other repositories, by their names."""
+    branches: dict[str, str] = field(default_factory=dict)
+    """Their commits, by the names of branches and tags other than main. Of all repositories."""
+    bytes_a_second: float | None = None
+    """How fast a connection is."""
+    seconds_a_request: float = 0.0
+    """How long each answer waits for its beginning."""
     newer: dict[str, bytes] | None = None
-    """The files of a commit after COMMIT."""
+    """REPO's files in a commit after COMMIT."""
     has_forgotten: bool = False
     """Knows the newer commit only: the history was rewritten."""
     requests: list[Request] = field(default_factory=list)
@@ -148,42 +171,67 @@ class LoopbackHub:
         self._server.RequestHandlerClass.hub = result
         return result
 
-    def commit_of(self, path: str) -> str | None:
+    def commit_of(self, request: Request) -> str | None:
         """The commit that a request is about, if the hub has it."""
-        newest = COMMIT if self.newer is None else NEWER_COMMIT
-        asked = re.search("[0-9a-f]{40}", path)
-        if asked is None or asked[0] == newest:
-            return newest
-        return COMMIT if asked[0] == COMMIT and not self.has_forgotten else None
+        newest = NEWER_COMMIT if self.newer is not None and request.repo == REPO else COMMIT
+        match = re.search("/(?:revision|resolve|tree)/([^/]+)", request.path)
+        asked = unquote(match[1]) if match else "main"
+        commit = self.branches.get(asked, newest if asked == "main" else asked)
+        if commit == COMMIT and self.has_forgotten:
+            return None
+        return commit if commit in (newest, COMMIT) else None
 
-    def files_of(self, commit: str | None) -> dict[str, bytes]:
+    def files_of(self, commit: str | None, repo: str = REPO) -> dict[str, bytes]:
+        if repo in self.others:
+            return self.others[repo]
         return self.newer if commit == NEWER_COMMIT and self.newer is not None else self.files
 
-    def listing(self, commit: str | None = COMMIT) -> list[dict[str, Any]]:
+    def listing(self, commit: str | None = COMMIT, repo: str = REPO) -> list[dict[str, Any]]:
         """Name, size and ids of each file, as both of the Hub's listings need them."""
         result = []
-        for name, content in sorted(self.files_of(commit).items()):
+        for name, content in sorted(self.files_of(commit, repo).items()):
             size = self.claimed_sizes.get(name, len(content))
-            blob_id = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-            entry: dict[str, Any] = {"name": name, "size": size, "blob": blob_id, "sha256": None}
-            if name.endswith(LARGE_FILE_SUFFIXES):
-                entry["sha256"] = hashlib.sha256(content).hexdigest()
-            result.append(entry)
+            sha1, sha256 = _hashes(content)
+            is_large = name.endswith(LARGE_FILE_SUFFIXES)
+            result.append({"name": name, "size": size, "blob": sha1, "sha256": sha256 if is_large else None})
         return result
 
 
-def fill_cache(cache: Path, files: dict[str, bytes]) -> Path:
+@functools.lru_cache(256)
+def _hashes(content: bytes) -> tuple[str, str]:
+    """What git names a content by, and its SHA-256."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), hashlib.sha256(content).hexdigest()
+
+
+def fill_cache(
+    cache: Path, files: dict[str, bytes], repo: str = REPO, commit: str = COMMIT, ref: str = "main"
+) -> Path:
     """Put a repository's files where an older huggingface_hub did, without a list of them; return its snapshot."""
-    repo = cache / f"models--{REPO.replace('/', '--')}"
-    snapshot = repo / "snapshots" / COMMIT
-    for folder in (repo / "blobs", repo / "refs", snapshot):
-        folder.mkdir(parents=True)
-    (repo / "refs" / "main").write_text(COMMIT)
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    snapshot = folder / "snapshots" / commit
+    for made in (folder / "blobs", folder / "refs", snapshot):
+        made.mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / ref).write_text(commit)
     for entry in LoopbackHub(files).listing():
-        blob = repo / "blobs" / (entry["sha256"] or entry["blob"])
+        blob = folder / "blobs" / (entry["sha256"] or entry["blob"])
         blob.write_bytes(files[entry["name"]])
         (snapshot / entry["name"]).symlink_to(Path("..", "..", "blobs", blob.name))
     return snapshot
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a hub serves of a folder's files."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def all_layouts(source: Path, work_folder: Path) -> dict[str, dict[str, bytes]]:
+    """A plain checkpoint in the layouts of the Hub's repositories, by their names. Takes a second."""
+    from .layouts import writer
+
+    return {
+        repo: contents(writer.write(source, work_folder / layout.replace(" ", "-"), layout))
+        for layout, repo in writer.REPOSITORIES.items()
+    }
 
 
 class _Server(ThreadingHTTPServer):
@@ -206,9 +254,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path, _, _ = self.path.partition("?")
-        commit = self.hub.commit_of(path)
         request = Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
+        commit, repo = self.hub.commit_of(request), request.repo
         self.hub.requests.append(request)
+        self.hub.over.wait(self.hub.seconds_a_request)
         if self.command == "HEAD" and self.hub.refuse_head:
             self._refuse(Refusal(self.hub.refuse_head))
         elif self.hub.redirect is not None:
@@ -217,17 +266,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, self.hub.instead)
         elif self.hub.refuse_all is not None:
             self._refuse(self.hub.refuse_all)
+        elif repo is None or repo not in (REPO, *self.hub.others):
+            self._refuse(Refusal(404, "RepoNotFound"))
         elif commit is None:
             self._refuse(Refusal(404, "RevisionNotFound"))
         elif request.file is not None:
-            self._send_file(request, commit)
-        elif path in (f"/api/models/{REPO}", *(f"/api/models/{REPO}/revision/{of}" for of in ("main", commit))):
-            siblings = [_sibling(entry) for entry in self.hub.listing(commit)]
-            self._send_listing({"id": REPO, "sha": commit, "siblings": siblings})
-        elif path == f"/api/models/{REPO}/tree/{commit}":
-            self._send_listing([_tree_entry(entry) for entry in self.hub.listing(commit)])
+            self._send_file(request, commit, repo)
+        elif re.fullmatch(f"/api/models/{repo}(/revision/[^/]+)?", path):
+            siblings = [_sibling(entry) for entry in self.hub.listing(commit, repo)]
+            self._send_listing({"id": repo, "sha": commit, "siblings": siblings})
+        elif path == f"/api/models/{repo}/tree/{commit}":
+            self._send_listing([_tree_entry(entry) for entry in self.hub.listing(commit, repo)])
         else:
-            self._refuse(Refusal(404, "RepoNotFound"))
+            self._refuse(Refusal(404, "EntryNotFound"))
 
     def _send_listing(self, content: Any) -> None:
         hub = self.hub
@@ -252,17 +303,17 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.after_listing is not None:
             hub.after_listing()
 
-    def _send_file(self, request: Request, commit: str) -> None:
+    def _send_file(self, request: Request, commit: str, repo: str) -> None:
         hub, name = self.hub, request.file
         if hub.refuse_files is not None and hub.refused_file in (None, name):
             return self._refuse(hub.refuse_files)
         if hub.troubles:
             return self._refuse(hub.troubles.pop(0))
-        entry = next((entry for entry in hub.listing(commit) if entry["name"] == name), None)
+        entry = next((entry for entry in hub.listing(commit, repo) if entry["name"] == name), None)
         if entry is None:
             return self._refuse(Refusal(404, "EntryNotFound"))
         assert name is not None
-        content = hub.files_of(commit)[name]
+        content = whole = hub.files_of(commit, repo)[name]
         is_last_shard = name == LAST_SHARD
         if is_last_shard and hub.truncate_to is not None:
             content = content[: hub.truncate_to]
@@ -276,24 +327,25 @@ class _Handler(BaseHTTPRequestHandler):
             "Accept-Ranges": "bytes",
         }
         if entry["sha256"]:
-            headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(hub.files_of(commit)[name]))}
+            headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(whole))}
             if hub.elsewhere is not None:
                 return self._send(302, b"", {**headers, "Location": f"{hub.elsewhere}{self.path}"})
-        status, start = 200, 0
+        status, start, end = 200, 0, len(content)
         if request.range is not None and hub.answer_ranges == "416":
             return self._refuse(Refusal(416))
         if request.range is not None and hub.answer_ranges != "range ignored":
-            match = re.fullmatch(r"bytes=(\d+)-", request.range)
+            match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.range)
             assert match is not None, request.range
-            status, start = 206, int(match.group(1))
+            status, start = 206, int(match[1])
             if start >= len(content):
                 return self._refuse(Refusal(416))
+            end = min(int(match[2]) + 1, len(content)) if match[2] else len(content)
             start = 0 if hub.answer_ranges == "another part" else start
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
         if hub.alter_headers is not None:
-            headers["Content-Length"] = str(len(content) - start)
+            headers["Content-Length"] = str(end - start)
             hub.alter_headers(name, headers)
-        return self._send(status, content[start:], headers, is_last_shard=is_last_shard)
+        return self._send(status, content[start:end], headers, is_last_shard=is_last_shard)
 
     def _send(
         self, status: int, body: bytes, headers: dict[str, str] | None = None, *, is_last_shard: bool = False
@@ -319,9 +371,20 @@ class _Handler(BaseHTTPRequestHandler):
             hub.paused.set()
             hub.go_on.wait(60)
         try:
-            self.wfile.write(body)
+            self._write(body)
         except OSError:  # the other side has hung up
             self.close_connection = True
+
+    def _write(self, body: bytes) -> None:
+        if self.hub.bytes_a_second is None:
+            self.wfile.write(body)
+            return
+        started = time.monotonic()
+        for start in range(0, len(body), PIECE_BYTES):
+            self.wfile.write(body[start : start + PIECE_BYTES])
+            ahead = started + (start + PIECE_BYTES) / self.hub.bytes_a_second - time.monotonic()
+            if ahead > 0 and self.hub.over.wait(ahead):
+                return
 
     def _refuse(self, refusal: Refusal) -> None:
         headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}

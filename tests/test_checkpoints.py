@@ -8,11 +8,13 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import llm
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -34,6 +36,7 @@ from llm_diffusiongemma.wording import printable
 
 from .attacks import checkpoints
 from .conftest import TINY, Llm
+from .layouts.writer import QUANTIZATION, REPOSITORIES, Layout, write
 
 FULL = "diffusiongemma"
 
@@ -250,6 +253,109 @@ def test_a_consolidated_copy_beside_shards(own_folder: Path) -> None:
     assert hub.locate(built_in()[0].sources[0], FULL, lambda weight_bytes: None) == checkpoint
 
 
+# --- packed weights ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[Layout, Path]:
+    """The embedded checkpoint as each of the Hub's repositories stores the real one."""
+    place: Path = tmp_path_factory.mktemp("layouts")
+    return {layout: write(EMBEDDED_CHECKPOINT, place / layout, layout) for layout in REPOSITORIES}
+
+
+def test_packed_weights_answer_as_plain_ones(
+    llm_command: Llm, layouts: dict[Layout, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = llm_command.ok("-m", TINY, "What is a canvas?", "-o", "seed", "1")
+    assert plain.startswith("A canvas is")
+    for folder in layouts.values():
+        monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", str(folder))
+        assert llm_command.ok("-m", FULL, "What is a canvas?", "-o", "seed", "1") == plain
+
+
+EXPERT = "model.decoder.layers.3.experts.1.gate_proj"
+
+
+def in_shards(folder: Path) -> None:
+    """With an index that names one which isn't there."""
+    names = [*load_file(folder / "model.safetensors")]
+    shards = ["model-1-of-2.safetensors", "model-2-of-2.safetensors"]
+    (folder / "model.safetensors").rename(folder / shards[0])
+    weight_map = dict.fromkeys(names, shards[0]) | {names[0]: shards[1]}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def with_tensors(**changes: torch.Tensor | str | None) -> Callable[[Path], None]:
+    """One expert's tensors changed: None takes one out, and a name renames it."""
+
+    def spoil(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        for end, change in changes.items():
+            tensor = tensors.pop(f"{EXPERT}.{end}")
+            if isinstance(change, str):
+                tensors[f"{EXPERT}.{change}"] = tensor
+            elif change is not None:
+                tensors[f"{EXPERT}.{end}"] = change
+        save_file(tensors, folder / "model.safetensors")
+
+    return spoil
+
+
+def with_config(**changes: Any) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+    return spoil
+
+
+def cut(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("layout", "spoil", "words"),
+    [
+        ("nvidia nvfp4", cut, "model.safetensors is damaged or was not downloaded whole"),
+        ("nvidia nvfp4", in_shards, "is incomplete: 1 of 2 weight files are missing (model-2-of-2.safetensors)"),
+        ("nvidia nvfp4", with_tensors(weight_scale_2=None), f"missing weights ({EXPERT}.weight_scale_2)"),
+        (
+            "redhat nvfp4",
+            with_tensors(weight_packed="weight", weight_global_scale="weight_scale_2"),
+            "mixes two conventions of NVFP4",
+        ),
+        ("redhat fp8", with_tensors(weight_scale=torch.ones(64)), "weights of another size"),
+        ("redhat fp8", with_tensors(weight_scale=torch.full((64, 1), -1.0)), "holds -1.0, which is no scale"),
+        ("redhat fp8", with_config(model_type="gemma4"), "this plugin runs 'diffusion_gemma' only"),
+        ("redhat fp8", with_config(quantization_config={"quant_method": "awq"}), "AWQ, which is for vLLM"),
+        (
+            "google bf16",
+            with_config(quantization_config=QUANTIZATION["redhat fp8"]),
+            "in its weight files is plain",
+        ),
+    ],
+)
+def test_packed_weights_that_are_not_right(
+    layout: Layout,
+    spoil: Callable[[Path], None],
+    words: str,
+    llm_command: Llm,
+    layouts: dict[Layout, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sentence with the way out, and no model that is half loaded."""
+    folder = shutil.copytree(layouts[layout], tmp_path / "own")
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MODEL", str(folder))
+    spoil(folder)
+    before = dict(engine._engines)
+    message = llm_command.fails("-m", FULL, "Hello")
+    assert words in message
+    assert str(folder) in message
+    assert "LLM_DIFFUSIONGEMMA_MODEL names the folder" in message
+    assert engine._engines == before
+
+
 # --- what a stranger's folder may hold --------------------------------------------------------------------
 
 
@@ -366,13 +472,14 @@ def test_an_image_that_a_tower_makes_no_numbers_of_spoils_no_other_reply(
 
 
 def test_a_short_run_of_the_attack_on_checkpoints(
-    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    picture: Path, layouts: dict[Layout, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`python -m tests.attacks checkpoints` runs a long one, within bounds of time and memory."""
     monkeypatch.setattr(template, "MAX_SECONDS", 0.5)
     for case in range(16):
         random_ = random.Random(f"suite-{case}")
-        folder = checkpoints.make_folder(tmp_path / str(case))
+        source = random_.choice([*layouts.values()])
+        folder = checkpoints.make_folder(tmp_path / str(case), source)
         kind, done = checkpoints.mutate(folder, random_)
         image = picture if kind.startswith(("preprocessor", checkpoints.TOWER_WEIGHTS)) else None
         result, held = checkpoints.reply_from(folder, image)

@@ -26,13 +26,10 @@ import huggingface_hub.constants
 import huggingface_hub.utils
 import llm
 import pytest
-import torch
 from huggingface_hub.utils import WeakFileLock
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from llm_diffusiongemma import hub as hub_module
-from llm_diffusiongemma.backends import engine
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, Source
 from llm_diffusiongemma.diffusion import devices
 from llm_diffusiongemma.errors import DiffusionGemmaError, HubConnectionError
@@ -41,10 +38,11 @@ from llm_diffusiongemma.hub import download, exchange, failures, listing, settin
 from llm_diffusiongemma.wording import printable
 
 from .attacks import listings
-from .conftest import TINY, Llm
+from .conftest import NOT_NEEDED, TINY, Llm, point_to
 from .loopback_hub import (
     COMMIT,
     FIRST_SHARD,
+    INDEX,
     LAST_SHARD,
     NEWER_COMMIT,
     REPO,
@@ -56,83 +54,8 @@ from .loopback_hub import (
 FULL = "diffusiongemma"
 QUICK = ("-o", "seed", "1", "-o", "max_tokens", "20", "-o", "max_denoising_steps", "2")
 QUESTION = "What is a canvas?"
-INDEX = "model.safetensors.index.json"
-NOT_NEEDED = {
-    "README.md": b"# A model",
-    "same.gguf": b"the same again",
-    "same.pt": b"the same again",
-    "original/model.safetensors": b"the same again",
-}
-
 PART = 1_500_000
 """Of the last shard, which is twice as long."""
-
-
-@pytest.fixture(scope="session")
-def checkpoint_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The embedded checkpoint in two shards, the last one padded, and files that nobody needs."""
-    folder = tmp_path_factory.mktemp("served")
-    weights = load_file(EMBEDDED_CHECKPOINT / "model.safetensors")
-    names = sorted(weights)
-    shards = {
-        FIRST_SHARD: {name: weights[name] for name in names[::2]},
-        LAST_SHARD: {name: weights[name] for name in names[1::2]}
-        | {"unused": torch.zeros(2 * 2**20, dtype=torch.uint8)},
-    }
-    for shard, tensors in shards.items():
-        save_file(tensors, folder / shard, metadata={"format": "pt"})
-    weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    for file in EMBEDDED_CHECKPOINT.iterdir():
-        if file.suffix in (".json", ".jinja"):
-            shutil.copy(file, folder)
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-@pytest.fixture
-def hub(checkpoint_files: dict[str, bytes]) -> Iterator[LoopbackHub]:
-    hub = LoopbackHub({**checkpoint_files, **NOT_NEEDED})
-    hub.start()
-    yield hub
-    hub.stop()
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "hub"
-
-
-@pytest.fixture
-def in_processes(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The environment of commands that run in a process of their own, as a user sets it."""
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-
-
-@pytest.fixture
-def in_process(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for this process, where huggingface_hub has read the environment long ago."""
-    point_to(hub.url, monkeypatch)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    # The real weights fit this machine, which nobody must judge by before asking for what is served.
-    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
-    monkeypatch.setattr(devices, "_total_memory", lambda device: 2**40)
-    # Nothing of what happens here may be found by another test.
-    monkeypatch.setattr(engine, "_engines", {})
-    monkeypatch.setattr(exchange, "RETRY_SECONDS", (0.01, 0.01, 0.01))
-
-
-def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-    monkeypatch.setattr(
-        huggingface_hub.constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        url + "/{repo_id}/resolve/{revision}/{filename}",
-    )
 
 
 def blobs(cache: Path) -> list[Path]:

@@ -26,6 +26,8 @@ from ..chat.messages import PromptEncoder
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
 from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
 from ..errors import CheckpointError, DeviceError, DiffusionGemmaError
+from ..view.progress import indicate
+from ..wording import tell
 from . import forks
 from .forks import importing, indivisible
 from .form import Form
@@ -33,9 +35,8 @@ from .isolation import isolated, isolated_numbers
 from .turn import ALWAYS_WANTED, Stop
 
 if TYPE_CHECKING:
-    import torch
-
-    from ..diffusion.loading import LoadedModel
+    from ..diffusion.loading import Described, LoadedModel
+    from ..diffusion.placement import Machine, Placement
     from ..grammar.automaton import Vocabulary
     from ..grammar.constraint import TextConstraint
 
@@ -56,17 +57,21 @@ class Engine:
     """A loaded model with its tokenizer. Lives in the process-wide cache; answers one turn at a time."""
 
     def __init__(self, loaded: LoadedModel, tokenizer: ChatTokenizer, folder: Path) -> None:
+        import torch
+
         from ..diffusion.pipeline import BlockDiffusionPipeline
         from ..diffusion.vision import ImageReader
 
         # It is read from with the first picture, and the program may be in another folder by then.
         self.folder = folder.absolute()
-        self.image_reader = ImageReader(self.folder, loaded.config, loaded.dtype, loaded.device)
+        vision = torch.device(loaded.placement.vision)
+        self.image_reader = ImageReader(self.folder, loaded.config, loaded.dtype, vision)
         self.loaded = loaded
         self.pipeline = BlockDiffusionPipeline(
             loaded.network,
             eos_token_ids=loaded.generation.eos_token_id,
             pad_token_id=loaded.generation.pad_token_id,
+            context_tokens=loaded.placement.context_tokens,
         )
         self.prompt_encoder = PromptEncoder(tokenizer)
         self._tokenizer = tokenizer
@@ -77,13 +82,19 @@ class Engine:
         self._process = os.getpid()
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, check_wanted: Callable[[], None] = lambda: None) -> Engine:
-        """A checkpoint's folder on a device. Raises what loading its model or its tokenizer raises, and between
-        their parts what `check_wanted` raises."""
+    def load(
+        cls,
+        described: Described,
+        placement: Placement,
+        check_wanted: Callable[[], None] = lambda: None,
+        progress: Callable[[int], None] = lambda num_bytes: None,
+    ) -> Engine:
+        """A checkpoint at its places. Raises what loading its model or its tokenizer raises, and between their
+        parts what `check_wanted` raises. `progress` is called with the number of bytes that were read."""
         from ..diffusion.loading import load_model
 
         # The model first: its checks say best what is wrong with a folder.
-        loaded = load_model(folder, device, check_wanted)
+        loaded = load_model(described, placement, check_wanted, progress)
         check_wanted()
         config, text = loaded.config, loaded.config.text_config
         expected = NetworkTokens(
@@ -92,7 +103,7 @@ class Engine:
             image_tokens=(config.boi_token_id, config.image_token_id, config.eoi_token_id),
             eos_token_ids=tuple(loaded.generation.eos_token_id),
         )
-        return cls(loaded, load_tokenizer(folder, expected), folder)
+        return cls(loaded, load_tokenizer(described.folder, expected), described.folder)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -109,6 +120,13 @@ class Engine:
         """Raises `DeviceError` if what the model is loaded to can't be used in this process."""
         if self._process != os.getpid() and self.loaded.device.type != "cpu":
             raise _lost_by_fork(self.loaded.device.type)
+
+    def peak_memory_bytes(self) -> int | None:
+        """The most that this process has held so far, of all devices; on the CPU of its memory. None if it can't
+        be told."""
+        from ..diffusion.devices import peak_memory
+
+        return peak_memory(self.loaded.placement.devices)
 
     def decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids)
@@ -156,7 +174,9 @@ class Engine:
         return False
 
 
-_engines: dict[tuple[Path, str], Engine] = {}
+_engines: dict[tuple[Path, Machine], Engine] = {}
+_told: set[str] = set()
+"""What has been said of what was chosen: once is enough."""
 _engines_lock = threading.Lock()
 
 
@@ -168,7 +188,15 @@ class Ready:
     engine: Engine
     source: Source
     resolved_model: str
+    revision: str | None
+    """The commit of a repository."""
     load_seconds: float
+
+    @property
+    def repository(self) -> str:
+        """Or the name of a folder of one's own."""
+        where = self.source.where
+        return where if isinstance(where, str) else where.absolute().name
 
 
 def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
@@ -183,7 +211,7 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
     """
     with _engines_lock:
         started = time.perf_counter()
-        with stop.importing(), isolated_numbers():
+        with indicate("Importing PyTorch"), stop.importing(), isolated_numbers():
             _import_libraries(stop.owns_process)
         ready = _find_or_load(entry, stop, time.perf_counter() - started)
     stop.check()
@@ -191,35 +219,42 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
 
 
 def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready:
-    from ..diffusion.devices import check_fits, resolve_device
+    from ..diffusion.loading import describe
+    from .choice import choose, place_described, told
 
     # A device that is not there is told before anything is looked for or downloaded.
     _check_cuda_after_fork(entry.device)
-    device = resolve_device(entry.device)
-
-    def check_size(weight_bytes: int) -> None:
-        check_fits(weight_bytes, device, chosen=entry.device is not None)
-
-    source = entry.sources[0]
-    checkpoint = hub.locate(source, entry.model_id, check_size, stop.check)
+    choice = choose(entry)
+    source = choice.source
+    checkpoint = hub.locate(source, entry.model_id, choice.check_size, stop.check)
     stop.check()
-    key = (checkpoint.folder.resolve(), str(device))
+    revision = checkpoint.folder.name if isinstance(source.where, str) else None
+    key = (checkpoint.folder.resolve(), choice.machine)
     engine = _engines.get(key)
     if engine is not None:
         engine.check_process()
-        return Ready(engine, source, checkpoint.resolved_model, 0.0)
-    check_size(checkpoint.weight_bytes)
+        return Ready(engine, source, checkpoint.resolved_model, revision, 0.0)
     started = time.perf_counter()
     with (
         telling_how_to_mend(source.where, checkpoint.folder),
+        indicate(f"Loading {entry.model_id}") as progress,
         indivisible(),
         _no_garbage_collection(stop.owns_process),
         isolated(),
     ):
-        engine = Engine.load(checkpoint.folder, device, stop.check)
+        described = describe(checkpoint.folder)
+        placement = place_described(entry, described, choice.machine)
+        progress.set_total(described.weights.num_bytes)
+        engine = Engine.load(described, placement, stop.check, progress.advance)
     # What is in the cache is whole, whenever somebody interrupts.
     _engines[key] = engine
-    return Ready(engine, source, checkpoint.resolved_model, import_seconds + time.perf_counter() - started)
+    line = told(entry, source, described, placement)
+    if line is not None and line not in _told:
+        _told.add(line)
+        tell(line)
+    return Ready(
+        engine, source, checkpoint.resolved_model, revision, import_seconds + time.perf_counter() - started
+    )
 
 
 @contextmanager
@@ -259,6 +294,7 @@ def _import_libraries(owns_process: bool) -> None:
         import tokenizers  # noqa: F401
 
         from ..diffusion import loading, pipeline, vision  # noqa: F401
+        from . import choice  # noqa: F401
 
 
 @cache

@@ -112,6 +112,11 @@ class LocalReply:
         attempt, loaded = self._tried[-1], self._ready.engine.loaded
         return Report(
             resolved_model=self._ready.resolved_model,
+            representation=loaded.placement.representation,
+            repository=self._ready.repository,
+            revision=self._ready.revision,
+            placement=loaded.placement.as_json(),
+            peak_memory_bytes=self._ready.engine.peak_memory_bytes(),
             device=str(loaded.device),
             dtype=str(loaded.dtype).removeprefix("torch."),
             seed=self._seed,

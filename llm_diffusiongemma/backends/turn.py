@@ -13,6 +13,7 @@ from llm.parts import Message
 from ..options import Options
 
 if TYPE_CHECKING:
+    from ..catalog import Representation
     from ..grammar.constraint import ConstraintReport
     from ..grammar.schema import Lowered
 
@@ -78,6 +79,14 @@ class Report:
     """What happened in one reply, as plain values: it becomes `response_json` and the usage."""
 
     resolved_model: str
+    representation: Representation
+    repository: str
+    """or the name of the weights' folder"""
+    revision: str | None
+    """the commit of a repository"""
+    placement: dict[str, Any]
+    peak_memory_bytes: int | None
+    """of all devices, or of this process on the CPU, since it began"""
     device: str
     dtype: str
     seed: int
@@ -102,6 +111,11 @@ class Report:
         return {
             "finish_reason": self.finish_reason,
             "seed": self.seed,
+            "representation": self.representation,
+            "repository": self.repository,
+            "revision": self.revision,
+            "placement": self.placement,
+            "peak_memory_bytes": self.peak_memory_bytes,
             "device": self.device,
             "dtype": self.dtype,
             "load_seconds": round(self.load_seconds, 3),

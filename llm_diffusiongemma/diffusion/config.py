@@ -49,3 +49,24 @@ class NetworkConfig:
     def window(self) -> int | None:
         """That of the sliding layers; None if there are none."""
         return next((layer.window for layer in self.layers if layer.window is not None), None)
+
+
+_SLIDING = AttentionConfig(head_dim=256, num_key_value_heads=8, rope_theta=10_000.0, rope_share=1.0, window=1024)
+_FULL = AttentionConfig(head_dim=512, num_key_value_heads=2, rope_theta=1_000_000.0, rope_share=0.25, window=None)
+
+#: The network of the Hub's repositories, to judge a machine by before any of it is here.
+DIFFUSIONGEMMA_26B_A4B = NetworkConfig(
+    vocab_size=262_144,
+    hidden_size=2816,
+    intermediate_size=2112,
+    num_attention_heads=16,
+    num_experts=128,
+    top_k_experts=8,
+    moe_intermediate_size=704,
+    layers=(_SLIDING, _SLIDING, _SLIDING, _SLIDING, _SLIDING, _FULL) * 5,
+    rms_norm_eps=1e-6,
+    final_logit_softcapping=30.0,
+    image_tokens_see_each_other=True,
+    context_length=262_144,
+    canvas_length=256,
+)

@@ -2,7 +2,8 @@
 
 A value that is in a file and not here is never used: no class of transformers is made from a stranger's JSON, only
 from what has passed this schema. The bounds are generous: they keep out what would end in an error without a
-sentence, or in absurd memory. Whether the sizes are those of the weights is checked against the weights.
+sentence, or in absurd memory. Whether the sizes are those of the weights is checked against the weights. How
+weights are packed is in `quantization`.
 """
 
 from __future__ import annotations
@@ -279,7 +280,7 @@ class GenerationSettings(Document):
 
 
 def read_config(folder: Path) -> ConfigFile:
-    """A folder's config.json. Refuses what is no DiffusionGemma, or one for another runtime, saying what it is.
+    """A folder's config.json. Refuses what is no DiffusionGemma, saying what it is.
 
     Raises `CheckpointError` and `FileAccessError`.
     """
@@ -291,20 +292,6 @@ def read_config(folder: Path) -> ConfigFile:
             f"{quoted(folder)} holds a model of type {quoted(repr(model_type))}, and this plugin runs "
             f"{MODEL_TYPE!r} only."
         )
-    parts = [content, content.get("text_config"), content.get("vision_config")]
-    for part in (part for part in parts if isinstance(part, dict)):
-        quantization = part.get("quantization_config")
-        if quantization is not None:
-            method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-            raise CheckpointError(
-                f"{quoted(folder)} is quantised ({quoted(method or 'method not named')}), a layout for vLLM. "
-                "Serve it with vLLM and use the server, or load the unquantised checkpoint here."
-            )
-        if "quantization" in part:
-            raise CheckpointError(
-                f"{quoted(folder)} is quantised for MLX, which only mlx-vlm runs. Load the unquantised checkpoint "
-                "here."
-            )
     return check_document(file, ConfigFile, content)
 
 

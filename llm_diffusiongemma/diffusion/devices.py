@@ -1,19 +1,34 @@
-"""The device that a network is placed on, and whether it fits there."""
+"""The devices that there are, and how much may be taken of them."""
 
 from __future__ import annotations
 
 import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..catalog import DEVICE_VARIABLE
-from ..errors import DeviceError, DeviceMemoryError, NoGpuError
+from ..catalog import MEMORY_VARIABLE
+from ..errors import DeviceError
+from ..wording import quoted
+from .placement import DeviceMemory, Machine
 
-# A model up to this size is tried on whatever there is.
-SMALL_MODEL_BYTES = 4 * 2**30
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-# KV cache and logits, next to the weights of a large model.
-WORKING_BYTES = 3 * 2**30
+AMOUNT = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?)\s*(?P<unit>[kmgt]i?b)", re.IGNORECASE)
+UNITS = {
+    f"{letter}{end}": base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for end, base in (("b", 1000), ("ib", 1024))
+}
+NO_LIMIT = 1 << 60
+
+# Of the host's memory so much is left to the system, other programs and Python itself; more of a large one.
+LEAST_LEFT_BYTES = 2 * 2**30
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 OUT_OF_MEMORY_WORDS = (
     "DefaultCPUAllocator",
@@ -44,6 +59,8 @@ def resolve_device(name: str | None) -> torch.device:
         hint = ""
         if device.type == "cuda" and not torch.cuda.is_available():
             hint = " This PyTorch sees no CUDA GPU: check the driver, and that PyTorch is a CUDA build."
+        if device.type == "xpu":
+            hint = " Intel's GPUs are not supported: nobody has tried this plugin on one."
         raise DeviceError(f"{name!r} can't be used here. Here are: {', '.join(available)}.{hint}")
     return device
 
@@ -56,36 +73,51 @@ def _available_devices() -> list[str]:
     return [*devices, "cpu"]
 
 
-def check_fits(weight_bytes: int, device: torch.device, *, chosen: bool) -> None:
-    """Refuse a model that this machine can't hold, before it is downloaded or loaded.
+def memory_limit() -> int | None:
+    """The most bytes that may be taken of a device, if somebody has set that.
 
-    `chosen` says that somebody has asked for the device. The CPU is too slow for a large model to take it
-    just because there is nothing else.
-
-    Raises `NoGpuError`, or `DeviceMemoryError` if weights and room to work are more than all of the
-    device's memory. How much of it is free now only loading can tell.
+    Raises `DeviceError` if it is no amount of memory.
     """
-    if weight_bytes <= SMALL_MODEL_BYTES:
-        return
-    weights = f"The model's weights take {weight_bytes / 2**30:.1f} GiB"
-    tiny = "use the embedded model: llm -m diffusiongemma-tiny"
-    total = _total_memory(device)
-    is_too_small = total is not None and total < weight_bytes + WORKING_BYTES
-    where = "this machine" if device.type == "cpu" else str(device)
-    memory = f"{where} has {(total or 0) / 2**30:.1f} GiB of memory in all"
-    if device.type == "cpu" and not chosen:
-        cpu = "on the CPU a reply would take very long"
-        way_out = f"Set {DEVICE_VARIABLE}=cpu to run it there all the same, or {tiny}"
-        if is_too_small:
-            cpu, way_out = f"for the CPU {memory}", f"Run it on a machine that has more, or {tiny}"
-        raise NoGpuError(f"{weights}, and PyTorch finds no GPU here: {cpu}. {way_out}")
-    if is_too_small:
-        elsewhere = "Run it on a machine that has more"
-        if len(_available_devices()) > 1:
-            elsewhere = f"Set {DEVICE_VARIABLE} to a device that has more"
-        raise DeviceMemoryError(
-            f"{weights} and {WORKING_BYTES / 2**30:.0f} GiB more to work in, and {memory}. {elsewhere}, or {tiny}"
+    text = os.environ.get(MEMORY_VARIABLE, "").strip()
+    if not text:
+        return None
+    match = AMOUNT.fullmatch(text)
+    amount = 0 if match is None else int(float(match["number"]) * UNITS[match["unit"].lower()])
+    if amount == 0:
+        raise DeviceError(
+            f"{MEMORY_VARIABLE} is {quoted(repr(text), 100)}, which is no amount of memory. Write it like 24GiB, "
+            "24GB or 800MiB, or unset it."
         )
+    return amount
+
+
+def find_machine(name: str | None) -> Machine:
+    """What there is to place a network on: the device of that name; for None all CUDA devices, the largest first,
+    or else the best device.
+
+    It goes by all memory, used or not: what happens to be free must not decide on other weights.
+
+    Raises what `resolve_device` and `memory_limit` raise.
+    """
+    chosen = resolve_device(name)
+    devices = [chosen]
+    if name is None and chosen.type == "cuda":
+        devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+        devices.sort(key=_usable_memory, reverse=True)
+    limit = memory_limit()
+    memories = (
+        DeviceMemory(str(device), min(_usable_memory(device), limit or NO_LIMIT), device.type in ("cpu", "mps"))
+        for device in devices
+    )
+    return Machine(tuple(memories), _usable_memory(torch.device("cpu")))
+
+
+def _usable_memory(device: torch.device) -> int:
+    """In bytes: of a device all of it, of the host without what the system and this process need."""
+    total = _total_memory(device)
+    if total is None:
+        return NO_LIMIT
+    return max(0, total - max(LEAST_LEFT_BYTES, total // 8)) if device.type == "cpu" else total
 
 
 def _total_memory(device: torch.device) -> int | None:
@@ -95,9 +127,26 @@ def _total_memory(device: torch.device) -> int | None:
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf
         return None
+    try:  # a container may have less
+        return min(physical, int(CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):
+        return physical
+
+
+def peak_memory(devices: Sequence[str]) -> int | None:
+    """The most bytes that this process has held on some devices at any time; of the host's memory if one of them
+    shares it, whatever was held there. None if it can't be told."""
+    if all(device.startswith("cuda") for device in devices):
+        return sum(torch.cuda.max_memory_allocated(device) for device in devices)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def is_out_of_memory(error: BaseException) -> bool:

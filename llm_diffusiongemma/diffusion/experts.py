@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from .packed import Plain, Scratch
+from .packed import Plain, Scratch, multiply
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,44 +79,52 @@ class Experts:
         """
         by_expert, order = chosen.flatten().sort(stable=True)  # [n k]
         rows = x.index_select(0, order // chosen.shape[1])  # [n k, H], those of an expert together
+        ends = torch.searchsorted(by_expert, self._numbers, right=True, out_int32=True)  # [E]
         if self._is_grouped and isinstance(self.gate_up, Plain) and isinstance(self.down, Plain):
-            ends = torch.searchsorted(by_expert, self._numbers, right=True, out_int32=True)  # [E]
             # Nothing waits for the device, and no shape depends on the routing.
-            results = _grouped(rows, ends, self.gate_up.weight, self.down.weight)
+            gated = gelu_gate(_grouped(rows, self.gate_up.weight, ends))
+            results = _grouped(gated, self.down.weight, ends)
         else:
-            results = self._one_by_one(rows, by_expert)
+            # The host has to know how many rows each expert has: on an accelerator it waits for them.
+            bounds = [0, *ends.tolist()]
+            gated = gelu_gate(self._products(rows, self.gate_up, ends, bounds))
+            results = self._products(gated, self.down, ends, bounds)
         back = torch.empty_like(results).index_copy_(0, order, results)
         return (back.view(*chosen.shape, -1) * weights[..., None]).sum(1).to(x.dtype)
 
-    def _one_by_one(self, rows: torch.Tensor, by_expert: torch.Tensor) -> torch.Tensor:
-        """The host has to know how many rows each expert has: on an accelerator it waits for them."""
-        results = torch.empty_like(rows)
-        start = 0
-        for expert, count in enumerate(torch.bincount(by_expert, minlength=len(self._numbers)).tolist()):
-            if count:
-                mine = slice(start, start + count)
-                gated = gelu_gate(F.linear(rows[mine], self._matrix(self.gate_up, expert)))
-                torch.mm(gated, self._matrix(self.down, expert).T, out=results[mine])
-                start += count
+    def _products(
+        self, rows: torch.Tensor, matrices: Matrices, ends: torch.Tensor, bounds: list[int]
+    ) -> torch.Tensor:
+        """The rows of each expert times its matrix: `[n k, in]` to `[n k, out]`.
+
+        Expert e has those from `bounds[e]` to `bounds[e + 1]`, which is `ends[e]`. What computes from the bytes in
+        one kernel would stand in place of this.
+        """
+        results = rows.new_empty(len(rows), matrices.outputs)
+        for which, outputs in matrices.pieces(self._scratch):
+            first, last = bounds[which.start], bounds[which.stop]
+            if first == last:
+                continue
+            numbers = matrices.numbers(which, outputs, self._scratch)
+            if self._is_grouped:
+                results[first:last, outputs] = _grouped(rows[first:last], numbers, ends[which] - first)
+                continue
+            for expert, matrix in enumerate(numbers, which.start):
+                mine = slice(bounds[expert], bounds[expert + 1])
+                if mine.start < mine.stop:
+                    multiply(rows[mine], matrix, results[mine, outputs])
         return results
 
-    def _matrix(self, matrices: Matrices, expert: int) -> torch.Tensor:
-        """An expert's numbers, until the next one's are asked for."""
-        if isinstance(matrices, Plain):
-            return matrices.weight[expert]
-        out = self._scratch.of(1, matrices.outputs, matrices.inputs)
-        return matrices.dequantise(slice(expert, expert + 1), slice(matrices.outputs), out)[0]
 
-
-def _grouped(rows: torch.Tensor, ends: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    gated = gelu_gate(_GROUPED_MM(rows, gate_up.transpose(1, 2), offs=ends))
-    result: torch.Tensor = _GROUPED_MM(gated, down.transpose(1, 2), offs=ends)
-    return result
+def _grouped(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """`[n, in]`, the rows up to `ends` `[k]` times each of `[k, out, in]`: `[n, out]`."""
+    results: torch.Tensor = _GROUPED_MM(rows, matrices.transpose(1, 2), offs=ends)
+    return results
 
 
 def _can_group(gate_up: Matrices, dtype: torch.dtype, device: torch.device) -> bool:
     """torch has the kernel for bf16 from Hopper on, rows of whole 16 bytes; elsewhere it loops, or refuses."""
-    if _GROUPED_MM is None or device.type != "cuda" or dtype != torch.bfloat16 or not isinstance(gate_up, Plain):
+    if _GROUPED_MM is None or device.type != "cuda" or dtype != torch.bfloat16:
         return False
     is_aligned = gate_up.inputs % 8 == 0 and gate_up.outputs % 16 == 0
     return is_aligned and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)

@@ -1,4 +1,4 @@
-"""A checkpoint's folder to a network on a device, checked before it takes memory. Nothing here goes to the Hub."""
+"""A checkpoint's folder to a network, checked before it takes memory. Nothing here goes to the Hub."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import torch
 
 from ..catalog import DEVICE_VARIABLE
 from ..errors import CheckpointError, CheckpointNotFoundError, DeviceError, DeviceMemoryError
-from ..layout import CONFIG_FILE, GENERATION_FILE, is_folder, unreadable
+from ..layout import CONFIG_FILE, GENERATION_FILE, WEIGHTS_SUFFIX, is_folder, unreadable
 from ..wording import quoted
 from .config_file import read_config, read_generation_settings
 from .devices import is_out_of_memory
 from .network import DECODER, Network
+from .quantization import HERE, read_packings
+from .stored import UNUSED, recognise
 from .weights import FLOATS, check_layers, read_headers, some
 
 if TYPE_CHECKING:
@@ -24,7 +26,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .config_file import ConfigFile, GenerationSettings
-    from .weights import Weights
+    from .experts import Experts
+    from .packed import Formats
+    from .placement import Placement
+    from .stored import Layout
+    from .weights import Found, Weights
 
 # bf16 products are slow or emulated on many CPUs. The upcast is exact, and below this a doubled size is
 # still small; above it the model would hardly fit twice.
@@ -32,9 +38,6 @@ MAX_UPCAST_BYTES = 4 * 2**30
 
 ADAPTER_FILE = "adapter_config.json"
 DISTRIBUTED_SHARD = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
-
-# In a checkpoint the experts of a layer are one tensor. What was written for vLLM has one for each.
-PER_EXPERT_TENSOR = re.compile(r"\.experts\.\d+\.")
 
 ENCODER = "model.encoder.language_model."
 HEAD = "lm_head.weight"
@@ -45,12 +48,49 @@ EMBEDDING = f"{DECODER}embed_tokens.weight"
 
 
 @dataclass(frozen=True, eq=False)
+class Described:
+    """A checkpoint that has passed every check that needs no weight's value."""
+
+    folder: Path
+    config: ConfigFile
+    generation: GenerationSettings
+    weights: Weights
+    found: Found
+    layout: Layout
+
+    @property
+    def formats(self) -> Formats:
+        return self.layout.formats
+
+    def read_experts(self, layer: int, experts: Experts) -> None:
+        """Fill experts with a layer's from the weight files. Any thread may do it.
+
+        Raises `CheckpointError` if a file turns out damaged or was changed, and `FileAccessError`.
+        """
+        names = ((f"{DECODER}layers.{layer}.experts.{name}", place) for name, place in experts.tensors())
+        places = [(self.found[name][0], place) for name, place in self.layout.places(names)]
+        with self.weights.reader() as reader:
+            for stored, place in sorted(places, key=lambda each: each[0].place):
+                reader.fill(place, stored)
+
+    def dtype_on(self, device_type: str) -> torch.dtype:
+        """What it computes in there: fp32 on the CPU for less than 4 GiB, else the dtype of the checkpoint."""
+        named = self.config.dtype or self.config.torch_dtype
+        dtype = getattr(torch, named) if named else FLOATS[self.found[EMBEDDING][0].dtype]
+        # The network has no use for more than fp32.
+        if dtype == torch.float64 or (device_type == "cpu" and self.weights.num_bytes < MAX_UPCAST_BYTES):
+            return torch.float32
+        return dtype
+
+
+@dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A network ready to denoise, and what its folder says besides the weights."""
 
     network: Network
     config: ConfigFile
     generation: GenerationSettings
+    placement: Placement
     load_seconds: float
     weight_bytes: int
     """Size of the weight files on disk."""
@@ -63,69 +103,96 @@ class LoadedModel:
     def dtype(self) -> torch.dtype:
         return self.network.dtype
 
+    @property
+    def formats(self) -> Formats:
+        return self.network.formats
 
-def load_model(folder: Path, device: torch.device, check_wanted: Callable[[], None] = lambda: None) -> LoadedModel:
-    """Load a DiffusionGemma checkpoint's text network straight to `device`, and look at none of its vision tower.
 
-    On the CPU a checkpoint below 4 GiB becomes fp32; otherwise the checkpoint's own dtype is kept.
-    `check_wanted` is called between the parts of the work and may raise.
+def describe(folder: Path) -> Described:
+    """What a DiffusionGemma checkpoint's folder holds, its text network checked name by name. Of the weight files
+    only the headers are read, and the vision tower isn't looked at.
 
     Raises `CheckpointNotFoundError` if there is no such folder, `CheckpointError` if what is in it is
-    something else, incomplete, damaged, or would leave a single weight random, `FileAccessError`,
-    `DeviceMemoryError` if it does not fit, and `DeviceError` if the device fails.
+    something else, incomplete, damaged, or would leave a single weight random, and `FileAccessError`.
     """
-    started = time.perf_counter()
     if not is_folder(folder):
         raise CheckpointNotFoundError(
             f"There is no folder {quoted(folder)}. Download the model, or correct the path."
         )
     _check_kind(folder)
     config = read_config(folder)
+    packings = read_packings(folder)
     generation = read_generation_settings(folder, config.text_config.vocab_size)
     weights = read_headers(folder)
-    _check_names(weights, config)
+    # Before a network is made that is as deep.
+    check_layers(weights, rf"({DECODER}|{ENCODER})", config.text_config.num_hidden_layers, "text network")
+    layout = recognise(weights, packings, config.network())
     # On the meta device it has names and shapes, and takes no memory.
-    expected = dict(Network(config.network(), torch.float32, torch.device("meta")).tensors())
+    network = Network(config.network(), torch.float32, torch.device("meta"), layout.formats)
+    expected = dict(layout.places(network.tensors()))
     own_scales = [name for name in expected if name.startswith(ENCODER) and name not in weights.tensors]
     weights.refuse_misfits({"no scales for the encoder, which would read with the decoder's": own_scales})
     found = weights.find(expected, _also_called)
     # A bias, a scale, what another network has: without them this would compute something else.
     known = {each for name in expected for each in (name, *_also_called(name))}
     surplus = [name for name in weights.tensors if name.startswith(TEXT_NETWORK) and name not in known]
-    weights.refuse_misfits({"weights that it has no use for": [n for n in surplus if not BUFFER.search(n)]})
-    named = config.dtype or config.torch_dtype
-    dtype = getattr(torch, named) if named else FLOATS[found[EMBEDDING][0].dtype]
-    # The network has no use for more than fp32.
-    if dtype == torch.float64 or (device.type == "cpu" and weights.num_bytes < MAX_UPCAST_BYTES):
-        dtype = torch.float32
+    unknown = [name for name in surplus if not BUFFER.search(name) and not UNUSED.search(name)]
+    weights.refuse_misfits({"weights that it has no use for": unknown})
+    return Described(folder, config, generation, weights, found, layout)
 
+
+def load_model(
+    described: Described,
+    placement: Placement,
+    check_wanted: Callable[[], None] = lambda: None,
+    progress: Callable[[int], None] = lambda num_bytes: None,
+) -> LoadedModel:
+    """Load a checkpoint's text network, each weight straight to where the placement says.
+
+    `check_wanted` is called between the parts of the work and may raise, `progress` with the number of bytes that
+    were read.
+
+    Raises `CheckpointError` if a file turns out damaged, `FileAccessError`, `DeviceMemoryError` if the network
+    does not fit, and `DeviceError` if a device fails.
+    """
+    started = time.perf_counter()
+    weights = described.weights
+    device = torch.device(placement.layers[0].device)
+    devices = " and ".join(dict.fromkeys(home.device for home in placement.layers))
+    config, dtype = described.config.network(), described.dtype_on(device.type)
     try:
-        network = Network(config.network(), dtype, device)
-        weights.read(dict(network.tensors()), found, check_wanted)
+        network = Network(config, dtype, device, described.formats, placement.layers, described.read_experts)
+        weights.read(dict(described.layout.places(network.tensors())), described.found, check_wanted, progress)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise DeviceMemoryError(
-                f"The model's weights take {weights.num_bytes / 2**30:.1f} GiB, and {device} ran out of memory "
+                f"The model's weights take {weights.num_bytes / 2**30:.1f} GiB, and {devices} ran out of memory "
                 "while loading them. Free memory that other programs hold on it, or choose another device."
             ) from error
         if device.type == "cpu":
             raise
         raise DeviceError(
-            f"{device} failed while the model was loaded to it: {quoted(error)}. Check its driver, or set "
+            f"{devices} failed while the model was loaded to it: {quoted(error)}. Check its driver, or set "
             f"{DEVICE_VARIABLE} to another device."
         ) from error
-    return LoadedModel(network, config, generation, time.perf_counter() - started, weights.num_bytes)
+    return LoadedModel(
+        network,
+        described.config,
+        described.generation,
+        placement,
+        time.perf_counter() - started,
+        weights.num_bytes,
+    )
 
 
 def _check_kind(folder: Path) -> None:
     """Refuse what only looks like a checkpoint, saying what it is."""
     names = set(_names(folder))
+    if any(name.endswith(".gguf") for name in names) and not any(name.endswith(WEIGHTS_SUFFIX) for name in names):
+        raise CheckpointError(
+            f"{quoted(folder)} holds GGUF files, which are for llama.cpp. Run them there, or use {HERE} here."
+        )
     if CONFIG_FILE not in names:
-        if any(name.endswith(".gguf") for name in names):
-            raise CheckpointError(
-                f"{quoted(folder)} holds GGUF files, which are for llama.cpp. This plugin needs the original "
-                "checkpoint in safetensors files."
-            )
         raise CheckpointError(f"{quoted(folder)} has no {CONFIG_FILE}, so it is no model's checkpoint.")
     if GENERATION_FILE not in names:
         raise CheckpointError(
@@ -151,16 +218,6 @@ def _names(folder: Path) -> list[str]:
         return os.listdir(folder)
     except OSError as error:
         raise unreadable(folder, error) from error
-
-
-def _check_names(weights: Weights, config: ConfigFile) -> None:
-    """Refuse another layout or another number of layers, before a network is made that is as deep."""
-    if per_expert := [name for name in weights.tensors if PER_EXPERT_TENSOR.search(name)]:
-        raise CheckpointError(
-            f"{quoted(weights.folder)} keeps each expert in a tensor of its own ({some(per_expert)}), a layout "
-            "for vLLM. Serve it with vLLM and use the server, or load the original checkpoint here."
-        )
-    check_layers(weights, rf"({DECODER}|{ENCODER})", config.text_config.num_hidden_layers, "text network")
 
 
 def _also_called(name: str) -> list[str]:

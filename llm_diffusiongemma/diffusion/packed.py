@@ -2,20 +2,23 @@
 
 A `Matrices` is a stack of S matrices `[out, in]` that lie in memory together. Its rows may be those of several
 matrices of a checkpoint (gate and up, or q, k and v), here called parts. Bytes stay bytes, uint8, until somebody
-needs numbers: they are decoded by tables, since not every device has fp8 numbers.
+needs numbers.
 
 Formats of the Hub's checkpoints, read from their definitions:
 
     fp8     e4m3 (OCP 8-bit floating point, fn variant) × one scale an output row
     nvfp4   e2m1, two a byte and the low nibble first, × an e4m3 scale for each 16 input channels, and a scale for
             the matrix, which ModelOpt multiplies by and compressed-tensors divides by
+
+Both small floats are fp16 with less exponent and less mantissa: their bits, moved to where fp16 has them, are the
+number over a power of two, exactly. A processor does that three to five times as fast as it looks bytes up in a
+table or converts torch's own fp8, and a device needs no fp8 numbers for it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -29,17 +32,21 @@ if TYPE_CHECKING:
 # Input channels that share a scale.
 NVFP4_BLOCK = 16
 
-# So much of a matrix is numbers at a time: what a cache of a processor holds, and what keeps a card busy.
-PIECE_BYTES = {"cpu": 1 << 24, "cuda": 1 << 27}
+# So much of a matrix is numbers at a time: what a processor's cache holds, and what keeps an accelerator busy
+# while the host queues the next. Making them takes up to twice as much beside them.
+CPU_PIECE_BYTES, PIECE_BYTES = 1 << 22, 1 << 26
 
 
 class Scratch:
     """One piece of memory for numbers that live for one product. What was in it is gone with the next use."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype = dtype
-        self.piece_bytes = PIECE_BYTES.get(device.type, 1 << 26)
-        self._memory = torch.empty(0, dtype=dtype, device=device)
+        """`dtype` is that of the network."""
+        is_cpu = device.type == "cpu"
+        # Few processors multiply bf16 or fp16 as fast as fp32; none multiplies fp32 much slower.
+        self.dtype = torch.float32 if is_cpu else dtype
+        self.piece_bytes = CPU_PIECE_BYTES if is_cpu else PIECE_BYTES
+        self._memory = torch.empty(0, dtype=self.dtype, device=device)
 
     def of(self, *shape: int) -> torch.Tensor:
         """Uninitialised, contiguous."""
@@ -48,14 +55,6 @@ class Scratch:
             self._memory = self._memory.new_empty(0)  # let go of it first
             self._memory = self._memory.new_empty(count)
         return self._memory[:count].view(shape)
-
-    def matrices_at_a_time(self, outputs: int, inputs: int) -> int:
-        """How many whole ones are one piece: one at least."""
-        return max(1, self.piece_bytes // (outputs * inputs * self.dtype.itemsize))
-
-    def rows_at_a_time(self, inputs: int) -> int:
-        """How many rows of one are a piece."""
-        return max(1, self.piece_bytes // (inputs * self.dtype.itemsize))
 
 
 class Matrices:
@@ -89,14 +88,25 @@ class Matrices:
         """
         raise NotImplementedError
 
+    def pieces(self, scratch: Scratch) -> Iterator[tuple[slice, slice]]:
+        """Which matrices and which of their rows become numbers at a time: several whole ones, or part of one."""
+        row_bytes = self.inputs * scratch.dtype.itemsize
+        matrices = max(1, scratch.piece_bytes // (self.outputs * row_bytes))
+        rows = min(self.outputs, max(1, scratch.piece_bytes // row_bytes))
+        for first in range(0, self.stack, matrices):
+            for row in range(0, self.outputs, rows):
+                yield slice(first, min(first + matrices, self.stack)), slice(row, min(row + rows, self.outputs))
+
+    def numbers(self, which: slice, rows: slice, scratch: Scratch) -> torch.Tensor:
+        """Of one of `pieces`: `[k, n, in]`, until the next is asked for."""
+        out = scratch.of(which.stop - which.start, rows.stop - rows.start, self.inputs)
+        return self.dequantise(which, rows, out)
+
     def times(self, x: torch.Tensor, scratch: Scratch) -> torch.Tensor:
-        """The first matrix as a linear layer: `[n, in]` to `[n, out]`, a piece of it after the other."""
+        """The only matrix of a stack as a linear layer: `[n, in]` to `[n, out]`."""
         result = x.new_empty(len(x), self.outputs)
-        step = scratch.rows_at_a_time(self.inputs)
-        for start in range(0, self.outputs, step):
-            rows = slice(start, min(start + step, self.outputs))
-            weight = self.dequantise(slice(1), rows, scratch.of(1, rows.stop - rows.start, self.inputs))
-            result[:, rows] = F.linear(x, weight[0])
+        for which, rows in self.pieces(scratch):
+            multiply(x, self.numbers(which, rows, scratch)[0], result[:, rows])
         return result
 
     @property
@@ -129,6 +139,12 @@ class Plain(Matrices):
     def dequantise(self, which: slice, rows: slice, out: torch.Tensor) -> torch.Tensor:
         return out.copy_(self.weight[which, rows])
 
+    def pieces(self, scratch: Scratch) -> Iterator[tuple[slice, slice]]:
+        yield slice(0, self.stack), slice(0, self.outputs)
+
+    def numbers(self, which: slice, rows: slice, scratch: Scratch) -> torch.Tensor:
+        return self.weight[which, rows]
+
     def times(self, x: torch.Tensor, scratch: Scratch) -> torch.Tensor:
         return F.linear(x, self.weight[0])
 
@@ -156,8 +172,8 @@ class Fp8(Matrices):
         yield "weight_scale", self.scale[which, rows]
 
     def dequantise(self, which: slice, rows: slice, out: torch.Tensor) -> torch.Tensor:
-        numbers = F.embedding(self.weight[which, rows].int(), _e4m3(self.weight.device)).squeeze(-1)
-        return torch.mul(numbers, self.scale[which, rows], out=out)
+        scale = self.scale[which, rows] * E4M3_IN_FP16
+        return torch.mul(_e4m3(self.weight[which, rows]), scale, out=out)
 
 
 class Nvfp4(Matrices):
@@ -170,6 +186,10 @@ class Nvfp4(Matrices):
     def __init__(
         self, stack: int, parts: tuple[int, ...], inputs: int, dtype: torch.dtype, device: torch.device
     ) -> None:
+        if inputs % NVFP4_BLOCK:
+            raise ValueError(
+                f"nvfp4 has a scale for each {NVFP4_BLOCK} input channels, and {inputs} are no multiple"
+            )
         super().__init__(stack, parts, inputs, dtype, device)
 
         def new(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
@@ -194,12 +214,11 @@ class Nvfp4(Matrices):
         yield self.global_scale_name, self.global_scale[which, part]
 
     def dequantise(self, which: slice, rows: slice, out: torch.Tensor) -> torch.Tensor:
-        device = self.weight.device
-        pairs = F.embedding(self.weight[which, rows].int(), _e2m1_pairs(device))  # [k, n, in / 2, 2]
-        scale = F.embedding(self.scale[which, rows].int(), _e4m3(device))  # [k, n, in / 16, 1]
-        global_scale = self.global_scale[which][:, self._part_of_row[rows], None, None]  # [k, n, 1, 1]
-        blocks = (*scale.shape[:-1], NVFP4_BLOCK)
-        torch.mul(pairs.view(blocks), self._combined(scale, global_scale), out=out.view(blocks))
+        scale = _e4m3(self.scale[which, rows]).float() * (E4M3_IN_FP16 * E2M1_IN_FP16)  # [k, n, in / 16]
+        global_scale = self.global_scale[which][:, self._part_of_row[rows], None]  # [k, n, 1]
+        blocks = (*scale.shape, NVFP4_BLOCK)
+        numbers = _e2m1(self.weight[which, rows]).view(blocks)
+        torch.mul(numbers, self._combined(scale, global_scale)[..., None], out=out.view(blocks))
         return out
 
     def _combined(self, scale: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
@@ -229,25 +248,43 @@ def _as_e4m3(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.device.type == "mps" else tensor.view(torch.float8_e4m3fn)
 
 
-@cache
-def _e4m3(device: torch.device) -> torch.Tensor:
-    """The number of each byte, fp32 `[256, 1]`: sign, 4 bits of exponent with bias 7, 3 of mantissa."""
-    code = torch.arange(256, device="cpu")
-    exponent, mantissa = code >> 3 & 15, (code & 7) / 8
-    numbers = torch.where(exponent == 0, mantissa * 2.0**-6, (1 + mantissa) * 2.0 ** (exponent - 7))
-    numbers[code & 127 == 127] = torch.nan  # there is no infinity
-    return torch.where(code < 128, numbers, -numbers).to(device)[:, None]
+# What a small float's bits in fp16 must be multiplied by: 2 to the difference of the biases of their exponents.
+E4M3_IN_FP16 = 2.0 ** (15 - 7)
+E2M1_IN_FP16 = 2.0 ** (15 - 1)
 
 
-@cache
-def _e2m1_pairs(device: torch.device) -> torch.Tensor:
-    """The two numbers of each byte, fp32 `[256, 2]`: sign, 2 bits of exponent with bias 1, 1 of mantissa."""
-    code = torch.arange(16, device="cpu")
-    exponent, mantissa = code >> 1 & 3, (code & 1) / 2
-    numbers = torch.where(exponent == 0, mantissa, (1 + mantissa) * 2.0 ** (exponent - 1))
-    numbers = torch.where(code < 8, numbers, -numbers)
-    byte = torch.arange(256, device="cpu")
-    return torch.stack((numbers[byte & 15], numbers[byte >> 4]), -1).to(device)
+def _e4m3(codes: torch.Tensor) -> torch.Tensor:
+    """The number of each byte / `E4M3_IN_FP16`, fp16: sign, 4 bits of exponent, 3 of mantissa.
+
+    uint8 `[...]`, as the results. There is no infinity, and all ones behind the sign are no number (NaN).
+    """
+    bits = codes.view(torch.int8).to(torch.int16)
+    bits <<= 7  # sseeeemmm: fp16's exponent is a bit longer, and the sign stands in its place
+    carry = bits + 0x80  # changes that bit for a NaN only
+    carry &= 0x4000
+    bits ^= carry  # clears it, or for a NaN sets it: fp16's largest exponent, which is NaN
+    return bits.view(torch.float16)
+
+
+def _e2m1(codes: torch.Tensor) -> torch.Tensor:
+    """The two numbers of each byte / `E2M1_IN_FP16`, fp16: sign, 2 bits of exponent, 1 of mantissa.
+
+    uint8 `[..., n]` to `[..., 2 n]`.
+    """
+    bits = codes.int()
+    bits *= 1 << 12 | 1 << 24  # the low nibble at the top of the low half, the high one at that of the high half
+    bits = bits.view(torch.int16)  # little-endian: the low half is the first
+    bits >>= 3  # sssseem and what else was there: an arithmetic shift
+    bits &= 0x8E00 - (1 << 16)  # s000eem
+    return bits.view(torch.float16)
+
+
+def multiply(x: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
+    """`[n, in]` times `[m, in]`, in the matrix's dtype, into `out` `[n, m]`, of x's."""
+    if x.dtype == matrix.dtype:
+        torch.mm(x, matrix.T, out=out)
+    else:
+        out.copy_(x.to(matrix.dtype) @ matrix.T)
 
 
 @dataclass(frozen=True)

@@ -78,12 +78,21 @@ class BlockDiffusionPipeline:
     Between replies it keeps nothing but the KV cache of the last one, in `prefix_cache`.
     """
 
-    def __init__(self, network: Network, *, eos_token_ids: Iterable[int], pad_token_id: int | None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        eos_token_ids: Iterable[int],
+        pad_token_id: int | None,
+        context_tokens: int | None = None,
+    ) -> None:
+        """`context_tokens` is the longest context that there is memory for; None if nobody has counted."""
         self._network = network
         self.prefix_cache = PrefixCache()
         self.canvas_length = network.config.canvas_length
         self.vocab_size = network.config.vocab_size
         self.context_length = network.config.context_length
+        self._memory_for = min(context_tokens or self.context_length, self.context_length)
         self.eos_token_ids = frozenset(eos_token_ids)
         self.pad_token_id = pad_token_id
 
@@ -106,7 +115,7 @@ class BlockDiffusionPipeline:
         Raises at the call, before any work, what `Request.room` raises. Raises while it runs:
         `DeviceMemoryError`, `NotANumberError`, and what an image's soft tokens raise.
         """
-        room = request.room(self.context_length, self.canvas_length)
+        room = request.room(self.context_length, self.canvas_length, self._memory_for)
         return self._reply(request, room, randomness, drafts, should_stop or (lambda: False))
 
     # As a decorator of a generator `no_grad` lasts while the generator runs, and the consumer has its own

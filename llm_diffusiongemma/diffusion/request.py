@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-from ..errors import ConstraintError, ContextLengthError, OptionError, PromptError
+from ..errors import ConstraintError, ContextLengthError, ContextMemoryError, OptionError, PromptError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -242,17 +242,19 @@ class Request:
         if self.max_tokens < 1:
             raise OptionError(f"max_tokens must be at least 1, but it is {self.max_tokens}.")
 
-    def room(self, context_length: int, canvas_length: int) -> Room:
-        """What the reply may take in a context of so many tokens.
+    def room(self, context_length: int, canvas_length: int, memory_for: int | None = None) -> Room:
+        """What the reply may take in a context of so many tokens, of which there may be memory for fewer.
 
-        Raises `ContextLengthError` if the prompt leaves no room for a canvas, `ConstraintError` if not even the
-        shortest reply fits.
+        Raises `ContextLengthError` if the prompt leaves no room for a canvas, `ContextMemoryError` if that is for
+        want of memory, `ConstraintError` if not even the shortest reply fits.
         """
         length = len(self.prompt.token_ids)
-        room = Room(self.max_tokens, (context_length - length) // canvas_length, canvas_length)
+        most = context_length if memory_for is None else memory_for
+        room = Room(self.max_tokens, (most - length) // canvas_length, canvas_length)
         if room.canvases < 1:
             shown = sum(len(image.span) for image in self.prompt.images)
-            raise ContextLengthError(length, context_length, canvas_length, shown)
+            lack = ContextLengthError if length + canvas_length > context_length else ContextMemoryError
+            raise lack(length, min(most, context_length), canvas_length, shown)
         least = sum(part.need.tokens for part in self.parts)
         if least > room.tokens:
             raise ConstraintError(

@@ -217,7 +217,7 @@ class Distributions:
         self._vocabulary = vocabulary
         self._softcap = softcap
         parts = -(-vocabulary.size // PART)
-        most_parts = max(1, _chunk_bytes(device) // (canvas_length * PART * 4))
+        most_parts = max(1, chunk_bytes(device) // (canvas_length * PART * 4))
         num_blocks = -(-parts // most_parts)
         parts = -(-parts // num_blocks)  # of a block, from here on
         width = parts * PART
@@ -409,7 +409,7 @@ class EntropyBoundSampler:
         self._canvas_length = canvas_length
         self._randomness = randomness
         self._distributions = Distributions(vocabulary, canvas_length, device, softcap)
-        self._rows_per_chunk = max(1, _chunk_bytes(device) // (vocabulary.size * 4))
+        self._rows_per_chunk = max(1, chunk_bytes(device) // (vocabulary.size * 4))
         num_steps = settings.max_denoising_steps
         # [N + 1]. transformers divides an int32 step, a tensor of the model's device, by N. That gives
         # fp32 as a rule, and so does every operation here: computed in Python floats the last bit would differ.
@@ -498,5 +498,6 @@ def _send(numbers: torch.Tensor, to: torch.Tensor) -> None:
     to.copy_(numbers.pin_memory() if is_cuda else numbers, non_blocking=is_cuda)
 
 
-def _chunk_bytes(device: torch.device) -> int:
+def chunk_bytes(device: torch.device) -> int:
+    """How much of the logits is worked on at a time."""
     return CHUNK_BYTES_CPU if device.type == "cpu" else CHUNK_BYTES_ACCELERATOR

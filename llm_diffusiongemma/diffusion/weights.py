@@ -6,9 +6,11 @@ Nothing but the headers of the files is read until all that is expected has been
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,9 +33,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PACKED = {"U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn}
+DTYPES = {**FLOATS, **PACKED}
+"""Those of files that are read."""
 
 # The real model's header has some hundred kilobytes.
 MAX_HEADER_BYTES = 1 << 24
+
+# Of a packed matrix.
+SCALE = re.compile(r"\.weight_(global_)?scale(_2)?$")
+# The bits behind the sign of an e4m3 number.
+E4M3_NAN = 127
 
 # So much of a file is on its way at a time.
 STAGED_BYTES = 1 << 24
@@ -54,6 +64,22 @@ class StoredTensor:
     start: int
     """Where in the file its bytes begin, in C order and little-endian."""
 
+    @property
+    def place(self) -> tuple[Path, int]:
+        """By which tensors are read in the order of the disk."""
+        return self.file, self.start
+
+
+class Stamp(NamedTuple):
+    """What changes when a file is replaced."""
+
+    num_bytes: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        return cls(status.st_size, status.st_mtime_ns)
+
 
 Found = dict[str, list[StoredTensor]]
 """Of each tensor of a network where its values are, first, and copies of them under other names."""
@@ -65,8 +91,13 @@ class Weights:
 
     folder: Path
     tensors: Mapping[str, StoredTensor]
-    num_bytes: int
-    """Size of the files."""
+    stamps: Mapping[Path, Stamp]
+    """Of all files, when their headers were read."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the files."""
+        return sum(stamp.num_bytes for stamp in self.stamps.values())
 
     def find(
         self, expected: Mapping[str, torch.Tensor], also_called: Callable[[str], list[str]] = lambda name: []
@@ -75,7 +106,7 @@ class Weights:
 
         `also_called` names a tensor may have instead of its own, or besides.
 
-        Raises `CheckpointError` if any is not there, of another shape, or no plain floating-point numbers.
+        Raises `CheckpointError` if any is not there, of another shape, or of numbers that don't belong there.
         """
         found: Found = {}
         for name in expected:
@@ -88,10 +119,17 @@ class Weights:
                 "weights of another size": [
                     f"{stored.name} is {list(stored.shape)}, not {list(place.shape)}"
                     for stored, place in pairs
-                    if stored.shape != place.shape
+                    if stored.shape != place.shape and not (place.ndim == 0 and stored.shape == (1,))
                 ],
                 "weights that are no plain floating-point numbers": [
-                    f"{stored.name} is {stored.dtype}" for stored, _ in pairs if stored.dtype not in FLOATS
+                    f"{stored.name} is {stored.dtype}"
+                    for stored, place in pairs
+                    if place.dtype not in PACKED.values() and stored.dtype not in FLOATS
+                ],
+                "weights that are packed otherwise than their like": [
+                    f"{stored.name} is {stored.dtype}"
+                    for stored, place in pairs
+                    if place.dtype in PACKED.values() and PACKED.get(stored.dtype) != place.dtype
                 ],
             }
         )
@@ -108,35 +146,110 @@ class Weights:
             )
 
     def read(
-        self, places: Mapping[str, torch.Tensor], found: Found, check_wanted: Callable[[], None] = lambda: None
+        self,
+        places: Mapping[str, torch.Tensor],
+        found: Found,
+        check_wanted: Callable[[], None] = lambda: None,
+        progress: Callable[[int], None] = lambda num_bytes: None,
     ) -> None:
-        """Fill contiguous tensors, of any floating-point dtype on any device, with what `find` found for them.
+        """Fill contiguous tensors, on any device and of a dtype that `find` took, with what it found for them.
 
-        Of a file `STAGED_BYTES` are in the host's memory at a time. `check_wanted` is called before each tensor
-        and may raise.
+        `check_wanted` is called before each tensor and may raise, `progress` with the number of bytes read.
 
-        It reads the files, and doesn't map them into memory: where a mapped file has become shorter, or its disk
-        fails, the process is killed.
-
-        Raises `CheckpointError` if a file ends early or a tensor's copies differ, and `FileAccessError`.
+        Raises `CheckpointError` if a file ends early, a scale is none or a tensor's copies differ, and
+        `FileAccessError`.
         """
-        is_pinned = any(place.device.type == "cuda" for place in places.values())
-        staging = torch.empty(STAGED_BYTES, dtype=torch.uint8, pin_memory=is_pinned)
-        # In the order of the disk.
-        order = sorted(places, key=lambda name: (found[name][0].file, found[name][0].start))
-        for name in order:
-            check_wanted()
-            first, *copies = found[name]
-            _fill(places[name], first, staging)
-            for stored in copies:
-                copy = torch.empty_like(places[name])
-                _fill(copy, stored, staging)
-                # As bytes: a number that is none equals nothing.
-                if not torch.equal(copy.view(torch.uint8), places[name].view(torch.uint8)):
-                    raise CheckpointError(
-                        f"{quoted(self.folder)} holds weights as {quoted(first.name)} and others as "
-                        f"{quoted(stored.name)}, which this model shares. Use another checkpoint."
-                    )
+        with self.reader(progress) as reader:
+            for name in sorted(places, key=lambda name: found[name][0].place):
+                check_wanted()
+                first, *copies = found[name]
+                reader.fill(places[name], first)
+                for stored in copies:
+                    self._check_copy(reader, places[name], first, stored)
+
+    def reader(self, progress: Callable[[int], None] = lambda num_bytes: None) -> Reader:
+        """`progress` is called with the number of bytes read."""
+        return Reader(self.stamps, progress)
+
+    def _check_copy(self, reader: Reader, place: torch.Tensor, first: StoredTensor, stored: StoredTensor) -> None:
+        copy = torch.empty_like(place)
+        reader.fill(copy, stored)
+        # As bytes: a number that is none equals nothing.
+        if not torch.equal(copy.view(-1).view(torch.uint8), place.view(-1).view(torch.uint8)):
+            raise CheckpointError(
+                f"{quoted(self.folder)} holds weights as {quoted(first.name)} and others as "
+                f"{quoted(stored.name)}, which this model shares. Use another checkpoint."
+            )
+
+
+class Reader:
+    """Reads tensors' values from weight files into their places. For one thread at a time.
+
+    It reads the files, and doesn't map them into memory: where a mapped file has become shorter, or its disk
+    fails, the process is killed. What can't be read straight into its place passes through `STAGED_BYTES` of the
+    host's memory. The file that was read from last stays open: a packed checkpoint has some ten thousand tensors.
+    """
+
+    def __init__(self, stamps: Mapping[Path, Stamp], progress: Callable[[int], None]) -> None:
+        self._stamps = stamps
+        self._progress = progress
+        self._file: Path | None = None
+        self._stream: FileIO | None = None
+        self._staging: torch.Tensor | None = None
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def fill(self, place: torch.Tensor, stored: StoredTensor) -> None:
+        """Read a tensor's values into its place, contiguous and of any dtype that these numbers may become.
+
+        Raises `CheckpointError` if the file ends early or a scale is none, and `FileAccessError`.
+        """
+        dtype, flat = DTYPES[stored.dtype], place.view(-1)
+        if dtype.itemsize == 1:  # not to be converted, and not every device knows them all
+            dtype, flat = torch.uint8, flat.view(torch.uint8)
+        is_straight = flat.device.type == "cpu" and flat.dtype == dtype
+        at_a_time = STAGED_BYTES // dtype.itemsize
+        try:
+            stream = self._open(stored.file)
+            stream.seek(stored.start)
+            for first in range(0, len(flat), at_a_time):
+                part = flat[first : first + at_a_time]
+                values = part if is_straight else self._staged(part, dtype)
+                if not _read_whole(stream, values.view(torch.uint8).numpy().data):
+                    raise _damaged(stored.file, "it has become shorter")
+                if SCALE.search(stored.name):
+                    _check_scale(stored, values)
+                if not is_straight:
+                    part.copy_(values)
+                self._progress(values.nbytes)
+        except OSError as error:
+            raise unreadable(stored.file, error) from error
+
+    def _staged(self, part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Room on the host for the values of a part, in the dtype of the file."""
+        if self._staging is None or (part.is_cuda and not self._staging.is_pinned()):
+            self._staging = torch.empty(STAGED_BYTES, dtype=torch.uint8, pin_memory=part.is_cuda)
+        return self._staging[: len(part) * dtype.itemsize].view(dtype)
+
+    def _open(self, file: Path) -> FileIO:
+        if self._stream is None or self._file != file:
+            self._close()
+            self._stream, self._file = file.open("rb", buffering=0), file
+            if Stamp.of(os.fstat(self._stream.fileno())) != self._stamps[file]:
+                raise CheckpointError(
+                    f"{quoted(file)} was changed while it was in use, and what was read before is of another "
+                    "model. Start again."
+                )
+        return self._stream
+
+    def _close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = self._file = None
 
 
 def read_headers(folder: Path) -> Weights:
@@ -157,15 +270,18 @@ def read_headers(folder: Path) -> Weights:
             f"({some(missing)}). Download the model again; what is there will be kept."
         )
     tensors: dict[str, StoredTensor] = {}
+    stamps: dict[Path, Stamp] = {}
     for name in names:
-        added = _read_header(folder / name)
+        file = folder.absolute() / name  # it may be read from while the program is in another folder
+        stamps[file] = Stamp.of(file.stat())
+        added = _read_header(file)
         if twice := sorted(tensors.keys() & added.keys()):
             raise CheckpointError(
                 f"{quoted(folder)} has the same tensors in two of its files ({some(twice)}). Download the model "
                 "again."
             )
         tensors |= added
-    return Weights(folder, tensors, sum((folder / name).stat().st_size for name in names))
+    return Weights(folder, tensors, stamps)
 
 
 def check_layers(weights: Weights, prefix: str, layers: int, what: str) -> None:
@@ -217,21 +333,23 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
         raise _damaged(file, quoted(error)) from error
 
 
-def _fill(place: torch.Tensor, stored: StoredTensor, staging: torch.Tensor) -> None:
-    """Read a tensor's values into its place, by way of `staging`, bytes on the CPU."""
-    dtype, flat = FLOATS[stored.dtype], place.view(-1)
-    room = len(staging) // dtype.itemsize
-    try:
-        with stored.file.open("rb", buffering=0) as stream:
-            stream.seek(stored.start)
-            for first in range(0, len(flat), room):
-                part = flat[first : first + room]
-                staged = staging[: len(part) * dtype.itemsize]
-                if not _read_whole(stream, staged.numpy().data):
-                    raise _damaged(stored.file, "it has become shorter")
-                part.copy_(staged.view(dtype))
-    except OSError as error:
-        raise unreadable(stored.file, error) from error
+def _check_scale(stored: StoredTensor, values: torch.Tensor) -> None:
+    """Some values of a packed matrix's scales, of which one flipped bit can make a network's output nothing.
+
+    Those of NVFP4's blocks may be 0, where a block's numbers are too small for the others of their matrix.
+    """
+    if values.dtype == torch.uint8:
+        # Not torch's, whose threads wait for each other ten thousand times: a minute on a busy machine.
+        largest = int(values.numpy().max())
+        if largest < E4M3_NAN:
+            return
+        value = "a number below 0" if largest != E4M3_NAN and largest != 255 else "NaN"
+    else:
+        least, most = (float(each) for each in values.aminmax())
+        if least > 0 and most < math.inf:
+            return
+        value = str(least if not least > 0 else most)
+    raise _damaged(stored.file, f"its {stored.name} holds {value}, which is no scale")
 
 
 def _read_whole(stream: FileIO, buffer: memoryview) -> bool:

@@ -28,7 +28,7 @@ from ..errors import (
     HubAccessError,
     HubConnectionError,
 )
-from ..layout import CONFIG_FILE, IMAGE_FILES, is_file, is_folder, read_start, weights_here
+from ..layout import CONFIG_FILE, IMAGE_FILES, is_file, is_folder, read_files, read_start, weights_here
 from ..wording import quoted
 from . import cache, download, listing, settings
 from .cache import PARTIAL_SUFFIX, Repository, Snapshot
@@ -37,7 +37,16 @@ from .failures import Lack, in_plain_words, offline
 from .failures import listed as _listed
 from .settings import check_environment
 
-__all__ = ["PARTIAL_SUFFIX", "Checkpoint", "check_environment", "how_to_mend", "locate"]
+__all__ = [
+    "PARTIAL_SUFFIX",
+    "Checkpoint",
+    "OnDisk",
+    "check_environment",
+    "how_to_mend",
+    "locate",
+    "newest",
+    "on_disk",
+]
 
 # "owner/name", maybe with a revision, and the address of its page. A Path has made one slash of two.
 REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@[^/]*)?")
@@ -79,33 +88,92 @@ def locate(
             _check_folder(where)
             cache.check_readable(where)
             return Checkpoint(where, f"{model_id}@{_fingerprint(where)}")
-    here = cache.find(where)
+    here = _find(source)
     folder = here.folder if here is not None else None
     if here is None or here.missing:
         try:
-            folder = _download(where, here, source.weight_bytes, check_size, check_wanted)
+            folder = _download(source, here, check_size, check_wanted)
         except (HubConnectionError, HubAccessError, DownloadError, DiskSpaceError):
             # Text needs no image processor. A prompt with an image will say that it is not there.
             if here is None or here.damaged or {*here.missing} - {*IMAGE_FILES}:
                 raise
     assert folder is not None
+    return _checkpoint(source, folder)
+
+
+def _checkpoint(source: Source, snapshot: Path) -> Checkpoint:
     # The cache names a snapshot's folder after its commit.
-    return Checkpoint(folder, f"{where}@{folder.name}")
+    return Checkpoint(snapshot, f"{source.where}@{snapshot.name}")
 
 
-def _download(
-    repo: str, here: Snapshot | None, weight_bytes: int | None, check_size: CheckSize, check_wanted: CheckWanted
-) -> Path:
-    """Bring what is missing of a repository, saying so first, and return its snapshot's folder.
+@dataclass(frozen=True)
+class OnDisk:
+    """What is on this machine of a source, whole or not. Of a folder of one's own all of it is."""
 
-    `weight_bytes` is the weights' size as far as it is known without the Hub.
+    folder: Path
+    commit: str | None
+    """of a repository"""
+    num_bytes: int
+    """of what a reply needs, whole files and begun ones"""
+    missing_bytes: int | None
+    """how many are still to come; None if the Hub has to say it"""
+    is_whole: bool
+    """whether a prompt would ask nobody"""
+
+
+def on_disk(source: Source) -> OnDisk | None:
+    """What a prompt would find, and None if that is nothing. Asks no network.
+
+    Raises `CheckpointNotFoundError` for what can be no revision, and `FileAccessError`.
     """
-    lack = Lack(repo, here)
+    where = source.where
+    if isinstance(where, Path):
+        with cache.readable(where):
+            files = read_files(where)
+            return OnDisk(where, None, sum(map(cache.file_size, files)), 0, True) if files else None
+    here = _find(source)
+    if here is None:
+        return None
+    with cache.readable(here.folder):
+        num_bytes, missing_bytes = cache.sizes(Repository.of(where), here)
+    return OnDisk(here.folder, here.commit, num_bytes, missing_bytes, not here.missing)
+
+
+def newest(source: Source, check_wanted: CheckWanted = lambda: None) -> str:
+    """The commit that a repository's branch or tag is now, as the Hub says; of None the main branch.
+
+    Raises `HubConnectionError`, `HubAccessError`, `DownloadError` and `CheckpointNotFoundError`.
+    """
+    here = _find(source)
+    lack = Lack(str(source.where), here, source.revision)
+    with in_plain_words(lack):
+        settings.check_usable()
+        if settings.is_offline():
+            raise offline(lack)
+        return listing.ask(lack.repo, source.revision, check_wanted).commit
+
+
+def _find(source: Source) -> Snapshot | None:
+    """What a prompt would use of a repository. Raises `CheckpointNotFoundError` and `FileAccessError`."""
+    assert isinstance(source.where, str)
+    if source.revision is not None and (objection := listing.objection(source.revision)):
+        raise CheckpointNotFoundError(
+            f"{quoted(repr(source.revision), 100)} {objection}, so it can't be a revision of {source.where}. "
+            "Name a branch, a tag or a whole commit of it."
+        )
+    return cache.find(source.where, source.revision)
+
+
+def _download(source: Source, here: Snapshot | None, check_size: CheckSize, check_wanted: CheckWanted) -> Path:
+    """Bring what is missing of a repository, saying so first, and return its snapshot's folder."""
+    repo, revision, weight_bytes = str(source.where), source.revision, source.weight_bytes
+    lack = Lack(repo, here, revision)
     # Its weights fit no other commit, and should not come twice.
-    commit = here.folder.name if here is not None and here.has_weights else None
+    commit = here.commit if here is not None and here.has_weights else None
     if here is not None and lack.is_small:
-        weight_bytes = Checkpoint(here.folder, repo).weight_bytes
+        weight_bytes = _checkpoint(source, here.folder).weight_bytes
     repository = Repository.of(repo)
+    ref = None if revision is not None and listing.COMMIT.fullmatch(revision) else revision or "main"
     with in_plain_words(lack):
         if not settings.is_offline():
             # A slip in a setting is sure, and the weights' size is an assumption.
@@ -113,8 +181,8 @@ def _download(
         try:
             if settings.is_offline():
                 raise offline(lack)
-            found = listing.ask(repo, commit, check_wanted)
-            wanted = download.prepare(found, repository, found.commit != commit, check_wanted)
+            found = listing.ask(repo, revision, check_wanted, commit)
+            wanted = download.prepare(found, repository, ref, found.commit != commit, check_wanted)
         except Exception:
             # What this machine can tell goes before what somebody else is to blame for.
             if weight_bytes is not None:

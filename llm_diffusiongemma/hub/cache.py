@@ -3,7 +3,7 @@
     models--OWNER--NAME/
       blobs/ID               contents, named by their SHA-256 or, if they are small, by git's SHA-1
       snapshots/COMMIT/NAME  links to them, or files where links can't be made
-      refs/main              the commit that was the newest when it was asked for
+      refs/NAME              the commit of a branch or tag when it was asked for: of main the newest
       trees/COMMIT.json      what all there is in a commit
 
 Nothing here asks the network, and a file that this user may not read is not taken for one that is missing.
@@ -25,7 +25,15 @@ from typing import Literal
 
 from ..documents import Document, DocumentError, conform, parse_object
 from ..errors import DiffusionGemmaError
-from ..layout import READ_FILES, WEIGHTS_SUFFIX, missing_files, missing_weights, unreadable, weights_here
+from ..layout import (
+    READ_FILES,
+    WEIGHTS_SUFFIX,
+    missing_files,
+    missing_weights,
+    read_files,
+    unreadable,
+    weights_here,
+)
 from . import settings
 from .listing import COMMIT, GIT_SHA1, SHA256, Listing, RemoteFile, by_name, needed, remote_file
 
@@ -55,9 +63,8 @@ class Repository:
     def blobs(self) -> Path:
         return self.folder / "blobs"
 
-    @property
-    def main(self) -> Path:
-        return self.folder / "refs" / "main"
+    def ref(self, name: str) -> Path:
+        return self.folder / "refs" / name
 
     def snapshot(self, commit: str) -> Path:
         return self.folder / "snapshots" / commit
@@ -88,15 +95,24 @@ class Snapshot:
     has_weights: bool
     """whether any of its weights are here, whole or begun"""
 
+    @property
+    def commit(self) -> str:
+        """The cache names a snapshot's folder after it."""
+        return self.folder.name
 
-def find(repo: str) -> Snapshot | None:
-    """The best snapshot of a repository: a whole one if there is any, else the one to complete.
+
+def find(repo: str, revision: str | None = None) -> Snapshot | None:
+    """The snapshot of a revision; if any will do, the best: a whole one if there is any, else the one to complete.
 
     Raises `FileAccessError` if this user may not read it.
     """
     repository = Repository.of(repo)
     with readable(repository.folder):
-        found = [_look_at(repository, folder) for folder in _snapshots(repository)]
+        folders = _snapshots(repository)
+        if revision is not None:
+            commit = revision if COMMIT.fullmatch(revision) else _commit_of(repository, revision)
+            folders = [folder for folder in folders if folder.name == commit]
+        found = [_look_at(repository, folder) for folder in folders]
     whole = [snapshot for snapshot in found if not snapshot.missing]
     # Only a commit that the Hub can be asked for can be completed.
     begun = [snapshot for snapshot in found if COMMIT.fullmatch(snapshot.folder.name)]
@@ -110,14 +126,16 @@ def _snapshots(repository: Repository) -> list[Path]:
         folders = [
             Path(entry) for entry in os.scandir(repository.folder / "snapshots") if _is_folder(Path(entry.path))
         ]
-        folders.sort(key=lambda folder: (folder.name == _main(repository), folder.stat().st_mtime), reverse=True)
+        main = _commit_of(repository, "main")
+        folders.sort(key=lambda folder: (folder.name == main, folder.stat().st_mtime), reverse=True)
         return folders
     return []
 
 
-def _main(repository: Repository) -> str | None:
+def _commit_of(repository: Repository, name: str) -> str | None:
+    """What a branch or tag was when it was asked for, if that was noted."""
     try:
-        return _note(repository.main).decode().strip()
+        return _note(repository.ref(name)).decode().strip()
     except (OSError, ValueError):
         return None
 
@@ -154,6 +172,31 @@ def _look_at(repository: Repository, folder: Path) -> Snapshot:
         any(file.name not in missing for file in folder.glob("*" + WEIGHTS_SUFFIX))
         or any(_is_begun(repository, file) for file in (listed or {}).values()),
     )
+
+
+def sizes(repository: Repository, snapshot: Snapshot) -> tuple[int, int | None]:
+    """How many bytes of what a reply needs of a snapshot are here, and how many aren't, if that is known."""
+    listed = read_tree(repository, snapshot.commit)
+    if listed is None:
+        here = read_files(snapshot.folder)
+        count = sum(file_size(file) for file in here if file.name not in snapshot.damaged)
+        return count, None if snapshot.missing else 0
+    # An index may name weights that are not called as usual.
+    weights = {*missing_weights(snapshot.folder), *(file.name for file in weights_here(snapshot.folder))}
+    names = needed(listed) | weights & listed.keys()
+    here_bytes = total_bytes = 0
+    for file in (listed[name] for name in names):
+        total_bytes += file.size or 0
+        here_bytes += _bytes_here(repository, snapshot, file)
+    return here_bytes, total_bytes - here_bytes
+
+
+def _bytes_here(repository: Repository, snapshot: Snapshot, file: RemoteFile) -> int:
+    if file.size is None or file.content_id is None:
+        return 0
+    if state_in(repository, snapshot.commit, file) == "whole":
+        return file.size
+    return min(file_size(repository.partial(file.content_id)), file.size)
 
 
 def _is_begun(repository: Repository, file: RemoteFile) -> bool:

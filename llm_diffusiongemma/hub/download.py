@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,10 @@ class Download:
     listing: Listing
     repository: Repository
     names: Collection[str]
+    ref: str | None
+    """The branch or tag that was asked for; None for a commit."""
     is_newest: bool
+    """Whether the commit is what that is now."""
     check_wanted: CheckWanted
 
     @property
@@ -112,16 +115,18 @@ def _sum(files: Any) -> int:
     return sum(file.size or 0 for file in files)
 
 
-def prepare(listing: Listing, repository: Repository, is_newest: bool, check_wanted: CheckWanted) -> Download:
+def prepare(
+    listing: Listing, repository: Repository, ref: str | None, is_newest: bool, check_wanted: CheckWanted
+) -> Download:
     """What is to be downloaded. Raises `DownloadError` if the repository has no weights that can be loaded."""
     names = needed(listing.files)
     if not any(name.endswith(WEIGHTS_SUFFIX) for name in names):
         raise DownloadError(
-            f"{listing.repo} has no weights in safetensors files in its newest commit on "
+            f"{listing.repo} has no weights in safetensors files in its commit {listing.commit} on "
             f"{settings.shown_endpoint()}."
         )
     listing = complete(listing, names, check_wanted)
-    return Download(listing, repository, names, is_newest, check_wanted)
+    return Download(listing, repository, names, ref, is_newest, check_wanted)
 
 
 def bring(download: Download) -> Path:
@@ -133,13 +138,14 @@ def bring(download: Download) -> Path:
     # An index may name weights that are not called as usual.
     more = {*missing_weights(folder)} & download.listing.files.keys()
     if more:
-        names = {*download.names, *more}
         listing = complete(download.listing, more, download.check_wanted)
-        download = Download(listing, download.repository, names, download.is_newest, download.check_wanted)
+        download = replace(download, listing=listing, names={*download.names, *more})
         _bring(download)
-    if download.is_newest or not download.repository.main.exists():
-        with contextlib.suppress(OSError):  # for others: here a snapshot is found without it
-            write_whole(download.repository.main, download.listing.commit)
+    if download.ref is not None:
+        ref = download.repository.ref(download.ref)
+        if download.is_newest or not ref.exists():
+            with contextlib.suppress(OSError):  # a snapshot of main is found without it
+                write_whole(ref, download.listing.commit)
     return folder
 
 

@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..catalog import MODEL_VARIABLE
-from ..errors import DiffusionGemmaError, DiskSpaceError, DownloadError, HubAccessError, HubConnectionError
+from ..errors import (
+    CheckpointNotFoundError,
+    DiffusionGemmaError,
+    DiskSpaceError,
+    DownloadError,
+    HubAccessError,
+    HubConnectionError,
+)
 from ..layout import WEIGHTS_SUFFIX
 from ..wording import quoted
 from . import settings
@@ -31,6 +38,7 @@ class Lack:
 
     repo: str
     here: Snapshot | None
+    revision: str | None = None
 
     def __str__(self) -> str:
         here = self.here
@@ -57,7 +65,12 @@ class Lack:
                     f"{MODEL_VARIABLE} to the copy."
                 )
             return "it downloads only that. Or put a copy of it there yourself."
-        return f"or fetch them where there is a network with: hf download {self.repo}"
+        return f"or fetch them where there is a network with: {self.command}"
+
+    @property
+    def command(self) -> str:
+        revision = "" if self.revision is None else f" --revision {quoted(self.revision)}"
+        return f"hf download {self.repo}{revision}"
 
 
 @contextmanager
@@ -68,7 +81,7 @@ def in_plain_words(lack: Lack) -> Iterator[None]:
     except DiffusionGemmaError:
         raise
     except RefusedError as error:
-        raise _refused(lack.repo, error) from error
+        raise _refused(lack, error) from error
     except NoHubError as error:
         raise DownloadError(
             f"What answers at {settings.shown_endpoint()} is not a Hugging Face Hub. Check HF_ENDPOINT, if you "
@@ -77,7 +90,7 @@ def in_plain_words(lack: Lack) -> Iterator[None]:
     except UnusableAnswerError as error:
         raise DownloadError(
             f"What the Hub at {settings.shown_endpoint()} says can't be used: {quoted(error)}. Nothing of that "
-            f"was downloaded. Check HF_ENDPOINT, if you set it; or fetch the weights with: hf download {lack.repo}"
+            f"was downloaded. Check HF_ENDPOINT, if you set it; or fetch the weights with: {lack.command}"
         ) from error
     except ExchangeError as error:
         raise HubConnectionError(
@@ -96,14 +109,19 @@ def offline(lack: Lack) -> HubConnectionError:
     )
 
 
-def _refused(repo: str, error: RefusedError) -> DiffusionGemmaError:
+def _refused(lack: Lack, error: RefusedError) -> DiffusionGemmaError:
     """The Hub answered, and it was no yes."""
-    hub, status = f"The Hub at {settings.shown_endpoint()}", error.status
+    hub, repo, status = f"The Hub at {settings.shown_endpoint()}", lack.repo, error.status
     if error.code == "GatedRepo":
         return HubAccessError(
             f"{repo} is gated: its authors want you to accept a licence. Do so on its page, "
             f"{settings.shown_endpoint()}/{repo}, then log in with `hf auth login` or set HF_TOKEN, and run the "
             "command again."
+        )
+    if error.code == "RevisionNotFound" and lack.revision is not None:
+        return CheckpointNotFoundError(
+            f"The Hub has {repo}, but not its revision {quoted(lack.revision, 100)}. Name a branch, a tag or a "
+            "whole commit that it has."
         )
     if error.code == "RevisionNotFound":
         return DownloadError(

@@ -98,7 +98,7 @@ class Listing:
 
 def remote_file(name: str, size: int | None, git_sha1: str | None, sha256: str | None) -> RemoteFile:
     """Raises `DocumentError` for a name that is none in every folder, a size or an id that can be none."""
-    if reason := _objection(name):
+    if reason := objection(name):
         raise DocumentError(f"{quoted(name, 100)!r} {reason}")
     if size is not None and not 0 <= size <= MAX_SIZE:
         raise DocumentError(f"the size of {name} is {quoted(size, 40)}")
@@ -109,7 +109,7 @@ def remote_file(name: str, size: int | None, git_sha1: str | None, sha256: str |
     return RemoteFile(name, size, git_sha1, sha256)
 
 
-def _objection(name: str) -> str | None:
+def objection(name: str) -> str | None:
     """Why a name would not be one file inside a folder on every system."""
     if not name or printable(name) != name or "\n" in name:
         return "is no name of a file"
@@ -147,25 +147,25 @@ def needed(names: Iterable[str]) -> set[str]:
     return weights_among(flat) | flat & READ_FILES
 
 
-def ask(repo: str, commit: str | None, check_wanted: CheckWanted) -> Listing:
-    """What a repository has in a commit, or in its newest one if it is None, or no longer there.
+def ask(repo: str, revision: str | None, check_wanted: CheckWanted, commit: str | None = None) -> Listing:
+    """What a repository has in `commit`, or, if there is none, in a revision, or, if that is None, now.
 
     Raises `ExchangeError`s.
     """
-    if commit is not None:
+    if commit is not None and commit != revision:
         try:
             return _ask(repo, commit, check_wanted)
         except RefusedError as error:
             # The Hub's answer to an unknown commit is not always that it is one.
             if error.code not in ("RevisionNotFound", "RepoNotFound") and error.status != 404:
                 raise
-    return _ask(repo, None, check_wanted)
+    return _ask(repo, revision, check_wanted)
 
 
-def _ask(repo: str, commit: str | None, check_wanted: CheckWanted) -> Listing:
+def _ask(repo: str, revision: str | None, check_wanted: CheckWanted) -> Listing:
     url = f"{settings.endpoint()}/api/models/{repo}"
-    if commit is not None:
-        url += f"/revision/{commit}"
+    if revision is not None:
+        url += f"/revision/{quote(revision, safe='')}"
     content = _fetch(url + "?blobs=true", repo, check_wanted)
     try:
         document = parse_object(content)
@@ -175,7 +175,7 @@ def _ask(repo: str, commit: str | None, check_wanted: CheckWanted) -> Listing:
         # A login page of a hotel, or whatever else is not the Hub and answers "200 OK".
         raise NoHubError(str(error)) from error
     try:
-        return _read(repo, commit, document)
+        return _read(repo, revision, document)
     except DocumentError as error:
         raise UnusableAnswerError(f"in its list of {repo}, {error}") from error
 
@@ -184,12 +184,12 @@ class NoHubError(UnusableAnswerError):
     """What answers is no Hub at all."""
 
 
-def _read(repo: str, commit: str | None, document: dict[str, Any]) -> Listing:
+def _read(repo: str, revision: str | None, document: dict[str, Any]) -> Listing:
     listing = conform(_Listing, document)
     if not COMMIT.fullmatch(listing.sha):
         raise DocumentError(f"the commit is {quoted(repr(listing.sha), 100)}, not 40 hexadecimal digits")
-    if commit is not None and listing.sha != commit:
-        raise DocumentError(f"the commit is {listing.sha}, where {commit} was asked for")
+    if revision is not None and COMMIT.fullmatch(revision) and listing.sha != revision:
+        raise DocumentError(f"the commit is {listing.sha}, where {revision} was asked for")
     files = []
     for sibling in listing.siblings:
         sizes = {sibling.size, sibling.lfs.size if sibling.lfs else None} - {None}

@@ -39,12 +39,14 @@ class Examiner:
     """Asks a checkpoint folder lessons and marks its replies."""
 
     def __init__(self, folder: Path = EMBEDDED_CHECKPOINT) -> None:
-        import torch
-
         from ..backends.engine import Engine
+        from ..diffusion.loading import describe
+        from ..diffusion.placement import whole
         from ..diffusion.sampler import SamplerSettings
 
-        self._engine = Engine.load(folder, torch.device("cpu"))
+        described = describe(folder)
+        num_layers = described.config.text_config.num_hidden_layers
+        self._engine = Engine.load(described, whole(described.formats.representation, num_layers, "cpu"))
         self._settings = SamplerSettings.from_generation_config(self._engine.loaded.generation)
 
     def examine(self, skill: str, questions: int, *, held_out: bool = True, seed: int = 1) -> Score:

@@ -1,7 +1,9 @@
 """Checkpoints of a stranger: small files mutated in one or two places, or the weights; then a short reply.
 
-Each case ends in one of this plugin's errors, with a sentence that a terminal can show, or in a whole reply;
-within bounds of time and memory. Weights that are not all there, or not as they should be, are never replied with.
+Of plain weights, and of those packed in each layout of the Hub's. Each case ends in one of this plugin's errors,
+with a sentence that a terminal can show, or in a whole reply; within bounds of time and memory. Weights that are
+not all there, or not as they should be, are never replied with. What a flipped bit does to a number nobody can
+tell: then either will do.
 A child process takes the cases: if one breaks it, the next one goes on.
 """
 
@@ -108,6 +110,10 @@ TEMPLATES = (
 TEXT_WEIGHTS = f"{WEIGHTS}, text"
 TOWER_WEIGHTS = f"{WEIGHTS}, tower"
 SOUND_WEIGHTS = f"{WEIGHTS}, sound"
+FLIPPED_WEIGHTS = f"{WEIGHTS} with flipped bits"
+
+# What of a packed checkpoint no weight-only network reads.
+UNREAD = ("input_scale", "input_global_scale")
 
 
 def is_right(kind: str, result: str, *, with_image: bool) -> bool:
@@ -143,10 +149,13 @@ def _mutate_weights(folder: Path, random_: random.Random) -> tuple[str, str]:
     import torch
     from safetensors.torch import load_file, save_file
 
+    if random_.random() < 0.3:
+        return FLIPPED_WEIGHTS, _flip_bits(folder / WEIGHTS, random_)
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
-    name = random_.choice(sorted(tensors))
+    name = random_.choice(sorted(name for name in tensors if not name.endswith(UNREAD)))
     tensor = tensors[name]
+    is_packed = tensor.dtype in (torch.uint8, torch.float8_e4m3fn)
     is_shared = "model.decoder." in name and not name.endswith("layer_scalar") and "conditioning" not in name
     other = "lm_head.weight" if "embed" in name else name.replace("model.decoder", "model.encoder.language_model")
     what = random_.choice(("missing", "shape", "dtype", "twice", "per expert", "cut", "wider", "shared", "stray"))
@@ -154,22 +163,27 @@ def _mutate_weights(folder: Path, random_: random.Random) -> tuple[str, str]:
     if what == "missing":
         del tensors[name]
     elif what == "shape":
-        tensors[name] = tensor[None] if random_.random() < 0.5 else torch.cat((tensor, tensor))
+        # A scalar may have an axis.
+        has_axis_before = tensor.ndim > 0 and random_.random() < 0.5
+        tensors[name] = tensor[None] if has_axis_before else torch.cat((tensor.view(-1), tensor.view(-1)))
     elif what == "dtype":
-        tensors[name] = tensor.to(random_.choice((torch.int8, torch.bool, torch.float8_e4m3fn, torch.int64)))
+        others = {torch.int8, torch.bool, torch.float8_e4m3fn, torch.int64} - {tensor.dtype}
+        tensors[name] = tensor.to(random_.choice(sorted(others, key=str)))
     elif what == "per expert":
         kind = TEXT_WEIGHTS
         tensors["model.decoder.layers.0.experts.0.down_proj.weight"] = torch.zeros(3)
     elif what == "twice":
         kind = TEXT_WEIGHTS
     elif what == "wider":
-        kind = SOUND_WEIGHTS
+        kind = kind if is_packed else SOUND_WEIGHTS
         tensors[name] = tensor.to(random_.choice((torch.float32, torch.float64)))
     elif what == "shared" and is_shared:
         how = random_.choice(("renamed", "doubled", "changed"))
         what += f", {how}"
         kind = TEXT_WEIGHTS if how == "changed" else SOUND_WEIGHTS
-        tensors[other] = tensor + (how == "changed")
+        tensors[other] = tensor.clone()
+        if how == "changed":
+            tensors[other].view(-1).view(torch.uint8)[0] ^= 1
         if how == "renamed":
             del tensors[name]
     elif what != "cut":
@@ -186,6 +200,19 @@ def _mutate_weights(folder: Path, random_: random.Random) -> tuple[str, str]:
         kind = TEXT_WEIGHTS
         os.truncate(folder / WEIGHTS, random_.randrange((folder / WEIGHTS).stat().st_size))
     return kind, f"{what}: {name}"
+
+
+def _flip_bits(file: Path, random_: random.Random) -> str:
+    """In the header or behind it."""
+    content = bytearray(file.read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    first, last = (0, header) if random_.random() < 0.5 else (header, len(content))
+    places = [random_.randrange(8 * first, 8 * last) for _ in range(random_.choice((1, 1, 3)))]
+    for place in places:
+        content[place // 8] ^= 1 << place % 8
+    file.unlink()
+    file.write_bytes(content)
+    return f"flipped: bits {places}"
 
 
 def _shard(folder: Path) -> None:
@@ -263,11 +290,11 @@ def _mutate_bytes(content: bytes, file: Path, random_: random.Random, done: list
     return content[:place] + bytes([content[place] ^ 1 << random_.randrange(8)]) + content[place + 1 :]
 
 
-def make_folder(place: Path) -> Path:
-    """The embedded checkpoint with its weights linked."""
+def make_folder(place: Path, source: Path = EMBEDDED_CHECKPOINT) -> Path:
+    """A copy of the embedded checkpoint, in one of its layouts, with its weights linked."""
     folder = place / "checkpoint"
-    shutil.copytree(EMBEDDED_CHECKPOINT, folder, ignore=shutil.ignore_patterns(WEIGHTS))
-    (folder / WEIGHTS).symlink_to(EMBEDDED_CHECKPOINT / WEIGHTS)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns(WEIGHTS))
+    (folder / WEIGHTS).symlink_to(source / WEIGHTS)
     return folder
 
 
@@ -364,14 +391,18 @@ class _Child:
 def run(count: int, seed: int) -> Iterator[Outcome]:
     from PIL import Image
 
+    from ..layouts.writer import REPOSITORIES, write
+
     child: _Child | None = None
     try:
         with tempfile.TemporaryDirectory() as directory:
             image = Path(directory) / "image.png"
             Image.new("RGB", (64, 48), (220, 25, 25)).save(image)
+            sources = [write(EMBEDDED_CHECKPOINT, Path(directory) / each, each) for each in REPOSITORIES]
             for case in range(count):
                 random_ = random.Random(f"{seed}-{case}")
-                folder = make_folder(Path(directory) / str(case))
+                source = random_.choice(sources)
+                folder = make_folder(Path(directory) / str(case), source)
                 kind, done = mutate(folder, random_)
                 child = child or _Child(_work)
                 with_image = kind.startswith("preprocessor") or random_.random() < 0.2
@@ -379,7 +410,7 @@ def run(count: int, seed: int) -> Iterator[Outcome]:
                 held = held and is_right(kind, result, with_image=with_image)
                 if not child.process.is_alive():
                     child = None
-                yield Outcome(kind, result, held, f"seed {seed}, case {case}: {done}")
+                yield Outcome(kind, result, held, f"seed {seed}, case {case}, {source.name}: {done}")
                 shutil.rmtree(folder.parent)
     finally:
         if child is not None:

@@ -118,10 +118,6 @@ def spoiled(file: str, place: str, value: Any, folder: Path) -> Path:
         ("dtype", "__class__", "dtype is '__class__'"),
         ("model_type", "\x1b]52;c;eA==\x07", r"a model of type '\\x1b\]52;c;eA==\\x07', and this plugin"),
         ("model_type", ["x"], r"a model of type \['x'\], and"),
-        ("quantization_config", {"quant_method": "\x1b[2Jfp8"}, r"quantised \(\\x1b\[2Jfp8\), a layout for vLLM"),
-        ("quantization_config", 3, r"quantised \(method not named\)"),
-        ("text_config.quantization_config", {"quant_method": ["x"]}, r"quantised \(\['x'\]\)"),
-        ("text_config.quantization", {}, "quantised for MLX"),
     ],
 )
 def test_a_config_that_is_refused(place: str, value: Any, words: str, tmp_path: Path) -> None:

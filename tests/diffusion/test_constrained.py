@@ -12,7 +12,6 @@ import torch
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.tokenizer import token_bytes
-from llm_diffusiongemma.diffusion.loading import load_model
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
 from llm_diffusiongemma.diffusion.request import ConstrainedText, Part, Prompt, Request, Thought
@@ -24,6 +23,7 @@ from llm_diffusiongemma.grammar.pattern import regex_language
 from tests.grammar.languages import BYTE_TOKENS, EOS, PAD, text_of, vocabulary_of
 from tests.tokenizers import ours
 
+from ..whole import load_whole
 from .plain_vocabulary import PlainVocabulary
 from .tiny_models import network_of, prompt_of, tiny_model
 
@@ -346,7 +346,7 @@ def test_a_thought_of_nonsense_leads_to_a_text_all_the_same() -> None:
 @functools.cache
 def embedded() -> tuple[Any, Any, list[bytes | None]]:
     tokenizer = ours()
-    return load_model(EMBEDDED_CHECKPOINT, CPU), tokenizer, token_bytes(tokenizer)
+    return load_whole(EMBEDDED_CHECKPOINT), tokenizer, token_bytes(tokenizer)
 
 
 @pytest.mark.parametrize("pattern", [PATTERNS[0], PATTERNS[1], r"yes|no|unsure"])

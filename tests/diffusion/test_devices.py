@@ -1,13 +1,23 @@
-"""Which device a network is placed on, and what is said before it is too large for it."""
+"""Which devices there are, and how much of them may be taken."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
+from llm_diffusiongemma.catalog import MEMORY_VARIABLE
 from llm_diffusiongemma.diffusion import devices
-from llm_diffusiongemma.diffusion.devices import check_fits, is_out_of_memory, resolve_device
-from llm_diffusiongemma.errors import DeviceError, DeviceMemoryError, NoGpuError
+from llm_diffusiongemma.diffusion.devices import (
+    find_machine,
+    is_out_of_memory,
+    memory_limit,
+    peak_memory,
+    resolve_device,
+)
+from llm_diffusiongemma.diffusion.placement import DeviceMemory, Machine
+from llm_diffusiongemma.errors import DeviceError
 
 CPU = torch.device("cpu")
 
@@ -93,65 +103,107 @@ def test_out_of_memory_on_the_cpu() -> None:
 
 
 GIB = 2**30
-CUDA, MPS = torch.device("cuda", 0), torch.device("mps")
+
+
+@pytest.fixture
+def total_gib(monkeypatch: pytest.MonkeyPatch) -> dict[str, float | None]:
+    """The memory of each device, to be changed."""
+    totals: dict[str, float | None] = {"cpu": 64, "mps": 48, "cuda:0": 12, "cuda:1": 24}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+    def total(device: torch.device) -> int | None:
+        gib = totals[str(device)]
+        return None if gib is None else int(gib * GIB)
+
+    monkeypatch.setattr(devices, "_total_memory", total)
+    return totals
+
+
+@pytest.mark.usefixtures("total_gib")
+def test_all_cards_the_largest_first() -> None:
+    cards = (DeviceMemory("cuda:1", 24 * GIB), DeviceMemory("cuda:0", 12 * GIB))
+    assert find_machine(None) == Machine(cards, 56 * GIB)
+
+
+@pytest.mark.usefixtures("total_gib")
+def test_one_card_by_name() -> None:
+    assert find_machine("cuda:0").devices == (DeviceMemory("cuda:0", 12 * GIB),)
+
+
+@pytest.mark.parametrize(("total", "usable"), [(64, 56), (16, 14), (8, 6), (1, 0)])
+def test_the_cpu_leaves_some_memory_to_others(
+    total: float, usable: float, total_gib: dict[str, float | None]
+) -> None:
+    total_gib["cpu"] = total
+    assert find_machine("cpu").devices == (DeviceMemory("cpu", int(usable * GIB), shares_host=True),)
+
+
+@pytest.mark.usefixtures("total_gib")
+def test_apples_memory_is_the_hosts() -> None:
+    assert find_machine("mps").devices == (DeviceMemory("mps", 48 * GIB, shares_host=True),)
+
+
+def test_memory_that_cannot_be_told_is_enough(total_gib: dict[str, float | None]) -> None:
+    total_gib["cpu"] = None
+    assert find_machine("cpu").devices[0].total_bytes > 2**50
 
 
 @pytest.mark.parametrize(
-    ("weight_gib", "device", "chosen", "memory_gib"),
+    ("text", "limit"),
     [
-        (4, CPU, False, 2),  # small enough to try anywhere
-        (4, CUDA, False, 2),
-        (48, CUDA, False, 80),
-        (48, CUDA, True, 51),
-        (48, MPS, False, 96),
-        (48, CPU, True, 64),
-        (48, CPU, True, None),  # can't be told
+        ("", None),
+        ("  ", None),
+        ("24GiB", 24 * GIB),
+        ("24 gib", 24 * GIB),
+        (" 24GB ", 24 * 10**9),
+        ("800MiB", 800 << 20),
+        ("1.5 TB", 1500 * 10**9),
+        ("7kib", 7 << 10),
     ],
 )
-def test_what_fits(
-    weight_gib: int, device: torch.device, chosen: bool, memory_gib: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(devices, "_total_memory", lambda _: memory_gib and memory_gib * GIB)
-    check_fits(weight_gib * GIB, device, chosen=chosen)
+def test_a_limit(text: str, limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MEMORY_VARIABLE, text)
+    assert memory_limit() == limit
 
 
-@pytest.mark.parametrize(
-    ("device", "chosen", "memory_gib", "error", "words"),
-    [
-        (CPU, False, 1024, NoGpuError, r"take 48\.0 GiB.* no GPU.*LLM_DIFFUSIONGEMMA_DEVICE=cpu.*tiny$"),
-        (CUDA, False, 50, DeviceMemoryError, r"48\.0 GiB and 3 GiB more.* cuda:0 has 50\.0 GiB.*tiny$"),
-        (CUDA, True, 24, DeviceMemoryError, "cuda:0 has 24"),
-        (MPS, False, 36, DeviceMemoryError, "mps has 36"),
-        # Not advised what would be refused next.
-        (
-            CPU,
-            False,
-            32,
-            NoGpuError,
-            r"for the CPU this machine has 32\.0 GiB.*Run it on a machine that has more, or",
-        ),
-        (
-            CPU,
-            True,
-            32,
-            DeviceMemoryError,
-            r"this machine has 32\.0 GiB .*\. Run it on a machine that has more, or",
-        ),
-    ],
-)
-def test_what_does_not_fit(
-    device: torch.device,
-    chosen: bool,
-    memory_gib: int,
-    error: type[Exception],
-    words: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(devices, "_total_memory", lambda _: memory_gib * GIB)
-    with pytest.raises(error, match=words):
-        check_fits(48 * GIB, device, chosen=chosen)
+@pytest.mark.parametrize("text", ["24", "much", "-1GiB", "0GiB", "24GiB of it", "1e9GiB", "\x1b[31m", "9" * 400])
+def test_a_limit_that_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MEMORY_VARIABLE, text)
+    with pytest.raises(DeviceError, match=r"^LLM_DIFFUSIONGEMMA_MEMORY is .*, which is no amount .*24GiB"):
+        memory_limit()
+
+
+@pytest.mark.usefixtures("total_gib")
+def test_a_limit_is_of_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not of the host that a card fetches from."""
+    monkeypatch.setenv(MEMORY_VARIABLE, "16GiB")
+    machine = find_machine(None)
+    assert [each.total_bytes for each in machine.devices] == [16 * GIB, 12 * GIB]
+    assert machine.host_bytes == 56 * GIB
+    assert find_machine("cpu").devices[0].total_bytes == 16 * GIB
 
 
 def test_the_memory_of_this_machine() -> None:
     total = devices._total_memory(CPU)
     assert total is None or GIB // 4 < total < 2**50
+
+
+def test_a_container_may_have_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(devices, "CONTAINER_LIMIT", limit)
+    whole = devices._total_memory(CPU)
+    limit.write_text("max\n")
+    assert devices._total_memory(CPU) == whole
+    limit.write_text("65536\n")
+    assert devices._total_memory(CPU) in (65536, None)
+
+
+def test_the_peak_of_this_process() -> None:
+    peak = peak_memory(["cpu"])
+    assert peak is None or 2**25 < peak < 2**40
+
+
+def test_an_intel_gpu_is_refused_by_name() -> None:
+    with pytest.raises(DeviceError, match="Intel's GPUs are not supported"):
+        resolve_device("xpu")

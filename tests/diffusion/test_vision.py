@@ -16,10 +16,10 @@ from transformers import DiffusionGemmaForBlockDiffusion, Gemma4VisionConfig
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion.config_file import read_config
-from llm_diffusiongemma.diffusion.loading import load_model
 from llm_diffusiongemma.diffusion.vision import ImageReader, Patches, PlacedImage
 from llm_diffusiongemma.errors import CheckpointError
 
+from ..whole import load_whole
 from .tiny_models import IMAGE_TOKEN_ID, tiny_config
 
 FILE = "preprocessor_config.json"
@@ -252,7 +252,7 @@ def test_a_damaged_tower_is_a_sentence_and_text_works(
     else:
         tensors[name] = tensor
     save_file(tensors, folder / WEIGHTS)
-    assert load_model(folder, CPU).weight_bytes > 0
+    assert load_whole(folder).weight_bytes > 0
     image = place(reader(folder), cut(folder), read_config(folder).image_token_id)
     for _ in range(2):
         with pytest.raises(CheckpointError, match=words) as raised:

@@ -21,7 +21,7 @@ import torch
 from llm_diffusiongemma.backends.engine import get_engine
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry, Source
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
-from llm_diffusiongemma.diffusion.loading import LoadedModel, load_model
+from llm_diffusiongemma.diffusion.loading import LoadedModel
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
 from llm_diffusiongemma.diffusion.request import Prompt, Request
@@ -29,6 +29,7 @@ from llm_diffusiongemma.diffusion.sampler import SamplerSettings
 from llm_diffusiongemma.diffusion.vision import ImageReader
 from llm_diffusiongemma.models import AsyncDiffusionGemma, DiffusionGemma
 
+from ..whole import load_whole
 from .bench import Bench, OutOfTimeError, Result
 from .loop import randomness
 from .networks import converted
@@ -106,7 +107,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def replies(bench: Bench) -> Result:
     """Logits, and replies token for token, in each dtype and place."""
-    loaded, reference = load_model(EMBEDDED_CHECKPOINT, bench.device), load_model(EMBEDDED_CHECKPOINT, CPU)
+    loaded, reference = load_whole(EMBEDDED_CHECKPOINT, bench.device), load_whole(EMBEDDED_CHECKPOINT)
     networks = {
         "cpu bf16": converted(reference.network, torch.bfloat16, CPU),
         "device fp32": converted(reference.network, torch.float32, bench.device),

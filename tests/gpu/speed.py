@@ -403,7 +403,7 @@ def ways_to_group(
 
 def load(bench: Bench) -> Result:
     """A sharded checkpoint of the real widths and two layers, written to the disk and loaded by the project."""
-    from llm_diffusiongemma.diffusion.loading import load_model
+    from ..whole import load_whole
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -421,7 +421,7 @@ def load(bench: Bench) -> Result:
                 handle = os.open(file, os.O_RDONLY)
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
                 os.close(handle)
-            loaded = load_model(folder, bench.device)
+            loaded = load_whole(folder, bench.device)
             bench.wait()
             found[f"{temperature}_s"] = round(loaded.load_seconds, 2)
             found[f"{temperature}_gb_s"] = round(size / loaded.load_seconds / 1e9, 2)

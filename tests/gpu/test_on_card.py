@@ -11,10 +11,11 @@ import torch
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
-from llm_diffusiongemma.diffusion.loading import LoadedModel, load_model
+from llm_diffusiongemma.diffusion.loading import LoadedModel
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.placement import LayerHome
 
+from ..whole import load_whole
 from .bench import Bench
 from .networks import converted
 from .rightness import answer, logits, question, relative_error
@@ -35,7 +36,7 @@ CARD = torch.device("cuda", 0)
 
 @pytest.fixture(scope="module")
 def reference() -> LoadedModel:
-    return load_model(EMBEDDED_CHECKPOINT, torch.device("cpu"))
+    return load_whole(EMBEDDED_CHECKPOINT)
 
 
 @pytest.fixture

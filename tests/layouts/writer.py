@@ -26,7 +26,8 @@ REPOSITORIES: dict[Layout, str] = {
     "redhat nvfp4": "RedHatAI/diffusiongemma-26B-A4B-it-NVFP4",
 }
 
-E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+# Between the numbers of e2m1, which are 0, 0.5, 1, 1.5, 2, 3, 4 and 6.
+E2M1_BOUNDARIES = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
 LARGEST_E2M1, LARGEST_E4M3 = 6.0, 448.0
 
 EXPERTS = re.compile(r"(.*\.layers\.\d+\.experts)\.(gate_up_proj|down_proj)")
@@ -102,7 +103,7 @@ def _nvfp4(matrix: torch.Tensor, whole: torch.Tensor) -> tuple[torch.Tensor, tor
     blocks = matrix.view(len(matrix), -1, 16)
     scale = (blocks.abs().amax(-1) / LARGEST_E2M1 / whole).to(torch.float8_e4m3fn)
     scaled = blocks / (scale.float() * whole).clamp(min=1e-30)[..., None]
-    codes = (scaled.abs()[..., None] - E2M1).abs().argmin(-1) + 8 * (scaled < 0)
+    codes = torch.bucketize(scaled.abs(), E2M1_BOUNDARIES) + 8 * (scaled < 0)
     low, high = codes.view(len(matrix), -1, 2).unbind(-1)
     return (low | high << 4).to(torch.uint8), scale
 

@@ -1,0 +1,150 @@
+"""The Hub's four repositories, as small copies under their real names: what answers, and on what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llm_diffusiongemma.backends import engine
+from llm_diffusiongemma.backends.choice import described_sizes
+from llm_diffusiongemma.catalog import DEVICE_VARIABLE, EMBEDDED_CHECKPOINT, MEMORY_VARIABLE, MODEL_VARIABLE
+from llm_diffusiongemma.diffusion.loading import describe
+from llm_diffusiongemma.diffusion.placement import DeviceMemory, Machine, place
+
+from .conftest import Llm
+from .layouts import synthetic
+from .layouts.writer import REPOSITORIES, Layout, write
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+QUESTION = ("What is a canvas?", "-o", "seed", "1")
+NAMED: dict[str, Layout] = {"bf16": "google bf16", "fp8": "redhat fp8", "nvfp4": "nvidia nvfp4"}
+
+
+def put(cache: Path, source: Path, *layouts: Layout) -> dict[Layout, Path]:
+    """Copies of a plain checkpoint in a cache, under the names of the Hub's repositories."""
+    folders = {}
+    for layout in layouts:
+        repo = cache / f"models--{REPOSITORIES[layout].replace('/', '--')}"
+        (repo / "refs").mkdir(parents=True)
+        (repo / "refs" / "main").write_text(COMMIT)
+        folders[layout] = write(source, repo / "snapshots" / COMMIT, layout)
+    return folders
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing loaded, and nothing said yet."""
+    monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
+    monkeypatch.setattr(engine, "_engines", {})
+    monkeypatch.setattr(engine, "_told", set())
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with copies of the embedded checkpoint."""
+    cache = tmp_path_factory.mktemp("small")
+    put(cache, EMBEDDED_CHECKPOINT, *REPOSITORIES)
+    return cache
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Layout, Path]]:
+    """A cache with copies of a random network that is mostly experts, and its folders."""
+    folder = tmp_path_factory.mktemp("experts")
+    plain = synthetic.write(folder / "plain", "google bf16", num_experts=24, moe_intermediate_size=512)
+    cache = folder / "hub"
+    return cache, put(cache, plain, *NAMED.values())
+
+
+def use(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+
+
+@pytest.mark.parametrize("representation", NAMED)
+def test_each_answers_and_says_on_what(
+    representation: str, small: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(small, monkeypatch)
+    model, repository = f"diffusiongemma-{representation}", REPOSITORIES[NAMED[representation]]
+    first = llm_command("-m", model, *QUESTION)
+    assert first.stdout.startswith("A canvas is")
+    line = f"{model}: {representation} weights ({repository}) on cpu.\n"
+    assert first.stderr == ("" if representation == "bf16" else line)
+    assert llm_command("-m", model, *QUESTION).stderr == ""  # said once
+    (turn, _) = llm_command.logs()
+    assert turn["resolved_model"] == f"{repository}@{COMMIT}"
+    report = turn["response_json"]
+    assert (report["representation"], report["repository"], report["revision"]) == (
+        representation,
+        repository,
+        COMMIT,
+    )
+    assert report["placement"]["devices"]["cpu"]["layers"] == 4
+    assert report["placement"]["step_bytes"] == 0
+    assert report["peak_memory_bytes"] is None or report["peak_memory_bytes"] > 2**25
+
+
+def test_a_folder_of_ones_own_in_a_packed_layout(
+    small: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red Hat's nvfp4, which no built-in model takes."""
+    folder = next(small.glob("models--RedHatAI--*NVFP4/snapshots/*"))
+    monkeypatch.setenv(MODEL_VARIABLE, str(folder))
+    assert llm_command.ok("-m", "diffusiongemma", *QUESTION).startswith("A canvas is")
+    report = llm_command.logs()[0]["response_json"]
+    assert (report["representation"], report["repository"], report["revision"]) == ("nvfp4", COMMIT, None)
+
+
+def test_what_is_here_is_used(
+    small: Path, tmp_path: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nobody asks for the network: it could not be had."""
+    name = f"models--{REPOSITORIES['nvidia nvfp4'].replace('/', '--')}"
+    (tmp_path / name).symlink_to(small / name)
+    use(tmp_path, monkeypatch)
+    llm_command.ok("-m", "diffusiongemma", *QUESTION)
+    assert llm_command.logs()[0]["response_json"]["representation"] == "nvfp4"
+
+
+def expected(folder: Path) -> int:
+    """What a whole network takes."""
+    everything = Machine((DeviceMemory("cpu", 1 << 40, shares_host=True),), 1 << 40)
+    return place(described_sizes(describe(folder), "cpu"), everything).device_bytes[0][1]
+
+
+def test_a_limit_changes_weights_and_places_but_not_the_answer(
+    experts: tuple[Path, dict[Layout, Path]], llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, folders = experts
+    use(cache, monkeypatch)
+    bf16, fp8, nvfp4 = (expected(folders[layout]) for layout in NAMED.values())
+    assert bf16 > fp8 > nvfp4
+    answers: dict[str, set[str]] = {}
+    for model, limit, representation, num_streamed in (
+        ("diffusiongemma", bf16 + 1024, "bf16", 0),
+        ("diffusiongemma-bf16", bf16 - 1024, "bf16", 3),
+        ("diffusiongemma", bf16 - 1024, "fp8", 0),
+        ("diffusiongemma", fp8 - 1024, "nvfp4", 0),
+        ("diffusiongemma", nvfp4 - 1024, "nvfp4", 3),
+    ):
+        monkeypatch.setenv(MEMORY_VARIABLE, f"{limit // 1024}KiB")
+        result = llm_command("-m", model, *QUESTION, "-o", "max_tokens", "40", "-o", "max_denoising_steps", "2")
+        turn = llm_command.logs()[-1]
+        report = turn["response_json"]
+        assert report["representation"] == representation
+        assert report["placement"]["experts_streamed_from_files"] == num_streamed
+        if num_streamed:
+            assert f"the experts of {num_streamed} of 4 layers streamed from the weight files" in result.stderr
+        answers.setdefault(representation, set()).add(turn["response"])
+    assert [len(each) for each in answers.values()] == [1, 1, 1]
+
+
+def test_too_little_for_any(
+    experts: tuple[Path, dict[Layout, Path]], llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(experts[0], monkeypatch)
+    monkeypatch.setenv(MEMORY_VARIABLE, "20MiB")
+    message = llm_command.fails("-m", "diffusiongemma", "Hello")
+    assert "There may be taken 20.0 MiB of cpu." in message
+    assert "set LLM_DIFFUSIONGEMMA_MEMORY to more" in message
