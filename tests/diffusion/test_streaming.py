@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
 import threading
 import time
 import weakref
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion import streaming
 from llm_diffusiongemma.diffusion.experts import Experts
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
-from llm_diffusiongemma.diffusion.placement import LayerHome
+from llm_diffusiongemma.diffusion.loading import describe, load_model
+from llm_diffusiongemma.diffusion.placement import LayerHome, whole
 from llm_diffusiongemma.diffusion.streaming import StreamedExperts
-from llm_diffusiongemma.errors import CheckpointError
+from llm_diffusiongemma.errors import CheckpointError, FileAccessError
 
-from .small_network import CONFIG, CPU, FORMATS, LAST, NUM_LAYERS, assert_same, network_at, reply, resident_network
+from .small_network import CPU, FORMATS, LAST, NUM_LAYERS, assert_same, network_at, reply, resident_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from llm_diffusiongemma.diffusion.network import Network
     from llm_diffusiongemma.diffusion.packed import Formats
@@ -47,8 +52,8 @@ def homes_of(streamed: Sequence[int], home: ExpertsHome = "files") -> list[Exper
 @torch.no_grad()
 def one_step(network: Network) -> list[torch.Tensor]:
     """The least there is to compute: a canvas without a context."""
-    cache = KVCache(CONFIG, network.dtype, network.layer_devices)
-    return [network.denoise(torch.arange(CONFIG.canvas_length), None, cache)]
+    cache = KVCache(network.config, network.dtype, network.layer_devices)
+    return [network.denoise(torch.arange(network.config.canvas_length), None, cache)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -163,6 +168,27 @@ def test_an_error_while_reading_is_raised_and_the_next_reply_is_right(layer: int
             reply(network)
     files.before = lambda _: None
     assert_same(reply(network), expected)
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda file: file.write_bytes(b"short"), lambda file: None], ids=["cut", "gone"]
+)
+def test_weight_files_that_go_and_come_back(spoil: Callable[[Path], object], tmp_path: Path) -> None:
+    folder = shutil.copytree(EMBEDDED_CHECKPOINT, tmp_path / "model")
+    described = describe(folder)
+    homes = (LayerHome("cpu", "files"),) * described.config.text_config.num_hidden_layers
+    placement = replace(whole("bf16", len(homes), "cpu"), layers=homes)
+    network = load_model(described, placement).network
+    expected = one_step(network)
+    wait_for_threads()
+    file = folder / "model.safetensors"
+    file.rename(folder / "elsewhere")
+    spoil(file)
+    for _ in range(2):
+        with pytest.raises((CheckpointError, FileAccessError), match=r"model.safetensors"):
+            one_step(network)
+    (folder / "elsewhere").replace(file)
+    assert_same(one_step(network), expected)
 
 
 class _Cut(BaseException):
