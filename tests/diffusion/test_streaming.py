@@ -68,8 +68,8 @@ def test_the_same_bits_whatever_is_streamed() -> None:
     resident = resident_network()
     expected = reply(resident)
     draw = random.Random(0)
-    drawn = (draw.choices(["device", "host", "files"], k=NUM_LAYERS) for _ in range(6))
-    for homes in (homes_of(ALL), homes_of(ALL, "host"), homes_of([0]), homes_of([LAST]), *drawn):
+    drawn = (draw.choices(["device", "host", "files"], k=NUM_LAYERS) for _ in range(4))
+    for homes in (homes_of(ALL), homes_of(ALL, "host"), homes_of([LAST]), *drawn):
         network, _ = streamed_network(resident, homes)
         assert_same(reply(network), expected)
         assert_same(reply(network), expected)  # by now the buffers hold something
@@ -146,8 +146,8 @@ def test_the_next_layers_come_while_one_is_computed_and_as_soon_as_it_was() -> N
 # --- what goes wrong -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layer", [0, 1, 3, LAST])
-@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("layer", [0, LAST])
+@pytest.mark.parametrize("after", [0, 1])
 def test_an_error_while_reading_is_raised_and_the_next_reply_is_right(layer: int, after: int) -> None:
     """Before anything of a layer came, and in the middle of it."""
     resident = resident_network()
