@@ -104,14 +104,10 @@ class StreamedExperts:
 class _Fetch(Protocol):
     """How a layer's experts come into a buffer."""
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether they won't come: it was cut off, or there was an error."""
-
     def start(self) -> None: ...
 
     def finish(self) -> None:
-        """What is computed from here on finds them there. Raises what went wrong."""
+        """What is computed from here on finds them there, though it was cut off before. Raises what goes wrong."""
 
     def leave(self) -> None:
         """They needn't come any more. From here on nothing is written but by a later fetch."""
@@ -127,7 +123,7 @@ class _Buffer:
 
     def fetches(self, layer: int) -> bool:
         """Whether that layer's experts are in here, or on their way."""
-        return self._fetch is not None and self._layer == layer and not self._fetch.has_failed
+        return self._fetch is not None and self._layer == layer
 
     def begin(self, layer: int, fetch: _Fetch) -> None:
         self._fetch = None
@@ -151,16 +147,14 @@ class _Queued:
         self._stream = stream
         self._done: torch.cuda.Event | None = None
 
-    @property
-    def has_failed(self) -> bool:
-        return self._done is None
-
     def start(self) -> None:
         with torch.cuda.stream(self._stream):
             self._work()
             self._done = self._stream.record_event()
 
     def finish(self) -> None:
+        if self._done is None:
+            self.start()
         assert self._done is not None
         torch.cuda.current_stream(self._stream.device).wait_event(self._done)
 
@@ -183,11 +177,6 @@ class _Threaded(threading.Thread):
         self._claim = threading.Lock()
         self._is_done = False
 
-    @property
-    def has_failed(self) -> bool:
-        # In a forked process a thread of the parent's is not alive.
-        return self._claim.locked() and not self.is_alive() and not self._is_done
-
     def start(self) -> None:
         with suppress(RuntimeError):  # there are too many of them
             super().start()
@@ -198,12 +187,12 @@ class _Threaded(threading.Thread):
                 self._do()
 
     def finish(self) -> None:
-        if not self._claim.acquire(blocking=False):
-            self.join()
-        if not self._is_done:  # the thread hasn't come to it, or left it to us
+        self.leave()
+        if not self._is_done:  # the thread hasn't come to it, or won't end it
             self._do()
 
     def leave(self) -> None:
+        # In a forked process a thread of the parent's is not alive.
         if not self._claim.acquire(blocking=False) and self.is_alive():
             self.join()
 
