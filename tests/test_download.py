@@ -351,6 +351,8 @@ def test_a_journal_names_only_what_is_there(begun: Path, monkeypatch: pytest.Mon
         file.note_if_due()
     # The disk is slow: what has come is noted nevertheless.
     assert asked.wait(10)
+    assert file.is_due(50)
+    file.note_if_due()
     assert noted() == ([[0, 1000], [7750, 7800]], [[0, 1000]])
     last.position = 7900
     go_on.set()

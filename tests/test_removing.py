@@ -74,25 +74,34 @@ def test_an_update_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize(("gone", "stays"), [(REPO, OTHER), (OTHER, REPO)])
-def test_remove(gone: str, stays: str, hub: LoopbackHub, cache: Path, checkpoint_files: dict[str, bytes]) -> None:
-    """All of a repository, and nothing of another one, though it has the same commit."""
+def test_remove(hub: LoopbackHub, cache: Path, checkpoint_files: dict[str, bytes]) -> None:
+    """All of a repository, and nothing of another one."""
     hub.others[OTHER] = checkpoint_files
     for source in (SOURCE, Source(OTHER)):
         hub_module.download(source)
-    removal = hub_module.removal(Source(gone))
+    removal = hub_module.removal(SOURCE)
     size = sum(map(len, checkpoint_files.values()))
-    assert removal == hub_module.Removal(gone, (COMMIT,), size, True)
-    assert hub_module.on_disk(Source(gone)) is not None  # so far nothing has happened
+    assert removal == hub_module.Removal(REPO, (COMMIT,), size, True)
+    assert hub_module.on_disk(SOURCE) is not None  # so far nothing has happened
     hub_module.remove(removal)
-    assert hub_module.on_disk(Source(gone)) is None
-    assert not Repository.of(gone).folder.exists()
-    assert not Repository.of(gone).lock("x").parent.exists()
+    assert hub_module.on_disk(SOURCE) is None
+    assert not Repository.of(REPO).folder.exists()
+    assert not Repository.of(REPO).lock("x").parent.exists()
     hub.requests.clear()
-    hub_module.download(Source(stays))
+    hub_module.download(Source(OTHER))
     assert hub.requests == []
-    with pytest.raises(RemovalError, match=f"Nothing of {gone} is in this machine's"):
-        hub_module.removal(Source(gone))
+    with pytest.raises(RemovalError, match=f"Nothing of {REPO} is in this machine's"):
+        hub_module.removal(SOURCE)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_remove_one_of_many_copies(cache: Path) -> None:
+    """They have the same commit, and huggingface_hub would remove it from whichever it finds first."""
+    repos = [f"somebody/copy-{number}" for number in range(20)]
+    for repo in repos:
+        fill_cache(cache, {"config.json": b"{}"}, repo)
+    hub_module.remove(hub_module.removal(Source(repos[7])))
+    assert [repo for repo in repos if not Repository.of(repo).folder.exists()] == [repos[7]]
 
 
 @pytest.mark.usefixtures("newer")

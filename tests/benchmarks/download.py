@@ -111,10 +111,10 @@ def cuts(count: int, rate: float, seed: int) -> None:
         while len(losses) < count:
             shutil.rmtree(cache, ignore_errors=True)
             hub.bytes_sent = kept = 0
-            # Each life brings a tenth at most, so that most files are cut several times.
+            # Each life brings a twentieth at most, so that files are cut many times.
             while len(losses) < count and kept < total * 0.9:
                 before, process = hub.bytes_sent, start(OURS)
-                until = before + draw.randrange(total // 10)
+                until = before + draw.randrange(total // 20)
                 while hub.bytes_sent < until and process.poll() is None:
                     time.sleep(0.001)
                 process.kill()
