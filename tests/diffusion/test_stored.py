@@ -7,6 +7,7 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,7 +34,6 @@ from .tiny_models import tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from llm_diffusiongemma.diffusion.network import Network
 
@@ -208,15 +208,30 @@ def test_experts_that_stay_elsewhere(layout: Layout, originals: dict[Layout, Pat
     assert torch.equal(step(loaded.network), step(resident))
 
 
-def test_several_threads_read_experts(originals: dict[Layout, Path]) -> None:
-    described = describe(originals["redhat fp8"])
-    network = load_whole(described.folder).network
+def test_several_threads_read_experts_wherever_the_program_is_by_then(
+    originals: dict[Layout, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = originals["redhat fp8"]
+    network = load_whole(folder).network
+    monkeypatch.chdir(folder.parent)
+    described = describe(Path(folder.name))
+    monkeypatch.chdir(tmp_path)
     buffers = [Experts(4, 32, 16, torch.float32, torch.device("cpu"), Fp8) for _ in range(8)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(described.read_experts, [0, 1] * 4, buffers))
     for i, buffer in enumerate(buffers):
         for ours, theirs in zip(buffer.held(), network._layers[i % 2].experts.held(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_fp8_where_a_device_has_no_such_numbers(originals: dict[Layout, Path]) -> None:
+    """Apple's take the bytes as they are."""
+    described = describe(originals["redhat fp8"])
+    name = f"{EXPERT}.up_proj.weight"
+    place = torch.empty(16, 32, dtype=torch.uint8)
+    described.weights.read({name: place}, described.found)
+    stored = load_file(described.folder / "model.safetensors")[name]
+    assert torch.equal(place, stored.view(torch.uint8))
 
 
 def test_a_file_that_is_replaced_meanwhile(copy_of: Callable[[Layout], Path]) -> None:
