@@ -244,7 +244,7 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
     ):
         described = describe(checkpoint.folder)
         placement = place_described(entry, described, choice.machine)
-        progress.set_total(described.weights.num_bytes)
+        progress.set_total(described.bytes_to_load(placement))
         engine = Engine.load(described, placement, stop.check, progress.advance)
     # What is in the cache is whole, whenever somebody interrupts.
     _engines[key] = engine

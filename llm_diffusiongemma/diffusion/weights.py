@@ -37,7 +37,7 @@ PACKED = {"U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn}
 DTYPES = {**FLOATS, **PACKED}
 """Those of files that are read."""
 
-# The real model's header has some hundred kilobytes.
+# The real model's header has some hundred kilobytes, and with each expert by itself 7 million bytes.
 MAX_HEADER_BYTES = 1 << 24
 
 # Of a packed matrix.
@@ -63,6 +63,10 @@ class StoredTensor:
     """as safetensors writes it: "BF16" """
     start: int
     """Where in the file its bytes begin, in C order and little-endian."""
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
     @property
     def place(self) -> tuple[Path, int]:

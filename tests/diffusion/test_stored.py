@@ -198,13 +198,13 @@ def test_experts_that_stay_elsewhere(layout: Layout, originals: dict[Layout, Pat
     folder = originals[layout]
     resident = load_whole(folder).network
     read: list[int] = []
-    described = describe(folder)
-    loaded = load_model(described, homes("host", "files"), progress=read.append)
+    described, placement = describe(folder), homes("host", "files")
+    loaded = load_model(described, placement, progress=read.append)
     names = [name for name, _ in loaded.network.tensors()]
     assert any(".layers.0.experts." in name for name in names)
     assert not any(".layers.1.experts." in name for name in names)
     stored = load_file(folder / "model.safetensors")
-    assert sum(read) == sum(stored[name].nbytes for name in names)
+    assert sum(read) == described.bytes_to_load(placement) == sum(stored[name].nbytes for name in names)
     assert torch.equal(step(loaded.network), step(resident))
 
 
@@ -354,6 +354,15 @@ def test_a_config_of_another_layout(
     folder = copy_of(layout)
     set_quantization(folder, QUANTIZATION[said])
     refused(folder, words)
+
+
+def test_a_config_of_more_experts_takes_no_memory(copy_of: Callable[[Layout], Path]) -> None:
+    """It would be asked for the names of millions of tensors."""
+    folder = copy_of("nvidia nvfp4")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["num_experts"] = 4096
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, "describes 8192 experts in all layers, and there are weights of 8")
 
 
 def test_widths_without_whole_blocks(copy_of: Callable[[Layout], Path]) -> None:
