@@ -62,13 +62,6 @@ class Described:
     def formats(self) -> Formats:
         return self.layout.formats
 
-    def bytes_to_load(self, placement: Placement) -> int:
-        """What `load_model` reads of the files, copies under other names not counted."""
-        left = tuple(
-            f"{DECODER}layers.{i}.experts." for i, home in enumerate(placement.layers) if home.experts == "files"
-        )
-        return sum(stored[0].num_bytes for name, stored in self.found.items() if not name.startswith(left))
-
     def read_experts(self, layer: int, experts: Experts) -> None:
         """Fill experts with a layer's from the weight files. Any thread may do it.
 

@@ -53,7 +53,8 @@ class StreamedExperts:
 
     def prefetch(self) -> None:
         """Let the first layers' experts come, if they aren't there or on their way."""
-        self._bring(*[*self._kept][:2])
+        first, *others = self._kept
+        self._bring(first, others[0] if others else first)
 
     @contextmanager
     def experts_of(self, layer: int, skipped: int | None = None) -> Iterator[Experts]:
@@ -66,22 +67,29 @@ class StreamedExperts:
         order = [each for each in self._kept if each != skipped]
         here = order.index(layer)
         following, later = (order[(here + ahead) % len(order)] for ahead in (1, 2))
-        self._bring(layer, following)
-        buffer = next(buffer for buffer in self._buffers if buffer.fetches(layer))
+        buffer = self._bring(layer, following)
         buffer.finish()
         yield buffer.experts
         self._bring(following, later)
 
-    def _bring(self, *layers: int) -> None:
-        """Let the buffers hold these, two at most."""
-        for layer in layers:
-            if not any(buffer.fetches(layer) for buffer in self._buffers):
-                free = next(buffer for buffer in self._buffers if not any(map(buffer.fetches, layers)))
-                free.leave()
-                if self._stream is not None:
-                    # Behind all that has been computed from this buffer.
-                    self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-                free.begin(layer, self._fetch_of(layer, free.experts))
+    def _bring(self, first: int, second: int) -> _Buffer:
+        """Let one buffer hold the experts of a layer, and the other one those of a second. Returns the former."""
+        one, other = self._buffers
+        if other.fetches(first) or (one.fetches(second) and first != second):
+            one, other = other, one
+        self._let_hold(one, first)
+        if first != second:
+            self._let_hold(other, second)
+        return one
+
+    def _let_hold(self, buffer: _Buffer, layer: int) -> None:
+        if buffer.fetches(layer):
+            return
+        buffer.leave()
+        if self._stream is not None:
+            # Behind all that has been computed from this buffer.
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        buffer.begin(layer, self._fetch_of(layer, buffer.experts))
 
     def _fetch_of(self, layer: int, target: Experts) -> _Fetch:
         source = self._kept[layer]

@@ -65,10 +65,6 @@ class StoredTensor:
     """Where in the file its bytes begin, in C order and little-endian."""
 
     @property
-    def num_bytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
-
-    @property
     def place(self) -> tuple[Path, int]:
         """By which tensors are read in the order of the disk."""
         return self.file, self.start

@@ -17,7 +17,10 @@ from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion import kv_cache
 from llm_diffusiongemma.diffusion.experts import Experts
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
+from llm_diffusiongemma.diffusion.placement import LayerHome
 
+from . import small_network
+from .pretended import PretendedDevices
 from .reference import Reference
 from .tiny_models import FULL, SLIDING, network_of
 
@@ -312,6 +315,36 @@ def test_every_weight_matters() -> None:
         tensor.copy_(kept)
     assert unused == ["model.encoder.language_model.layers.1.layer_scalar"]
     assert torch.equal(logits(), before)
+
+
+# --- on several devices -------------------------------------------------------------------------------------
+
+FIRST, SECOND = "xpu:0", "xpu:1"
+TWO = [LayerHome(device, "device") for device in (FIRST, FIRST, SECOND, SECOND, SECOND)]
+LAST_ALONE = [LayerHome(device, "device") for device in (FIRST, FIRST, FIRST, FIRST, SECOND)]
+STREAMED = [
+    LayerHome(FIRST, "host"),
+    LayerHome(FIRST, "device"),
+    *(LayerHome(SECOND, experts) for experts in ("files", "host", "files")),
+]
+
+
+@pytest.mark.parametrize(
+    ("homes", "formats"),
+    [(TWO, "bf16"), (LAST_ALONE, "compressed-tensors"), (STREAMED, "fp8"), (STREAMED, "modelopt")],
+    ids=["two", "the last layer alone", "streamed fp8", "streamed nvfp4"],
+)
+def test_on_two_devices_the_same_bits(homes: list[LayerHome], formats: str) -> None:
+    """Nothing is computed from tensors of both, and activations cross once on the way and once back."""
+    resident = small_network.resident_network(small_network.FORMATS[formats])
+    with PretendedDevices() as devices:
+        network, _ = small_network.network_at(homes, resident)
+        results = small_network.reply(network, chunks=(5, 20), steps=2)
+        assert {result.device for result in results} == {torch.device(FIRST)}
+    small_network.assert_same(results, small_network.reply(resident, chunks=(5, 20), steps=2))
+    there, back = [(FIRST, SECOND)], [(SECOND, FIRST)]
+    crossings = [each for each in devices.crossings if "cpu" not in each]
+    assert crossings == (there * 2 + (there + back) * 2) + (there + (there + back) * 2)
 
 
 # --- what a denoising step costs a device ------------------------------------------------------------------

@@ -17,10 +17,13 @@ from llm_diffusiongemma.diffusion import pipeline as pipeline_module
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline
+from llm_diffusiongemma.diffusion.placement import LayerHome
 from llm_diffusiongemma.diffusion.prefix_cache import EncodedPrefix
 from llm_diffusiongemma.diffusion.request import Prompt, Request
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
 
+from .pretended import PretendedDevices
+from .small_network import network_at
 from .tiny_models import IMAGE_TOKEN_ID, network_of, prompt_of, tiny_model
 
 if TYPE_CHECKING:
@@ -242,6 +245,22 @@ def test_a_new_image_behind_a_cached_one(pipeline: BlockDiffusionPipeline) -> No
     second = (first + prompt_of(4, seed=1)).with_image(2) + prompt_of(5, seed=2)
     assert reply(pipeline, second)[0].encoded_tokens == 4 + 18 + 5
     assert_holds(kept_by(pipeline), second)
+
+
+def test_a_conversation_on_two_devices(pipeline: BlockDiffusionPipeline) -> None:
+    """Each layer's keys and values stay with the layer; an image's soft tokens may come from a third device."""
+    homes = [LayerHome("xpu:0", "files"), LayerHome("xpu:1", "device")]
+    first = Turn(prompt_of(3)).with_image(1) + prompt_of(25)
+    with PretendedDevices():
+        elsewhere, _ = network_at(homes, network_of_two_layers())
+        ours = BlockDiffusionPipeline(elsewhere, eos_token_ids=[0], pad_token_id=0)
+        for turn in (first, (first + prompt_of(4, seed=1)).with_image(2) + prompt_of(30, seed=2), first):
+            with contextlib.closing(records_of(ours, turn, seed=1)) as given_up:
+                next(given_up)
+            blocks, expected = (reply(each, turn) for each in (ours, pipeline))
+            assert tokens_of(blocks) == tokens_of(expected)
+        devices = [{str(tensor.device) for tensor in pair} for pair in kept_by(ours).cache._tensors]
+    assert devices == [{"xpu:0"}, {"xpu:1"}]
 
 
 def test_only_images_that_are_new_are_asked_for_their_soft_tokens(pipeline: BlockDiffusionPipeline) -> None:

@@ -80,7 +80,7 @@ def logits(network: Network, prompt: list[int]) -> torch.Tensor:
     """Those of a random canvas's first two steps, fp64 `[512, V]` on the CPU."""
     config = network.config
     canvas = torch.randint(config.vocab_size, (256,), generator=torch.Generator().manual_seed(0))
-    cache = KVCache(config, network.dtype, network.device)
+    cache = KVCache(config, network.dtype, network.layer_devices)
     network.encode(network.embed(torch.tensor(prompt, device=network.device)), cache)
     found = torch.empty(2, 256, config.vocab_size, device=network.device)
     soft_embeddings = None

@@ -1,0 +1,370 @@
+"""Experts that come from elsewhere give the same bits as those that stay, whatever goes wrong in between."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+import weakref
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from llm_diffusiongemma.diffusion import streaming
+from llm_diffusiongemma.diffusion.experts import Experts
+from llm_diffusiongemma.diffusion.kv_cache import KVCache
+from llm_diffusiongemma.diffusion.placement import LayerHome
+from llm_diffusiongemma.diffusion.streaming import StreamedExperts
+from llm_diffusiongemma.errors import CheckpointError
+
+from .small_network import CONFIG, CPU, FORMATS, LAST, NUM_LAYERS, assert_same, network_at, reply, resident_network
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from llm_diffusiongemma.diffusion.network import Network
+    from llm_diffusiongemma.diffusion.packed import Formats
+    from llm_diffusiongemma.diffusion.placement import ExpertsHome
+
+    from .small_network import Files
+
+ALL = range(NUM_LAYERS)
+PATIENCE_SECONDS = 30
+
+
+def streamed_network(resident: Network, homes: Sequence[ExpertsHome]) -> tuple[Network, Files]:
+    return network_at([LayerHome("cpu", home) for home in homes], resident)
+
+
+def homes_of(streamed: Sequence[int], home: ExpertsHome = "files") -> list[ExpertsHome]:
+    return [home if layer in streamed else "device" for layer in ALL]
+
+
+@torch.no_grad()
+def one_step(network: Network) -> list[torch.Tensor]:
+    """The least there is to compute: a canvas without a context."""
+    cache = KVCache(CONFIG, network.dtype, network.layer_devices)
+    return [network.denoise(torch.arange(CONFIG.canvas_length), None, cache)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("formats", FORMATS.values(), ids=FORMATS.keys())
+def test_the_same_bits_in_every_format(formats: Formats, dtype: torch.dtype) -> None:
+    resident = resident_network(formats, dtype)
+    network, _ = streamed_network(resident, ["host", "files", "device", "files", "host"])
+    assert_same(reply(network), reply(resident))
+
+
+def test_the_same_bits_whatever_is_streamed() -> None:
+    resident = resident_network()
+    expected = reply(resident)
+    draw = random.Random(0)
+    drawn = (draw.choices(["device", "host", "files"], k=NUM_LAYERS) for _ in range(6))
+    for homes in (homes_of(ALL), homes_of(ALL, "host"), homes_of([0]), homes_of([LAST]), *drawn):
+        network, _ = streamed_network(resident, homes)
+        assert_same(reply(network), expected)
+        assert_same(reply(network), expected)  # by now the buffers hold something
+
+
+def test_what_is_loaded_and_what_is_read() -> None:
+    """Experts in the host's memory are filled once and for all, those in files at every step."""
+    network, files = streamed_network(resident_network(), ["device", "host", "files", "host", "files"])
+    filled = {name.split(".")[3] for name, _ in network.tensors() if ".experts." in name}
+    assert filled == {"0", "1", "3"}
+    reply(network)
+    assert set(files.layers) == {2, 4}
+
+
+@pytest.mark.parametrize(
+    ("streamed", "encoder", "denoiser"),
+    [(ALL, 4, 5), (range(LAST), 4, 4), ([1, 3, LAST], 0, 3), ([0, 3], 0, 0), ([2], 0, 0), ([LAST], 0, 0)],
+    ids=str,
+)
+def test_each_pass_reads_each_layer_once(streamed: Sequence[int], encoder: int, denoiser: int) -> None:
+    """An encoder doesn't need its last layer's; two layers stay in their buffers."""
+    network, files = streamed_network(resident_network(), homes_of(streamed))
+    chunks, steps = (5, 20), 2
+    reply(network, chunks, steps)  # the first two are there from now on
+    files.layers.clear()
+    reply(network, chunks, steps)
+    wait_for_threads()
+    assert len(files.layers) == (len(chunks) + 1) * encoder + 2 * steps * denoiser
+
+
+def test_two_buffers_whatever_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: weakref.WeakSet[Experts] = weakref.WeakSet()
+    init = Experts.__init__
+
+    def note(self: Experts, *arguments: Any) -> None:
+        alive.add(self)
+        init(self, *arguments)
+
+    resident = resident_network()
+    monkeypatch.setattr(Experts, "__init__", note)
+    network, files = streamed_network(resident, homes_of(ALL))
+    counts = []
+    files.before = lambda layer: counts.append(len(alive))
+    reply(network)
+    assert set(counts) == {2}
+
+
+def wait_for_threads() -> None:
+    for thread in threading.enumerate():
+        if isinstance(thread, streaming._Threaded):
+            thread.join(PATIENCE_SECONDS)
+            assert not thread.is_alive()
+
+
+def test_the_next_layer_comes_while_one_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, files = streamed_network(resident_network(), homes_of(ALL))
+    compute = Experts.__call__
+    passes = 0
+
+    def wait_for_the_next(*arguments: Any) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        assert came.wait_for(lambda: len(files.layers) > passes, PATIENCE_SECONDS)
+        return compute(*arguments)
+
+    came = threading.Condition()
+
+    def come(_: int) -> None:
+        with came:
+            came.notify_all()
+
+    files.before = come
+    monkeypatch.setattr(Experts, "__call__", lambda *arguments: with_lock(came, wait_for_the_next, arguments))
+    reply(network, (5,), 2)
+    assert passes > NUM_LAYERS
+
+
+def with_lock(lock: threading.Condition, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    with lock:
+        return function(*arguments)
+
+
+# --- what goes wrong -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3, LAST])
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_an_error_while_reading_is_raised_and_the_next_reply_is_right(layer: int, after: int) -> None:
+    """Before anything of a layer came, and in the middle of it."""
+    resident = resident_network()
+    expected = reply(resident)
+    network, files = streamed_network(resident, homes_of(ALL))
+    assert_same(reply(network), expected)
+    wait_for_threads()
+    calls: dict[int, int] = {}
+
+    def end_early(which: int) -> None:
+        calls[which] = calls.get(which, 0) + 1
+        if which == layer and (calls[which] - 1) % (after + 1) == after:
+            raise CheckpointError("it has become shorter")
+
+    files.before = end_early
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="shorter"):
+            reply(network)
+    files.before = lambda _: None
+    assert_same(reply(network), expected)
+
+
+class _Cut(BaseException):
+    """Raised where a Ctrl-C could be."""
+
+
+@contextmanager
+def cut_off(after: int) -> Iterator[list[str]]:
+    """Raises in the place of some line of streaming.py, or before or behind the start or the end of a thread.
+
+    Gives a list of the places that were passed.
+    """
+    passed: list[str] = []
+
+    def here(place: str) -> None:
+        passed.append(place)
+        if len(passed) == after + 1:
+            raise _Cut
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        if frame.f_code.co_filename != streaming.__file__:
+            return None
+        if event == "line":
+            here(f"line {frame.f_lineno}")
+        return trace
+
+    def around(name: str) -> Callable[..., None]:
+        original = getattr(threading.Thread, name)
+
+        def call(*arguments: Any) -> None:
+            here(f"before {name}")
+            original(*arguments)
+            here(f"behind {name}")
+
+        return call
+
+    before = sys.gettrace()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("start", "join"):
+            patch.setattr(threading.Thread, name, around(name))
+        sys.settrace(trace)
+        try:
+            yield passed
+        except _Cut:
+            pass
+        finally:
+            sys.settrace(before)
+
+
+def test_cut_off_anywhere_the_next_step_is_right() -> None:
+    resident = resident_network()
+    expected = one_step(resident)
+    network, _ = streamed_network(resident, ["files", "host", "device", "files", "device"])
+    with cut_off(after=sys.maxsize) as passed:
+        one_step(network)
+    assert "behind start" in passed
+    places = {place: at for at, place in enumerate(passed)}  # of each its last
+    places |= {f"first {place}": passed.index(place) for place in {*passed}}
+    for after in {*places.values()}:
+        with cut_off(after):
+            one_step(network)
+        assert_same(one_step(network), expected)
+
+
+def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    resident = resident_network()
+    network, _ = streamed_network(resident, homes_of(ALL))
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert_same(reply(network), reply(resident))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_forked_in_the_middle_of_reading_goes_on() -> None:
+    """Its copy of the thread that reads is gone."""
+    resident = resident_network()
+    expected = reply(resident)
+    network, files = streamed_network(resident, homes_of(ALL))
+    parent, may_go_on = os.getpid(), threading.Event()
+
+    def wait_in_the_parent(_: int) -> None:
+        if os.getpid() == parent:
+            assert may_go_on.wait(PATIENCE_SECONDS)
+
+    files.before = wait_in_the_parent
+    network.prefetch()
+    child = os.fork()
+    if child == 0:
+        is_same = False
+        try:
+            ours = reply(network)
+            is_same = all(map(torch.equal, ours, expected))
+        finally:
+            os._exit(0 if is_same else 1)
+    may_go_on.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert_same(reply(network), expected)
+
+
+# --- as on a card --------------------------------------------------------------------------------------------
+
+
+class _Event:
+    """A place in a stream's queue."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream, self._place = stream, stream.queued
+
+    def has_come(self) -> bool:
+        return self._stream.done >= self._place
+
+
+class _Stream:
+    """One of a pretended card's: what is queued happens later, in its order, behind the events it waits for."""
+
+    def __init__(self, device: object = None) -> None:
+        self.device = device
+        self.queued = self.done = 0
+        self._queue: list[tuple[Callable[[], object], Callable[[], bool]]] = []
+
+    def put(self, work: Callable[[], object], may_begin: Callable[[], bool] = lambda: True) -> None:
+        self._queue.append((work, may_begin))
+        self.queued += 1
+
+    def record_event(self) -> _Event:
+        return _Event(self)
+
+    def wait_event(self, event: _Event) -> None:
+        self.put(lambda: None, event.has_come)
+
+    def wait_stream(self, other: _Stream) -> None:
+        self.wait_event(other.record_event())
+
+    def go_on(self) -> None:
+        if self._queue and self._queue[0][1]():
+            self._queue.pop(0)[0]()
+            self.done += 1
+
+
+class _Card:
+    """Whatever can be at its turn happens next, by lot. Copies are queued to the stream of the moment."""
+
+    def __init__(self, seed: int) -> None:
+        self.compute = _Stream()
+        self.copies = _Stream()
+        self._draw = random.Random(seed)
+
+    @contextmanager
+    def stream(self, stream: _Stream) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            copy = torch.Tensor.copy_
+
+            def queue(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> None:
+                assert non_blocking
+                stream.put(lambda: copy(target, source))
+
+            patch.setattr(torch.Tensor, "copy_", queue)
+            yield
+
+    def run(self, turns: int) -> None:
+        for _ in range(turns):
+            self._draw.choice([self.compute, self.copies]).go_on()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_card_computes_from_what_has_come_and_overwrites_what_was_used(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of its streams is ahead. The host waits for neither of them."""
+    card = _Card(seed)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: card.copies)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: card.compute)
+    monkeypatch.setattr(torch.cuda, "stream", card.stream)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+
+    def new() -> Experts:
+        return Experts(1, 16, 16, torch.float32, CPU)
+
+    kept = {}
+    for layer in range(4):
+        kept[layer] = new()
+        for tensor in kept[layer].held():
+            tensor.fill_(layer)
+    streamed = StreamedExperts(torch.device("cuda"), new, kept, None)
+    seen: list[set[float]] = []
+    for _ in range(3):
+        streamed.prefetch()
+        for layer in kept:
+            with streamed.experts_of(layer) as experts:
+                for tensor in experts.held():
+                    card.compute.put(lambda tensor=tensor: seen.append({*tensor.flatten().tolist()}))
+            card.run(card._draw.randrange(12))
+    card.run(1000)
+    assert seen == [{float(layer)} for layer in kept for _ in range(2)] * 3
