@@ -1,4 +1,4 @@
-"""Which models there are, and where their weights come from. So far the built-in ones. No torch."""
+"""Which models there are, and where their weights come from. The user's own are in registry.py. No torch."""
 
 from __future__ import annotations
 
@@ -63,11 +63,20 @@ class ModelEntry:
 
 def built_in() -> tuple[ModelEntry, ...]:
     """The built-in models, with what the environment says. Touches no file."""
-    own_folder = os.environ.get(MODEL_VARIABLE, "").strip()
-    device = os.environ.get(DEVICE_VARIABLE, "").strip() or None
-    own = (Source(Path(os.path.expanduser(own_folder))),) if own_folder else None
+    device, folder = chosen_device(), chosen_folder()
     return (
-        ModelEntry("diffusiongemma", own or HUB_SOURCES, device),
+        ModelEntry("diffusiongemma", HUB_SOURCES if folder is None else (Source(folder),), device),
         *(ModelEntry(f"diffusiongemma-{source.representation}", (source,), device) for source in HUB_SOURCES),
         ModelEntry("diffusiongemma-tiny", (Source(EMBEDDED_CHECKPOINT),), device),
     )
+
+
+def chosen_folder() -> Path | None:
+    """What the environment names for `diffusiongemma`, in place of the Hub's."""
+    name = os.environ.get(MODEL_VARIABLE, "").strip()
+    return Path(os.path.expanduser(name)) if name else None
+
+
+def chosen_device() -> str | None:
+    """What the environment says, which goes before what a model of the user's own says."""
+    return os.environ.get(DEVICE_VARIABLE, "").strip() or None

@@ -34,6 +34,10 @@ class FileAccessError(DiffusionGemmaError, OSError):
     """A file is there and can't be read: this user's rights, or the disk. What is in it may well be whole."""
 
 
+class RegistryError(DiffusionGemmaError, ValueError):
+    """The file that lists the user's own models can't be used, or something can't be a model in it."""
+
+
 class CheckpointNotFoundError(DiffusionGemmaError, FileNotFoundError):
     """The weights are not on this machine."""
 
@@ -55,6 +59,10 @@ class DownloadError(DiffusionGemmaError, OSError):
 
 class DiskSpaceError(DiffusionGemmaError, OSError):
     """The disk of the Hugging Face cache is too small for what must be downloaded, or has run full."""
+
+
+class RemovalError(DiffusionGemmaError, OSError):
+    """Weights that can't be let go of: a folder of one's own, none that are here, or some that are in use."""
 
 
 class DeviceError(DiffusionGemmaError, ValueError):

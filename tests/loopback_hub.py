@@ -11,7 +11,8 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -72,8 +73,12 @@ class LoopbackHub:
     """Of other repositories, by their names."""
     branches: dict[str, str] = field(default_factory=dict)
     """Their commits, by the names of branches and tags other than main. Of all repositories."""
-    bytes_a_second: float | None = None
-    """How fast a connection is."""
+    bytes_a_second: float | Callable[[Request], float | None] | None = None
+    """How fast a connection is, or is to a request."""
+    most_at_once: int | None = None
+    """How many connections it takes for files."""
+    at_once: int = 0
+    bytes_sent: int = 0
     seconds_a_request: float = 0.0
     """How long each answer waits for its beginning."""
     newer: dict[str, bytes] | None = None
@@ -92,6 +97,7 @@ class LoopbackHub:
     """Drop the connection after so many bytes of the last shard, once."""
     pause_after: int | None = None
     """Send so many bytes of the last shard and wait for `go_on` before the others."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
     go_on: threading.Event = field(default_factory=threading.Event)
     paused: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
@@ -111,6 +117,8 @@ class LoopbackHub:
     """How long it is silent before that."""
     troubles: list[Refusal] = field(default_factory=list)
     """What it answers to the next requests for files."""
+    before_file: Callable[[Request], None] | None = None
+    """What happens when a file is asked for."""
     alter_body: Callable[[str, bytes], bytes] | None = None
     """What it hands out in place of a file."""
     alter_headers: Callable[[str, dict[str, str]], None] | None = None
@@ -241,6 +249,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
+    asked: Request
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
@@ -255,6 +264,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path, _, _ = self.path.partition("?")
         request = Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
+        self.asked = request
         commit, repo = self.hub.commit_of(request), request.repo
         self.hub.requests.append(request)
         self.hub.over.wait(self.hub.seconds_a_request)
@@ -271,7 +281,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif commit is None:
             self._refuse(Refusal(404, "RevisionNotFound"))
         elif request.file is not None:
-            self._send_file(request, commit, repo)
+            with self._taken() as is_taken:
+                if is_taken:
+                    self._send_file(request, commit, repo)
+                else:
+                    self._refuse(Refusal(503))
         elif re.fullmatch(f"/api/models/{repo}(/revision/[^/]+)?", path):
             siblings = [_sibling(entry) for entry in self.hub.listing(commit, repo)]
             self._send_listing({"id": repo, "sha": commit, "siblings": siblings})
@@ -279,6 +293,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_listing([_tree_entry(entry) for entry in self.hub.listing(commit, repo)])
         else:
             self._refuse(Refusal(404, "EntryNotFound"))
+
+    @contextmanager
+    def _taken(self) -> Iterator[bool]:
+        """Whether there is a connection left for a file."""
+        hub = self.hub
+        with hub.lock:
+            is_taken = hub.most_at_once is None or hub.at_once < hub.most_at_once
+            hub.at_once += is_taken
+        try:
+            yield is_taken
+        finally:
+            with hub.lock:
+                hub.at_once -= is_taken
 
     def _send_listing(self, content: Any) -> None:
         hub = self.hub
@@ -305,6 +332,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_file(self, request: Request, commit: str, repo: str) -> None:
         hub, name = self.hub, request.file
+        if hub.before_file is not None:
+            hub.before_file(request)
         if hub.refuse_files is not None and hub.refused_file in (None, name):
             return self._refuse(hub.refuse_files)
         if hub.troubles:
@@ -376,14 +405,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _write(self, body: bytes) -> None:
-        if self.hub.bytes_a_second is None:
-            self.wfile.write(body)
-            return
+        hub, rate = self.hub, self.hub.bytes_a_second
+        if callable(rate):
+            rate = rate(self.asked)
+        piece_bytes = PIECE_BYTES if rate is None else max(min(PIECE_BYTES, int(rate / 10)), 1)
         started = time.monotonic()
-        for start in range(0, len(body), PIECE_BYTES):
-            self.wfile.write(body[start : start + PIECE_BYTES])
-            ahead = started + (start + PIECE_BYTES) / self.hub.bytes_a_second - time.monotonic()
-            if ahead > 0 and self.hub.over.wait(ahead):
+        for start in range(0, len(body), piece_bytes):
+            piece = body[start : start + piece_bytes]
+            self.wfile.write(piece)
+            with hub.lock:
+                hub.bytes_sent += len(piece)
+            ahead = started + (start + len(piece)) / rate - time.monotonic() if rate else 0
+            if ahead > 0 and hub.over.wait(ahead):
                 return
 
     def _refuse(self, refusal: Refusal) -> None:

@@ -376,13 +376,13 @@ from llm_diffusiongemma.backends.engine import Engine, get_engine
 
 # While another thread loads.
 from llm_diffusiongemma.diffusion import weights
-fill, loads, go_on = weights._fill, threading.Event(), threading.Event()
+fill, loads, go_on = weights.Reader.fill, threading.Event(), threading.Event()
 def fill_and_wait(*arguments):
     if threading.current_thread() is thread:
         loads.set()
         go_on.wait()
     fill(*arguments)
-weights._fill = fill_and_wait
+weights.Reader.fill = fill_and_wait
 engines._engines, loaded = {}, engines._engines
 thread = threading.Thread(target=reply)
 thread.start()

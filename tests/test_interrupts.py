@@ -34,7 +34,7 @@ from .conftest import TINY, Llm, after_each_forward
 SLOW = "-o seed 3 -o max_denoising_steps 30 -o confidence_threshold 1e-12 -o max_tokens 512".split()
 
 # Whose first call a SIGINT meets.
-LOADING = (weights, "_fill")
+LOADING = (weights.Reader, "fill")
 PREFILL = (pipeline.BlockDiffusionPipeline, "_prefill")
 DENOISING = (sampler.EntropyBoundSampler, "step")
 PRINTING = (click, "echo")

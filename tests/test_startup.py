@@ -33,6 +33,7 @@ def imported_by(code: str, plugins: str = "llm-diffusiongemma") -> frozenset[str
         "import llm; llm.get_models_with_aliases()",
         "import llm; llm.get_model('diffusiongemma').Options(seed=1)",
         "import llm; str(llm.get_async_model('diffusiongemma-tiny'))",
+        "import click.testing; click.testing.CliRunner().invoke(llm.cli.cli, ['diffusiongemma', 'add', '--help'])",
     ],
 )
 def test_no_heavy_import(use: str) -> None:

@@ -71,7 +71,8 @@ def test_each_answers_and_says_on_what(
     assert first.stdout.startswith("A canvas is")
     line = f"{model}: {representation} weights ({repository}) on cpu.\n"
     assert first.stderr == ("" if representation == "bf16" else line)
-    assert llm_command("-m", model, *QUESTION).stderr == ""  # said once
+    engine._engines.clear()
+    assert llm_command("-m", model, *QUESTION).stderr == ""  # said once, though it is loaded again
     (turn, _) = llm_command.logs()
     assert turn["resolved_model"] == f"{repository}@{COMMIT}"
     report = turn["response_json"]
@@ -136,6 +137,8 @@ def test_a_limit_changes_weights_and_places_but_not_the_answer(
         assert report["placement"]["experts_streamed_from_files"] == num_streamed
         if num_streamed:
             assert f"the experts of {num_streamed} of 4 layers streamed from the weight files" in result.stderr
+        loaded = list(engine._engines.values())[-1]
+        assert loaded.pipeline._context_tokens == report["placement"]["context_tokens"] == 4096
         answers.setdefault(representation, set()).add(turn["response"])
     assert [len(each) for each in answers.values()] == [1, 1, 1]
 

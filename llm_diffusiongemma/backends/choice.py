@@ -22,7 +22,7 @@ from ..diffusion.placement import STEPS_A_CANVAS, place, step_seconds, whole
 from ..diffusion.sizes import sizes_of
 from ..diffusion.vision import PROJECTION, TOWER
 from ..errors import CheckpointError, DeviceMemoryError, DiffusionGemmaError, NoGpuError
-from ..layout import weights_here
+from ..layout import missing_weights, weights_here
 from ..wording import gib, quoted
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ class Candidate:
         """Where it is, if all of it is here."""
         return self.on_disk.folder if self.on_disk is not None and self.on_disk.is_whole else None
 
+    @property
+    def is_here(self) -> bool:
+        """Whether its weights are, whatever small file is missing."""
+        return self.on_disk is not None and not missing_weights(self.on_disk.folder)
+
     @cached_property
     def weight_bytes(self) -> int | None:
         """Of its weight files; None if nobody knows before the Hub is asked."""
@@ -88,6 +93,10 @@ class Candidate:
             return _placed(self.entry, self.sizes, self.weight_bytes, self.machine)
         except DeviceMemoryError as error:
             return error
+
+    @property
+    def fits(self) -> bool:
+        return not isinstance(self.outcome, DeviceMemoryError | None)
 
     @property
     def is_resident(self) -> bool:
@@ -156,7 +165,7 @@ class Choice:
 
 def choose(entry: ModelEntry) -> Choice:
     """A model's weights for this machine: of several sources the first that is resident on its devices, and one
-    that is here already before any that isn't. If none can be resident, the smallest.
+    that is here already before any that isn't. If none can be resident, the smallest that fits.
 
     Raises `DeviceError` for a device or a limit that means nothing, and `FileAccessError`.
     """
@@ -168,9 +177,11 @@ def choose(entry: ModelEntry) -> Choice:
 def _best(candidates: list[Candidate]) -> Candidate:
     if len(candidates) == 1:
         return candidates[0]
-    here = [each for each in candidates if each.folder is not None]
+    here = [each for each in candidates if each.is_here]
     resident = next((each for each in (*here, *candidates) if each.is_resident), None)
-    return resident or candidates[-1]
+    # The last is the smallest, but what of it is always on the device is more than of fp8.
+    fitting = next((each for each in reversed(candidates) if each.fits), candidates[-1])
+    return resident or fitting
 
 
 def place_described(entry: ModelEntry, described: Described, machine: Machine) -> Placement:
@@ -179,6 +190,14 @@ def place_described(entry: ModelEntry, described: Described, machine: Machine) -
     placement = _placed(entry, sizes, weight_bytes, machine)
     _check_gpu(entry, sizes, placement, weight_bytes)
     return placement
+
+
+def bytes_to_read(described: Described, placement: Placement) -> int:
+    """About how much of a checkpoint's files is read before the first reply."""
+    sizes = described_sizes(described, placement.devices[0])
+    left = sizes.vision_bytes + placement.num_layers("files") * sizes.experts_bytes
+    share = 1 - left / (sizes.weight_bytes + sizes.vision_bytes)
+    return int(described.weights.num_bytes * share)
 
 
 def is_small(weight_bytes: int | None) -> bool:

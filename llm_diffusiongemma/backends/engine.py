@@ -220,7 +220,7 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
 
 def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready:
     from ..diffusion.loading import describe
-    from .choice import choose, place_described, told
+    from .choice import bytes_to_read, choose, place_described, told
 
     # A device that is not there is told before anything is looked for or downloaded.
     _check_cuda_after_fork(entry.device)
@@ -244,7 +244,7 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
     ):
         described = describe(checkpoint.folder)
         placement = place_described(entry, described, choice.machine)
-        progress.set_total(described.weights.num_bytes)
+        progress.set_total(bytes_to_read(described, placement))
         engine = Engine.load(described, placement, stop.check, progress.advance)
     # What is in the cache is whole, whenever somebody interrupts.
     _engines[key] = engine

@@ -102,7 +102,7 @@ def find_machine(name: str | None) -> Machine:
     chosen = resolve_device(name)
     devices = [chosen]
     if name is None and chosen.type == "cuda":
-        devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+        devices = [torch.device(each) for each in _available_devices() if each.startswith("cuda")]
         devices.sort(key=_usable_memory, reverse=True)
     limit = memory_limit()
     memories = (

@@ -82,9 +82,9 @@ class Matrices:
         raise NotImplementedError
 
     def dequantise(self, which: slice, rows: slice, out: torch.Tensor) -> torch.Tensor:
-        """The numbers of some rows of some matrices, into `out` `[k, n, in]` of any floating-point dtype.
+        """The numbers of some rows of some matrices, into `out` `[k, n, in]`: contiguous, of any float dtype.
 
-        Exact in fp32, and rounded from there.
+        A format's products are rounded to fp32 each, and the last to `out`'s dtype.
         """
         raise NotImplementedError
 

@@ -92,7 +92,7 @@ class BlockDiffusionPipeline:
         self.canvas_length = network.config.canvas_length
         self.vocab_size = network.config.vocab_size
         self.context_length = network.config.context_length
-        self._memory_for = min(context_tokens or self.context_length, self.context_length)
+        self._context_tokens = context_tokens
         self.eos_token_ids = frozenset(eos_token_ids)
         self.pad_token_id = pad_token_id
 
@@ -115,7 +115,7 @@ class BlockDiffusionPipeline:
         Raises at the call, before any work, what `Request.room` raises. Raises while it runs:
         `DeviceMemoryError`, `NotANumberError`, and what an image's soft tokens raise.
         """
-        room = request.room(self.context_length, self.canvas_length, self._memory_for)
+        room = request.room(self.context_length, self.canvas_length, self._context_tokens)
         return self._reply(request, room, randomness, drafts, should_stop or (lambda: False))
 
     # As a decorator of a generator `no_grad` lasts while the generator runs, and the consumer has its own

@@ -249,12 +249,12 @@ class Request:
         want of memory, `ConstraintError` if not even the shortest reply fits.
         """
         length = len(self.prompt.token_ids)
-        most = context_length if memory_for is None else memory_for
+        most = context_length if memory_for is None else min(memory_for, context_length)
         room = Room(self.max_tokens, (most - length) // canvas_length, canvas_length)
         if room.canvases < 1:
             shown = sum(len(image.span) for image in self.prompt.images)
             lack = ContextLengthError if length + canvas_length > context_length else ContextMemoryError
-            raise lack(length, min(most, context_length), canvas_length, shown)
+            raise lack(length, most, canvas_length, shown)
         least = sum(part.need.tokens for part in self.parts)
         if least > room.tokens:
             raise ConstraintError(

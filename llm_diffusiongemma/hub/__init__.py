@@ -4,10 +4,14 @@ No network for what is here already. What isn't is announced before it comes: ho
 here, and where it goes. All of it is of the announced commit, and checked against what the Hub's list says.
 
     settings   what the environment says: where the Hub is, where its cache, who asks
+    disk       the little that is asked of a disk
     cache      what is on disk, whole or not, and what may not be read
     exchange   one request and its answer
     listing    what the Hub says it has, as far as it can be believed
-    download   bringing bytes: announced, gone on with, checked, put in their place
+    partial    a begun file: which parts of it are there
+    transfer   one file as it comes, over several connections at once
+    bringing   what is missing of a commit: announced, brought, checked, put in its place
+    removing   letting go of what is here
     failures   what goes wrong, in plain words
 """
 
@@ -16,10 +20,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..catalog import EMBEDDED_CHECKPOINT, FULL_REPO, MODEL_VARIABLE, Source
+from ..catalog import EMBEDDED_CHECKPOINT, FULL_REPO, MODEL_VARIABLE, Source, chosen_folder
 from ..errors import (
     CheckpointNotFoundError,
     DiskSpaceError,
@@ -27,30 +31,43 @@ from ..errors import (
     FileAccessError,
     HubAccessError,
     HubConnectionError,
+    RemovalError,
 )
 from ..layout import CONFIG_FILE, IMAGE_FILES, is_file, is_folder, read_files, read_start, weights_here
-from ..wording import quoted
-from . import cache, download, listing, settings
-from .cache import PARTIAL_SUFFIX, Repository, Snapshot
+from ..wording import quoted, tell
+from . import bringing, cache, listing, settings
+from .cache import Repository, Snapshot
+from .disk import file_size
 from .exchange import CheckWanted
-from .failures import Lack, in_plain_words, offline
+from .failures import Lack, in_plain_words, offline, size
 from .failures import listed as _listed
+from .partial import PARTIAL_SUFFIX
+from .removing import Removal, plan, remove
 from .settings import check_environment
 
 __all__ = [
     "PARTIAL_SUFFIX",
     "Checkpoint",
     "OnDisk",
+    "Removal",
     "check_environment",
+    "download",
     "how_to_mend",
     "locate",
     "newest",
     "on_disk",
+    "removal",
+    "remove",
 ]
 
 # "owner/name", maybe with a revision, and the address of its page. A Path has made one slash of two.
 REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@[^/]*)?")
 ADDRESS = re.compile(r"(?:https?:/+[^/]+|hf:|huggingface\.co|hf\.co)/+(\w[\w.-]*/\w[\w.-]*)(?:[/?#@].*)?")
+
+OF_ONES_OWN = (
+    "Put a whole checkpoint there, or take the model out with `llm diffusiongemma remove` (its name is in "
+    "`llm diffusiongemma status`)."
+)
 
 CheckSize = Callable[[int], None]
 """Raises if this machine can't hold weights of so many bytes."""
@@ -106,6 +123,42 @@ def _checkpoint(source: Source, snapshot: Path) -> Checkpoint:
     return Checkpoint(snapshot, f"{source.where}@{snapshot.name}")
 
 
+def download(source: Source, update: bool = False, check_wanted: CheckWanted = lambda: None) -> Checkpoint:
+    """Bring what is missing of a repository; to `update` means to bring the newest commit, whatever is here.
+
+    What was here before stays, and is named. Raises what `locate` does, but for memory.
+    """
+    if isinstance(source.where, Path):
+        return locate(source, str(source.where), lambda weight_bytes: None, check_wanted)
+    here = _find(source)
+    if here is not None and not here.missing:
+        if not update or newest(source, check_wanted) == here.commit:
+            return _checkpoint(source, here.folder)
+        checkpoint = _checkpoint(source, _download(source, here, lambda weight_bytes: None, check_wanted))
+        before = removal(replace(source, revision=here.commit))
+        tell(
+            f"The weights of {source.where} from before (commit {here.commit[:12]}, {size(before.num_bytes)} of "
+            f"their own) stay on disk. To remove them: hf cache rm {here.commit}"
+        )
+        return checkpoint
+    return _checkpoint(source, _download(source, here, lambda weight_bytes: None, check_wanted))
+
+
+def removal(source: Source) -> Removal:
+    """What would be let go of a repository, or of its revision if the source names one. Changes nothing.
+
+    Raises `RemovalError` for a folder of one's own and if there is nothing, `CheckpointNotFoundError` for what can
+    be no revision, and `FileAccessError`.
+    """
+    if isinstance(source.where, Path):
+        raise RemovalError(
+            f"{quoted(source.where)} is a folder of your own, which is never deleted from here. If you don't need "
+            "it any more, delete it yourself."
+        )
+    _check_revision(source)
+    return plan(source.where, source.revision)
+
+
 @dataclass(frozen=True)
 class OnDisk:
     """What is on this machine of a source, whole or not. Of a folder of one's own all of it is."""
@@ -130,7 +183,7 @@ def on_disk(source: Source) -> OnDisk | None:
     if isinstance(where, Path):
         with cache.readable(where):
             files = read_files(where)
-            return OnDisk(where, None, sum(map(cache.file_size, files)), 0, True) if files else None
+            return OnDisk(where, None, sum(map(file_size, files)), 0, True) if files else None
     here = _find(source)
     if here is None:
         return None
@@ -155,21 +208,26 @@ def newest(source: Source, check_wanted: CheckWanted = lambda: None) -> str:
 
 def _find(source: Source) -> Snapshot | None:
     """What a prompt would use of a repository. Raises `CheckpointNotFoundError` and `FileAccessError`."""
+    _check_revision(source)
     assert isinstance(source.where, str)
+    return cache.find(source.where, source.revision)
+
+
+def _check_revision(source: Source) -> None:
     if source.revision is not None and (objection := listing.objection(source.revision)):
         raise CheckpointNotFoundError(
             f"{quoted(repr(source.revision), 100)} {objection}, so it can't be a revision of {source.where}. "
             "Name a branch, a tag or a whole commit of it."
         )
-    return cache.find(source.where, source.revision)
 
 
 def _download(source: Source, here: Snapshot | None, check_size: CheckSize, check_wanted: CheckWanted) -> Path:
     """Bring what is missing of a repository, saying so first, and return its snapshot's folder."""
     repo, revision, weight_bytes = str(source.where), source.revision, source.weight_bytes
     lack = Lack(repo, here, revision)
-    # Its weights fit no other commit, and should not come twice.
-    commit = here.commit if here is not None and here.has_weights else None
+    # Its weights fit no other commit, and should not come twice. What is whole is here for an update.
+    update_of = here.commit if here is not None and not here.missing else None
+    commit = here.commit if here is not None and here.has_weights and not update_of else None
     if here is not None and lack.is_small:
         weight_bytes = _checkpoint(source, here.folder).weight_bytes
     repository = Repository.of(repo)
@@ -182,7 +240,8 @@ def _download(source: Source, here: Snapshot | None, check_size: CheckSize, chec
             if settings.is_offline():
                 raise offline(lack)
             found = listing.ask(repo, revision, check_wanted, commit)
-            wanted = download.prepare(found, repository, ref, found.commit != commit, check_wanted)
+            is_newest = found.commit != commit
+            wanted = bringing.prepare(found, repository, ref, is_newest, check_wanted, update_of)
         except Exception:
             # What this machine can tell goes before what somebody else is to blame for.
             if weight_bytes is not None:
@@ -191,7 +250,7 @@ def _download(source: Source, here: Snapshot | None, check_size: CheckSize, chec
                 cache.check_writable(repository)
             raise
         check_size(wanted.weight_bytes)
-        return download.bring(wanted)
+        return bringing.bring(wanted)
 
 
 def how_to_mend(source: str | Path, folder: Path) -> str:
@@ -212,12 +271,18 @@ def how_to_mend(source: str | Path, folder: Path) -> str:
         )
     if source == EMBEDDED_CHECKPOINT:
         return "The folder is part of this plugin: install it again."
+    if source != chosen_folder():
+        return f"The folder is that of a model of your own. {OF_ONES_OWN}"
     return f"{MODEL_VARIABLE} names the folder. Set it to another one, or unset it for the Hub's checkpoint."
 
 
 def _check_folder(folder: Path) -> None:
     """Raises `CheckpointNotFoundError` with what may have been meant instead."""
     if not is_folder(folder):
+        if folder != chosen_folder():
+            raise CheckpointNotFoundError(
+                f"There is no folder {quoted(folder)} any more: a model of your own is to be in it. {OF_ONES_OWN}"
+            )
         raise CheckpointNotFoundError(_what_else(folder))
     snapshots = sorted(file.parent for file in folder.glob(f"snapshots/*/{CONFIG_FILE}"))
     if snapshots and not is_file(folder / CONFIG_FILE):

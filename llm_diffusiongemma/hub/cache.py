@@ -35,12 +35,10 @@ from ..layout import (
     weights_here,
 )
 from . import settings
+from .disk import file_size, if_there, is_folder, nearest, write_whole
 from .listing import COMMIT, GIT_SHA1, SHA256, Listing, RemoteFile, by_name, needed, remote_file
+from .partial import HASH_CHUNK_BYTES, PARTIAL_SUFFIX, bytes_here
 
-# Ends as the Hub's own unfinished files do, so that `hf cache prune` knows it for what it is.
-PARTIAL_SUFFIX = ".resumable.incomplete"
-
-HASH_CHUNK_BYTES = 1 << 24
 # As safetensors has it.
 MAX_HEADER_BYTES = 100_000_000
 TREE_FORMAT = 1
@@ -108,11 +106,8 @@ def find(repo: str, revision: str | None = None) -> Snapshot | None:
     """
     repository = Repository.of(repo)
     with readable(repository.folder):
-        folders = _snapshots(repository)
-        if revision is not None:
-            commit = revision if COMMIT.fullmatch(revision) else _commit_of(repository, revision)
-            folders = [folder for folder in folders if folder.name == commit]
-        found = [_look_at(repository, folder) for folder in folders]
+        commits = commits_of(repository, revision)
+        found = [_look_at(repository, repository.snapshot(commit)) for commit in commits]
     whole = [snapshot for snapshot in found if not snapshot.missing]
     # Only a commit that the Hub can be asked for can be completed.
     begun = [snapshot for snapshot in found if COMMIT.fullmatch(snapshot.folder.name)]
@@ -120,11 +115,19 @@ def find(repo: str, revision: str | None = None) -> Snapshot | None:
     return next(iter(whole + begun), None)
 
 
+def commits_of(repository: Repository, revision: str | None) -> list[str]:
+    """What is here, whole or begun, of a revision or of all: first what was the newest, then the last made."""
+    commits = [folder.name for folder in _snapshots(repository)]
+    if revision is None:
+        return commits
+    wanted = revision if COMMIT.fullmatch(revision) else _commit_of(repository, revision)
+    return [commit for commit in commits if commit == wanted]
+
+
 def _snapshots(repository: Repository) -> list[Path]:
-    """The one that was the newest first, then others, the last made first."""
-    with _if_there():
+    with if_there():
         folders = [
-            Path(entry) for entry in os.scandir(repository.folder / "snapshots") if _is_folder(Path(entry.path))
+            Path(entry) for entry in os.scandir(repository.folder / "snapshots") if is_folder(Path(entry.path))
         ]
         main = _commit_of(repository, "main")
         folders.sort(key=lambda folder: (folder.name == main, folder.stat().st_mtime), reverse=True)
@@ -196,7 +199,7 @@ def _bytes_here(repository: Repository, snapshot: Snapshot, file: RemoteFile) ->
         return 0
     if state_in(repository, snapshot.commit, file) == "whole":
         return file.size
-    return min(file_size(repository.partial(file.content_id)), file.size)
+    return min(bytes_here(repository.partial(file.content_id)), file.size)
 
 
 def _is_begun(repository: Repository, file: RemoteFile) -> bool:
@@ -206,7 +209,7 @@ def _is_begun(repository: Repository, file: RemoteFile) -> bool:
 
 
 def _small_files(folder: Path) -> list[Path]:
-    with _if_there():
+    with if_there():
         return [folder / name for name in sorted(os.listdir(folder)) if name in READ_FILES]
     return []
 
@@ -253,7 +256,7 @@ def _target(file: Path) -> Path | None:
 
 def _state(repository: Repository, file: Path, listed: RemoteFile | None) -> State:
     """Raises `PermissionError` if it may not be read."""
-    with _if_there():
+    with if_there():
         status = _open(file)
         if status is None:
             return "missing"
@@ -344,58 +347,7 @@ def write_tree(repository: Repository, listing: Listing) -> None:
     write_whole(repository.tree(listing.commit), json.dumps({"format_version": TREE_FORMAT, "files": files}))
 
 
-# --- the disk -----------------------------------------------------------------------------------------------
-
-
-def write_whole(file: Path, text: str) -> None:
-    """So that whoever reads it meets the old text or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def file_size(file: Path) -> int:
-    """0 if there is no such file."""
-    with _if_there():
-        return file.stat().st_size
-    return 0
-
-
-def nearest(place: Path) -> Path:
-    """The nearest folder that is there."""
-    while not place.exists():
-        place = place.parent
-    return place
-
-
-def check_writable(repository: Repository) -> None:
-    """Raises `OSError` if nothing can be put into the repository's folder."""
-    place = nearest(repository.blobs)
-    if not place.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
-    is_effective = os.access in os.supports_effective_ids
-    if not os.access(place, os.W_OK | os.X_OK, effective_ids=is_effective):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
-
-
-def _is_folder(place: Path) -> bool:
-    with _if_there():
-        return stat.S_ISDIR(place.stat().st_mode)
-    return False
-
-
-@contextmanager
-def _if_there() -> Iterator[None]:
-    """Go on behind the block if what it looks at isn't there, or its links lead in a circle."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
-            raise
+# --- what may not be read -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -413,7 +365,7 @@ def check_readable(folder: Path, whole: Path | None = None) -> None:
     """Raises `FileAccessError` if this user may not read a checkpoint's files. `whole` is where the folder is."""
     with readable(whole or folder):
         for name in os.listdir(folder):
-            with _if_there():
+            with if_there():
                 if name in READ_FILES or name.endswith(WEIGHTS_SUFFIX):
                     _open(folder / name)
 
@@ -425,3 +377,13 @@ def _open(file: Path) -> os.stat_result | None:
         return None
     with file.open("rb"):
         return status
+
+
+def check_writable(repository: Repository) -> None:
+    """Raises `OSError` if nothing can be put into the repository's folder."""
+    place = nearest(repository.blobs)
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    is_effective = os.access in os.supports_effective_ids
+    if not os.access(place, os.W_OK | os.X_OK, effective_ids=is_effective):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))

@@ -24,7 +24,8 @@ CheckWanted = Callable[[], None]
 """Raises if nobody wants the download any more. Asked several times a second."""
 
 TICK_SECONDS = 0.1
-QUEUED_CHUNKS = 32
+# What is in a queue comes again after a crash, and connections are several.
+QUEUED_CHUNKS = 8
 MAX_REDIRECTS = 10
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 

@@ -23,7 +23,8 @@ from ..errors import (
 from ..layout import WEIGHTS_SUFFIX
 from ..wording import quoted
 from . import settings
-from .cache import Repository, Snapshot, file_size
+from .cache import Repository, Snapshot
+from .disk import file_size
 from .exchange import ExchangeError, RefusedError, UnusableAnswerError
 from .listing import NoHubError
 
@@ -42,6 +43,8 @@ class Lack:
 
     def __str__(self) -> str:
         here = self.here
+        if here is not None and not here.missing:
+            return f"The weights of {self.repo} are here (commit {here.commit[:12]})"
         if here is not None and self.is_small:
             damaged = [name for name in here.missing if name in here.damaged]
             lacking = [name for name in here.missing if name not in here.damaged]
@@ -58,6 +61,8 @@ class Lack:
 
     @property
     def by_hand(self) -> str:
+        if self.here is not None and not self.here.missing:
+            return "or use what is here."
         if self.here is not None and self.is_small:
             if self.here.damaged:
                 return (
@@ -103,9 +108,10 @@ def in_plain_words(lack: Lack) -> Iterator[None]:
 
 
 def offline(lack: Lack) -> HubConnectionError:
+    what = "ask for a newer commit" if lack.here is not None and not lack.here.missing else "fetch what is missing"
     return HubConnectionError(
-        f"{lack}, and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids to fetch what is missing. Unset it and run "
-        f"the command again, {lack.by_hand}\n{WITHOUT_THEM}"
+        f"{lack}, and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids to {what}. Unset it and run the command "
+        f"again, {lack.by_hand}\n{WITHOUT_THEM}"
     )
 
 

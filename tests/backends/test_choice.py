@@ -148,6 +148,8 @@ def test_a_named_one_is_never_another(on: type[Machines], cache: Path) -> None:
 
 
 def test_what_fits_nowhere_is_refused_with_the_numbers(on: type[Machines]) -> None:
+    on.cards(7.3)
+    assert choose(FULL).source == FP8
     on.cards(5.8)
     choice = choose(FULL)
     assert choice.placement is None

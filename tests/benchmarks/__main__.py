@@ -1,4 +1,4 @@
-"""Prints the tables of the README's "Speed": `python -m tests.benchmarks`.
+"""Prints the tables of the README's "Speed" and of docs/quality.md: `python -m tests.benchmarks`.
 
 diffusers takes part with the `benchmark` extra. Everything in a table ran in one process, side by side; read
 the ratios, and have nothing else run on the machine.
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,7 @@ import transformers
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.grammar.automaton import Vocabulary
 
-from . import constrained, contestants, networks
+from . import constrained, contestants, networks, quality
 from .contestants import OURS, Task
 from .conversation import chat_seconds, conversation
 from .measure import MIB, Action, Cost, Sizes, compare
@@ -216,6 +216,49 @@ def print_constrained(title: str, network: Network, vocabulary: Vocabulary, repe
         print(f"| {name} | {cost.seconds:.3f} | {against} | {cost.peak_bytes / MIB:,.0f} MiB |")
 
 
+def costs_in_quality(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    settings = Task([], 1, sizes.steps).settings
+    prompt = list(range(200, 200 + sizes.prompt_tokens))
+    wide = networks.wide_body(device, sizes).network
+    print_deviations(
+        "wide random body, against fp32",
+        wide,
+        quality.packed_twins(wide),
+        quality.states(wide, [prompt], settings),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        examiners = quality.examiners(Path(folder))
+        tiny = {layout: examiner._engine.loaded.network for layout, examiner in examiners.items()}
+        reference = examiners[quality.REFERENCE]
+        encode = reference._engine.prompt_encoder.encode
+        prompts = [
+            encode(lesson.messages, tools=lesson.tools, thinking=lesson.thinking) for lesson in quality.lessons()
+        ]
+        plain = tiny[quality.REFERENCE]
+        steps = quality.states(plain, prompts, reference._settings)
+        print_deviations("the embedded checkpoint, against bf16", plain, tiny, steps)
+        scores = {layout: quality.scores(examiner, sizes.questions) for layout, examiner in examiners.items()}
+    print("\n(h) Right answers of the embedded checkpoint\n")
+    print(f"| | {' | '.join(scores)} |\n| --- |{' --- |' * len(scores)}")
+    for skill, score in scores[quality.REFERENCE].items():
+        print(f"| {skill}, of {score.asked} | {' | '.join(str(each[skill].right) for each in scores.values())} |")
+    totals = [quality.total(each.values()) for each in scores.values()]
+    print(f"| all, of {totals[0].asked} | {' | '.join(f'{each.right} ({each.share:.1%})' for each in totals)} |")
+    print(f"| steps a canvas | {' | '.join(f'{each.denoising_steps / each.blocks:.2f}' for each in totals)} |")
+
+
+def print_deviations(
+    title: str,
+    reference: Network,
+    twins: dict[quality.Layout, Network],
+    steps: Sequence[quality.State],
+) -> None:
+    print(f"\n(h) Logits of {len(steps)} denoising steps: {title}\n")
+    print("| | Relative error | KL, nats a position | Most likely token kept |\n| --- | --- | --- | --- |")
+    for layout, each in quality.deviations(reference, twins, steps).items():
+        print(f"| {layout} | {each.relative_error:.4f} | {each.divergence:.2g} | {each.kept:.2%} |")
+
+
 BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "around": around,
     "reply": reply,
@@ -224,6 +267,7 @@ BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "chat": chat,
     "constraint": constraint,
     "context": context,
+    "quality": costs_in_quality,
 }
 
 

@@ -26,6 +26,7 @@ class Sizes:
     question_tokens: int = 100
     hidden: int = 768
     long_context: int = 8000
+    questions: int = 20
 
 
 MIB = 1 << 20

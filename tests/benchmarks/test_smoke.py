@@ -7,11 +7,20 @@ import subprocess
 import pytest
 import torch
 
+from llm_diffusiongemma.tiny import data
+
 from .__main__ import BENCHMARKS
 from .measure import Sizes
 
 SMALLEST = Sizes(
-    vocabulary=1024, steps=2, prompt_tokens=8, turns=2, question_tokens=4, hidden=32, long_context=600
+    vocabulary=1024,
+    steps=2,
+    prompt_tokens=8,
+    turns=2,
+    question_tokens=4,
+    hidden=32,
+    long_context=600,
+    questions=1,
 )
 
 
@@ -19,5 +28,6 @@ SMALLEST = Sizes(
 def test_it_runs(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "startup":  # twenty commands of seconds each; that they work is tested elsewhere
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr(data, "SKILLS", {"name": data.SKILLS["name"]})
     BENCHMARKS[name](torch.device("cpu"), 1, SMALLEST)
     assert "| --- |" in capsys.readouterr().out

@@ -21,7 +21,13 @@ from llm_diffusiongemma.diffusion.request import (
     Thought,
 )
 from llm_diffusiongemma.diffusion.sampler import SamplerSettings
-from llm_diffusiongemma.errors import ConstraintError, ContextLengthError, OptionError, PromptError
+from llm_diffusiongemma.errors import (
+    ConstraintError,
+    ContextLengthError,
+    ContextMemoryError,
+    OptionError,
+    PromptError,
+)
 
 CANVAS = 8
 EOS, CLOSES, PAD = 1, 2, 0
@@ -168,6 +174,20 @@ def test_a_prompt_leaves_whole_canvases() -> None:
         asked(64 - CANVAS + 1, 100)
     with pytest.raises(ContextLengthError, match="Pictures take 30: attach fewer"):
         asked(57, 100, images=(Image(range(1, 31), "a"),))
+
+
+def test_a_prompt_that_there_is_no_memory_for() -> None:
+    """With the number that would fit. More than the model's context is never to be had."""
+    prompt = Request(Prompt(list(range(17))), SETTINGS, 100)
+    assert prompt.room(64, CANVAS, memory_for=25) == room(100, canvases=1)
+    assert prompt.room(64, CANVAS, memory_for=500) == prompt.room(64, CANVAS)
+    with pytest.raises(
+        ContextMemoryError, match=r"17 tokens long, but beside the weights there is memory for 24 and"
+    ):
+        prompt.room(64, CANVAS, memory_for=24)
+    with pytest.raises(ContextLengthError, match="this model's context holds 24") as raised:
+        prompt.room(24, CANVAS, memory_for=24)
+    assert not isinstance(raised.value, ContextMemoryError)
 
 
 @pytest.mark.parametrize(

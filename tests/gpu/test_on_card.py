@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma.diffusion.experts import Experts
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
 from llm_diffusiongemma.diffusion.loading import LoadedModel
 from llm_diffusiongemma.diffusion.network import Network
+from llm_diffusiongemma.diffusion.packed import CompressedTensorsNvfp4, Fp8, Matrices, ModelOptNvfp4
 from llm_diffusiongemma.diffusion.placement import LayerHome
 
 from ..whole import load_whole
@@ -24,7 +26,6 @@ from .speed import Denoiser, captured
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_diffusiongemma.diffusion.experts import Experts
     from llm_diffusiongemma.diffusion.placement import ExpertsHome
 
 pytestmark = [
@@ -71,6 +72,46 @@ def test_grouped_experts_are_those_of_the_loop(bench: Bench, rows: int) -> None:
     with patch.object(layer.experts, "_is_grouped", False):
         loop = layer.experts(x, *routing)
     assert relative_error(grouped.double(), loop.double()) < 1e-2
+
+
+def packed_experts(format_: type[Matrices], dtype: torch.dtype, device: torch.device) -> Experts:
+    """8 of width 96 over 256, with any bytes but for NaN and scales near 1 / 16."""
+    generator = torch.Generator().manual_seed(0)
+    experts = Experts(8, 256, 96, dtype, device, format_)
+    for matrices in (experts.gate_up, experts.down):
+        codes, scale, *whole = matrices.held()
+        largest = 256 if whole else 127
+        codes.copy_(torch.randint(0, largest, codes.shape, generator=generator))
+        scale.copy_(torch.full(scale.shape, 0x18 if whole else 2.0**-9))
+        for each in whole:
+            each.fill_(1.5 if format_ is CompressedTensorsNvfp4 else 0.7)
+    return experts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("format_", [Fp8, ModelOptNvfp4, CompressedTensorsNvfp4])
+def test_packed_numbers_are_those_of_the_cpu(format_: type[Matrices], dtype: torch.dtype) -> None:
+    """Bit for bit."""
+    numbers = []
+    for device in (CARD, torch.device("cpu")):
+        matrices = packed_experts(format_, dtype, device).gate_up
+        out = torch.empty(3, 100, matrices.inputs, dtype=dtype, device=device)
+        numbers.append(matrices.dequantise(slice(2, 5), slice(50, 150), out).cpu())
+    assert torch.equal(*numbers)
+
+
+@pytest.mark.parametrize("is_grouped", [False, True])
+@pytest.mark.parametrize("format_", [Fp8, ModelOptNvfp4, CompressedTensorsNvfp4])
+def test_packed_experts_are_those_of_the_cpu(format_: type[Matrices], is_grouped: bool) -> None:
+    card = packed_experts(format_, torch.bfloat16, CARD)
+    if is_grouped and not card._is_grouped:
+        pytest.skip("torch has grouped products for cards from Hopper on")
+    x, chosen = torch.randn(64, 256).bfloat16(), torch.stack([torch.randperm(8)[:2] for _ in range(64)])
+    weights = torch.rand(64, 2)
+    expected = packed_experts(format_, torch.float32, torch.device("cpu"))(x.float(), chosen, weights)
+    with patch.object(card, "_is_grouped", is_grouped):
+        found = card(x.to(CARD), chosen.to(CARD), weights.to(CARD))
+    assert relative_error(found.double().cpu(), expected.double()) < 2e-2
 
 
 def test_a_captured_step_gives_the_same_bits(bench: Bench) -> None:

@@ -4,57 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
-import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from ..errors import DiskSpaceError, DownloadError
 from ..layout import WEIGHTS_SUFFIX, missing_weights
+from ..view.progress import Progress, indicate
 from ..wording import quoted, tell
 from . import settings
-from .cache import (
-    HASH_CHUNK_BYTES,
-    PARTIAL_SUFFIX,
-    Repository,
-    check_writable,
-    file_size,
-    is_whole,
-    nearest,
-    state_in,
-    write_tree,
-    write_whole,
-)
-from .exchange import (
-    TICK_SECONDS,
-    TROUBLES,
-    Answer,
-    CheckWanted,
-    NoAnswerError,
-    RefusedError,
-    UnusableAnswerError,
-    exchange,
-    pause,
-    recover,
-)
+from .cache import Repository, check_writable, is_whole, state_in, write_tree
+from .disk import file_size, nearest, write_whole
+from .exchange import TICK_SECONDS, CheckWanted
 from .failures import WITHOUT_THEM, listed, size
-from .listing import Listing, RemoteFile, complete, file_url, needed
+from .listing import Listing, RemoteFile, complete, needed
+from .partial import JOURNAL_SUFFIX, PARTIAL_SUFFIX, Partial, bytes_here, discard
+from .transfer import TooLongError, Transfer
 
 LOCK_SILENCE_SECONDS = 1.0
-SLOW_TO_HASH_BYTES = 10**9
-SOON_HERE_AGAIN_BYTES = 10**8
-
-# No web server need hand out more at once. What is larger comes in parts.
-LARGEST_ANSWER_BYTES = 50 * 10**9
-# A file that comes more slowly than so many bytes in such a time will never be here.
-TRICKLE_SECONDS = 60.0
-TRICKLE_BYTES = 60_000
-
-CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(?:\d{1,18}|\*)")
 
 
 @dataclass(frozen=True)
@@ -69,6 +38,8 @@ class Download:
     is_newest: bool
     """Whether the commit is what that is now."""
     check_wanted: CheckWanted
+    update_of: str | None = None
+    """The commit that is here and does as well."""
 
     @property
     def files(self) -> list[RemoteFile]:
@@ -98,7 +69,7 @@ class Download:
     def bytes_here(self) -> int:
         """How much of it all is on disk, in whole files or begun ones."""
         return sum(
-            file.size or 0 if self.is_here(file) else min(file.size or 0, file_size(self.partial(file)))
+            file.size or 0 if self.is_here(file) else min(file.size or 0, bytes_here(self.partial(file)))
             for file in self.files
         )
 
@@ -116,7 +87,12 @@ def _sum(files: Any) -> int:
 
 
 def prepare(
-    listing: Listing, repository: Repository, ref: str | None, is_newest: bool, check_wanted: CheckWanted
+    listing: Listing,
+    repository: Repository,
+    ref: str | None,
+    is_newest: bool,
+    check_wanted: CheckWanted,
+    update_of: str | None,
 ) -> Download:
     """What is to be downloaded. Raises `DownloadError` if the repository has no weights that can be loaded."""
     names = needed(listing.files)
@@ -126,7 +102,7 @@ def prepare(
             f"{settings.shown_endpoint()}."
         )
     listing = complete(listing, names, check_wanted)
-    return Download(listing, repository, names, ref, is_newest, check_wanted)
+    return Download(listing, repository, names, ref, is_newest, check_wanted, update_of)
 
 
 def bring(download: Download) -> Path:
@@ -156,11 +132,12 @@ def _bring(download: Download) -> Path:
     _announce(download, free_bytes)
     write_tree(download.repository, download.listing)
     try:
-        for file in download.files:
-            with _lock(download, file):
-                if not download.is_here(file):
-                    _fetch(download, file)
-                _link(download, file)
+        with _indicate(download) as progress:
+            for file in download.files:
+                with _lock(download, file):
+                    if not download.is_here(file):
+                        _fetch(download, file, progress)
+                    _link(download, file)
     except KeyboardInterrupt:
         # It goes on up as it is: click ends the command, and a program's own Ctrl-C stays its own.
         tell(
@@ -183,7 +160,10 @@ def _clean_up(download: Download) -> None:
                 lock = download.repository.lock(partial.name.removesuffix(PARTIAL_SUFFIX))
                 lock.parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(TimeoutError), WeakFileLock(lock, timeout=TICK_SECONDS):
-                    partial.unlink(missing_ok=True)  # nobody else is at it
+                    discard(partial)  # nobody else is at it
+        for journal in download.repository.blobs.glob("*" + JOURNAL_SUFFIX):
+            if not journal.with_name(journal.name.removesuffix(JOURNAL_SUFFIX) + PARTIAL_SUFFIX).exists():
+                journal.unlink(missing_ok=True)
 
 
 def _check_disk(download: Download) -> int:
@@ -211,9 +191,13 @@ def _announce(download: Download, free_bytes: int) -> None:
         tell(f"The weights of {repo} are here, but not {listed(names)}. Downloading {size(count)} to {cache}.")
         return
     here = download.bytes_here()
+    what = f"The weights of {repo} are not {'all ' if here else ''}on this machine yet."
+    if download.update_of is not None:
+        new, old = download.listing.commit[:12], download.update_of[:12]
+        what = f"There is a newer commit of {repo}: {new}. Here is {old}."
     part = f", {size(here)} of it here already" if here else ""
     tell(
-        f"The weights of {repo} are not {'all ' if here else ''}on this machine yet.\n"
+        f"{what}\n"
         f"Downloading {size(download.total_bytes)} in {len(download.files)} files{part}, "
         f"to {cache} ({size(free_bytes)} free).\n"
         "Ctrl-C stops it; the next prompt goes on where it was."
@@ -241,174 +225,45 @@ def _lock(download: Download, file: RemoteFile) -> Iterator[None]:
         yield
 
 
-class _TooLongError(DownloadError):
-    """More comes than was announced."""
-
-
-def _fetch(download: Download, file: RemoteFile) -> None:
+def _fetch(download: Download, file: RemoteFile, progress: Progress) -> None:
     """Bring one file into the cache, going on where an earlier attempt was cut, and check it."""
-    partial = download.partial(file)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    began_with = file_size(partial)
+    place = download.partial(file)
+    began_with = file_size(place)
+    partial = Partial(place, file.size or 0, file.digest)
+    transfer = Transfer(download.listing, file, partial, download.check_wanted, progress.advance)
     try:
-        is_right = _receive(download, file, partial)
-        if not is_right and began_with:
+        transfer.run()
+        if partial.hexdigest() != file.content_id and began_with:
             tell(f"What was here of {file.name} does not belong to it: downloading all of it.")
-            partial.unlink()
-            is_right = _receive(download, file, partial)
-    except _TooLongError:
-        if file_size(partial) != began_with or not began_with:
-            partial.unlink()
+            progress.advance(-partial.received)
+            partial.restart()
+            transfer.run()
+    except TooLongError:
+        if file_size(place) != began_with or not began_with:
+            partial.discard()
         raise
-    if not is_right:
-        partial.unlink()
+    finally:
+        partial.close()
+    if partial.hexdigest() != file.content_id:
+        partial.discard()
         raise DownloadError(
             f"{file.name} of {download.listing.repo} came damaged: its checksum is not the one that the Hub "
             "names. It has been deleted. Run the command again to download it again."
         )
-    partial.replace(download.blob(file))
+    partial.move(download.blob(file))
 
 
-def _receive(download: Download, file: RemoteFile, partial: Path) -> bool:
-    """Write what is still missing of a file behind what is there, to the disk. Whether all of it is right."""
-    with partial.open("ab", buffering=0) as stream, _bar(file) as bar:
-        receiver = _Receiver(download, file, stream, bar)
-        receiver.take_what_is_here(partial)
-        while receiver.offset < receiver.size:
-            receiver.ask()
-        os.fsync(stream.fileno())
-    return bool(receiver.digest.hexdigest() == file.content_id)
-
-
-class _Receiver:
-    """One file as it comes. `offset` bytes of it are on disk and in `digest`."""
-
-    def __init__(self, download: Download, file: RemoteFile, stream: FileIO, bar: Any) -> None:
-        self.size = file.size or 0
-        self.offset = 0
-        self.digest = file.digest()
-        self._download = download
-        self._file = file
-        self._stream = stream
-        self._bar = bar
-        self._failures = 0
-        self._takes_parts = True
-        self._watched_from = (time.monotonic(), 0)
-
-    def take_what_is_here(self, partial: Path) -> None:
-        count = file_size(partial)
-        if count > SLOW_TO_HASH_BYTES:
-            tell(f"Checking what is here of {self._file.name} ...")
-        if count:
-            with partial.open("rb") as stream:
-                while chunk := stream.read(HASH_CHUNK_BYTES):
-                    self._download.check_wanted()
-                    self._count(chunk)
-        self._watch_anew()
-
-    def ask(self) -> None:
-        """One request for the rest, or a part of it. What may pass of failures is waited for."""
-        headers, check_wanted = settings.headers(), self._download.check_wanted
-        end = min(self.size, self.offset + LARGEST_ANSWER_BYTES)
-        if self._takes_parts and (self.offset or end < self.size):
-            headers["Range"] = f"bytes={self.offset}-" + (str(end - 1) if end < self.size else "")
-        url = file_url(self._download.listing, self._file.name)
-        try:
-            with exchange("GET", url, headers, settings.download_silence_seconds(), check_wanted) as answer:
-                if answer.status in (200, 206):
-                    self._take(answer, end)
-                    return
-                if answer.status == 416 and "Range" in headers:
-                    self._takes_parts = False
-                    return
-                if answer.status not in TROUBLES:
-                    raise RefusedError(answer)
-            pause(answer, self._failures, self._download.listing.repo, check_wanted)
-            self._watch_anew()
-        except NoAnswerError:
-            if not recover(self._failures, check_wanted):
-                raise
-        self._failures += 1
-
-    def _take(self, answer: Answer, end: int) -> None:
-        if answer.status == 206:
-            match = CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
-            if match is None or int(match[1]) != self.offset or answer.is_encoded:
-                if not self._takes_parts:
-                    raise UnusableAnswerError(f"it hands out other parts of {self._file.name} than were asked for")
-                self._takes_parts = False  # and asked for all of it
-                return
-        else:
-            end = self.size
-            self._begin_again(answer)
-        if answer.length is not None and self.offset + answer.length > self.size:
-            raise self._too_long()
-        for chunk in answer.chunks:
-            if self.offset + len(chunk) > self.size:
-                raise self._too_long()
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[self._stream.write(rest) :]
-            self._count(chunk)
-            self._failures = 0
-            self._watch()
-        if self.offset < end:
-            raise self._not_whole(self.offset)
-
-    def _begin_again(self, answer: Answer) -> None:
-        """Drop what is here for an answer that is all of the file, as far as it says. A login page is not."""
-        if self.offset:
-            is_all = answer.length == self.size or (answer.length is None and self.offset < SOON_HERE_AGAIN_BYTES)
-            if not is_all:
-                raise self._not_whole(self.offset)
-            self._stream.truncate(0)
-            self._bar.update(-self.offset)
-            self.offset, self.digest = 0, self._file.digest()
-            self._watch_anew()
-
-    def _count(self, chunk: bytes) -> None:
-        self.digest.update(chunk)
-        self.offset += len(chunk)
-        self._bar.update(len(chunk))
-
-    def _watch(self) -> None:
-        """Raises `DownloadError` if it would take for ever, though something comes."""
-        began_at, began_with = self._watched_from
-        if time.monotonic() < began_at + TRICKLE_SECONDS:
-            return
-        if self.offset < began_with + TRICKLE_BYTES:
-            raise DownloadError(
-                f"{self._file.name} of {self._download.listing.repo} comes too slowly to ever be here: "
-                f"{self.offset - began_with:,} bytes in {TRICKLE_SECONDS:.0f} s. Check the network, and run the "
-                "command again to go on from there."
-            )
-        self._watch_anew()
-
-    def _watch_anew(self) -> None:
-        self._watched_from = (time.monotonic(), self.offset)
-
-    def _not_whole(self, count: int) -> DownloadError:
-        return DownloadError(
-            f"{self._file.name} of {self._download.listing.repo} did not come whole ({count:,} of {self.size:,} "
-            "bytes). Run the command again to go on from there."
-        )
-
-    def _too_long(self) -> DownloadError:
-        return _TooLongError(
-            f"{self._file.name} of {self._download.listing.repo} is longer than the {size(self.size)} that the "
-            f"Hub at {settings.shown_endpoint()} announced. What came of it has been deleted. Run the command "
-            "again; if it stays so, check HF_ENDPOINT and proxy settings."
-        )
-
-
-def _bar(file: RemoteFile) -> Any:
+@contextlib.contextmanager
+def _indicate(download: Download) -> Iterator[Progress]:
     """How far it is, on a terminal, and unless HF_HUB_DISABLE_PROGRESS_BARS forbids it."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils import are_progress_bars_disabled
 
-    is_small = not file.name.endswith(WEIGHTS_SUFFIX)
-    return tqdm(  # type: ignore[no-untyped-call]
-        desc=file.name[-40:], total=file.size, unit="B", unit_scale=True, disable=True if is_small else None
-    )
+    what = f"Downloading {quoted(download.listing.repo, 60)}"
+    if are_progress_bars_disabled():
+        yield Progress(what, None)
+        return
+    with indicate(what, download.total_bytes - download.bytes_here()) as progress:
+        yield progress
 
 
 def _link(download: Download, file: RemoteFile) -> None:

@@ -1,0 +1,219 @@
+"""`llm diffusiongemma …`: which models there are, their weights, and what a prompt would do.
+
+Thin: each command imports what it needs when it runs, so that `llm` starts no later for them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import llm
+
+from .errors import DeviceError, RegistryError, RemovalError
+from .interrupts import FAILED_STATUS, Interrupts, current_command
+from .wording import printable, quoted
+
+if TYPE_CHECKING:
+    from .catalog import ModelEntry, Source
+
+
+@click.group()
+def diffusiongemma() -> None:
+    """DiffusionGemma's models: what is on this machine of their weights, and what a prompt would do."""
+    current_command()  # so that a Ctrl-C ends these as it ends a prompt
+
+
+@diffusiongemma.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON")
+@click.option("--updates", is_flag=True, help="Ask the Hugging Face Hub whether it has newer weights")
+def status(as_json: bool, updates: bool) -> None:
+    """Show devices, weights on disk, and what a prompt would do.
+
+    For each model: which weights it takes, where they go, how much it downloads before, and what memory it needs.
+    Without --updates no network is asked.
+    """
+    from .view.progress import indicate
+
+    entries = _entries()
+    with indicate("Looking at devices and weights"):
+        from .status import gather, has_failed, lines
+
+        found = gather(entries, _problems(entries), updates)
+    click.echo(json.dumps(found, indent=2) if as_json else printable("\n".join(lines(found))))
+    if has_failed(found):
+        raise click.exceptions.Exit(FAILED_STATUS)
+
+
+@diffusiongemma.command()
+@click.argument("model_id", metavar="[MODEL]", default="diffusiongemma")
+@click.option("--update", is_flag=True, help="Ask the Hugging Face Hub for newer weights")
+def download(model_id: str, update: bool) -> None:
+    """Download a model's weights, so that a prompt need not.
+
+    Without MODEL those that `diffusiongemma` takes on this machine. Says first what comes and where it goes. A
+    download that was cut goes on where it was. Weights that are here already are left as they are, unless --update
+    asks for newer ones.
+    """
+    from . import hub
+    from .hub.failures import size
+
+    entry = _entry(model_id)
+    source = entry.sources[0] if len(entry.sources) == 1 else _chosen(entry)
+    if isinstance(source.where, Path):
+        click.echo(printable(f"{model_id} is in the folder {quoted(source.where)}: there is nothing to download."))
+        return
+    with Interrupts(current_command()) as stop:
+        checkpoint = hub.download(source, update, stop.check)
+    here = hub.on_disk(source)
+    num_bytes = f" ({size(here.num_bytes)})" if here is not None else ""
+    click.echo(printable(f"{checkpoint.resolved_model} is here{num_bytes}: `llm -m {model_id}` runs it."))
+
+
+@diffusiongemma.command()
+@click.argument("model_id", metavar="MODEL")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask")
+def remove(model_id: str, yes: bool) -> None:
+    """Delete a model's weights, and forget a model of your own.
+
+    Says what goes and how much that frees, and asks. Folders of your own stay, and so do weights that a model of
+    your own shares with another one.
+    """
+    from . import hub, registry
+    from .catalog import built_in
+    from .hub.failures import size
+
+    is_own = model_id not in {entry.model_id for entry in built_in()} and registry.holds(model_id)
+    entries = _entries()
+    # Of what isn't understood in the file there are no weights, but it can be taken out.
+    entry = None if is_own and model_id not in {each.model_id for each in entries} else _entry(model_id)
+    removals, lines = [], []
+    for source in entry.sources if entry is not None else ():
+        shown = quoted(source)
+        sharers = [each.model_id for each in entries if each != entry and _shares(each, source)]
+        if isinstance(source.where, Path):
+            lines.append(f"The folder {shown} stays as it is.")
+        elif is_own and sharers:
+            lines.append(f"The weights of {shown} stay: they are those of {' and '.join(sharers)}, too.")
+        else:
+            try:
+                removals.append(hub.removal(source))
+            except RemovalError as error:  # mostly because nothing of it is here
+                lines.append(str(error))
+                continue
+            too = f" (those of {' and '.join(sharers)}, too)" if sharers else ""
+            lines.append(f"The weights of {shown}{too} will be deleted: {size(removals[-1].num_bytes)}.")
+    if is_own:
+        lines.append(f"llm will not know {model_id!r} any more.")
+    elif not removals:
+        raise RemovalError("\n".join(lines))
+    click.echo(printable("\n".join(lines)))
+    if not yes:
+        click.confirm("Go on?", abort=True)
+    for removal in removals:
+        hub.remove(removal)
+    if is_own:
+        registry.take_out(model_id)
+    freed = sum(removal.num_bytes for removal in removals)
+    click.echo(f"Done: {size(freed)} are free again." if freed else "Done.")
+
+
+def _shares(entry: ModelEntry, source: Source) -> bool:
+    """Whether a model may run what is here of a source. One that names no revision may run any."""
+    same = (each.revision for each in entry.sources if each.where == source.where)
+    return any(source.revision is None or revision in (None, source.revision) for revision in same)
+
+
+@diffusiongemma.command()
+@click.argument("model_id", metavar="ID")
+@click.argument("source")
+@click.option("--revision", help="A branch, tag or commit of a repository. Default: its main branch")
+@click.option("--device", help="Where it runs, such as cuda:1. Default: the best there is")
+def add(model_id: str, source: str, revision: str | None, device: str | None) -> None:
+    """Make a model of your own known to llm, as `llm -m ID`.
+
+    SOURCE is a folder with a DiffusionGemma checkpoint, such as a fine-tune, or a repository (owner/name) of the
+    Hugging Face Hub. A repository's weights come with the first prompt, or with `llm diffusiongemma download ID`.
+    """
+    from . import hub, registry
+    from .view.progress import indicate
+
+    entry = registry.new_entry(model_id, source, revision, device)
+    if entry.model_id in _names():
+        raise RegistryError(f"There is a model {model_id!r} already: `llm models` has it. Choose another name.")
+    (found,) = entry.sources
+    with indicate("Looking at it"):
+        if device is not None:
+            from .diffusion.devices import resolve_device
+
+            resolve_device(device)
+        if isinstance(found.where, Path):
+            from .diffusion.loading import describe
+
+            describe(found.where)
+        else:
+            hub.on_disk(found)  # it refuses what can be no revision
+    registry.add(entry)
+    click.echo(printable(f"Added: `llm -m {model_id}` runs {quoted(found)}."))
+
+
+def _entries() -> list[ModelEntry]:
+    """This plugin's models, as llm knows them."""
+    from .models import DiffusionGemma
+
+    models = [known.model for known in llm.get_models_with_aliases()]
+    return [model.entry for model in models if isinstance(model, DiffusionGemma)]
+
+
+def _chosen(entry: ModelEntry) -> Source:
+    """Which of several sources this machine takes. Raises what keeps it from taking any."""
+    from .view.progress import indicate
+
+    with indicate("Looking at devices and weights"):
+        from .backends.choice import choose
+
+        choice = choose(entry)
+    if choice.refusal is not None:
+        names = [f"{entry.model_id}-{source.representation}" for source in entry.sources]
+        raise DeviceError(f"{choice.refusal}\nTo download all the same name the weights: {' or '.join(names)}")
+    return choice.source
+
+
+def _names() -> set[str]:
+    """All that `llm -m` understands."""
+    known = llm.get_models_with_aliases()
+    ids = {each.model_id for both in known for each in (both.model, both.async_model) if each is not None}
+    return ids | {alias for both in known for alias in both.aliases}
+
+
+def _entry(model_id: str) -> ModelEntry:
+    """Raises `RegistryError` if there is no such model."""
+    entries = _entries()
+    for entry in entries:
+        if entry.model_id == model_id:
+            return entry
+    problems = "".join(f"\n{problem}" for problem in _problems(entries))
+    raise RegistryError(
+        f"There is no DiffusionGemma {quoted(repr(model_id), 100)}. Here are: "
+        f"{', '.join(entry.model_id for entry in entries)}.{problems}"
+    )
+
+
+def _problems(entries: Collection[ModelEntry]) -> list[str]:
+    """What is wrong with the file of the user's own models."""
+    from . import registry
+
+    found = registry.read()
+    known = {entry.model_id for entry in entries}
+    hidden = [entry.model_id for entry in found.entries if entry.model_id not in known]
+    return [
+        *found.problems,
+        *(
+            f"{model_id} in {quoted(registry.path())} is left out: another plugin has a model of that name. Give "
+            "it another name there."
+            for model_id in hidden
+        ),
+    ]

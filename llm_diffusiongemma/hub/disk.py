@@ -1,0 +1,54 @@
+"""The little that is asked of a disk, where what isn't there is no error."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_whole(file: Path, text: str) -> None:
+    """So that whoever reads it meets the old text or the new one, also after a power cut."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def file_size(file: Path) -> int:
+    """0 if there is no such file."""
+    with if_there():
+        return file.stat().st_size
+    return 0
+
+
+def nearest(place: Path) -> Path:
+    """The nearest folder that is there."""
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def is_folder(place: Path) -> bool:
+    with if_there():
+        return stat.S_ISDIR(place.stat().st_mode)
+    return False
+
+
+@contextmanager
+def if_there() -> Iterator[None]:
+    """Go on behind the block if what it looks at isn't there, or its links lead in a circle."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            raise

@@ -1,0 +1,224 @@
+"""What `llm diffusiongemma status` says: the devices, what is on disk of which weights, what a prompt would do.
+
+Gathered as plain values, which `--json` prints, and made a table of for people. What goes wrong with one model is
+said in its place and hides no other. The network is asked only for `updates`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import hub
+from .backends.choice import choose
+from .catalog import MEMORY_VARIABLE, ModelEntry, Source
+from .diffusion import devices
+from .errors import DiffusionGemmaError
+from .hub.failures import size
+from .wording import gib, quoted
+
+COMMIT_CHARACTERS = 12
+LONGEST_LINE = 100
+
+
+def gather(entries: Sequence[ModelEntry], problems: Sequence[str], updates: bool) -> dict[str, Any]:
+    """Everything, in the form of JSON. `problems` are those of the file that has the user's own models."""
+    sources = list(dict.fromkeys(source for entry in entries for source in entry.sources))
+    return {
+        "cache": _cache(),
+        "devices": [_device(name) for name in devices._available_devices()],
+        "memory_limit_bytes": _memory_limit(),
+        "weights": [_weights(source, updates) for source in sources],
+        "models": [_model(entry) for entry in entries],
+        "problems": list(problems),
+    }
+
+
+def _cache() -> str | None:
+    try:
+        return str(hub.settings.cache_folder())
+    except DiffusionGemmaError:  # said of each model that needs it
+        return None
+
+
+def _memory_limit() -> int | None:
+    try:
+        return devices.memory_limit()
+    except DiffusionGemmaError:  # said of each model
+        return None
+
+
+def _device(name: str) -> dict[str, Any]:
+    device = torch.device(name)
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "device": name,
+        "name": kind,
+        "total_bytes": devices._total_memory(device),
+        "free_bytes": _free_memory(device),
+    }
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """None if nobody knows."""
+    try:
+        if device.type == "cuda":
+            return int(torch.cuda.mem_get_info(device)[0])
+        if device.type == "cpu":
+            for line in Path("/proc/meminfo").read_text().splitlines():
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, RuntimeError):  # no Linux; a card that somebody else has to himself
+        pass
+    return None
+
+
+def _weights(source: Source, updates: bool) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "repository": source.where if isinstance(source.where, str) else None,
+        "folder": str(source.where) if isinstance(source.where, Path) else None,
+        "representation": source.representation,
+        "revision": source.revision,
+        "commit": None,
+        "bytes": 0,
+        "missing_bytes": source.weight_bytes,
+        "is_whole": False,
+    }
+    try:
+        here = hub.on_disk(source)
+        if here is not None:
+            result |= {
+                "folder": str(here.folder),
+                "commit": here.commit,
+                "bytes": here.num_bytes,
+                "missing_bytes": here.missing_bytes,
+                "is_whole": here.is_whole,
+            }
+        elif isinstance(source.where, Path):
+            result |= {"error": f"{quoted(source.where)} is not there, or no checkpoint."}
+    except DiffusionGemmaError as error:
+        return result | {"error": str(error)}
+    if updates and here is not None and here.commit is not None:
+        try:
+            newest = hub.newest(source)
+            result["newer_commit"] = newest if newest != here.commit else None
+        except DiffusionGemmaError as error:
+            result["update_error"] = str(error)
+    return result
+
+
+def _model(entry: ModelEntry) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "model": entry.model_id,
+        "sources": [str(source) for source in entry.sources],
+        "device": entry.device,
+    }
+    try:
+        choice = choose(entry)
+        placement = choice.placement
+        result["prompt"] = {
+            "source": str(choice.source),
+            "representation": placement.representation if placement is not None else choice.source.representation,
+            "download_bytes": choice.download_bytes,
+            "placement": placement.as_json() if placement is not None else None,
+            "is_refused": choice.refusal is not None,
+            "sentence": choice.sentence(),
+        }
+    except DiffusionGemmaError as error:
+        result["error"] = str(error)
+    return result
+
+
+def has_failed(found: dict[str, Any]) -> bool:
+    """Whether the Hub was to be asked, and couldn't."""
+    return any("update_error" in weights for weights in found["weights"])
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """The same for people."""
+    yield "Devices"
+    yield from _aligned([_device_cells(device) for device in found["devices"]])
+    if found["memory_limit_bytes"] is not None:
+        yield f"  Of each at most {gib(found['memory_limit_bytes'])} may be taken ({MEMORY_VARIABLE})."
+    yield ""
+    yield f"Weights (of the Hub in {quoted(found['cache'])})" if found["cache"] else "Weights"
+    yield from _aligned([_weights_cells(weights) for weights in found["weights"]])
+    yield ""
+    yield "What a prompt would do"
+    yield from (_filled(_prompt(model)) for model in found["models"])
+    if found["problems"]:
+        yield ""
+        yield "Problems"
+        yield from map(_filled, found["problems"])
+
+
+def _filled(text: str) -> str:
+    width = min(shutil.get_terminal_size().columns, LONGEST_LINE)
+    return textwrap.fill(
+        text, width, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _device_cells(device: dict[str, Any]) -> list[str]:
+    total, free = device["total_bytes"], device["free_bytes"]
+    memory = [gib(total)] if total is not None else []
+    memory += [f"{gib(free)} free"] if free is not None else []
+    return [device["device"], device["name"] or "", ", ".join(memory) or "memory not known"]
+
+
+def _weights_cells(weights: dict[str, Any]) -> list[str]:
+    name = quoted(weights["repository"] or weights["folder"])
+    if weights["revision"] is not None:
+        name += f" ({quoted(weights['revision'])})"
+    return [weights["representation"] or "", name, _on_disk(weights)]
+
+
+def _on_disk(weights: dict[str, Any]) -> str:
+    if "error" in weights:
+        return str(weights["error"])
+    missing = "size not known" if weights["missing_bytes"] is None else size(weights["missing_bytes"])
+    if not weights["bytes"]:
+        return f"not here ({missing})"
+    text = size(weights["bytes"])
+    if weights["commit"] is not None:
+        text += f", commit {weights['commit'][:COMMIT_CHARACTERS]}"
+    if not weights["is_whole"]:
+        text += f", to come: {missing}"
+    if "update_error" in weights:
+        text += f"; whether there is a newer commit isn't known: {weights['update_error']}"
+    elif weights.get("newer_commit") is not None:
+        text += f"; newer: {weights['newer_commit'][:COMMIT_CHARACTERS]} (`llm diffusiongemma download --update`)"
+    elif "newer_commit" in weights:
+        text += ", the newest"
+    return text
+
+
+def _prompt(model: dict[str, Any]) -> str:
+    name = f"{model['model']}: "
+    if "error" in model:
+        return name + str(model["error"])
+    prompt = model["prompt"]
+    text = name + str(prompt["sentence"]).removeprefix(name)
+    if prompt["is_refused"]:
+        return text
+    if prompt["download_bytes"] is None:
+        text += " It downloads the weights first."
+    elif prompt["download_bytes"]:
+        text += f" It downloads {size(prompt['download_bytes'])} first."
+    placement = prompt["placement"]
+    if placement is not None and placement["context_tokens"] is not None:
+        taken = [f"{gib(of['expected_bytes'])} of {name}" for name, of in placement["devices"].items()]
+        taken += [f"{gib(placement['pinned_bytes'])} of the host's memory"] if placement["pinned_bytes"] else []
+        text += f" Expected: {', '.join(taken)}; the context may be {placement['context_tokens']:,} tokens long."
+    return text

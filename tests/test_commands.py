@@ -1,0 +1,315 @@
+"""`llm diffusiongemma …`, by hand of click's runner and over a Hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import llm
+import pytest
+
+from llm_diffusiongemma import registry
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma.diffusion import devices
+from llm_diffusiongemma.hub.failures import size
+
+from .conftest import Llm
+from .loopback_hub import COMMIT, NEWER_COMMIT, REPO, LoopbackHub, Refusal
+
+NVIDIA = "nvidia/diffusiongemma-26B-A4B-it-NVFP4"
+OURS = ["diffusiongemma", *(f"diffusiongemma-{kind}" for kind in ("bf16", "fp8", "nvfp4", "tiny"))]
+
+
+class Command:
+    """`llm diffusiongemma`."""
+
+    def __init__(self, llm_command: Llm) -> None:
+        self.llm = llm_command
+
+    def ok(self, *arguments: str, **settings: Any) -> str:
+        return self.llm.ok("diffusiongemma", *arguments, **settings)
+
+    def fails(self, *arguments: str, **settings: Any) -> str:
+        return self.llm.fails("diffusiongemma", *arguments, **settings)
+
+    def status(self, *arguments: str) -> dict[str, Any]:
+        return json.loads(self.ok("status", "--json", *arguments))
+
+
+@pytest.fixture
+def command(llm_command: Llm) -> Command:
+    return Command(llm_command)
+
+
+def weights_of(found: dict[str, Any], source: str) -> dict[str, Any]:
+    (weights,) = (each for each in found["weights"] if source in (each["repository"], each["folder"]))
+    return weights
+
+
+def prompt_of(found: dict[str, Any], model_id: str) -> dict[str, Any]:
+    (model,) = (each for each in found["models"] if each["model"] == model_id)
+    return model["prompt"]
+
+
+# --- status --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("in_process")
+def test_status_before_and_after(command: Command, hub: LoopbackHub, checkpoint_files: dict[str, bytes]) -> None:
+    hub.others[NVIDIA] = checkpoint_files
+    before = command.status()
+    assert [model["model"] for model in before["models"]] == OURS
+    assert weights_of(before, NVIDIA) == {
+        "repository": NVIDIA,
+        "folder": None,
+        "representation": "nvfp4",
+        "revision": None,
+        "commit": None,
+        "bytes": 0,
+        "missing_bytes": 18_818_000_000,
+        "is_whole": False,
+    }
+    assert prompt_of(before, "diffusiongemma-nvfp4")["download_bytes"] == 18_818_000_000
+    assert prompt_of(before, "diffusiongemma-tiny")["download_bytes"] == 0
+    assert not hub.requests
+
+    assert NVIDIA in command.ok("download", "diffusiongemma-nvfp4")
+    hub.requests.clear()
+    after = command.status()
+    size = sum(map(len, checkpoint_files.values()))
+    weights = weights_of(after, NVIDIA)
+    assert (weights["commit"], weights["bytes"], weights["is_whole"]) == (COMMIT, size, True)
+    assert prompt_of(after, "diffusiongemma-nvfp4")["download_bytes"] == 0
+    text = command.ok("status")
+    assert f"  nvfp4  {NVIDIA}" in text
+    assert f"MB, commit {COMMIT[:12]}\n" in text
+    assert not hub.requests
+
+
+def test_status_for_people(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MEMORY", "24GiB")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(devices, "_total_memory", lambda device: 64 * 2**30)
+    text = command.ok("status")
+    assert "  cpu    64.0 GiB, " in text
+    assert "at most 24.0 GiB may be taken" in text
+    assert "not here (51.6 GB)" in text
+    unwrapped = " ".join(text.split())
+    assert f"diffusiongemma: nvfp4 weights ({NVIDIA}) on cpu: " in unwrapped
+    assert "It downloads 18.8 GB first. Expected: " in unwrapped
+    paragraphs = text.partition("What a prompt would do")[2]
+    assert all(len(line) <= 80 for line in paragraphs.splitlines() if "/" not in line)
+
+
+def test_what_is_wrong_with_one_model_hides_no_other(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(EMBEDDED_CHECKPOINT, folder)
+    command.ok("add", "mine", str(folder))
+    shutil.rmtree(folder)
+    registry.path().write_text(
+        json.dumps({"models": {**json.loads(registry.path().read_text())["models"], "bad": {}}})
+    )
+    found = command.status()
+    assert "is not there" in weights_of(found, str(folder))["error"]
+    assert prompt_of(found, "diffusiongemma-tiny")["representation"] == "bf16"
+    (problem,) = found["problems"]
+    assert "'bad'" in problem
+    text = command.ok("status")
+    assert "is not there" in text
+    assert "Problems\n  'bad' in " in text
+
+
+@pytest.mark.parametrize("variable", ["LLM_DIFFUSIONGEMMA_MEMORY", "LLM_DIFFUSIONGEMMA_DEVICE"])
+def test_settings_that_mean_nothing_are_said_of_each_model(
+    command: Command, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "much")
+    found = command.status()
+    assert all("'much'" in model["error"] for model in found["models"])
+    assert len(found["weights"]) == 4
+    assert command.ok("status").count("much") >= len(OURS)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_newer_weights_are_told_only_if_asked_for(
+    command: Command, hub: LoopbackHub, checkpoint_files: dict[str, bytes]
+) -> None:
+    command.ok("download", "diffusiongemma-bf16")
+    assert "newer_commit" not in weights_of(command.status(), REPO)
+    assert weights_of(command.status("--updates"), REPO)["newer_commit"] is None
+    assert f"commit {COMMIT[:12]}, the newest" in command.ok("status", "--updates")
+    hub.newer = {**checkpoint_files, "README.md": b"newer"}
+    assert weights_of(command.status("--updates"), REPO)["newer_commit"] == NEWER_COMMIT
+    assert f"newer: {NEWER_COMMIT[:12]} (`llm diffusiongemma download --update`)" in command.ok(
+        "status", "--updates"
+    )
+    hub.refuse_all = Refusal(503)
+    result = command.llm("diffusiongemma", "status", "--updates")
+    assert result.exit_code == 1
+    assert "whether there is a newer commit isn't known: " in result.stdout
+    assert "diffusiongemma-tiny: " in result.stdout
+
+
+# --- download ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("in_process")
+def test_download_brings_what_a_prompt_then_need_not(
+    command: Command, hub: LoopbackHub, checkpoint_files: dict[str, bytes]
+) -> None:
+    said = command.ok("download", "diffusiongemma-bf16")
+    shown = size(sum(map(len, checkpoint_files.values())))
+    assert said == f"{REPO}@{COMMIT} is here ({shown}): `llm -m diffusiongemma-bf16` runs it."
+    hub.requests.clear()
+    # Once more it asks nobody, unless for something newer.
+    assert command.ok("download", "diffusiongemma-bf16") == said
+    assert not hub.requests
+    assert command.ok("download", "diffusiongemma-bf16", "--update") == said
+    assert not hub.file_gets
+    hub.newer = {
+        **checkpoint_files,
+        "chat_template.jinja": checkpoint_files["chat_template.jinja"] + b"{# newer #}",
+    }
+    assert NEWER_COMMIT in command.ok("download", "diffusiongemma-bf16", "--update")
+    assert hub.file_gets == ["chat_template.jinja"]
+
+
+def test_download_of_what_is_in_a_folder(command: Command) -> None:
+    assert "nothing to download" in command.ok("download", "diffusiongemma-tiny")
+
+
+def test_download_to_a_machine_that_runs_none_of_it(command: Command) -> None:
+    """Without a GPU nobody is asked; whoever wants to have it all the same names it."""
+    message = command.fails("download")
+    assert "no GPU" in message
+    assert "diffusiongemma-bf16 or diffusiongemma-fp8 or diffusiongemma-nvfp4" in message
+    assert "HF_HUB_OFFLINE" in command.fails("download", "diffusiongemma-nvfp4")
+
+
+@pytest.mark.parametrize("name", ["download", "remove"])
+def test_no_such_model(command: Command, name: str) -> None:
+    message = command.fails(name, "diffusiongemma-huge")
+    assert "'diffusiongemma-huge'" in message
+    assert ", ".join(OURS) in message
+
+
+# --- add -----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_ones_own_answers(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EMBEDDED_CHECKPOINT.parent)
+    said = command.ok("add", "mine", "checkpoint", "--device", "CPU")
+    assert said == f"Added: `llm -m mine` runs {EMBEDDED_CHECKPOINT}."
+    monkeypatch.chdir(tmp_path)
+    options = ("-o", "seed", "1", "-o", "max_denoising_steps", "1", "-o", "max_tokens", "8")
+    assert command.llm.ok("-m", "mine", "What is a canvas?", *options)
+    (log,) = command.llm.logs()
+    assert log["model"] == "mine"
+
+
+def test_advice_for_a_folder_of_ones_own(command: Command, tmp_path: Path) -> None:
+    """It isn't the environment that names it."""
+    folder = tmp_path / "mine"
+    shutil.copytree(EMBEDDED_CHECKPOINT, folder)
+    command.ok("add", "mine", str(folder))
+    (folder / "config.json").write_text("{")
+    damaged = command.llm.fails("-m", "mine", "Hello")
+    assert "config.json" in damaged
+    shutil.rmtree(folder)
+    for message in (damaged, command.llm.fails("-m", "mine", "Hello")):
+        assert "`llm diffusiongemma remove`" in message
+        assert "LLM_DIFFUSIONGEMMA_MODEL" not in message
+
+
+def test_what_cannot_be_added_is_not(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    llm.set_alias("short", "diffusiongemma-tiny")
+    for arguments, words in (
+        (("mine", str(tmp_path)), "generation_config.json"),
+        (("diffusiongemma", "a/b"), "already"),
+        (("short", "a/b"), "already"),
+        (("mine", "a/b", "--device", "much"), "no device"),
+        (("mine", "nowhere"), "owner/name"),
+        (("mine", "a/b", "--revision", "../x"), "revision"),
+    ):
+        assert words in command.fails("add", *arguments)
+    assert not registry.path().exists()
+
+
+# --- remove --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("in_process")
+def test_remove_asks_and_says_what_it_frees(
+    command: Command, cache: Path, checkpoint_files: dict[str, bytes]
+) -> None:
+    shown = size(sum(map(len, checkpoint_files.values())))
+    command.ok("download", "diffusiongemma-bf16")
+    refused = command.llm("diffusiongemma", "remove", "diffusiongemma-bf16", input="n\n")
+    assert refused.exit_code == 1
+    assert f"The weights of {REPO} (those of diffusiongemma, too) will be deleted: {shown}." in refused.stdout
+    assert weights_of(command.status(), REPO)["is_whole"]
+    assert f"{shown} are free again" in command.ok("remove", "diffusiongemma-bf16", input="y\n")
+    assert weights_of(command.status(), REPO)["bytes"] == 0
+    assert not [file for file in cache.rglob("*") if file.is_file() and file.stat().st_size > 1000]
+    assert f"Nothing of {REPO}" in command.fails("remove", "diffusiongemma-bf16")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_remove_of_a_model_of_ones_own(
+    command: Command, hub: LoopbackHub, checkpoint_files: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Its name goes, and weights that are nobody else's."""
+    hub.others["somebody/tuned"] = checkpoint_files
+    folder = tmp_path / "mine"
+    shutil.copytree(EMBEDDED_CHECKPOINT, folder)
+    for arguments in (("mine", str(folder)), ("tuned", "somebody/tuned"), ("other", REPO)):
+        command.ok("add", *arguments)
+    for model_id in ("tuned", "other"):
+        command.ok("download", model_id)
+    assert "stays as it is" in command.ok("remove", "mine", "-y")
+    assert (folder / "config.json").exists()
+    assert "will be deleted: " in command.ok("remove", "tuned", "-y")
+    assert "stay: they are those of diffusiongemma and diffusiongemma-bf16, too" in command.ok(
+        "remove", "other", "-y"
+    )
+    assert registry.read().entries == ()
+    found = command.status()
+    assert weights_of(found, REPO)["is_whole"]
+    assert "somebody/tuned" not in json.dumps(found)
+    command.ok("add", "tuned", "somebody/tuned")
+    assert weights_of(command.status(), "somebody/tuned")["bytes"] == 0
+
+
+def test_what_comes_with_the_plugin_stays(command: Command) -> None:
+    assert "stays as it is" in command.fails("remove", "diffusiongemma-tiny", "-y")
+    assert (EMBEDDED_CHECKPOINT / "config.json").exists()
+
+
+# --- as a process --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="another Ctrl-C")
+@pytest.mark.usefixtures("in_processes")
+def test_an_interrupted_download_ends_as_a_prompt_does(command: Command, hub: LoopbackHub) -> None:
+    hub.pause_after = 1_000_000
+    process = command.llm.process("diffusiongemma", "download", "diffusiongemma-bf16")
+    assert hub.paused.wait(60)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stdout.strip() == ""
+    assert "stay there" in stderr
+    assert "Interrupted." in stderr
+    assert "Traceback" not in stderr
+
+
+def test_help_says_what_there_is(command: Command) -> None:
+    help_text = command.ok("--help")
+    assert all(f"  {name} " in help_text for name in ("add", "download", "remove", "status"))
+    assert "..." not in help_text.partition("Commands:")[2]  # of a sentence that is too long for its place

@@ -1,0 +1,306 @@
+"""A large file over several connections at once: gone on with after any end, whole, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+from llm_diffusiongemma import hub as hub_module
+from llm_diffusiongemma.catalog import Source
+from llm_diffusiongemma.errors import DownloadError
+from llm_diffusiongemma.hub import exchange, partial, transfer
+from llm_diffusiongemma.hub.cache import Repository
+from llm_diffusiongemma.hub.partial import PARTIAL_SUFFIX, Partial, bytes_here, journal_of, ranges_here
+
+from .loopback_hub import LAST_SHARD, REPO, LoopbackHub, Refusal, Request
+
+SIZE = 6_000_000
+SPAN = 250_000
+LARGE = random.Random(7).randbytes(SIZE)
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.fixture
+def large(hub: LoopbackHub, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last shard is large enough for all connections. Nobody looks into it."""
+    hub.files[LAST_SHARD] = LARGE
+    monkeypatch.setattr(partial, "MIN_SPAN_BYTES", SPAN)
+    monkeypatch.setattr(partial, "KEPT_BYTES", SIZE // 100)
+
+
+def place() -> Path:
+    """Of the begun file."""
+    entry = next(entry for entry in LoopbackHub({LAST_SHARD: LARGE}).listing())
+    return Repository.of(REPO).partial(entry["sha256"])
+
+
+def located(check_wanted: exchange.CheckWanted = lambda: None) -> Path:
+    folder = hub_module.locate(Source(REPO), "x", lambda weight_bytes: None, check_wanted).folder
+    assert (folder / LAST_SHARD).read_bytes() == LARGE
+    blobs = Repository.of(REPO).blobs
+    assert not list(blobs.glob("*.incomplete"))
+    return folder
+
+
+def stop(hub: LoopbackHub) -> int:
+    """End a download when a third is here. Returns how much that is."""
+
+    def check_wanted() -> None:
+        if bytes_here(place()) >= SIZE // 3:
+            raise StoppedError
+
+    hub.bytes_a_second = 2_000_000
+    with pytest.raises(StoppedError):
+        located(check_wanted)
+    hub.bytes_a_second = None
+    hub.requests.clear()
+    return bytes_here(place())
+
+
+def asked(hub: LoopbackHub) -> list[tuple[int, int]]:
+    """The parts of the file that were asked for, in order."""
+    parts = []
+    for text in hub.last_shard_ranges:
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", text or "bytes=0-")
+        assert match is not None
+        parts.append((int(match[1]), int(match[2]) + 1 if match[2] else SIZE))
+    return sorted(parts)
+
+
+def twice(hub: LoopbackHub, here: list[tuple[int, int]]) -> int:
+    """How many of the bytes that are here were asked for again."""
+    return sum(max(min(end, until) - max(start, since), 0) for start, end in here for since, until in asked(hub))
+
+
+@pytest.mark.usefixtures("large")
+def test_several_parts_at_once(hub: LoopbackHub) -> None:
+    hub.bytes_a_second = 2_000_000
+    seen = 0
+
+    def check_wanted() -> None:
+        nonlocal seen
+        seen = max(seen, hub.at_once)
+
+    located(check_wanted)
+    assert seen == transfer.CONNECTIONS
+    parts = asked(hub)
+    assert (parts[0][0], parts[-1][1]) == (0, SIZE)
+    # One after the other, or half of one that another connection was at.
+    assert all(after[0] == before[1] or after[1] == before[1] for before, after in pairwise(parts))
+
+
+@pytest.mark.usefixtures("large")
+def test_stopped_and_gone_on_with(hub: LoopbackHub) -> None:
+    count = stop(hub)
+    assert "connection" not in [thread.name for thread in threading.enumerate()]
+    here = ranges_here(place())
+    assert len(here) > 1
+    content = place().read_bytes()
+    assert all(content[start:end] == LARGE[start:end] for start, end in here)
+    on_disk = hub_module.on_disk(Source(REPO))
+    assert on_disk is not None
+    assert on_disk.missing_bytes == SIZE - count
+    located()
+    assert not twice(hub, here)
+
+
+@pytest.mark.usefixtures("large", "in_processes")
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_killed_at_any_instant(hub: LoopbackHub, cache: Path) -> None:
+    """What the journal names is here, and does not come again; and the checksum is right in the end."""
+    code = (
+        "import sys; from llm_diffusiongemma import hub; from llm_diffusiongemma.catalog import Source;"
+        "from llm_diffusiongemma.hub import partial;"
+        f"partial.MIN_SPAN_BYTES, partial.KEPT_BYTES = {SPAN}, {SIZE // 400};"
+        "hub.locate(Source(sys.argv[1]), 'x', lambda count: None)"
+    )
+    hub.bytes_a_second = 1_000_000
+    draw = random.Random(19)
+    here: list[tuple[int, int]] = []
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", code, REPO], stderr=subprocess.DEVNULL)
+        at = sum(end - start for start, end in here) + draw.randrange(SIZE // 10, SIZE // 3)
+        while bytes_here(place()) < at and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not twice(hub, here)
+        here = ranges_here(place())
+        content = place().read_bytes()
+        assert all(content[start:end] == LARGE[start:end] for start, end in here)
+        hub.requests.clear()
+    hub.bytes_a_second = None
+    located()
+    assert not twice(hub, here)
+    assert asked(hub)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("answer", ["range ignored", "416", "another part"])
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_a_mirror_without_parts(answer: str, is_begun: bool, hub: LoopbackHub) -> None:
+    """One connection brings all of it."""
+    if is_begun:
+        stop(hub)
+    hub.answer_ranges = answer
+    located()
+    assert hub.last_shard_ranges.count(None) == 1
+
+
+@pytest.mark.usefixtures("large")
+def test_a_login_page_in_place_of_a_part(hub: LoopbackHub) -> None:
+    """What is here is kept."""
+    here = stop(hub)
+    hub.answer_ranges = "range ignored"
+    hub.alter_body = lambda name, body: b"<html>Log in</html>"
+    with pytest.raises(DownloadError, match="did not come whole"):
+        located()
+    assert bytes_here(place()) == here
+    hub.alter_body = hub.answer_ranges = None
+    located()
+
+
+@pytest.mark.usefixtures("large")
+def test_a_silent_connection(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others go on, and what it had to bring is asked for again."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    hub.pause_after = 100_000
+    located()
+    assert len({start for start, _ in asked(hub)}) > transfer.CONNECTIONS
+
+
+@pytest.mark.usefixtures("large")
+def test_a_slow_connection(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take the part a minute."""
+    monkeypatch.setattr(transfer, "SLOW_SECONDS", 0.3)
+    hub.bytes_a_second = lambda request: 10_000 if request.range == "bytes=0-749999" else 3_000_000
+    located()
+    parts = asked(hub)
+    assert parts[0] == (0, 750_000)
+    # From where it was; the other half of it another one may have taken.
+    assert 0 < parts[1][0] < 375_000
+
+
+@pytest.mark.usefixtures("large")
+def test_a_hub_that_takes_few_connections(hub: LoopbackHub) -> None:
+    hub.most_at_once = 0
+    with pytest.raises(DownloadError, match="trouble of its own"):
+        located()
+    hub.most_at_once = 2
+    hub.bytes_a_second = 5_000_000
+    located()
+
+
+@pytest.mark.usefixtures("large")
+def test_one_connection_waits_for_all(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Hub's wish is told once, and heeded once."""
+    waits: list[float] = []
+
+    def wait(seconds: float, check_wanted: exchange.CheckWanted) -> None:
+        waits.append(seconds)
+        time.sleep(0.3)
+
+    def refuse(request: Request) -> None:
+        if request.range is not None and not waits:
+            hub.troubles = [Refusal(429, retry_after="120")]
+
+    monkeypatch.setattr(exchange, "wait", wait)
+    hub.before_file = refuse
+    located()
+    assert waits == [120]
+    assert capsys.readouterr().err.count("have to wait") == 1
+
+
+@pytest.mark.usefixtures("large")
+def test_damaged_on_the_way(hub: LoopbackHub) -> None:
+    hub.corrupt = True
+    with pytest.raises(DownloadError, match=f"{LAST_SHARD} of {REPO} came damaged"):
+        located()
+    hub.corrupt = False
+    located()
+
+
+# --- a begun file -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    file = tmp_path / f"x{PARTIAL_SUFFIX}"
+    file.write_bytes(LARGE[:1000])
+    return file
+
+
+@pytest.mark.parametrize(
+    ("journal", "here"),
+    [
+        (None, [(0, 1000)]),  # a prefix, as one connection leaves it
+        ('{"ranges": [[0, 100], [300, 700]]}', [(0, 100), (300, 700)]),
+        ('{"ranges": []}', []),
+        ('{"ranges": [[0, 100], [900, 5000]]}', [(0, 100), (900, 1000)]),  # the file was cut since
+        *(
+            (broken, [])
+            for broken in (
+                *("", "{", "[]", "{}", '{"ranges": 7}', '{"ranges": [[0]]}', '{"ranges": [[0, 1, 2]]}'),
+                *('{"ranges": [[5, 3]]}', '{"ranges": [[0, 9], [5, 20]]}', '{"ranges": [[-5, 3]]}'),
+                *('{"ranges": [[0.5, 3]]}', '{"ranges": [["0", "3"]]}', "\0" * 40),
+            )
+        ),
+    ],
+)
+def test_what_is_here_of_a_begun_file(journal: str | None, here: list[tuple[int, int]], begun: Path) -> None:
+    if journal is not None:
+        journal_of(begun).write_text(journal)
+    assert [part for part in ranges_here(begun) if part[0] < part[1]] == here
+    assert ranges_here(begun.with_name("nothing")) == []
+
+
+def test_a_journal_names_only_what_is_on_disk(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there before there is a hole, and what comes is on disk before it says so."""
+    monkeypatch.setattr(partial, "MIN_SPAN_BYTES", 1000)
+    written: list[tuple[int, list[list[int]]]] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: written.append((os.fstat(handle).st_size, [])))
+    monkeypatch.setattr(
+        partial, "write_whole", lambda file, text: written.append((-1, json.loads(text)["ranges"]))
+    )
+    file = Partial(begun, 10_000, lambda: None)
+    assert file.divide(4) == 4
+    assert written == [(1000, []), (-1, [[0, 1000]])]
+    spans = [file.take() for _ in range(4)]
+    assert [(span.start, span.end) for span in spans if span] == [
+        *((1000, 3250), (3250, 5500), (5500, 7750), (7750, 10_000))
+    ]
+    last = spans[-1]
+    assert last is not None
+    with begun.open("r+b") as stream:
+        stream.seek(last.start)
+        stream.write(b"x" * 50)
+    last.position += 50
+    del written[:]
+    file.keep()
+    assert written == [(7800, []), (-1, [[0, 1000], [7750, 7800]])]
+    file.close()
+
+
+def test_an_old_begun_file_is_gone_on_with(hub: LoopbackHub, large: None) -> None:
+    """It is a prefix, without a journal."""
+    place().parent.mkdir(parents=True)
+    place().write_bytes(LARGE[:4_000_000])
+    located()
+    assert asked(hub)[0][0] == 4_000_000
