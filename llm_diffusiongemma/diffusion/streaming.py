@@ -165,8 +165,8 @@ class _Queued:
 class _Threaded(threading.Thread):
     """Work for a thread of its own, or for who needs it if the thread hasn't come to it by then.
 
-    Whoever sets `_claim`, which is never released, does the work or has taken it back: so it is done once at most,
-    wherever `start` was interrupted, and where no thread can be had.
+    Whoever sets `_claim`, which is never released, does the work or has taken it back: so two never write at once,
+    wherever `start` was interrupted, and it goes on where no thread can be had.
     """
 
     def __init__(self, work: Callable[[], None], stream: torch.cuda.Stream | None) -> None:
