@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -11,18 +12,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import huggingface_hub.constants
+import huggingface_hub.utils
 import pytest
 
 from llm_diffusiongemma import hub as hub_module
 from llm_diffusiongemma.catalog import Source
 from llm_diffusiongemma.errors import DownloadError, HubAccessError
-from llm_diffusiongemma.hub import exchange, partial, transfer
+from llm_diffusiongemma.hub import bringing, exchange, partial, transfer
 from llm_diffusiongemma.hub.cache import Repository
 from llm_diffusiongemma.hub.partial import PARTIAL_SUFFIX, Partial, bytes_here, journal_of, ranges_here
+from llm_diffusiongemma.view.progress import Progress
 
 from .loopback_hub import FIRST_SHARD, LAST_SHARD, REPO, LoopbackHub, Refusal, Request
 
@@ -273,6 +277,34 @@ def test_damaged_on_the_way(hub: LoopbackHub) -> None:
     with pytest.raises(DownloadError, match=f"{LAST_SHARD} of {REPO} came damaged"):
         located()
     hub.corrupt = False
+    located()
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("answer", [None, "416"])
+def test_one_bar_for_all_that_is_missing(
+    answer: str | None, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends where it was to end, also if what was here has to come again."""
+    bars: list[Progress] = []
+
+    @contextlib.contextmanager
+    def indicate(what: str, total_bytes: int) -> Iterator[Progress]:
+        bars.append(Progress(what, total_bytes))
+        yield bars[-1]
+
+    monkeypatch.setattr(bringing, "indicate", indicate)
+    here = stop(hub)
+    hub.answer_ranges = answer
+    located()
+    assert bars[-1].now() == (f"Downloading {REPO}", SIZE - here, SIZE - here)
+    assert len(bars) == 2
+
+
+@pytest.mark.usefixtures("large")
+def test_no_bar_where_it_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bringing, "indicate", None)
+    monkeypatch.setattr(huggingface_hub.utils, "are_progress_bars_disabled", lambda: True)
     located()
 
 
