@@ -30,8 +30,8 @@ FORMATS: dict[Packing, type[Matrices]] = {
 PACKINGS = {format_: packing for packing, format_ in FORMATS.items()}
 
 MATRIX = re.compile(
-    r"model\.(?:decoder|encoder\.language_model)\.layers\.\d+\."
-    r"(?P<kind>experts|self_attn|mlp)\.(?:\d+\.)?[a-z]+_proj\.(?P<end>\w+)"
+    r"model\.(?:decoder|encoder\.language_model)\.layers\.(?P<layer>\d+)\."
+    r"(?P<kind>experts|self_attn|mlp)\.(?:(?P<expert>\d+)\.)?[a-z]+_proj\.(?P<end>\w+)"
 )
 STACKS = re.compile(r"(?P<experts>.*\.experts)\.(?P<which>gate_up|down)_proj")
 
@@ -66,10 +66,12 @@ def recognise(weights: Weights, packings: Set[Packing], config: NetworkConfig) -
     Raises `CheckpointError` if they are stored in several ways at once, or not as the config says.
     """
     kinds: dict[str, dict[type[Matrices], str]] = {"experts": {}, "self_attn": {}, "mlp": {}}
-    ends = {}
+    ends, experts_there = {}, set()
     for name, stored in weights.tensors.items():
         if match := MATRIX.fullmatch(name):
             ends[match["end"]] = name
+            if match["expert"] is not None:
+                experts_there.add((match["layer"], match["expert"]))
             if format_ := _format_of(match["end"], stored):
                 kinds[match["kind"]].setdefault(format_, name)
     multiplies, divides = (ends.get(each.global_scale_name) for each in (ModelOptNvfp4, CompressedTensorsNvfp4))
@@ -95,6 +97,12 @@ def recognise(weights: Weights, packings: Set[Packing], config: NetworkConfig) -
         raise CheckpointError(
             f"The {CONFIG_FILE} in {quoted(weights.folder)} says {said}, and in its weight files is {done}. "
             "Take them from one place: where the model comes from."
+        )
+    # Before anything is made that has as many.
+    if experts_there and len(experts_there) != (described := config.num_experts * len(config.layers)):
+        raise CheckpointError(
+            f"The {CONFIG_FILE} in {quoted(weights.folder)} describes {described} experts in all layers, and "
+            f"there are weights of {len(experts_there)}. Download the model again, or use another revision of it."
         )
     _check_widths(weights, formats, config)
     return Layout(formats, has_expert_stacks=not (experts is Plain and kinds["experts"]))

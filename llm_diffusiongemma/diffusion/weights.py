@@ -37,7 +37,7 @@ PACKED = {"U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn}
 DTYPES = {**FLOATS, **PACKED}
 """Those of files that are read."""
 
-# The real model's header has some hundred kilobytes.
+# The real model's header has some hundred kilobytes, and with each expert by itself 7 million bytes.
 MAX_HEADER_BYTES = 1 << 24
 
 # Of a packed matrix.

@@ -7,6 +7,7 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,7 +34,6 @@ from .tiny_models import tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from llm_diffusiongemma.diffusion.network import Network
 
@@ -198,8 +198,7 @@ def test_experts_that_stay_elsewhere(layout: Layout, originals: dict[Layout, Pat
     folder = originals[layout]
     resident = load_whole(folder).network
     read: list[int] = []
-    described = describe(folder)
-    loaded = load_model(described, homes("host", "files"), progress=read.append)
+    loaded = load_model(describe(folder), homes("host", "files"), progress=read.append)
     names = [name for name, _ in loaded.network.tensors()]
     assert any(".layers.0.experts." in name for name in names)
     assert not any(".layers.1.experts." in name for name in names)
@@ -208,15 +207,30 @@ def test_experts_that_stay_elsewhere(layout: Layout, originals: dict[Layout, Pat
     assert torch.equal(step(loaded.network), step(resident))
 
 
-def test_several_threads_read_experts(originals: dict[Layout, Path]) -> None:
-    described = describe(originals["redhat fp8"])
-    network = load_whole(described.folder).network
+def test_several_threads_read_experts_wherever_the_program_is_by_then(
+    originals: dict[Layout, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = originals["redhat fp8"]
+    network = load_whole(folder).network
+    monkeypatch.chdir(folder.parent)
+    described = describe(Path(folder.name))
+    monkeypatch.chdir(tmp_path)
     buffers = [Experts(4, 32, 16, torch.float32, torch.device("cpu"), Fp8) for _ in range(8)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(described.read_experts, [0, 1] * 4, buffers))
     for i, buffer in enumerate(buffers):
         for ours, theirs in zip(buffer.held(), network._layers[i % 2].experts.held(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_fp8_where_a_device_has_no_such_numbers(originals: dict[Layout, Path]) -> None:
+    """Apple's take the bytes as they are."""
+    described = describe(originals["redhat fp8"])
+    name = f"{EXPERT}.up_proj.weight"
+    place = torch.empty(16, 32, dtype=torch.uint8)
+    described.weights.read({name: place}, described.found)
+    stored = load_file(described.folder / "model.safetensors")[name]
+    assert torch.equal(place, stored.view(torch.uint8))
 
 
 def test_a_file_that_is_replaced_meanwhile(copy_of: Callable[[Layout], Path]) -> None:
@@ -339,6 +353,15 @@ def test_a_config_of_another_layout(
     folder = copy_of(layout)
     set_quantization(folder, QUANTIZATION[said])
     refused(folder, words)
+
+
+def test_a_config_of_more_experts_takes_no_memory(copy_of: Callable[[Layout], Path]) -> None:
+    """It would be asked for the names of millions of tensors."""
+    folder = copy_of("nvidia nvfp4")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["num_experts"] = 4096
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, "describes 8192 experts in all layers, and there are weights of 8")
 
 
 def test_widths_without_whole_blocks(copy_of: Callable[[Layout], Path]) -> None:
