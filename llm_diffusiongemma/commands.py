@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import click
 import llm
@@ -180,6 +180,28 @@ def _chosen(entry: ModelEntry) -> Source:
         names = [f"{entry.model_id}-{source.representation}" for source in entry.sources]
         raise DeviceError(f"{choice.refusal}\nTo download all the same name the weights: {' or '.join(names)}")
     return choice.source
+
+
+@diffusiongemma.command()
+@click.argument("model_id", metavar="[MODEL]", default="diffusiongemma")
+@click.option("--quick", is_flag=True, help="Leave out what takes minutes")
+@click.option(
+    "--out", type=click.File("w", encoding="utf-8", lazy=False), default="-", help="A file for the report"
+)
+@click.pass_context
+def check(context: click.Context, model_id: str, quick: bool, out: IO[str]) -> None:
+    """Check that weights are read and computed right on this machine.
+
+    It compares headers, logits that were recorded elsewhere, layers with those of transformers, and replies with
+    what they should say, and writes a report of a page. Nothing in that tells whose machine it is, so you can
+    attach it where you report a problem. The exit status is 1 if something is wrong.
+    """
+    from . import check as checks
+
+    report = checks.run(_entry(model_id), is_quick=quick)
+    out.write(report.markdown())
+    if report.failed:
+        context.exit(1)
 
 
 def _names() -> set[str]:

@@ -78,6 +78,7 @@ class LoopbackHub:
     most_at_once: int | None = None
     """How many connections it takes for files."""
     at_once: int = 0
+    at_once_at_most: int = 0
     bytes_sent: int = 0
     seconds_a_request: float = 0.0
     """How long each answer waits for its beginning."""
@@ -301,6 +302,7 @@ class _Handler(BaseHTTPRequestHandler):
         with hub.lock:
             is_taken = hub.most_at_once is None or hub.at_once < hub.most_at_once
             hub.at_once += is_taken
+            hub.at_once_at_most = max(hub.at_once, hub.at_once_at_most)
         try:
             yield is_taken
         finally:

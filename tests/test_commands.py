@@ -19,6 +19,7 @@ from llm_diffusiongemma.hub.failures import size
 
 from .conftest import Llm
 from .loopback_hub import COMMIT, NEWER_COMMIT, REPO, LoopbackHub, Refusal
+from .terminals import Terminal
 
 NVIDIA = "nvidia/diffusiongemma-26B-A4B-it-NVFP4"
 OURS = ["diffusiongemma", *(f"diffusiongemma-{kind}" for kind in ("bf16", "fp8", "nvfp4", "tiny"))]
@@ -183,8 +184,10 @@ def test_download_of_what_is_in_a_folder(command: Command) -> None:
     assert "nothing to download" in command.ok("download", "diffusiongemma-tiny")
 
 
-def test_download_to_a_machine_that_runs_none_of_it(command: Command) -> None:
+def test_download_to_a_machine_that_runs_none_of_it(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU nobody is asked; whoever wants to have it all the same names it."""
+    monkeypatch.setattr(devices, "_available_devices", lambda: ["cpu"])
+    assert "It downloads" not in command.ok("status")
     message = command.fails("download")
     assert "no GPU" in message
     assert "diffusiongemma-bf16 or diffusiongemma-fp8 or diffusiongemma-nvfp4" in message
@@ -296,17 +299,29 @@ def test_what_comes_with_the_plugin_stays(command: Command) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="another Ctrl-C")
 @pytest.mark.usefixtures("in_processes")
-def test_an_interrupted_download_ends_as_a_prompt_does(command: Command, hub: LoopbackHub) -> None:
+def test_an_interrupted_download_ends_as_a_prompt_does(
+    command: Command, hub: LoopbackHub, checkpoint_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the bar that a terminal sees is gone."""
+    monkeypatch.setenv("TERM", "xterm")
     hub.pause_after = 1_000_000
-    process = command.llm.process("diffusiongemma", "download", "diffusiongemma-bf16")
-    assert hub.paused.wait(60)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    terminal = Terminal()
+    try:
+        process = command.llm.process(
+            "diffusiongemma", "download", "diffusiongemma-bf16", stderr=terminal.stream.fileno()
+        )
+        terminal.wait_for(f"/{size(sum(map(len, checkpoint_files.values())))} ")
+        process.send_signal(signal.SIGINT)
+        stdout, _ = process.communicate(timeout=60)
+        screen = terminal.settle()
+    finally:
+        terminal.close()
     assert process.returncode == 130
     assert stdout.strip() == ""
-    assert "stay there" in stderr
-    assert "Interrupted." in stderr
-    assert "Traceback" not in stderr
+    told, _, last = screen.partition("Stopped. ")
+    assert told.endswith("goes on where it was.\n\n")
+    assert "stay there" in last
+    assert last.endswith("Interrupted.\n")
 
 
 def test_help_says_what_there_is(command: Command) -> None:

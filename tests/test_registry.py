@@ -208,7 +208,7 @@ def test_a_full_disk_takes_nothing_away(file: Path, monkeypatch: pytest.MonkeyPa
     def fail(*arguments: object, **settings: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(RegistryError, match="No space left"):
         registry.add(ModelEntry("mine", (Source("a/b"),)))
     assert file.read_bytes() == before

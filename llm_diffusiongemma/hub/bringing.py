@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +21,11 @@ from .disk import file_size, nearest, write_whole
 from .exchange import TICK_SECONDS, CheckWanted
 from .failures import WITHOUT_THEM, listed, size
 from .listing import Listing, RemoteFile, complete, needed
-from .partial import JOURNAL_SUFFIX, PARTIAL_SUFFIX, Partial, bytes_here, discard
-from .transfer import TooLongError, Transfer
+from .partial import JOURNAL_SUFFIX, PARTIAL_SUFFIX, Partial, bytes_here, discard, is_large
+from .transfer import LAST_SECONDS, Connections, TooLongError, Transfer
 
 LOCK_SILENCE_SECONDS = 1.0
+FILES_AT_ONCE = 3
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,12 @@ def _bring(download: Download) -> Path:
     write_tree(download.repository, download.listing)
     try:
         with _indicate(download) as progress:
+            connections = Connections()
+            large = [file for file in download.files if is_large(file.size or 0)]
             for file in download.files:
-                with _lock(download, file):
-                    if not download.is_here(file):
-                        _fetch(download, file, progress)
-                    _link(download, file)
+                if file not in large:
+                    _bring_file(download, file, connections, progress)
+            _bring_together(download, large, connections, progress)
     except KeyboardInterrupt:
         # It goes on up as it is: click ends the command, and a program's own Ctrl-C stays its own.
         tell(
@@ -146,6 +149,60 @@ def _bring(download: Download) -> Path:
         )
         raise
     return download.folder
+
+
+def _bring_together(
+    download: Download, files: list[RemoteFile], connections: Connections, progress: Progress
+) -> None:
+    """Some files at a time, so that no connection has to wait for the end of one."""
+    waiting = iter(files)
+    errors: list[BaseException] = []
+    is_over = threading.Event()
+    lock = threading.Lock()
+
+    def check_wanted() -> None:
+        if is_over.is_set():
+            raise _OverError
+
+    def work() -> None:
+        try:
+            while not is_over.is_set():
+                with lock:
+                    file = next(waiting, None)
+                if file is None:
+                    return
+                _bring_file(replace(download, check_wanted=check_wanted), file, connections, progress)
+        except _OverError:
+            pass
+        except BaseException as error:  # raised again by who waits for it
+            errors.append(error)
+            is_over.set()
+
+    threads = [threading.Thread(target=work, daemon=True, name="file") for _ in files[:FILES_AT_ONCE]]
+    try:
+        for thread in threads:
+            thread.start()
+        while alive := [thread for thread in threads if thread.is_alive()]:
+            download.check_wanted()
+            alive[0].join(TICK_SECONDS)
+    finally:
+        is_over.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(LAST_SECONDS)
+    if errors:
+        raise errors[0]
+
+
+class _OverError(Exception):
+    """Nobody wants it any more."""
+
+
+def _bring_file(download: Download, file: RemoteFile, connections: Connections, progress: Progress) -> None:
+    with _lock(download, file):
+        if not download.is_here(file):
+            _fetch(download, file, connections, progress)
+        _link(download, file)
 
 
 def _clean_up(download: Download) -> None:
@@ -225,12 +282,12 @@ def _lock(download: Download, file: RemoteFile) -> Iterator[None]:
         yield
 
 
-def _fetch(download: Download, file: RemoteFile, progress: Progress) -> None:
+def _fetch(download: Download, file: RemoteFile, connections: Connections, progress: Progress) -> None:
     """Bring one file into the cache, going on where an earlier attempt was cut, and check it."""
     place = download.partial(file)
     began_with = file_size(place)
     partial = Partial(place, file.size or 0, file.digest)
-    transfer = Transfer(download.listing, file, partial, download.check_wanted, progress.advance)
+    transfer = Transfer(download.listing, file, partial, connections, download.check_wanted, progress.advance)
     try:
         transfer.run()
         if partial.hexdigest() != file.content_id and began_with:

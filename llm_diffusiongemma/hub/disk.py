@@ -11,14 +11,11 @@ from pathlib import Path
 
 
 def write_whole(file: Path, text: str) -> None:
-    """So that whoever reads it meets the old text or the new one, also after a power cut."""
+    """So that whoever reads it meets the old text or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        with draft.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        draft.write_text(text, encoding="utf-8")
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)

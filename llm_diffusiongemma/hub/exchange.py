@@ -25,7 +25,7 @@ CheckWanted = Callable[[], None]
 
 TICK_SECONDS = 0.1
 # What is in a queue comes again after a crash, and connections are several.
-QUEUED_CHUNKS = 8
+QUEUED_CHUNKS = 4
 MAX_REDIRECTS = 10
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 

@@ -1,11 +1,13 @@
 """A begun file on disk: which parts of it are there, whatever ended the process or the machine.
 
 A file that one connection brings grows from its beginning, and its length says what is there. One that several
-bring has holes, and a journal beside it: it names only bytes that the disk has taken.
+bring has holes, and a journal beside it. It names what has been written, which outlives the process, and what of
+that the disk has surely taken, which outlives the machine's power.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -25,8 +27,8 @@ JOURNAL_SUFFIX = ".ranges.incomplete"
 
 HASH_CHUNK_BYTES = 1 << 22
 # So much of what has come may come again after a crash, if a hundredth of the file isn't more.
-KEPT_BYTES = 1 << 20
-KEPT_SHARE = 400
+NOTED_BYTES = 1 << 20
+NOTED_SHARE = 400
 
 # One connection's share of a file: large enough that asking for it costs little beside bringing it, small enough
 # that what has come in order, and can be hashed, is never far behind.
@@ -34,8 +36,15 @@ MIN_SPAN_BYTES = 1 << 23
 MAX_SPAN_BYTES = 1 << 27
 
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
 class _Journal(Document):
-    ranges: list[list[int]]
+    written: list[list[int]]
+    kept: list[list[int]]
+    """by the disk"""
+    boot: str
+    """of the machine, when it was written"""
 
 
 def journal_of(partial: Path) -> Path:
@@ -49,7 +58,9 @@ def ranges_here(partial: Path) -> list[tuple[int, int]]:
         return [(0, length)] if length else []
     result: list[tuple[int, int]] = []
     try:
-        for start, end in conform(_Journal, parse_object(journal.read_bytes())).ranges:
+        noted = conform(_Journal, parse_object(journal.read_bytes()))
+        # Since then the power may have been off, if that can't be told.
+        for start, end in noted.written if noted.boot and noted.boot == _boot() else noted.kept:
             if not (result[-1][1] if result else 0) <= start <= end:
                 return []
             # What somebody has cut off since isn't there.
@@ -59,8 +70,21 @@ def ranges_here(partial: Path) -> list[tuple[int, int]]:
     return result
 
 
+def _boot() -> str:
+    """What is another one after each start of the machine. Empty where there is no telling."""
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
 def bytes_here(partial: Path) -> int:
     return sum(end - start for start, end in ranges_here(partial))
+
+
+def is_large(size: int) -> bool:
+    """Whether a file of that size is worth several connections."""
+    return size >= 2 * MIN_SPAN_BYTES
 
 
 @dataclass
@@ -93,6 +117,7 @@ class Partial:
         self.size = size
         self._new_digest = digest
         self._lock = threading.Lock()
+        self._keeper: threading.Thread | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         self._stream = path.open("r+b", buffering=0)
@@ -100,6 +125,7 @@ class Partial:
         if not here:
             self.restart()
             return
+        os.fsync(self._stream.fileno())
         self._begin(here)
 
     def _begin(self, here: list[tuple[int, int]]) -> None:
@@ -112,10 +138,11 @@ class Partial:
                 self._spans.append(Span(start, end, end))
             at = end
         self._has_journal = journal_of(self.path).is_file()
+        self._kept = self._written()
         self._digest = self._new_digest()
         self._hashed = 0
         self._stream.seek(0)
-        self._not_kept = 0
+        self._not_noted = 0
 
     def restart(self) -> None:
         """Forget all that is here."""
@@ -196,32 +223,47 @@ class Partial:
     def is_due(self, num_bytes: int) -> bool:
         """Whether, so many bytes more, enough has come for the journal to say so."""
         with self._lock:
-            self._not_kept += num_bytes
-            return self._has_journal and self._not_kept >= max(self.size // KEPT_SHARE, KEPT_BYTES)
+            self._not_noted += num_bytes
+            return self._has_journal and self._not_noted >= max(self.size // NOTED_SHARE, NOTED_BYTES)
 
-    def keep_if_due(self) -> None:
+    def note_if_due(self) -> None:
+        """Note what has been written; and have the disk take it, which may take it a while."""
         if self.is_due(0):
-            self.keep()
+            self._write_journal()
+            if self._keeper is None or not self._keeper.is_alive():
+                self._keeper = threading.Thread(target=self._keep, daemon=True, name="keeper")
+                self._keeper.start()
+
+    def _keep(self) -> None:
+        written = self._written()
+        with contextlib.suppress(OSError), self.path.open("r+b") as stream:  # what is wrong will show at the end
+            os.fsync(stream.fileno())
+            self._kept = written
 
     def keep(self) -> None:
-        """Have the disk take what has come, and note that it has."""
+        """Have the disk take what has come, and wait until it has."""
+        written = self._written()
+        os.fsync(self._stream.fileno())
+        self._kept = written
         if self._has_journal:
             self._write_journal()
-        else:
-            os.fsync(self._stream.fileno())
 
     def _write_journal(self) -> None:
         with self._lock:
-            ranges = [(span.start, span.reached) for span in self._spans if span.start < span.reached]
-            self._not_kept = 0
-        os.fsync(self._stream.fileno())
+            self._not_noted = 0
+        noted = {"written": self._written(), "kept": self._kept, "boot": _boot()}
+        write_whole(journal_of(self.path), json.dumps(noted))
+
+    def _written(self) -> list[list[int]]:
+        with self._lock:
+            ranges = [[span.start, span.reached] for span in self._spans if span.start < span.reached]
         joined: list[list[int]] = []
         for start, end in ranges:
             if joined and joined[-1][1] == start:
                 joined[-1][1] = end
             else:
                 joined.append([start, end])
-        write_whole(journal_of(self.path), json.dumps({"ranges": joined}))
+        return joined
 
     def close(self) -> None:
         self._stream.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,8 @@ def remove(removal: Removal) -> None:
                     repository.folder.unlink()
                 for lock in locks:
                     lock.unlink(missing_ok=True)
+                with suppress(OSError):
+                    repository.lock("x").parent.rmdir()
     except OSError as error:
         if isinstance(error, RemovalError):
             raise

@@ -51,6 +51,40 @@ class TooLongError(DownloadError):
     """More comes than was announced."""
 
 
+class Connections:
+    """How many there may be at once, over all files. A server may take fewer."""
+
+    def __init__(self) -> None:
+        self._free = threading.Semaphore(CONNECTIONS)
+        self._lock = threading.Lock()
+        self._count = CONNECTIONS
+        self.patience = threading.Lock()
+        """Whoever has it waits for all, as long as the Hub wants."""
+        self.waited_at = 0.0
+
+    def acquire(self, check_wanted: CheckWanted) -> None:
+        while not self._free.acquire(timeout=TICK_SECONDS):
+            check_wanted()
+
+    def release(self) -> None:
+        self._free.release()
+
+    def give_up(self) -> bool:
+        """Have one less, in place of releasing it. False if it is the only one."""
+        with self._lock:
+            if self._count == 1:
+                return False
+            self._count -= 1
+            return True
+
+    def try_again(self) -> None:
+        """Have one more after something has come, if some were given up: the trouble may be over."""
+        with self._lock:
+            if self._count < CONNECTIONS:
+                self._count += 1
+                self._free.release()
+
+
 class _NoPartsError(Exception):
     """It has to come from its beginning, over one connection: the server hands out no parts, or other ones."""
 
@@ -67,10 +101,12 @@ class Transfer:
         listing: Listing,
         file: RemoteFile,
         partial: Partial,
+        connections: Connections,
         check_wanted: CheckWanted,
         advance: Callable[[int], None],
     ) -> None:
         """`advance` is told of so many bytes more, or fewer if they have to come again."""
+        self._connections = connections
         self._repo = listing.repo
         self._name = file.name
         self._url = file_url(listing, file.name)
@@ -79,9 +115,6 @@ class Transfer:
         self._advance = advance
         self._takes_parts = True
         self._lock = threading.Lock()
-        self._patience = threading.Lock()
-        """Whoever has it waits for all connections, as long as the Hub wants."""
-        self._waited_at = 0.0
 
     def run(self) -> None:
         """Bring the rest, to the disk, and hash all of it.
@@ -104,7 +137,7 @@ class Transfer:
         self._is_over = threading.Event()
         self._wake = threading.Event()
         self._errors: list[BaseException] = []
-        self._count = self._active = count
+        self._count, self._busy = count, 0
         self._began_at, self._began_with = time.monotonic(), self._partial.received
         self._watched_from = self._began_at, self._began_with
         threads = [threading.Thread(target=self._work, daemon=True, name="connection") for _ in range(count)]
@@ -113,7 +146,7 @@ class Transfer:
                 thread.start()
             while not self._partial.is_done:
                 self._check()
-                self._partial.keep_if_due()
+                self._partial.note_if_due()
                 if not self._partial.hash_more():
                     self._wake.wait(TICK_SECONDS)
                     self._wake.clear()
@@ -138,7 +171,8 @@ class Transfer:
         if self._errors:
             raise self._errors[0]
         received, (began_at, began_with) = self._partial.received, self._watched_from
-        if self._patience.locked() or received == self._partial.size:
+        # Connections may be with other files, or waiting for the Hub.
+        if not self._busy or self._connections.patience.locked() or received == self._partial.size:
             self._watched_from = time.monotonic(), received
         elif time.monotonic() >= began_at + TRICKLE_SECONDS:
             if received < began_with + TRICKLE_BYTES:
@@ -154,6 +188,7 @@ class Transfer:
     def _work(self) -> None:
         try:
             while (span := self._take()) is not None:
+                is_given_up = False
                 try:
                     with self._partial.path.open("r+b", buffering=0) as stream:
                         stream.seek(span.position)
@@ -161,9 +196,17 @@ class Transfer:
                 except (NoAnswerError, RefusedError) as error:
                     if isinstance(error, RefusedError) and error.status not in TROUBLES:
                         raise
-                    if not self._leave_to_others(span):
+                    # A server that has had enough of this connection may still serve others, which go on with it.
+                    self._partial.give_back(span)
+                    is_given_up = self._connections.give_up()
+                    if not is_given_up:
                         raise
-                    return
+                else:
+                    self._connections.try_again()
+                finally:
+                    self._count_busy(-1)
+                    if not is_given_up:
+                        self._connections.release()
                 self._wake.set()
         except _OverError:
             pass
@@ -173,20 +216,18 @@ class Transfer:
             self._wake.set()
 
     def _take(self) -> Span | None:
-        with self._lock:
-            span = self._partial.take()
-            if span is None:
-                self._active -= 1
-            return span
+        """What to bring next, with a connection for it."""
+        self._connections.acquire(self._is_wanted)
+        span = self._partial.take()
+        if span is None:
+            self._connections.release()
+        else:
+            self._count_busy(1)
+        return span
 
-    def _leave_to_others(self, span: Span) -> bool:
-        """Whether a server that has had enough of this connection still serves others, which then go on."""
+    def _count_busy(self, change: int) -> None:
         with self._lock:
-            if self._active == 1:
-                return False
-            self._active -= 1
-            self._partial.give_back(span)
-            return True
+            self._busy += change
 
     def _is_wanted(self) -> None:
         if self._is_over.is_set():
@@ -214,14 +255,15 @@ class Transfer:
 
     def _pause(self, answer: Answer, failures: int, asked_at: float) -> None:
         """Wait as long as a Hub in trouble wants, one connection for all."""
-        while not self._patience.acquire(timeout=TICK_SECONDS):
+        connections = self._connections
+        while not connections.patience.acquire(timeout=TICK_SECONDS):
             self._is_wanted()
         try:
-            if asked_at > self._waited_at:
+            if asked_at > connections.waited_at:
                 pause(answer, failures, self._repo, self._is_wanted)
-                self._waited_at = time.monotonic()
+                connections.waited_at = time.monotonic()
         finally:
-            self._patience.release()
+            connections.patience.release()
 
     def _ask(self, span: Span, stream: FileIO) -> tuple[Answer | None, float]:
         """One request for the rest of a span. Returns the answer of a server that is in trouble."""

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.download race
     python -m tests.benchmarks.download cuts
 
-A hub on loopback serves random bytes in the names of a checkpoint, with a limit a connection and a delay a request.
-Each download is a process of its own. That hub speaks plain HTTP: hf-xet, which `hf download` uses on the real one,
-has no part in it.
+A hub on loopback serves random bytes in the names of a checkpoint, with a limit a connection and a delay a
+request. Each download is a process of its own. That hub speaks plain HTTP: hf-xet, which `hf download` uses on the
+real one, has no part in it.
 """
 
 from __future__ import annotations

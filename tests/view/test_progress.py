@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
-import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import llm.cli
 import pytest
@@ -18,87 +16,19 @@ from llm_diffusiongemma.view import progress
 from llm_diffusiongemma.view.progress import indicate
 from llm_diffusiongemma.wording import tell
 
+from ..terminals import PATIENCE_SECONDS, Terminal
+
 if sys.platform == "win32":
     pytest.skip("no pseudo-terminals", allow_module_level=True)
-
-PATIENCE_SECONDS = 10
-
-
-class Terminal:
-    """What has been written to a pseudo-terminal, and what of it can be seen."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._monkeypatch = monkeypatch
-        self._mine, theirs = os.openpty()
-        self.stream = io.TextIOWrapper(os.fdopen(theirs, "wb", 0), encoding="utf-8", write_through=True)
-        self._written = b""
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def attach(self) -> None:
-        """Make it standard error. Not in a fixture: pytest puts its own there when a test begins."""
-        self._monkeypatch.setattr(sys, "stderr", self.stream)
-
-    def _read(self) -> None:
-        while True:
-            try:
-                content = os.read(self._mine, 4096)
-            except OSError:
-                break
-            if not content:
-                break
-            self._written += content
-
-    @property
-    def written(self) -> str:
-        return self._written.decode(errors="replace")
-
-    @property
-    def screen(self) -> str:
-        """By the few sequences that are used: anything else is seen as it is."""
-        lines, column = [""], 0
-        for part in re.findall(r"\x1b\[[\d;]*[A-Za-z]|\x1b|[^\x1b]", self.written):
-            if part.startswith("\x1b[") and part.endswith("m"):
-                continue
-            if part == "\r":
-                column = 0
-            elif part == "\n":
-                lines.append("")
-            elif part == "\x1b[0K":
-                lines[-1] = lines[-1][:column]
-            elif part == "\x1b[2K":
-                lines[-1] = ""
-            else:
-                lines[-1] = lines[-1][:column].ljust(column) + part + lines[-1][column + 1 :]
-                column += 1
-        return "\n".join(lines)
-
-    def wait_for(self, text: str) -> None:
-        self._wait(lambda: text in self.screen)
-
-    def settle(self) -> str:
-        """The screen once all that has been written until now has come."""
-        self.stream.write("<end>")
-        self._wait(lambda: self.written.endswith("<end>"))
-        self._written = self._written.removesuffix(b"<end>")
-        return self.screen
-
-    def _wait(self, has_come: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not has_come():
-            assert time.monotonic() < deadline, self.written
-            time.sleep(0.005)
-
-    def close(self) -> None:
-        self.stream.close()
-        self._reader.join()
-        os.close(self._mine)
 
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
-    """That of a process that was started as `llm`, which waits for nothing long enough."""
-    terminal = Terminal(monkeypatch)
+    """That of a process that was started as `llm`, where any wait is long enough.
+
+    A test makes it standard error itself: pytest puts its own there when a test begins.
+    """
+    terminal = Terminal()
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -108,8 +38,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     terminal.close()
 
 
-def test_bytes_of_how_many_and_then_nothing(terminal: Terminal) -> None:
-    terminal.attach()
+def test_bytes_of_how_many_and_then_nothing(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
     terminal.stream.write("before\n")
     with indicate("Loading", 4_000_000_000) as waiting:
         waiting.advance(1_500_000_000)
@@ -123,8 +53,8 @@ def test_bytes_of_how_many_and_then_nothing(terminal: Terminal) -> None:
     assert "\x1b[?25l" not in terminal.written
 
 
-def test_a_total_that_is_known_later(terminal: Terminal) -> None:
-    terminal.attach()
+def test_a_total_that_is_known_later(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
     with indicate("Looking [bold]for[/bold] it") as waiting:
         terminal.wait_for("Looking [bold]for[/bold] it")
         assert "GB" not in terminal.screen
@@ -134,8 +64,10 @@ def test_a_total_that_is_known_later(terminal: Terminal) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_nothing_is_left_by_what_fails(terminal: Terminal, error: type[BaseException]) -> None:
-    terminal.attach()
+def test_nothing_is_left_by_what_fails(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
 
     def fail() -> None:
         with indicate("Importing torch"):
@@ -148,8 +80,8 @@ def test_nothing_is_left_by_what_fails(terminal: Terminal, error: type[BaseExcep
     assert "progress" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_of_waits_in_each_other_the_inner_one(terminal: Terminal) -> None:
-    terminal.attach()
+def test_of_waits_in_each_other_the_inner_one(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
     with indicate("outer"):
         terminal.wait_for("outer")
         with indicate("inner"):
@@ -160,8 +92,8 @@ def test_of_waits_in_each_other_the_inner_one(terminal: Terminal) -> None:
     assert terminal.settle() == ""
 
 
-def test_what_is_told_stands_above(terminal: Terminal) -> None:
-    terminal.attach()
+def test_what_is_told_stands_above(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
     with indicate("Downloading"):
         terminal.wait_for("Downloading")
         tell("A file is slow.")
@@ -172,7 +104,7 @@ def test_what_is_told_stands_above(terminal: Terminal) -> None:
 
 
 def test_a_narrow_terminal_has_one_line_all_the_same(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal.attach()
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
     monkeypatch.setenv("COLUMNS", "30")
     with indicate("Downloading a file with quite a long name", 10**9):
         terminal.wait_for("Down")
@@ -181,16 +113,16 @@ def test_a_narrow_terminal_has_one_line_all_the_same(terminal: Terminal, monkeyp
 
 
 def test_what_ends_soon_is_not_shown(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal.attach()
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
     monkeypatch.setattr(progress, "DELAY_SECONDS", PATIENCE_SECONDS)
     with indicate("Loading", 10), indicate("a part of it"):
         pass
     assert terminal.settle() == "" == terminal.written
 
 
-def test_behind_the_last_words_nothing_comes(terminal: Terminal) -> None:
+def test_behind_the_last_words_nothing_comes(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an interrupted command, whose import in another thread goes on until the process is ended."""
-    terminal.attach()
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
     with indicate("Importing torch"):
         terminal.wait_for("Importing torch")
         _say_last()
@@ -202,7 +134,7 @@ def test_behind_the_last_words_nothing_comes(terminal: Terminal) -> None:
 def test_where_nobody_watches_nothing_is_started(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    terminal.attach()
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
     if where == "a pipe":
         monkeypatch.setattr(sys, "stderr", io.StringIO())
     elif where == "TERM=dumb":
@@ -220,7 +152,7 @@ def test_where_nobody_watches_nothing_is_started(
 def test_a_terminal_that_is_gone_ends_nothing(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     failures: list[object] = []
     monkeypatch.setattr(threading, "excepthook", failures.append)
-    terminal.attach()
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
     with indicate("Loading"):
         terminal.wait_for("Loading")
         terminal.stream.close()
