@@ -205,6 +205,8 @@ class Network:
             return experts
 
         self._embedding = new(config.vocab_size, hidden)  # [V, H], of the head, too
+        # Of the head and of what it is mixed to. fp16 stays: the sums of `mix` keep clear of its end.
+        self._product_dtype = dtype if dtype == torch.float16 else scratches[device].dtype
         self._layers = [
             _Layer(config, kind, dtype, where, formats, scratches[where], kept_experts(home))
             for kind, where, home in zip(config.layers, self.layer_devices, homes, strict=True)
@@ -283,9 +285,9 @@ class Network:
 
     def logits(self, hidden: torch.Tensor, tokens: slice, out: torch.Tensor) -> None:
         """The head for some tokens, before the softcap: `[n, H]` to fp32 `[n, len(tokens)]`, into `out`."""
-        weights = self._embedding[tokens].T
-        if self.dtype == torch.float32:
-            torch.mm(hidden, weights, out=out)
+        weights = self._embedding[tokens].T.to(self._product_dtype)
+        if self._product_dtype == torch.float32:
+            torch.mm(hidden.float(), weights, out=out)
         else:
             out.copy_(hidden @ weights)
 
@@ -294,7 +296,7 @@ class Network:
         embeddings = self._embedding[tokens]
         if self.dtype == torch.float16:
             return ((weights * FP16_HEADROOM).to(self.dtype) @ embeddings).float() / FP16_HEADROOM
-        return (weights.to(self.dtype) @ embeddings).float()
+        return (weights.to(self._product_dtype) @ embeddings.to(self._product_dtype)).float()
 
     @sdpa_kernel(ATTENTION_KERNELS)
     def _run(self, x: torch.Tensor, mode: Mode, cache: KVCache, spans: Sequence[range] = ()) -> torch.Tensor:

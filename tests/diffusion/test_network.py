@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
-from llm_diffusiongemma.diffusion import kv_cache
+from llm_diffusiongemma.diffusion import kv_cache, packed
 from llm_diffusiongemma.diffusion.experts import Experts
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
 from llm_diffusiongemma.diffusion.placement import LayerHome
@@ -387,6 +387,7 @@ class _Operators(TorchDispatchMode):
 @torch.no_grad()
 def operators_of_a_step(layers: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """In bf16, with self-conditioning, as if on a card."""
+    monkeypatch.setattr(packed, "is_multiplied_fast", lambda dtype: True)
     model, config = random_model(torch.bfloat16, **GLOBAL, layer_types=layers, num_hidden_layers=len(layers))
     network = network_of(model, config)
     for layer in network._layers:

@@ -148,6 +148,14 @@ PACK: dict[type[Matrices], Callable[[torch.Tensor], dict[str, torch.Tensor]]] = 
 }
 
 
+@pytest.fixture(params=["fast", "slow"])
+def _processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that multiplies bf16, and one that doesn't, whatever this one is."""
+    is_fast = request.param == "fast"
+    monkeypatch.setattr(packed, "is_multiplied_fast", lambda dtype: is_fast or dtype == torch.float32)
+
+
+@pytest.mark.usefixtures("_processor")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("format_", PACK)
 def test_a_linear_layer_in_pieces(format_: type[Matrices], dtype: torch.dtype) -> None:
@@ -178,6 +186,22 @@ class Largest(TorchDispatchMode):
         return result
 
 
+def test_plain_numbers_become_fp32_where_the_processor_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece at a time; where it isn't they are multiplied as they lie."""
+    matrices = Plain(1, (96,), 64, torch.bfloat16, CPU)
+    matrices.weight.normal_(generator=torch.Generator().manual_seed(0))
+    for is_fast in (False, True):
+        monkeypatch.setattr(packed, "is_multiplied_fast", lambda dtype, is_fast=is_fast: is_fast)
+        scratch = Scratch(torch.bfloat16, CPU)
+        scratch.piece_bytes = 7 * 64 * 4
+        pieces = list(matrices.pieces(scratch))
+        numbers = matrices.numbers(*pieces[0], scratch)
+        assert numbers.dtype == (torch.bfloat16 if is_fast else torch.float32)
+        assert len(pieces) == (1 if is_fast else 14)
+        assert torch.equal(numbers[0].bfloat16(), matrices.weight[0, pieces[0][1]])
+
+
+@pytest.mark.usefixtures("_processor")
 @pytest.mark.parametrize("format_", [Fp8, ModelOptNvfp4])
 def test_no_more_than_a_piece_is_numbers_at_a_time(format_: type[Matrices]) -> None:
     """At the real width: the intermediates, too."""
