@@ -153,6 +153,7 @@ class Weights:
         progress: Callable[[int], None] = lambda num_bytes: None,
     ) -> None:
         """Fill contiguous tensors, on any device and of a dtype that `find` took, with what it found for them.
+        What else it found is only held against its copies, if it has any.
 
         `check_wanted` is called before each tensor and may raise, `progress` with the number of bytes read.
 
@@ -160,12 +161,14 @@ class Weights:
         `FileAccessError`.
         """
         with self.reader(progress) as reader:
-            for name in sorted(places, key=lambda name: found[name][0].place):
+            wanted = [name for name, stored in found.items() if name in places or len(stored) > 1]
+            for name in sorted(wanted, key=lambda name: found[name][0].place):
                 check_wanted()
                 first, *copies = found[name]
-                reader.fill(places[name], first)
+                place = places[name] if name in places else torch.empty(first.shape, dtype=DTYPES[first.dtype])
+                reader.fill(place, first)
                 for stored in copies:
-                    self._check_copy(reader, places[name], first, stored)
+                    self._check_copy(reader, place, first, stored)
 
     def reader(self, progress: Callable[[int], None] = lambda num_bytes: None) -> Reader:
         """`progress` is called with the number of bytes read."""

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,8 +21,9 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion import loading, weights
 from llm_diffusiongemma.diffusion.config_file import ConfigFile
-from llm_diffusiongemma.diffusion.loading import EMBEDDING
+from llm_diffusiongemma.diffusion.loading import EMBEDDING, describe, load_model
 from llm_diffusiongemma.diffusion.network import Network
+from llm_diffusiongemma.diffusion.placement import LayerHome, whole
 from llm_diffusiongemma.diffusion.sampler import SamplerSettings
 from llm_diffusiongemma.errors import (
     CheckpointError,
@@ -178,6 +180,27 @@ def test_an_encoder_or_head_of_its_own_is_refused(name: str, checkpoint: Path) -
 
     change_weights(checkpoint, add)
     refused(checkpoint, rf"holds weights as {own} and others as {name}, which this model shares")
+
+
+def test_an_encoder_of_its_own_is_refused_where_experts_stay_in_the_files(checkpoint: Path) -> None:
+    """They were not read when it was loaded: whether it was taken was a matter of the memory that there was."""
+    described = describe(checkpoint)
+    layers = (LayerHome("cpu", "files"),) * len(described.config.network().layers)
+    placement = replace(whole("bf16", len(layers), "cpu"), layers=layers)
+    name = "model.encoder.language_model.layers.1.experts.down_proj"
+
+    def add(difference: float) -> Callable[[dict[str, torch.Tensor]], None]:
+        def change(tensors: dict[str, torch.Tensor]) -> None:
+            tensors[name] = tensors[name.replace("encoder.language_model", "decoder")].clone()
+            tensors[name].view(-1)[-1] += difference
+
+        return change
+
+    change_weights(checkpoint, add(0))
+    load_model(describe(checkpoint), placement)
+    change_weights(checkpoint, add(1))
+    with pytest.raises(CheckpointError, match=f"others as {name}, which this model shares"):
+        load_model(describe(checkpoint), placement)
 
 
 MEMORY = """
