@@ -276,13 +276,14 @@ def _line(entry: ModelEntry, source: Source, sizes: Sizes, placement: Placement)
 
 
 def _slowness(sizes: Sizes, placement: Placement) -> str:
-    seconds = step_seconds(sizes, placement)
+    cores = torch.get_num_threads()
+    seconds = step_seconds(sizes, placement, cores)
     rate = sizes.config.canvas_length / (STEPS_A_CANVAS * seconds)
     if placement.devices[0] != "cpu":
         return f"about {_rounded(rate)} tokens a second at best"
     return (
-        f"a denoising step takes about {_rounded(seconds)} seconds (8 cores), and {sizes.config.canvas_length} "
-        f"tokens about {STEPS_A_CANVAS} steps"
+        f"a denoising step takes about {_rounded(seconds)} seconds ({cores} core{'s' * (cores > 1)}), and "
+        f"{sizes.config.canvas_length} tokens about {STEPS_A_CANVAS} steps"
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from ..wording import quoted
 from .placement import DeviceMemory, Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 AMOUNT = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?)\s*(?P<unit>[kmgt]i?b)", re.IGNORECASE)
 UNITS = {
@@ -28,7 +30,8 @@ NO_LIMIT = 1 << 60
 
 # Of the host's memory so much is left to the system, other programs and Python itself; more of a large one.
 LEAST_LEFT_BYTES = 2 * 2**30
-CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+# Of Linux: which groups this process is in, and where what they may take stands, by either version of it.
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 OUT_OF_MEMORY_WORDS = (
     "DefaultCPUAllocator",
@@ -130,10 +133,27 @@ def _total_memory(device: torch.device) -> int | None:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf
         return None
-    try:  # a container may have less
-        return min(physical, int(CONTAINER_LIMIT.read_text()))
-    except (OSError, ValueError):
-        return physical
+    return min([physical, *_group_limits()])
+
+
+def _group_limits() -> Iterator[int]:
+    """What the groups that this process is in may take: its container's, its batch job's, its service's."""
+    try:
+        lines = OWN_GROUPS.read_text().splitlines()
+    except OSError:  # no Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, name = GROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = GROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # Those around it count as well. In a container the path may be one outside, and only the root is there.
+        for group in itertools.accumulate(path.strip("/").split("/"), Path.joinpath, initial=root):
+            with suppress(OSError, ValueError):  # it has none
+                yield int((group / name).read_text())
 
 
 def peak_memory(devices: Sequence[str]) -> int | None:

@@ -62,14 +62,15 @@ class Described:
     def formats(self) -> Formats:
         return self.layout.formats
 
-    def read_experts(self, layer: int, experts: Experts) -> None:
-        """Fill experts with a layer's from the weight files. Any thread may do it.
+    def read_experts(self, layer: int, experts: Experts, check_wanted: Callable[[], None] = lambda: None) -> None:
+        """Fill experts with a layer's from the weight files. Any thread may do it. `check_wanted` is called every
+        some megabytes and may raise.
 
         Raises `CheckpointError` if a file turns out damaged or was changed, and `FileAccessError`.
         """
         names = ((f"{DECODER}layers.{layer}.experts.{name}", place) for name, place in experts.tensors())
         places = [(self.found[name][0], place) for name, place in self.layout.places(names)]
-        with self.weights.reader() as reader:
+        with self.weights.reader(lambda num_bytes: check_wanted()) as reader:
             for stored, place in sorted(places, key=lambda each: each[0].place):
                 reader.fill(place, stored)
 

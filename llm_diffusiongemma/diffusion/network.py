@@ -167,7 +167,7 @@ class Network:
         device: torch.device,
         formats: Formats = PLAIN,
         homes: Sequence[LayerHome] | None = None,
-        read_experts: Callable[[int, Experts], None] | None = None,
+        read_experts: Callable[[int, Experts, Callable[[], None]], None] | None = None,
     ) -> None:
         """`formats` say how its matrices are stored; `dtype` is what it computes in, and that of all else.
 
@@ -298,9 +298,17 @@ class Network:
             return ((weights * FP16_HEADROOM).to(self.dtype) @ embeddings).float() / FP16_HEADROOM
         return (weights.to(self._product_dtype) @ embeddings.to(self._product_dtype)).float()
 
-    @sdpa_kernel(ATTENTION_KERNELS)
     def _run(self, x: torch.Tensor, mode: Mode, cache: KVCache, spans: Sequence[range] = ()) -> torch.Tensor:
         """Through all layers, `[n, H]` to `[n, H]`. Encoding ends with the keys and values of the last one."""
+        try:
+            return self._run_whole(x, mode, cache, spans)
+        except BaseException:
+            for stream in self._streams.values():
+                stream.give_up()  # who ends the process needn't wait for what is read ahead
+            raise
+
+    @sdpa_kernel(ATTENTION_KERNELS)
+    def _run_whole(self, x: torch.Tensor, mode: Mode, cache: KVCache, spans: Sequence[range]) -> torch.Tensor:
         self.prefetch()
         positions = {
             where: torch.arange(cache.length, cache.length + len(x), device=where)

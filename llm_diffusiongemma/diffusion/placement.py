@@ -34,9 +34,10 @@ BUFFERS = 2
 # To say how quick it can be at best. Host to device: PCIe 4 x16 from pinned memory. Files: a fast SSD.
 HOST_BYTES_A_SECOND = 25e9
 FILE_BYTES_A_SECOND = 3e9
-# About what 8 cores do without instructions for bf16: one did 4 GFLOP/s in bf16 and 25 in fp32, in which packed
-# experts are multiplied, and decoded 1.1 billion numbers a second, which memory won't let 8 of them do.
-CPU_OPERATIONS_A_SECOND = 64e9
+# About what a core does without instructions for bf16: one did 4 GFLOP/s in bf16 and 25 in fp32, in which packed
+# experts are multiplied, and decoded 1.1 billion numbers a second, which memory won't let many of them do.
+CORE_OPERATIONS_A_SECOND = 8e9
+CORE_DECODED_A_SECOND = 1.1e9
 CPU_DECODED_A_SECOND = 4e9
 # What a canvas takes as a rule.
 STEPS_A_CANVAS = 15
@@ -167,14 +168,15 @@ def place(sizes: Sizes, machine: Machine, context_tokens: int = PLANNED_CONTEXT_
     )
 
 
-def step_seconds(sizes: Sizes, placement: Placement) -> float:
-    """About how long a denoising step takes at least: what is streamed has to come, and a CPU has to compute. What
-    a GPU computes is not counted."""
+def step_seconds(sizes: Sizes, placement: Placement, cores: int) -> float:
+    """About how long a denoising step takes at least: what is streamed has to come, and a CPU of so many cores has
+    to compute. What a GPU computes is not counted."""
     from_files = sizes.experts_bytes * placement.num_layers("files") / FILE_BYTES_A_SECOND
     from_host = sizes.experts_bytes * placement.num_layers("host") / HOST_BYTES_A_SECOND
     computed = 0.0
     if placement.devices[0] == "cpu":
-        computed = sizes.step_operations / CPU_OPERATIONS_A_SECOND + sizes.step_decoded / CPU_DECODED_A_SECOND
+        computed = sizes.step_operations / (cores * CORE_OPERATIONS_A_SECOND)
+        computed += sizes.step_decoded / min(cores * CORE_DECODED_A_SECOND, CPU_DECODED_A_SECOND)
     return max(from_files, from_host, computed)
 
 
@@ -243,11 +245,10 @@ def _spread(count: int, of: int) -> list[int]:
 
 
 def _num_pinned(num_streamed: int, pinned_experts_bytes: int, machine: Machine) -> int:
-    """Of how many streamed layers the host holds the experts. What the others pass through is pinned as well."""
+    """Of how many streamed layers the host holds the experts."""
     if any(device.shares_host for device in machine.devices):
         return 0
-    room = machine.host_bytes // pinned_experts_bytes
-    return num_streamed if num_streamed <= room else max(0, room - BUFFERS)
+    return min(num_streamed, machine.host_bytes // pinned_experts_bytes)
 
 
 def _too_small(plan: _Plan, context: int) -> DeviceMemoryError:

@@ -36,10 +36,10 @@ class StreamedExperts:
         device: torch.device,
         new_buffer: Callable[[], Experts],
         kept: Mapping[int, Experts | None],
-        read: Callable[[int, Experts], None] | None,
+        read: Callable[[int, Experts, Callable[[], None]], None] | None,
     ) -> None:
         """`kept` are the layers in their order, and what of them is in the host's memory: the others are `read`,
-        maybe in another thread."""
+        maybe in another thread. It calls its last argument now and then, which raises if nobody waits for it."""
         self._buffers = [_Buffer(new_buffer()) for _ in range(2)]
         self._kept = dict(kept)
         self._read = read
@@ -55,6 +55,11 @@ class StreamedExperts:
         """Let the first layers' experts come, if they aren't there or on their way."""
         first, *others = self._kept
         self._bring(first, others[0] if others else first)
+
+    def give_up(self) -> None:
+        """Let nobody go on reading ahead. Who is at it isn't waited for."""
+        for buffer in self._buffers:
+            buffer.give_up()
 
     @contextmanager
     def experts_of(self, layer: int, skipped: int | None = None) -> Iterator[Experts]:
@@ -97,7 +102,7 @@ class StreamedExperts:
             assert self._read is not None
             return _Threaded(partial(self._read, layer, target), self._stream)
         if self._stream is None:
-            return _Threaded(partial(_copy, source, target), None)
+            return _Threaded(lambda check_wanted: _copy(source, target), None)
         return _Queued(partial(_copy, source, target), self._stream)
 
 
@@ -111,6 +116,9 @@ class _Fetch(Protocol):
 
     def leave(self) -> None:
         """They needn't come any more. From here on nothing is written but by a later fetch."""
+
+    def give_up(self) -> None:
+        """They needn't come before somebody waits for them."""
 
 
 @dataclass
@@ -138,6 +146,10 @@ class _Buffer:
         if self._fetch is not None:
             self._fetch.leave()
 
+    def give_up(self) -> None:
+        if self._fetch is not None:
+            self._fetch.give_up()
+
 
 class _Queued:
     """Copies that a card makes by itself, behind those that were queued before."""
@@ -161,6 +173,13 @@ class _Queued:
     def leave(self) -> None:
         """The next copy comes behind this one."""
 
+    def give_up(self) -> None:
+        """A card can't be told to."""
+
+
+class _GivenUpError(Exception):
+    """Nobody waits for what a thread reads. Never shown to anybody."""
+
 
 class _Threaded(threading.Thread):
     """Work for a thread of its own, or for who needs it if the thread hasn't come to it by then.
@@ -169,12 +188,13 @@ class _Threaded(threading.Thread):
     wherever `start` was interrupted, and it goes on where no thread can be had.
     """
 
-    def __init__(self, work: Callable[[], None], stream: torch.cuda.Stream | None) -> None:
+    def __init__(self, work: Callable[[Callable[[], None]], None], stream: torch.cuda.Stream | None) -> None:
         # Not a daemon: at the end of the process one would be cut off in the middle of torch, which aborts.
         super().__init__(name="experts of a layer", daemon=False)
         self._work = work
         self._stream = stream
         self._claim = threading.Lock()
+        self._is_given_up = False
         self._is_done = False
 
     def start(self) -> None:
@@ -184,21 +204,32 @@ class _Threaded(threading.Thread):
     def run(self) -> None:
         if self._claim.acquire(blocking=False):
             with suppress(BaseException):  # it goes wrong again for who needs it, or right
-                self._do()
+                self._do(self._check_wanted)
 
     def finish(self) -> None:
-        self.leave()
+        self._take_back()
         if not self._is_done:  # the thread hasn't come to it, or won't end it
-            self._do()
+            self._do(lambda: None)
 
     def leave(self) -> None:
+        self.give_up()
+        self._take_back()
+
+    def give_up(self) -> None:
+        self._is_given_up = True
+
+    def _check_wanted(self) -> None:
+        if self._is_given_up:
+            raise _GivenUpError
+
+    def _take_back(self) -> None:
         # In a forked process a thread of the parent's is not alive.
         if not self._claim.acquire(blocking=False) and self.is_alive():
             self.join()
 
-    def _do(self) -> None:
+    def _do(self, check_wanted: Callable[[], None]) -> None:
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            self._work()
+            self._work(check_wanted)
             if self._stream is not None:
                 self._stream.synchronize()
         self._is_done = True

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from ..errors import CheckpointError, FileAccessError
+from ..errors import CheckpointError
 from ..layout import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -36,6 +35,15 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 PACKED = {"U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn}
 DTYPES = {**FLOATS, **PACKED}
 """Those of files that are read."""
+# Of all that may be in a file.
+BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "U8", "BOOL"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
 
 # The real model's header has some hundred kilobytes, and with each expert by itself 7 million bytes.
 MAX_HEADER_BYTES = 1 << 24
@@ -63,6 +71,13 @@ class StoredTensor:
     """as safetensors writes it: "BF16" """
     start: int
     """Where in the file its bytes begin, in C order and little-endian."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Raises `ValueError` for a shape or a dtype that means nothing."""
+        if not all(type(size) is int and size >= 0 for size in self.shape):
+            raise ValueError(f"{self.name} has no shape")
+        return math.prod(self.shape) * BITS[self.dtype] // 8
 
     @property
     def place(self) -> tuple[Path, int]:
@@ -153,6 +168,7 @@ class Weights:
         progress: Callable[[int], None] = lambda num_bytes: None,
     ) -> None:
         """Fill contiguous tensors, on any device and of a dtype that `find` took, with what it found for them.
+        What else it found is only held against its copies, if it has any.
 
         `check_wanted` is called before each tensor and may raise, `progress` with the number of bytes read.
 
@@ -160,12 +176,14 @@ class Weights:
         `FileAccessError`.
         """
         with self.reader(progress) as reader:
-            for name in sorted(places, key=lambda name: found[name][0].place):
+            wanted = [name for name, stored in found.items() if name in places or len(stored) > 1]
+            for name in sorted(wanted, key=lambda name: found[name][0].place):
                 check_wanted()
                 first, *copies = found[name]
-                reader.fill(places[name], first)
+                place = places[name] if name in places else torch.empty(first.shape, dtype=DTYPES[first.dtype])
+                reader.fill(place, first)
                 for stored in copies:
-                    self._check_copy(reader, places[name], first, stored)
+                    self._check_copy(reader, place, first, stored)
 
     def reader(self, progress: Callable[[int], None] = lambda num_bytes: None) -> Reader:
         """`progress` is called with the number of bytes read."""
@@ -274,7 +292,7 @@ def read_headers(folder: Path) -> Weights:
     for name in names:
         file = folder.absolute() / name  # it may be read from while the program is in another folder
         stamps[file] = Stamp.of(file.stat())
-        added = _read_header(file)
+        added = _read_header(file, stamps[file].num_bytes)
         if twice := sorted(tensors.keys() & added.keys()):
             raise CheckpointError(
                 f"{quoted(folder)} has the same tensors in two of its files ({some(twice)}). Download the model "
@@ -308,29 +326,30 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(quoted(name, NAME_CHARACTERS_SHOWN) for name in names[:NAMES_SHOWN]) + more
 
 
-def _read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file by name. Its library holds their places against each other and the file's size."""
+def _read_header(file: Path, num_bytes: int) -> dict[str, StoredTensor]:
+    """The tensors of a file of that size by name: one behind the other, and nothing else.
+
+    The format's own library would map the whole file, which counts against a limit of the address space.
+    """
     try:
         length = int.from_bytes(read_start(file, 8), "little")
         if length > MAX_HEADER_BYTES:
-            raise SafetensorError("its header is larger than any such file's")
-        # For torch it would ask the system for memory as large as the file, and get none on a small machine.
-        with safe_open(file, framework="numpy"):
-            pass
-        header = json.loads(read_start(file, 8 + length)[8:])
+            raise ValueError("its header is larger than any such file's")
+        header = json.loads(read_start(file, 8 + length)[8:].decode())
         header.pop("__metadata__", None)
-        return {
-            name: StoredTensor(
-                name, file, tuple(each["shape"]), each["dtype"], 8 + length + each["data_offsets"][0]
-            )
-            for name, each in header.items()
-        }
-    except FileAccessError:
-        raise
-    except OSError as error:
-        raise unreadable(file, error) from error
-    except (SafetensorError, ValueError, OverflowError, LookupError, TypeError) as error:
+        tensors = {}
+        end = 8 + length
+        for name, each in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            stored = StoredTensor(name, file, tuple(each["shape"]), each["dtype"], end)
+            if each["data_offsets"] != [end - 8 - length, end - 8 - length + stored.num_bytes]:
+                raise ValueError(f"{name} is not where its header says")
+            tensors[name] = stored
+            end += stored.num_bytes
+        if end != num_bytes:
+            raise ValueError(f"it has {num_bytes:,} bytes, and by its header {end:,}")
+    except (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(file, quoted(error)) from error
+    return tensors
 
 
 def _check_scale(stored: StoredTensor, values: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 from llm_diffusiongemma import hub
 from llm_diffusiongemma.backends import choice as module
@@ -171,8 +172,9 @@ def test_a_smaller_one_is_named(on: type[Machines]) -> None:
     assert "-nvfp4" not in str(choose(ONE["nvfp4"]).refusal)
 
 
-def test_no_gpu_and_nobody_insists(on: type[Machines]) -> None:
+def test_no_gpu_and_nobody_insists(on: type[Machines], monkeypatch: pytest.MonkeyPatch) -> None:
     """What it would be is told before a byte moves."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     on.shared("cpu", 14)
     choice = choose(FULL)
     assert choice.source == NVFP4
@@ -228,11 +230,14 @@ def test_sentences(gib: list[float], entry: ModelEntry, line: str, on: type[Mach
     assert re.sub(r" \d+ (?!layers)", " # ", choose(entry).sentence()) == line
 
 
-def test_how_slow_a_cpu_is(on: type[Machines]) -> None:
+@pytest.mark.parametrize(("cores", "called"), [(1, "1 core"), (2, "2 cores")])
+def test_how_slow_a_cpu_is(cores: int, called: str, on: type[Machines], monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one."""
     on.shared("cpu", 14)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     sentence = choose(ModelEntry("diffusiongemma", HUB_SOURCES, "cpu")).sentence()
     assert "streamed from the weight files at every step: a denoising step takes about " in sentence
-    assert sentence.endswith(" seconds (8 cores), and 256 tokens about 15 steps.")
+    assert sentence.endswith(f" seconds ({called}), and 256 tokens about 15 steps.")
 
 
 def small(entry: ModelEntry, folder: Path, gib: float = 24) -> tuple[Choice, str | None]:

@@ -71,7 +71,7 @@ class Files:
         self.before: Callable[[int], object] = lambda layer: None
         """Called with the layer before anything is read, and in the middle of it."""
 
-    def read(self, layer: int, experts: Experts) -> None:
+    def read(self, layer: int, experts: Experts, check_wanted: Callable[[], None]) -> None:
         self.layers.append(layer)
         self.before(layer)
         theirs = self._network._layers[layer].experts
@@ -80,6 +80,7 @@ class Files:
             target.view(torch.uint8).fill_(255)
             target.copy_(source)
             self.before(layer)
+            check_wanted()
 
 
 def network_at(homes: Sequence[LayerHome], resident: Network) -> tuple[Network, Files]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -189,14 +190,34 @@ def test_the_memory_of_this_machine() -> None:
     assert total is None or GIB // 4 < total < 2**50
 
 
-def test_a_container_may_have_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(devices, "CONTAINER_LIMIT", limit)
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="needs sysconf")
+@pytest.mark.parametrize(
+    ("own", "name", "unlimited"),
+    [
+        ("0::{}", "memory.max", "max"),
+        ("12:pids:/a\n4:cpu,memory:{}\n0::/", "memory/memory.limit_in_bytes", str(2**63 - 4096)),
+    ],
+)
+def test_a_group_of_processes_may_have_less(
+    own: str, name: str, unlimited: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container, whose own group is the root; a batch job or a service, which is in others."""
+    monkeypatch.setattr(devices, "GROUPS", tmp_path)
+    monkeypatch.setattr(devices, "OWN_GROUPS", tmp_path / "own")
     whole = devices._total_memory(CPU)
-    limit.write_text("max\n")
-    assert devices._total_memory(CPU) == whole
-    limit.write_text("65536\n")
-    assert devices._total_memory(CPU) in (65536, None)
+    (tmp_path / "own").write_text(own.format("/slurm:1/job/step") + "\n")
+    root = (tmp_path / name).parent
+    (root / "slurm:1/job/step").mkdir(parents=True)
+    file = Path(name).name
+    for group, text, total in (
+        ("", unlimited, whole),
+        ("slurm:1/job/step", unlimited, whole),
+        ("", "65536", 65536),
+        ("slurm:1/job", "4096", 4096),
+        ("slurm:1", "8192", 4096),
+    ):
+        (root / group / file).write_text(f"{text}\n")
+        assert devices._total_memory(CPU) == total
 
 
 def test_the_peak_of_this_process() -> None:

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,8 +21,9 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion import loading, weights
 from llm_diffusiongemma.diffusion.config_file import ConfigFile
-from llm_diffusiongemma.diffusion.loading import EMBEDDING
+from llm_diffusiongemma.diffusion.loading import EMBEDDING, describe, load_model
 from llm_diffusiongemma.diffusion.network import Network
+from llm_diffusiongemma.diffusion.placement import LayerHome, whole
 from llm_diffusiongemma.diffusion.sampler import SamplerSettings
 from llm_diffusiongemma.errors import (
     CheckpointError,
@@ -178,6 +180,27 @@ def test_an_encoder_or_head_of_its_own_is_refused(name: str, checkpoint: Path) -
 
     change_weights(checkpoint, add)
     refused(checkpoint, rf"holds weights as {own} and others as {name}, which this model shares")
+
+
+def test_an_encoder_of_its_own_is_refused_where_experts_stay_in_the_files(checkpoint: Path) -> None:
+    """They were not read when it was loaded: whether it was taken was a matter of the memory that there was."""
+    described = describe(checkpoint)
+    layers = (LayerHome("cpu", "files"),) * len(described.config.network().layers)
+    placement = replace(whole("bf16", len(layers), "cpu"), layers=layers)
+    name = "model.encoder.language_model.layers.1.experts.down_proj"
+
+    def add(difference: float) -> Callable[[dict[str, torch.Tensor]], None]:
+        def change(tensors: dict[str, torch.Tensor]) -> None:
+            tensors[name] = tensors[name.replace("encoder.language_model", "decoder")].clone()
+            tensors[name].view(-1)[-1] += difference
+
+        return change
+
+    change_weights(checkpoint, add(0))
+    load_model(describe(checkpoint), placement)
+    change_weights(checkpoint, add(1))
+    with pytest.raises(CheckpointError, match=f"others as {name}, which this model shares"):
+        load_model(describe(checkpoint), placement)
 
 
 MEMORY = """
@@ -339,6 +362,60 @@ def test_a_truncated_shard(sharded: Path) -> None:
     refused(sharded, f"{shard.name} is damaged")
 
 
+def write_weights(file: Path, header: object, num_bytes: int) -> None:
+    """A file of weights that takes no room on the disk."""
+    described = json.dumps(header).encode()
+    file.write_bytes(len(described).to_bytes(8, "little") + described)
+    os.truncate(file, 8 + len(described) + num_bytes)
+
+
+@pytest.mark.parametrize(
+    ("second", "num_bytes"),
+    [
+        ([8, 12], 12),  # a hole
+        ([2, 6], 6),  # twice
+        ([4, 12], 12),  # more than it has
+        ([4, 8], 9),
+        ([4, 8], 7),
+        ([4.0, "8"], 8),
+        ([], 4),
+        (None, 4),
+    ],
+)
+def test_tensors_that_are_not_one_behind_the_other(second: Any, num_bytes: int, checkpoint: Path) -> None:
+    tensors = {"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}
+    tensors["b"] = {"dtype": "BF16", "shape": [1, 2], "data_offsets": second}
+    write_weights(checkpoint / "model.safetensors", tensors, num_bytes)
+    refused(checkpoint, "is damaged or was not downloaded whole")
+
+
+@pytest.mark.parametrize(
+    "change", [{"dtype": "F5"}, {"dtype": []}, {"shape": [-1, -1]}, {"shape": [1.0]}, {"shape": None}], ids=str
+)
+def test_a_tensor_of_no_size(change: dict[str, Any], checkpoint: Path) -> None:
+    tensor = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1], **change}
+    write_weights(checkpoint / "model.safetensors", {"a": tensor}, 1)
+    refused(checkpoint, "is damaged or was not downloaded whole")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_a_file_larger_than_the_memory_that_may_be_addressed(checkpoint: Path) -> None:
+    """As where a shell or a batch job sets `ulimit -v`: a mapped file counts whole."""
+    import resource
+
+    size = 1 << 30
+    tensors = {"a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    write_weights(checkpoint / "model.safetensors", tensors, size)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + size // 4, hard))
+    try:
+        found = weights.read_headers(checkpoint)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert found.tensors["a"].shape == (size,)
+
+
 def test_missing_weights(checkpoint: Path) -> None:
     """They would stay random."""
     names = ["model.decoder.layers.0.mlp.up_proj.weight", "model.decoder.self_conditioning.up_proj.weight"]
@@ -433,7 +510,6 @@ FIRST = "model.decoder.embed_tokens.weight"
         lambda header: header[FIRST].update(dtype="\x1b[2J"),
         lambda header: header[FIRST].update(dtype=None),
         lambda header: header.update({"\x1b]52;c;eA==\x07": 3}),
-        lambda header: header.update(__metadata__={"format": 3}),
     ],
 )
 def test_a_header_that_lies(change: Callable[[dict[str, Any]], object], checkpoint: Path) -> None:

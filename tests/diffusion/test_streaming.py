@@ -292,6 +292,32 @@ def test_who_reads_for_a_step_that_was_given_up_is_waited_for(monkeypatch: pytes
     timer.join()
 
 
+def test_after_an_interrupt_nobody_reads_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process waits for its threads at its end, and two layers are some gigabytes."""
+    resident = resident_network()
+    network, files = streamed_network(resident, homes_of(ALL))
+    calls: list[int] = []
+    may_go_on = threading.Event()
+
+    def wait(layer: int) -> None:
+        calls.append(layer)
+        assert may_go_on.wait(PATIENCE_SECONDS)
+
+    def interrupt(*_: Any) -> None:
+        raise _Cut
+
+    files.before = wait
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "_project", interrupt)
+        with pytest.raises(_Cut):
+            one_step(network)
+    may_go_on.set()
+    wait_for_threads()
+    # Each before its first tensor and behind it, and not behind the second.
+    assert sorted(calls) in ([], [0, 0], [1, 1], [0, 0, 1, 1])
+    assert_same(one_step(network), one_step(resident))
+
+
 def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
