@@ -250,6 +250,9 @@ def _download(source: Source, here: Snapshot | None, check_size: CheckSize, chec
                 cache.check_writable(repository)
             raise
         check_size(wanted.weight_bytes)
+        if commit is not None and is_newest:
+            # The Hub has it no more, so nobody can go on with what is begun of it.
+            repository.tree(commit).unlink(missing_ok=True)
         return bringing.bring(wanted)
 
 
