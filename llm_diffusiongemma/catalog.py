@@ -43,7 +43,6 @@ HUB_SOURCES = (
     Source("RedHatAI/diffusiongemma-26B-A4B-it-FP8-dynamic", "fp8", 27_198_000_000),
     Source("nvidia/diffusiongemma-26B-A4B-it-NVFP4", "nvfp4", 18_818_000_000),
 )
-FULL_REPO = "google/diffusiongemma-26B-A4B-it"
 
 
 @dataclass(frozen=True)

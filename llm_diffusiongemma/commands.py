@@ -6,9 +6,10 @@ Thin: each command imports what it needs when it runs, so that `llm` starts no l
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import click
 import llm
@@ -182,14 +183,23 @@ def _chosen(entry: ModelEntry) -> Source:
     return choice.source
 
 
+def _writable(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A file that can be written, which nothing has been done to: a check takes its time, and may not end."""
+    if value == "-":
+        return None
+    if value is not None and not os.path.exists(value) and not os.access(Path(value).absolute().parent, os.W_OK):
+        raise click.BadParameter(f"{quoted(value)} can't be written.")
+    return value
+
+
 @diffusiongemma.command()
 @click.argument("model_id", metavar="[MODEL]", default="diffusiongemma")
 @click.option("--quick", is_flag=True, help="Leave out what takes minutes")
 @click.option(
-    "--out", type=click.File("w", encoding="utf-8", lazy=False), default="-", help="A file for the report"
+    "--out", type=click.Path(dir_okay=False, writable=True), callback=_writable, help="A file for the report"
 )
 @click.pass_context
-def check(context: click.Context, model_id: str, quick: bool, out: IO[str]) -> None:
+def check(context: click.Context, model_id: str, quick: bool, out: str | None) -> None:
     """Check that weights are read and computed right on this machine.
 
     It compares headers, logits that were recorded elsewhere, layers with those of transformers, and replies with
@@ -199,7 +209,14 @@ def check(context: click.Context, model_id: str, quick: bool, out: IO[str]) -> N
     from . import check as checks
 
     report = checks.run(_entry(model_id), is_quick=quick)
-    out.write(report.markdown())
+    if out is None:
+        click.echo(report.markdown(), nl=False)
+    else:
+        try:
+            Path(out).write_text(report.markdown(), encoding="utf-8")
+        except OSError as error:
+            click.echo(report.markdown(), nl=False)  # it may have taken an hour
+            raise click.FileError(out, error.strerror) from error
     if report.failed:
         context.exit(1)
 

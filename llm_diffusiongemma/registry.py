@@ -211,7 +211,8 @@ def _change(alter: Callable[[dict[str, Any]], object]) -> None:
             document = _read(file)
             document.setdefault("models", {})
             alter(_models(document))
-            write_whole(file, json.dumps(document, indent=2) + "\n")
+            # It may be a link to where somebody keeps all such files.
+            write_whole(file.resolve(), json.dumps(document, indent=2) + "\n")
 
 
 @contextmanager

@@ -124,6 +124,8 @@ class LoopbackHub:
     """What it hands out in place of a file."""
     alter_headers: Callable[[str, dict[str, str]], None] | None = None
     """Change a file's headers. None of a length: the body ends with the connection."""
+    longest_part: int | None = None
+    """How many bytes it hands out at most for a range."""
     answer_ranges: str | None = None
     """How a part is handed out that is none: "range ignored", "416" or "another part"."""
     refuse_head: int | None = None
@@ -371,6 +373,7 @@ class _Handler(BaseHTTPRequestHandler):
             if start >= len(content):
                 return self._refuse(Refusal(416))
             end = min(int(match[2]) + 1, len(content)) if match[2] else len(content)
+            end = min(end, start + (hub.longest_part or end))
             start = 0 if hub.answer_ranges == "another part" else start
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
         if hub.alter_headers is not None:

@@ -160,7 +160,7 @@ def test_an_unknown_device_comes_before_a_folder_that_is_not_there(
     assert "no device called 'toaster'" in llm_command.fails("-m", FULL, "Hello")
 
 
-UNSET = "unset the variable, and the next prompt downloads it"
+UNSET = "unset the variable, and `llm -m diffusiongemma-bf16` runs it"
 
 
 @pytest.mark.parametrize(
@@ -175,11 +175,12 @@ UNSET = "unset the variable, and the next prompt downloads it"
         ("https://huggingface.co/google/diffusiongemma-26B-A4B-it/tree/main", UNSET),
         ("huggingface.co/google/diffusiongemma-26B-A4B-it", UNSET),
         ("hf://google/diffusiongemma-26B-A4B-it", UNSET),
-        ("somebody/tuned.1", "`hf download somebody/tuned.1 --local-dir FOLDER`"),
-        ("https://hf.co/somebody/tuned?library=x", "`hf download somebody/tuned --local-dir FOLDER`"),
+        ("nvidia/diffusiongemma-26B-A4B-it-NVFP4", "`llm -m diffusiongemma-nvfp4` runs it"),
+        ("somebody/tuned.1", "`llm diffusiongemma add NAME somebody/tuned.1`"),
+        ("https://hf.co/somebody/tuned?library=x", "`llm diffusiongemma add NAME somebody/tuned`"),
         ("a/b/c", "Set LLM_DIFFUSIONGEMMA_MODEL to a folder"),
         ("/a/b", "Set LLM_DIFFUSIONGEMMA_MODEL to a folder"),
-        ("./a/b", "`hf download a/b"),  # a Path forgets the dot
+        ("./a/b", "add NAME a/b`"),  # a Path forgets the dot
         ("~/a", "Set LLM_DIFFUSIONGEMMA_MODEL to a folder"),
     ],
 )

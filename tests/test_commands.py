@@ -223,8 +223,13 @@ def test_advice_for_a_folder_of_ones_own(command: Command, tmp_path: Path) -> No
     (folder / "config.json").write_text("{")
     damaged = command.llm.fails("-m", "mine", "Hello")
     assert "config.json" in damaged
+    snapshot = folder / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (folder / "config.json").rename(snapshot / "config.json")
+    of_a_cache = command.llm.fails("-m", "mine", "Hello")
+    assert "is a repository's folder" in of_a_cache
     shutil.rmtree(folder)
-    for message in (damaged, command.llm.fails("-m", "mine", "Hello")):
+    for message in (damaged, of_a_cache, command.llm.fails("-m", "mine", "Hello")):
         assert "`llm diffusiongemma remove`" in message
         assert "LLM_DIFFUSIONGEMMA_MODEL" not in message
 

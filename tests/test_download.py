@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -13,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -28,7 +28,7 @@ from llm_diffusiongemma.hub.cache import Repository
 from llm_diffusiongemma.hub.partial import PARTIAL_SUFFIX, Partial, bytes_here, journal_of, ranges_here
 from llm_diffusiongemma.view.progress import Progress
 
-from .loopback_hub import FIRST_SHARD, LAST_SHARD, REPO, LoopbackHub, Refusal, Request
+from .loopback_hub import FIRST_SHARD, LAST_SHARD, NEWER_COMMIT, REPO, LoopbackHub, Refusal, Request
 
 SIZE = 6_000_000
 SPAN = 250_000
@@ -100,7 +100,7 @@ def test_several_parts_at_once(hub: LoopbackHub) -> None:
     parts = asked(hub)
     assert (parts[0][0], parts[-1][1]) == (0, SIZE)
     # One after the other, or half of one that another connection was at.
-    assert all(after[0] == before[1] or after[1] == before[1] for before, after in pairwise(parts))
+    assert all(after[0] == before[1] or after[1] == before[1] for before, after in itertools.pairwise(parts))
 
 
 @pytest.mark.usefixtures("large")
@@ -183,6 +183,50 @@ def test_a_mirror_without_parts(answer: str, is_begun: bool, hub: LoopbackHub) -
     hub.answer_ranges = answer
     located()
     assert hub.last_shard_ranges.count(None) == 1
+
+
+@pytest.mark.usefixtures("large")
+def test_odd_answers_among_parts(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the others have brought is not dropped for them, as it would be for a mirror without parts."""
+    stop(hub)
+    here = ranges_here(place())
+    # One request after the other, so that it is known who gets which answer.
+    monkeypatch.setattr(transfer, "CONNECTIONS", 1)
+    answers = itertools.chain([None, "range ignored", "416", "another part"], itertools.repeat(None))
+
+    def before_file(request: Request) -> None:
+        hub.answer_ranges = next(answers)
+
+    hub.before_file = before_file
+    located()
+    assert next(answers) is None
+    assert not twice(hub, here)
+
+
+@pytest.mark.usefixtures("large")
+def test_a_storage_that_hands_out_less_than_it_is_asked_for(hub: LoopbackHub) -> None:
+    hub.longest_part = SPAN // 2
+    located()
+    assert None not in hub.last_shard_ranges
+
+
+@pytest.mark.usefixtures("large")
+def test_what_is_begun_of_another_revision_is_kept(hub: LoopbackHub) -> None:
+    here = stop(hub)
+    hub.branches = {"tuned": NEWER_COMMIT}
+    hub.newer = {**hub.files, LAST_SHARD: LARGE[::-1]}
+    hub_module.download(Source(REPO, revision="tuned"))
+    assert bytes_here(place()) == here
+
+
+@pytest.mark.usefixtures("large")
+def test_what_nobody_can_go_on_with_makes_room(hub: LoopbackHub) -> None:
+    """The commit that it was of isn't there any more."""
+    stop(hub)
+    hub.has_forgotten = True
+    hub.newer = {**hub.files, LAST_SHARD: LARGE[::-1]}
+    hub_module.download(Source(REPO))
+    assert not place().exists()
 
 
 @pytest.mark.usefixtures("large")

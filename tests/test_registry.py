@@ -193,6 +193,15 @@ def test_two_at_a_time_lose_nothing() -> None:
     assert len(registry.read().entries) == 10
 
 
+def test_a_link_stays_one(file: Path, tmp_path: Path) -> None:
+    """Some keep all such files in a folder of their own."""
+    kept = tmp_path / "kept.json"
+    file.symlink_to(kept)
+    registry.add(HUB_MODEL)
+    assert file.is_symlink()
+    assert HUB_MODEL.model_id in kept.read_text()
+
+
 def test_who_waits_too_long_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "LOCK_SECONDS", 0.01)
     with WeakFileLock(file.with_name(".models.json.lock")), pytest.raises(RegistryError, match="Another process"):

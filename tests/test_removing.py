@@ -123,6 +123,34 @@ def test_remove_a_revision(hub: LoopbackHub) -> None:
         hub_module.removal(old)
 
 
+@pytest.mark.usefixtures("newer")
+@pytest.mark.parametrize("revision", [COMMIT, None])
+def test_what_a_link_leads_to_outside_stays(revision: str | None, hub: LoopbackHub, tmp_path: Path) -> None:
+    """A file of the user's own that somebody has linked into a snapshot is neither deleted nor counted."""
+    hub_module.download(SOURCE, update=True)
+    source = Source(REPO, revision=revision)
+    num_bytes = hub_module.removal(source).num_bytes
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    (Repository.of(REPO).snapshot(COMMIT) / "mine").symlink_to(mine)
+    removal = hub_module.removal(source)
+    assert removal.num_bytes == num_bytes
+    hub_module.remove(removal)
+    assert hub_module.on_disk(source) is None
+    assert mine.exists()
+
+
+@pytest.mark.usefixtures("newer")
+def test_what_else_is_where_a_repository_is_linked_to_stays(tmp_path: Path) -> None:
+    folder, elsewhere = Repository.of(REPO).folder, tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    (elsewhere / "mine").touch()
+    hub_module.remove(hub_module.removal(SOURCE))
+    assert not folder.is_symlink()
+    assert [*elsewhere.iterdir()] == [elsewhere / "mine"]
+
+
 @pytest.mark.usefixtures("in_process")
 def test_remove_what_was_only_begun(hub: LoopbackHub, cache: Path) -> None:
     hub.truncate_to = 1_500_000

@@ -19,6 +19,7 @@ from .. import hub
 from ..catalog import EMBEDDED_CHECKPOINT, HUB_SOURCES, ModelEntry, Source
 from ..errors import CheckpointError, CheckpointNotFoundError, DeviceMemoryError, DiffusionGemmaError, NoGpuError
 from ..hub import settings
+from ..hub.cache import Repository
 from ..view.progress import Progress, indicate
 from .report import CheckReport, Finding
 
@@ -199,13 +200,16 @@ def _report(
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}",
     }
-    private = {str(Path.home()): "~"}
+    private = {}
+    with suppress(RuntimeError):  # nobody's home
+        private[str(Path.home())] = "~"
+    private.pop("/", None)  # it has no name
     if folder is not None:
         private |= {str(folder): "FOLDER", str(folder.resolve()): "FOLDER"}
     if isinstance(source.where, str):
         private |= {str(settings.cache_folder()): "CACHE"}
         if source.where not in ORIGINALS:
-            private |= {source.where: "REPOSITORY"}
+            private |= {source.where: "REPOSITORY", Repository.of(source.where).folder.name: "REPOSITORY"}
     return CheckReport(everywhere | dict(about), findings, private)
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..catalog import EMBEDDED_CHECKPOINT, FULL_REPO, MODEL_VARIABLE, Source, chosen_folder
+from ..catalog import EMBEDDED_CHECKPOINT, HUB_SOURCES, MODEL_VARIABLE, Source, chosen_folder
 from ..errors import (
     CheckpointNotFoundError,
     DiskSpaceError,
@@ -250,6 +250,9 @@ def _download(source: Source, here: Snapshot | None, check_size: CheckSize, chec
                 cache.check_writable(repository)
             raise
         check_size(wanted.weight_bytes)
+        if commit is not None and is_newest:
+            # The Hub has it no more, so nobody can go on with what is begun of it.
+            repository.tree(commit).unlink(missing_ok=True)
         return bringing.bring(wanted)
 
 
@@ -273,7 +276,7 @@ def how_to_mend(source: str | Path, folder: Path) -> str:
         return "The folder is part of this plugin: install it again."
     if source != chosen_folder():
         return f"The folder is that of a model of your own. {OF_ONES_OWN}"
-    return f"{MODEL_VARIABLE} names the folder. Set it to another one, or unset it for the Hub's checkpoint."
+    return f"{MODEL_VARIABLE} names the folder. Set it to another one, or unset it for the Hub's weights."
 
 
 def _check_folder(folder: Path) -> None:
@@ -286,9 +289,10 @@ def _check_folder(folder: Path) -> None:
         raise CheckpointNotFoundError(_what_else(folder))
     snapshots = sorted(file.parent for file in folder.glob(f"snapshots/*/{CONFIG_FILE}"))
     if snapshots and not is_file(folder / CONFIG_FILE):
+        way_out = f"Set {MODEL_VARIABLE} to that one." if folder == chosen_folder() else OF_ONES_OWN
         raise CheckpointNotFoundError(
             f"{quoted(folder)} is a repository's folder in a Hugging Face cache, where the checkpoint is the "
-            f"folder {quoted(snapshots[-1])}. Set {MODEL_VARIABLE} to that one."
+            f"folder {quoted(snapshots[-1])}. {way_out}"
         )
 
 
@@ -299,20 +303,20 @@ def _what_else(folder: Path) -> str:
     no_folder = f"There is no folder {quoted(text)}."
     match = ADDRESS.fullmatch(text) or REPOSITORY.fullmatch(text)
     repo = match[1] if match else text
-    if repo.casefold() in (FULL_REPO.casefold(), FULL_REPO.partition("/")[2].casefold()):
-        return (
-            f"{no_folder} {MODEL_VARIABLE} takes a folder, and {FULL_REPO} is the repository of the Hugging Face "
-            "Hub that `diffusiongemma` uses by itself: unset the variable, and the next prompt downloads it."
-        )
+    for source in HUB_SOURCES:
+        if repo.casefold() in (str(source).casefold(), str(source).partition("/")[2].casefold()):
+            return (
+                f"{no_folder} {MODEL_VARIABLE} takes a folder, and {source} is a repository of the Hugging Face "
+                f"Hub: unset the variable, and `llm -m diffusiongemma-{source.representation}` runs it."
+            )
     if match:
         return (
             f"{no_folder} {MODEL_VARIABLE} takes a folder. If {repo} is a repository of the Hugging Face Hub, "
-            f"download it with `hf download {repo} --local-dir FOLDER` and set the variable to that folder, or "
-            f"unset it to use {FULL_REPO}."
+            f"unset the variable, and make it a model with `llm diffusiongemma add NAME {repo}`."
         )
     return (
         f"{no_folder} Set {MODEL_VARIABLE} to a folder with a DiffusionGemma checkpoint, or unset it to use the "
-        "one from the Hugging Face Hub."
+        "weights from the Hugging Face Hub."
     )
 
 

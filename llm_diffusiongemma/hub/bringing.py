@@ -16,7 +16,7 @@ from ..layout import WEIGHTS_SUFFIX, missing_weights
 from ..view.progress import Progress, indicate
 from ..wording import quoted, tell
 from . import settings
-from .cache import Repository, check_writable, is_whole, state_in, write_tree
+from .cache import Repository, check_writable, files_here, is_whole, state_in, write_tree
 from .disk import file_size, nearest, write_whole
 from .exchange import TICK_SECONDS, CheckWanted
 from .failures import WITHOUT_THEM, listed, size
@@ -206,10 +206,11 @@ def _bring_file(download: Download, file: RemoteFile, connections: Connections, 
 
 
 def _clean_up(download: Download) -> None:
-    """Remove begun files that can't be gone on with: of contents that this commit hasn't, or longer than they."""
+    """Remove begun files that can't be gone on with: of contents that no commit here has, or longer than they."""
     from huggingface_hub.utils import WeakFileLock
 
-    sizes = {download.partial(file).name: file.size for file in download.listing.files.values() if file.content_id}
+    files = [*files_here(download.repository), *download.listing.files.values()]
+    sizes = {download.partial(file).name: file.size for file in files if file.content_id}
     if download.repository.blobs.is_dir():
         for partial in download.repository.blobs.glob("*" + PARTIAL_SUFFIX):
             whole = sizes.get(partial.name, 0)

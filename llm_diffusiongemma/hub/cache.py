@@ -335,6 +335,12 @@ def read_tree(repository: Repository, commit: str) -> Mapping[str, RemoteFile] |
         return None
 
 
+def files_here(repository: Repository) -> list[RemoteFile]:
+    """All that the commits have which are on this machine, whole or begun."""
+    trees = (read_tree(repository, commit) or {} for commit in commits_of(repository, None))
+    return [file for tree in trees for file in tree.values()]
+
+
 def write_tree(repository: Repository, listing: Listing) -> None:
     """Note what there is, as huggingface_hub does. If that is not known of all, nothing is noted."""
     files = {}

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..catalog import MODEL_VARIABLE
 from ..errors import (
     CheckpointNotFoundError,
     DiffusionGemmaError,
@@ -66,8 +65,8 @@ class Lack:
         if self.here is not None and self.is_small:
             if self.here.damaged:
                 return (
-                    "it downloads only that. To use a file of your own, copy the folder and set "
-                    f"{MODEL_VARIABLE} to the copy."
+                    "it downloads only that. To use a file of your own, copy the folder and make the copy a model "
+                    "with `llm diffusiongemma add`."
                 )
             return "it downloads only that. Or put a copy of it there yourself."
         return f"or fetch them where there is a network with: {self.command}"

@@ -17,6 +17,9 @@ from .disk import file_size, if_there
 from .exchange import TICK_SECONDS
 from .partial import JOURNAL_SUFFIX, PARTIAL_SUFFIX, bytes_here, discard
 
+# What a repository's folder is made of, by whoever.
+PARTS = ("blobs", "snapshots", "refs", "trees", ".no_exist")
+
 IN_USE = "Wait until it is done, or stop it, and run the command again."
 
 
@@ -67,7 +70,8 @@ def remove(removal: Removal) -> None:
     macOS, it stays whole until that process ends.
     """
     repository = Repository.of(removal.repo)
-    folder = repository.folder.resolve()  # it may lie on another disk
+    is_elsewhere = repository.folder.is_symlink()
+    folder = repository.folder.resolve()
     try:
         with _held(repository) as locks:
             strategy = _strategy(repository, removal.commits)
@@ -79,9 +83,11 @@ def remove(removal: Removal) -> None:
                 repository.tree(commit).unlink(missing_ok=True)
                 _remove_folder(repository.snapshot(commit))
             if removal.is_all:
-                _remove_folder(folder)
-                if repository.folder.is_symlink():
-                    repository.folder.unlink()
+                if is_elsewhere:
+                    _remove_parts(folder)
+                    repository.folder.unlink(missing_ok=True)
+                else:
+                    _remove_folder(folder)
                 for lock in locks:
                     lock.unlink(missing_ok=True)
                 with suppress(OSError):
@@ -96,8 +102,20 @@ def remove(removal: Removal) -> None:
 
 
 def _remove_folder(folder: Path) -> None:
+    """Of a link to one only the link."""
     with if_there():
-        shutil.rmtree(folder)
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            shutil.rmtree(folder)
+
+
+def _remove_parts(folder: Path) -> None:
+    """Where a link has led to a folder, something of its owner's may be in it, too."""
+    for part in PARTS:
+        _remove_folder(folder / part)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _strategy(repository: Repository, commits: Collection[str]) -> Any:
@@ -113,8 +131,17 @@ def _strategy(repository: Repository, commits: Collection[str]) -> Any:
     mine = [repo for repo in found.repos if repo.repo_path.resolve() == repository.folder.resolve()]
     if not mine or not {*commits} <= {revision.commit_hash for revision in mine[0].revisions}:
         return None
-    # It would take a commit from every repository that has it, as a copy of this one may.
-    return replace(found, repos=frozenset(mine)).delete_revisions(*commits)
+    # It would take a commit from every repository that has it, as a copy of this one may; and what a link in a
+    # snapshot leads to, wherever that is.
+    root = repository.folder.resolve()
+    revisions = (
+        replace(
+            each, files=frozenset(file for file in each.files if root in file.blob_path.parent.resolve().parents)
+        )
+        for each in mine[0].revisions
+    )
+    only = replace(mine[0], revisions=frozenset(revisions))
+    return replace(found, repos=frozenset({only})).delete_revisions(*commits)
 
 
 def _blobs(repository: Repository) -> Iterator[Path]:

@@ -44,7 +44,7 @@ TRICKLE_BYTES = 60_000
 SLOW_SECONDS = 15.0
 SLOW_FACTOR = 8
 
-CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(?:\d{1,18}|\*)")
+CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)")
 
 
 class TooLongError(DownloadError):
@@ -114,6 +114,7 @@ class Transfer:
         self._check_wanted = check_wanted
         self._advance = advance
         self._takes_parts = True
+        self._has_parts = False
         self._lock = threading.Lock()
 
     def run(self) -> None:
@@ -278,10 +279,16 @@ class Transfer:
                 self._write(answer, span, stream)
                 return None, asked_at
             if answer.status == 416 and "Range" in headers:
-                raise _NoPartsError
+                raise self._no_parts()
             if answer.status not in TROUBLES:
                 raise RefusedError(answer)
             return answer, asked_at
+
+    def _no_parts(self) -> Exception:
+        """A server that has handed out parts is asked for this one again: the others are not dropped for it."""
+        return (
+            NoAnswerError("it hands out other parts than were asked for") if self._has_parts else _NoPartsError()
+        )
 
     def _check_start(self, answer: Answer, at: int, is_part: bool) -> None:
         """Raises unless what comes belongs where it is to go."""
@@ -290,19 +297,21 @@ class Transfer:
             if match is None or int(match[1]) != at or answer.is_encoded:
                 if not is_part:
                     raise UnusableAnswerError(f"it hands out other parts of {self._name} than were asked for")
-                raise _NoPartsError
+                raise self._no_parts()
+            self._has_parts |= at > 0
         elif at or is_part:
             # What is here is dropped for an answer that is all of the file, as far as it says. A login page isn't.
             received = self._partial.received
             is_all = answer.length == self._partial.size or (
                 answer.length is None and received < SOON_HERE_AGAIN_BYTES
             )
-            raise _NoPartsError if is_all else self._not_whole(received)
+            raise self._no_parts() if is_all else self._not_whole(received)
         if answer.length is not None and at + answer.length > self._partial.size:
             raise self._too_long()
 
     def _write(self, answer: Answer, span: Span, stream: FileIO) -> None:
-        began_at, began_with = time.monotonic(), span.position
+        first = began_with = span.position
+        began_at = time.monotonic()
         for chunk in answer.chunks:
             room = span.left
             if len(chunk) > room and span.end == self._partial.size:
@@ -321,8 +330,14 @@ class Transfer:
                 if span.position - began_with < self._usual_bytes(now - began_at) / SLOW_FACTOR:
                     return  # it is asked for again
                 began_at, began_with = now, span.position
-        if span.left:
+        # A storage may hand out less at once than it is asked for.
+        if span.left and (span.position == first or not self._is_of_all(answer)):
             raise self._not_whole(self._partial.received)
+
+    def _is_of_all(self, answer: Answer) -> bool:
+        """Whether it is a part of a file as long as this one."""
+        match = CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+        return answer.status == 206 and match is not None and match[2] in ("*", str(self._partial.size))
 
     def _usual_bytes(self, seconds: float) -> float:
         """What a connection has brought in such a time, on average."""

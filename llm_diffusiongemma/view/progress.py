@@ -170,11 +170,13 @@ class _Line:
         what, num_bytes, total_bytes = progress.now()
         bar.update(bar.task_ids[0], description=what, completed=num_bytes, total=total_bytes)
         # A line of the terminal and no more: what has run over its end could not be taken back.
-        rendered = console.render_lines(bar.get_renderable(), console.options, pad=False)[0]
+        rendered = console.render_lines(bar.get_renderable(), console.options, pad=False)
+        if not rendered:  # a terminal of no columns, as COLUMNS may have it
+            return
         self._console = console
         with console:  # written at once
             console.control(Control(ControlType.CARRIAGE_RETURN))
-            console.print(Segments(rendered), end="")
+            console.print(Segments(rendered[0]), end="")
             console.control(Control((ControlType.ERASE_IN_LINE, 0)))
 
 

@@ -12,14 +12,16 @@ from safetensors.torch import load_file, save_file
 
 import llm_diffusiongemma.backends.engine
 from llm_diffusiongemma import check
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, FULL_REPO, HUB_SOURCES, ModelEntry, Source
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, HUB_SOURCES, ModelEntry, Source
 from llm_diffusiongemma.check import prompts
-from llm_diffusiongemma.check.report import CheckReport
+from llm_diffusiongemma.check.report import CheckReport, Finding
 from llm_diffusiongemma.diffusion.loading import describe
 from llm_diffusiongemma.errors import CheckpointNotFoundError, DeviceMemoryError
+from llm_diffusiongemma.hub.cache import Repository
 
 from ..conftest import TINY, Llm
 from ..layouts.writer import Layout
+from ..loopback_hub import fill_cache
 from .conftest import PACKED
 
 FolderOf = Callable[[Layout], Path]
@@ -97,6 +99,30 @@ def test_damaged_weights_are_a_report_and_its_folder_is_not_named(tmp_path: Path
     assert str(tmp_path) not in report.markdown()
 
 
+@pytest.mark.usefixtures("in_process")
+def test_the_name_of_a_repository_of_ones_own_is_not_on_the_page(
+    cache: Path, checkpoint_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor in the paths that its damage is told with. And whoever is at home in / has no secret there."""
+    fill_cache(cache, checkpoint_files, "alice/secret")
+    blob = Repository.of("alice/secret").blob("0123")
+    monkeypatch.setenv("HOME", "/")
+    page = check._report(Source("alice/secret"), [Finding("files", "failed", f"Delete {blob}.")]).markdown()
+    assert "Delete CACHE/REPOSITORY/blobs/0123." in page
+
+
+def test_no_report_leaves_the_file_as_it_was(llm_command: Llm, tmp_path: Path) -> None:
+    page = tmp_path / "page"
+    for before in (None, "an older report"):
+        if before is not None:
+            page.write_text(before)
+        llm_command.fails("diffusiongemma", "check", "diffusiongemma-fp8", "--out", str(page))
+        assert (page.read_text() if page.exists() else None) == before
+    result = llm_command("diffusiongemma", "check", TINY, "--out", str(tmp_path / "nowhere" / "page"))
+    assert result.exit_code == 2
+    assert "nowhere" in result.stderr
+
+
 def test_what_can_not_be_held_is_checked_by_its_first_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     def get_engine(*_: object) -> None:
         raise DeviceMemoryError("The model does not fit.")
@@ -117,7 +143,7 @@ def test_what_can_not_be_held_is_checked_by_its_first_layers(monkeypatch: pytest
 
 def test_what_is_not_here_is_not_downloaded() -> None:
     with pytest.raises(CheckpointNotFoundError, match="llm diffusiongemma download my-own-name"):
-        check.run(entry(FULL_REPO))
+        check.run(entry(HUB_SOURCES[0].where))
 
 
 def test_other_representations_of_the_original_weights_are_compared_if_they_are_here(
@@ -128,7 +154,7 @@ def test_other_representations_of_the_original_weights_are_compared_if_they_are_
     described = describe(EMBEDDED_CHECKPOINT)
 
     def found() -> list[str]:
-        return [each.outcome for each in check._compare_representations(described, Source(FULL_REPO))]
+        return [each.outcome for each in check._compare_representations(described, HUB_SOURCES[0])]
 
     assert found() == ["skipped"]
     here[HUB_SOURCES[1].where] = folder_of("redhat fp8")

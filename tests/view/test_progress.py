@@ -112,6 +112,19 @@ def test_a_narrow_terminal_has_one_line_all_the_same(terminal: Terminal, monkeyp
         assert "\n" not in terminal.screen
 
 
+def test_a_terminal_of_no_columns(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing fits into it, and the thread that draws doesn't fail at that."""
+    failures: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
+    monkeypatch.setenv("COLUMNS", "0")
+    with indicate("Loading it"):
+        (drawing,) = (thread for thread in threading.enumerate() if thread.name == "progress")
+        drawing.join(0.3)
+        assert drawing.is_alive()
+    assert not failures
+
+
 def test_what_ends_soon_is_not_shown(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal.stream)
     monkeypatch.setattr(progress, "DELAY_SECONDS", PATIENCE_SECONDS)
