@@ -85,10 +85,10 @@ def _prompts_as_transformers_renders_them(monkeypatch: pytest.MonkeyPatch) -> It
 class Llm:
     """The `llm` command over one log database: in this process (fast), or in a new one (real)."""
 
-    def __call__(self, *arguments: str, input: str | None = None) -> click.testing.Result:  # noqa: A002
+    def __call__(self, *arguments: str, input: str | bytes | None = None) -> click.testing.Result:  # noqa: A002
         return click.testing.CliRunner().invoke(llm.cli.cli, arguments, input=input, catch_exceptions=False)
 
-    def ok(self, *arguments: str, input: str | None = None) -> str:  # noqa: A002
+    def ok(self, *arguments: str, input: str | bytes | None = None) -> str:  # noqa: A002
         """Standard output of a command that has to succeed, without the last newline."""
         result = self(*arguments, input=input)
         assert result.exit_code == 0, result.output
