@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import huggingface_hub.constants
 import hypothesis
 import llm.cli
 import pytest
+import sqlite_utils
 import torch
+from llm.migrations import migrate
 from safetensors.torch import load_file, save_file
 
 from llm_diffusiongemma.backends import engine
@@ -85,10 +87,10 @@ def _prompts_as_transformers_renders_them(monkeypatch: pytest.MonkeyPatch) -> It
 class Llm:
     """The `llm` command over one log database: in this process (fast), or in a new one (real)."""
 
-    def __call__(self, *arguments: str, input: str | None = None) -> click.testing.Result:  # noqa: A002
+    def __call__(self, *arguments: str, input: str | bytes | None = None) -> click.testing.Result:  # noqa: A002
         return click.testing.CliRunner().invoke(llm.cli.cli, arguments, input=input, catch_exceptions=False)
 
-    def ok(self, *arguments: str, input: str | None = None) -> str:  # noqa: A002
+    def ok(self, *arguments: str, input: str | bytes | None = None) -> str:  # noqa: A002
         """Standard output of a command that has to succeed, without the last newline."""
         result = self(*arguments, input=input)
         assert result.exit_code == 0, result.output
@@ -109,8 +111,6 @@ class Llm:
 
     def logs(self) -> list[dict]:
         """All logged turns, oldest first."""
-        if not os.path.exists(os.path.join(os.environ["LLM_USER_PATH"], "logs.db")):
-            return []  # llm would make one, which takes a while
         result = self("logs", "list", "-n", "0", "--json")
         return json.loads(result.stdout) if result.exit_code == 0 else []
 
@@ -153,8 +153,18 @@ class Llm:
                     stream.close()
 
 
+@pytest.fixture(scope="session")
+def empty_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log database without a turn: llm takes some thirty migrations to make one."""
+    path = tmp_path_factory.mktemp("log") / "logs.db"
+    with closing(sqlite_utils.Database(path)) as log:
+        migrate(log)
+    return path
+
+
 @pytest.fixture
-def llm_command() -> Iterator[Llm]:
+def llm_command(empty_log: Path) -> Iterator[Llm]:
+    shutil.copy(empty_log, os.environ["LLM_USER_PATH"])
     command = Llm()
     yield command
     command.close()

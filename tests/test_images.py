@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import llm
@@ -73,13 +71,8 @@ def test_more_pictures_than_the_context_holds(llm_command: Llm, files: dict[str,
 
 
 def test_from_standard_input(llm_command: Llm, files: dict[str, str]) -> None:
-    process = subprocess.run(
-        [sys.executable, "-m", "llm", "-m", TINY, QUESTION, "-a", "-"],
-        input=Path(files["blue"]).read_bytes(),
-        capture_output=True,
-        check=False,
-    )
-    assert process.stdout == b"The image is blue.\n", process.stderr
+    image = Path(files["blue"]).read_bytes()
+    assert llm_command.ok("-m", TINY, QUESTION, "-a", "-", input=image) == "The image is blue."
 
 
 def test_on_a_second_turn_in_a_new_process(llm_command: Llm, files: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, Literal
 
 import jinja2
@@ -385,16 +385,18 @@ def _routed(node: nodes.Node) -> nodes.Node:
 ENVIRONMENT = _Environment()
 
 
+@lru_cache(maxsize=8)
+def _compiled(source: str) -> jinja2.Template:
+    """Once for all that read the same checkpoint: to compile Gemma's takes longer than to render it."""
+    return ENVIRONMENT.from_string(source)
+
+
 class ChatTemplate:
     """A template and the names of special tokens that it may write."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, Any]) -> None:
         self._source = source
         self._special_tokens = {name: str(token) for name, token in special_tokens.items()}
-
-    @cached_property
-    def _template(self) -> jinja2.Template:
-        return ENVIRONMENT.from_string(self._source)
 
     def render(
         self,
@@ -417,7 +419,7 @@ class ChatTemplate:
             "enable_thinking": enable_thinking,
             BUDGET: _Budget(input_characters),
         }
-        return self._template.render(values)
+        return _compiled(self._source).render(values)
 
 
 def _as_templates_read(message: dict[str, Any]) -> dict[str, Any]:

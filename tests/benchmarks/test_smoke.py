@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from llm_diffusiongemma.tiny import data
 
+from . import constrained
 from .__main__ import BENCHMARKS
 from .measure import Sizes
 
@@ -29,5 +31,8 @@ def test_it_runs(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     if name == "startup":  # twenty commands of seconds each; that they work is tested elsewhere
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
     monkeypatch.setattr(data, "SKILLS", {"name": data.SKILLS["name"]})
+    monkeypatch.setattr(constrained, "LANGUAGES", {"a date": constrained.LANGUAGES["a date"]})
+    # Before each measurement; a run of tests holds so many objects that it would be most of the time.
+    monkeypatch.setattr(gc, "collect", lambda: 0)
     BENCHMARKS[name](torch.device("cpu"), 1, SMALLEST)
     assert "| --- |" in capsys.readouterr().out

@@ -251,18 +251,6 @@ def test_loading_stops_between_two_tensors(saved: Path) -> None:
         load_whole(saved, check_wanted=check_wanted)
 
 
-def test_nothing_of_transformers_is_imported(saved: Path) -> None:
-    """Nor what torch's own meta device may bring along: sympy takes longer than all the rest."""
-    code = (
-        "import sys, pathlib\n"
-        "from tests.whole import load_whole\n"
-        "load_whole(pathlib.Path(sys.argv[1]))\n"
-        "print({name.partition('.')[0] for name in sys.modules} & {'transformers', 'sympy', 'accelerate'})\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
-
-
 def test_nothing_goes_to_the_network(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("a connection was opened")

@@ -339,6 +339,17 @@ def test_a_long_prompt_can_be_stopped_between_chunks(
 # --- rewinding -------------------------------------------------------------------------------------------
 
 
+def parting_at(length: int) -> Turn:
+    return Turn(prompt_of(60)[:length] + prompt_of(20, seed=1))
+
+
+@functools.cache
+def tokens_without_a_past(length: int, piece: int) -> list[int]:
+    """While pieces are of that length."""
+    assert piece == kv_cache.SLIDING_PIECE
+    return tokens_of(reply(new_pipeline(), parting_at(length), seed=1))
+
+
 @pytest.mark.parametrize(
     ("stable", "piece"),
     [(0, 1), (1, 1), (WINDOW - 1, 1), (WINDOW, 1), (WINDOW + 1, 1), (40, 1), (60, 1), (WINDOW, 20), (40, 20)],
@@ -354,7 +365,7 @@ def test_a_prompt_may_part_from_the_last_one_anywhere(
     for length in sorted({max(0, border + offset) for border in borders for offset in (-2, -1, 0, 1)}):
         pipeline = new_pipeline()
         reply(pipeline, first)
-        second = Turn(first.tokens[:length] + prompt_of(20, seed=1))
+        second = parting_at(length)
         (block,) = reply(pipeline, second, seed=1)
         kept = len(second.tokens) - block.encoded_tokens
         if piece == 1:  # the last canvas made the sliding layers forget all but a window
@@ -362,7 +373,7 @@ def test_a_prompt_may_part_from_the_last_one_anywhere(
         else:
             assert min(length, 60) >= kept >= (stable if stable <= length else 0)
         assert_holds(kept_by(pipeline), second)
-        assert block.tokens == tokens_of(reply(new_pipeline(), second, seed=1))
+        assert block.tokens == tokens_without_a_past(length, piece)
 
 
 # --- safety ----------------------------------------------------------------------------------------------
