@@ -13,7 +13,7 @@ import llm
 import pytest
 
 from llm_diffusiongemma import registry
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry, Source
 from llm_diffusiongemma.diffusion import devices
 from llm_diffusiongemma.hub.failures import size
 
@@ -260,7 +260,7 @@ def test_remove_asks_and_says_what_it_frees(
     command.ok("download", "diffusiongemma-bf16")
     refused = command.llm("diffusiongemma", "remove", "diffusiongemma-bf16", input="n\n")
     assert refused.exit_code == 1
-    assert f"The weights of {REPO} (those of diffusiongemma, too) will be deleted: {shown}." in refused.stdout
+    assert f"deleted:\n  {REPO}: {shown} (the weights of diffusiongemma, too)\n" in refused.stdout
     assert weights_of(command.status(), REPO)["is_whole"]
     assert f"{shown} are free again" in command.ok("remove", "diffusiongemma-bf16", input="y\n")
     assert weights_of(command.status(), REPO)["bytes"] == 0
@@ -282,7 +282,7 @@ def test_remove_of_a_model_of_ones_own(
         command.ok("download", model_id)
     assert "stays as it is" in command.ok("remove", "mine", "-y")
     assert (folder / "config.json").exists()
-    assert "will be deleted: " in command.ok("remove", "tuned", "-y")
+    assert "will be deleted:\n  somebody/tuned: " in command.ok("remove", "tuned", "-y")
     assert "stay: they are those of diffusiongemma and diffusiongemma-bf16, too" in command.ok(
         "remove", "other", "-y"
     )
@@ -292,6 +292,26 @@ def test_remove_of_a_model_of_ones_own(
     assert "somebody/tuned" not in json.dumps(found)
     command.ok("add", "tuned", "somebody/tuned")
     assert weights_of(command.status(), "somebody/tuned")["bytes"] == 0
+
+
+@pytest.mark.usefixtures("in_process")
+def test_remove_of_several_repositories_names_each(
+    command: Command, hub: LoopbackHub, checkpoint_files: dict[str, bytes]
+) -> None:
+    hub.others[NVIDIA] = checkpoint_files
+    for kind in ("bf16", "nvfp4"):
+        command.ok("download", f"diffusiongemma-{kind}")
+    num_bytes = sum(map(len, checkpoint_files.values()))
+    shown = size(num_bytes)
+    refused = command.llm("diffusiongemma", "remove", "diffusiongemma", input="n\n").stdout
+    assert f"\n  {REPO}: {shown} (the weights of diffusiongemma-bf16, too)\n" in refused
+    assert f"\n  {NVIDIA}: {shown} (the weights of diffusiongemma-nvfp4, too)\n" in refused
+    assert f"Delete {size(2 * num_bytes)}? [y/N]" in refused
+    # Whoever has a model of that name may mean only that.
+    registry.add(ModelEntry("diffusiongemma", (Source("a/b"),)))
+    assert "Give that one another name" in command.fails("remove", "diffusiongemma", "-y")
+    found = command.status()
+    assert all(weights_of(found, repo)["is_whole"] for repo in (REPO, NVIDIA))
 
 
 def test_what_comes_with_the_plugin_stays(command: Command) -> None:

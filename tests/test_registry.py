@@ -125,6 +125,7 @@ def test_one_that_is_wrong_hides_no_other(
     (problem,) = problems
     assert words in problem
     assert problem.isprintable()
+    assert ("diffusiongemma remove" in problem) == (words != "built-in")
     # What isn't understood is kept, and can be taken out.
     registry.add(ModelEntry("mine-2", (Source("a/b"),)))
     assert json.loads(file.read_text())["models"][model_id] == model
