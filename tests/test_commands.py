@@ -9,13 +9,16 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import llm
 import pytest
+import torch
 
 from llm_diffusiongemma import registry
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry, Source
 from llm_diffusiongemma.diffusion import devices
 from llm_diffusiongemma.hub.failures import size
+from llm_diffusiongemma.status import _prompts
 
 from .conftest import Llm
 from .loopback_hub import COMMIT, NEWER_COMMIT, REPO, LoopbackHub, Refusal
@@ -101,7 +104,7 @@ def test_status_for_people(command: Command, monkeypatch: pytest.MonkeyPatch) ->
     assert "at most 24.0 GiB may be taken" in text
     assert "not here (51.6 GB)" in text
     unwrapped = " ".join(text.split())
-    assert f"diffusiongemma: nvfp4 weights ({NVIDIA}) on cpu: " in unwrapped
+    assert f"diffusiongemma, diffusiongemma-nvfp4: nvfp4 weights ({NVIDIA}) on cpu: " in unwrapped
     assert "It downloads 18.8 GB first. Expected: " in unwrapped
     paragraphs = text.partition("What a prompt would do")[2]
     assert all(len(line) <= 80 for line in paragraphs.splitlines() if "/" not in line)
@@ -120,20 +123,54 @@ def test_what_is_wrong_with_one_model_hides_no_other(command: Command, tmp_path:
     assert prompt_of(found, "diffusiongemma-tiny")["representation"] == "bf16"
     (problem,) = found["problems"]
     assert "'bad'" in problem
+    assert "There is no folder" in command.llm.fails("-m", "mine", "Hello")
     text = command.ok("status")
-    assert "is not there" in text
+    assert "mine: There is no folder" in text
+    assert "It downloads" not in text.partition("mine: ")[2]
     assert "Problems\n  'bad' in" in text  # the lines break where the path is long
 
 
 @pytest.mark.parametrize("variable", ["LLM_DIFFUSIONGEMMA_MEMORY", "LLM_DIFFUSIONGEMMA_DEVICE"])
-def test_settings_that_mean_nothing_are_said_of_each_model(
+def test_settings_that_mean_nothing_are_said_once(
     command: Command, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, "much")
     found = command.status()
     assert all("'much'" in model["error"] for model in found["models"])
     assert len(found["weights"]) == 4
-    assert command.ok("status").count("much") >= len(OURS)
+    text = command.ok("status")
+    assert text.count("'much'") == 1
+    assert f"{', '.join(OURS[:3])}, " in text
+
+
+def test_of_what_differs_in_numbers_only_the_numbers_are_said_again(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_available_devices", lambda: ["cpu"])
+    text = " ".join(command.ok("status").split())
+    assert text.count("finds no GPU") == 1
+    assert "diffusiongemma, diffusiongemma-nvfp4: The model's weights take 17.5 GiB, " in text
+    assert "diffusiongemma-bf16: the same, but 48.1 GiB" in text
+
+
+def test_numbers_in_names_are_none() -> None:
+    sentences = ["run-1/2 takes 1.5 GiB, 7 B.", "run-1/2 takes 2.5 GiB, 7 B.", "run-2/2 takes 1.5 GiB, 7 B."]
+    models = [{"model": name, "error": text} for name, text in zip("abc", sentences, strict=True)]
+    assert list(_prompts(models)) == [f"a: {sentences[0]}", "b: the same, but 2.5 GiB.", f"c: {sentences[2]}"]
+
+
+def test_a_card_that_does_not_answer(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch counts it, and that is all."""
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("CUDA error: unknown error")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name in ("get_device_name", "get_device_properties", "mem_get_info"):
+        monkeypatch.setattr(torch.cuda, name, fail)
+    text = command.ok("status")
+    assert "  cuda:0    memory not known\n" in text
+    assert text.count("CUDA error: unknown error") == 1
 
 
 @pytest.mark.usefixtures("in_process")
@@ -146,14 +183,28 @@ def test_newer_weights_are_told_only_if_asked_for(
     assert f"commit {COMMIT[:12]}, the newest" in command.ok("status", "--updates")
     hub.newer = {**checkpoint_files, "README.md": b"newer"}
     assert weights_of(command.status("--updates"), REPO)["newer_commit"] == NEWER_COMMIT
-    assert f"newer: {NEWER_COMMIT[:12]} (`llm diffusiongemma download --update`)" in command.ok(
-        "status", "--updates"
-    )
+    hint = "`llm diffusiongemma download diffusiongemma-bf16 --update`"
+    assert f"newer: {NEWER_COMMIT[:12]} ({hint})\n" in command.ok("status", "--updates")
     hub.refuse_all = Refusal(503)
     result = command.llm("diffusiongemma", "status", "--updates")
     assert result.exit_code == 1
-    assert "whether there is a newer commit isn't known: " in result.stdout
+    assert "; newer: not known\n" in result.stdout
+    assert "(status 503)" in " ".join(result.stdout.partition("Problems\n")[2].split())
     assert "diffusiongemma-tiny: " in result.stdout
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_hub_that_is_not_there_is_said_once(
+    command: Command, hub: LoopbackHub, checkpoint_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.others[NVIDIA] = checkpoint_files
+    for kind in ("bf16", "nvfp4"):
+        command.ok("download", f"diffusiongemma-{kind}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    text = command.llm("diffusiongemma", "status", "--updates").stdout
+    assert text.count("; newer: not known\n") == 2
+    assert text.partition("Problems\n")[2].count("HF_HUB_OFFLINE") == 1
+    assert "-m diffusiongemma-tiny" not in text.partition("Problems\n")[2]
 
 
 # --- download ------------------------------------------------------------------------------------------------

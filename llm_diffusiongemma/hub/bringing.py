@@ -19,7 +19,7 @@ from . import settings
 from .cache import Repository, check_writable, files_here, is_whole, state_in, write_tree
 from .disk import file_size, nearest, write_whole
 from .exchange import TICK_SECONDS, CheckWanted
-from .failures import WITHOUT_THEM, listed, size
+from .failures import listed, size
 from .listing import Listing, RemoteFile, complete, needed
 from .partial import JOURNAL_SUFFIX, PARTIAL_SUFFIX, Partial, bytes_here, discard, is_large
 from .transfer import LAST_SECONDS, Connections, TooLongError, Transfer
@@ -145,7 +145,7 @@ def _bring(download: Download) -> Path:
         # It goes on up as it is: click ends the command, and a program's own Ctrl-C stays its own.
         tell(
             f"\nStopped. {size(download.bytes_here())} of {size(download.total_bytes)} are on disk and stay "
-            "there: the next prompt goes on from there."
+            "there: the same command goes on from there."
         )
         raise
     return download.folder
@@ -233,7 +233,7 @@ def _check_disk(download: Download) -> int:
         raise DiskSpaceError(
             f"{download.listing.repo} needs {size(missing_bytes)} more on disk, and where the cache is "
             f"({quoted(cache)}) only {size(free_bytes)} are free. Free some space, or set HF_HUB_CACHE to a "
-            f"folder on a larger disk.\n{WITHOUT_THEM}"
+            "folder on a larger disk."
         )
     return free_bytes
 
@@ -258,7 +258,7 @@ def _announce(download: Download, free_bytes: int) -> None:
         f"{what}\n"
         f"Downloading {size(download.total_bytes)} in {len(download.files)} files{part}, "
         f"to {cache} ({size(free_bytes)} free).\n"
-        "Ctrl-C stops it; the next prompt goes on where it was."
+        "Ctrl-C stops it; the same command goes on where it was."
     )
 
 

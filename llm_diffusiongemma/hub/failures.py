@@ -27,8 +27,6 @@ from .disk import file_size
 from .exchange import ExchangeError, RefusedError, UnusableAnswerError
 from .listing import NoHubError
 
-WITHOUT_THEM = "To try the plugin without them use the embedded model: llm -m diffusiongemma-tiny"
-
 BAD_CREDENTIALS = "Invalid credentials in Authorization header"
 
 
@@ -100,7 +98,7 @@ def in_plain_words(lack: Lack) -> Iterator[None]:
         raise HubConnectionError(
             f"{lack}, and the Hub at {settings.shown_endpoint()} can't be reached or went silent "
             f"({quoted(error)}). Check the network, and HF_ENDPOINT and proxy settings if there are any, and run "
-            f"the command again; what is on disk is kept.\n{WITHOUT_THEM}"
+            "the command again; what is on disk is kept."
         ) from error
     except OSError as error:
         raise _not_kept(lack.repo, error) from error
@@ -110,7 +108,7 @@ def offline(lack: Lack) -> HubConnectionError:
     what = "ask for a newer commit" if lack.here is not None and not lack.here.missing else "fetch what is missing"
     return HubConnectionError(
         f"{lack}, and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids to {what}. Unset it and run the command "
-        f"again, {lack.by_hand}\n{WITHOUT_THEM}"
+        f"again, {lack.by_hand}"
     )
 
 
