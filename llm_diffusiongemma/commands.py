@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import click
 import llm
 
-from .errors import DeviceError, RegistryError, RemovalError
+from .errors import DeviceError, DiffusionGemmaError, RegistryError, RemovalError
 from .interrupts import FAILED_STATUS, Interrupts, current_command
 from .wording import printable, quoted
 
 if TYPE_CHECKING:
+    from .backends.choice import Choice
     from .catalog import ModelEntry, Source
 
 
@@ -71,7 +72,12 @@ def download(model_id: str, update: bool) -> None:
         checkpoint = hub.download(source, update, stop.check)
     here = hub.on_disk(source)
     num_bytes = f" ({size(here.num_bytes)})" if here is not None else ""
-    click.echo(printable(f"{checkpoint.resolved_model} is here{num_bytes}: `llm -m {model_id}` runs it."))
+    what = f"{checkpoint.resolved_model} is here{num_bytes}"
+    refusal = _refusal(entry)
+    if refusal is not None:
+        click.echo(printable(f"{what}. This machine doesn't run it as it is: {refusal}"))
+    else:
+        click.echo(printable(f"{what}: `llm -m {model_id}` runs it."))
 
 
 @diffusiongemma.command()
@@ -176,14 +182,26 @@ def _entries() -> list[ModelEntry]:
     return [model.entry for model in models if isinstance(model, DiffusionGemma)]
 
 
-def _chosen(entry: ModelEntry) -> Source:
-    """Which of several sources this machine takes. Raises what keeps it from taking any."""
+def _choice(entry: ModelEntry) -> Choice:
     from .view.progress import indicate
 
     with indicate("Looking at devices and weights"):
         from .backends.choice import choose
 
-        choice = choose(entry)
+        return choose(entry)
+
+
+def _refusal(entry: ModelEntry) -> DiffusionGemmaError | None:
+    """Why a prompt wouldn't be answered here."""
+    try:
+        return _choice(entry).refusal
+    except DiffusionGemmaError as error:  # of a setting that means nothing
+        return error
+
+
+def _chosen(entry: ModelEntry) -> Source:
+    """Which of several sources this machine takes. Raises what keeps it from taking any."""
+    choice = _choice(entry)
     if choice.refusal is not None:
         names = [f"{entry.model_id}-{source.representation}" for source in entry.sources]
         raise DeviceError(f"{choice.refusal}\nTo download all the same name the weights: {' or '.join(names)}")

@@ -242,7 +242,18 @@ def test_download_to_a_machine_that_runs_none_of_it(command: Command, monkeypatc
     message = command.fails("download")
     assert "no GPU" in message
     assert "diffusiongemma-bf16 or diffusiongemma-fp8 or diffusiongemma-nvfp4" in message
-    assert "HF_HUB_OFFLINE" in command.fails("download", "diffusiongemma-nvfp4")
+    message = command.fails("download", "diffusiongemma-nvfp4")
+    assert "HF_HUB_OFFLINE" in message
+    assert "-m diffusiongemma-tiny" not in message  # it is no prompt
+
+
+@pytest.mark.usefixtures("in_process")
+def test_download_of_what_this_machine_refuses(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MEMORY", "1MiB")
+    said = " ".join(command.ok("download", "diffusiongemma-bf16").split())
+    assert f"{REPO}@{COMMIT} is here (" in said
+    assert "LLM_DIFFUSIONGEMMA_MEMORY to more" in said
+    assert "runs it." not in said
 
 
 @pytest.mark.parametrize("name", ["download", "remove"])
@@ -395,8 +406,8 @@ def test_an_interrupted_download_ends_as_a_prompt_does(
     assert process.returncode == 130
     assert stdout.strip() == ""
     told, _, last = screen.partition("Stopped. ")
-    assert told.endswith("goes on where it was.\n\n")
-    assert "stay there" in last
+    assert told.endswith("the same command goes on where it was.\n\n")
+    assert "stay there: the same command goes on" in " ".join(last.split())
     assert last.endswith("Interrupted.\n")
 
 

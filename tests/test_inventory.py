@@ -9,10 +9,10 @@ import pytest
 
 from llm_diffusiongemma import hub as hub_module
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, Source
-from llm_diffusiongemma.errors import CheckpointNotFoundError, HubConnectionError
+from llm_diffusiongemma.errors import CheckpointNotFoundError, DownloadError, HubConnectionError
 from llm_diffusiongemma.hub import cache as cache_module
 
-from .loopback_hub import COMMIT, LAST_SHARD, NEWER_COMMIT, REPO, LoopbackHub, fill_cache
+from .loopback_hub import COMMIT, LAST_SHARD, NEWER_COMMIT, REPO, LoopbackHub, Refusal, fill_cache
 
 OTHER = "somebody/tuned"
 
@@ -112,6 +112,16 @@ def test_a_revision_that_the_hub_does_not_have(revision: str, hub: LoopbackHub) 
         with pytest.raises(CheckpointNotFoundError, match=f"not its revision {revision}"):
             ask(Source(REPO, revision=revision))
     assert hub.file_gets == []
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_repository_that_the_hub_does_not_have(hub: LoopbackHub) -> None:
+    """A name of one's own is mistyped soonest."""
+    hub.refuse_all = Refusal(401, "RepoNotFound")
+    for repo, is_own in ((OTHER, True), (REPO, False)):
+        with pytest.raises(DownloadError, match=f"does not have {repo}, ") as raised:
+            located(Source(repo))
+        assert ("a slip in that name" in str(raised.value)) == is_own
 
 
 @pytest.mark.usefixtures("in_process")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ..catalog import HUB_SOURCES
 from ..errors import (
     CheckpointNotFoundError,
     DiffusionGemmaError,
@@ -133,9 +134,11 @@ def _refused(lack: Lack, error: RefusedError) -> DiffusionGemmaError:
         )
     is_hidden = status == 401 and not error.was_logged_in and error.words != BAD_CREDENTIALS
     if error.code == "RepoNotFound" or status == 404 or is_hidden:
+        is_known = repo in map(str, HUB_SOURCES)
+        check = "Check" if is_known else "Most likely there is a slip in that name. If not, check"
         return DownloadError(
-            f"{hub} does not have {repo}, or not all of its files, or hides it from you. Check HF_ENDPOINT, if "
-            "you set it; if the repository is private, log in with `hf auth login`."
+            f"{hub} does not have {repo}, or not all of its files, or hides it from you. {check} "
+            "HF_ENDPOINT, if you set it; if the repository is private, log in with `hf auth login`."
         )
     its_words = f" It says: {error.words}" if error.words else ""
     if status in (401, 403):
