@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..catalog import HUB_SOURCES
 from ..errors import DiskSpaceError, DownloadError
 from ..layout import WEIGHTS_SUFFIX, missing_weights
 from ..view.progress import Progress, indicate
@@ -316,11 +317,13 @@ def _indicate(download: Download) -> Iterator[Progress]:
     """How far it is, on a terminal, and unless HF_HUB_DISABLE_PROGRESS_BARS forbids it."""
     from huggingface_hub.utils import are_progress_bars_disabled
 
-    what = f"Downloading {quoted(download.listing.repo, 60)}"
+    repo = download.listing.repo
+    names = {source.where: f"{source.representation} weights" for source in HUB_SOURCES}
+    what = f"Downloading {names.get(repo) or quoted(repo.rpartition('/')[2], 60)}"
     if are_progress_bars_disabled():
         yield Progress(what, None)
         return
-    with indicate(what, download.total_bytes - download.bytes_here()) as progress:
+    with indicate(what, download.total_bytes, download.bytes_here()) as progress:
         yield progress
 
 
