@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import click
 import llm
 
-from .errors import DeviceError, RegistryError, RemovalError
+from .errors import DeviceError, DiffusionGemmaError, RegistryError, RemovalError
 from .interrupts import FAILED_STATUS, Interrupts, current_command
 from .wording import printable, quoted
 
 if TYPE_CHECKING:
+    from .backends.choice import Choice
     from .catalog import ModelEntry, Source
 
 
@@ -71,7 +72,12 @@ def download(model_id: str, update: bool) -> None:
         checkpoint = hub.download(source, update, stop.check)
     here = hub.on_disk(source)
     num_bytes = f" ({size(here.num_bytes)})" if here is not None else ""
-    click.echo(printable(f"{checkpoint.resolved_model} is here{num_bytes}: `llm -m {model_id}` runs it."))
+    what = f"{checkpoint.resolved_model} is here{num_bytes}"
+    refusal = _refusal(entry)
+    if refusal is not None:
+        click.echo(printable(f"{what}. This machine doesn't run it as it is: {refusal}"))
+    else:
+        click.echo(printable(f"{what}: `llm -m {model_id}` runs it."))
 
 
 @diffusiongemma.command()
@@ -80,46 +86,53 @@ def download(model_id: str, update: bool) -> None:
 def remove(model_id: str, yes: bool) -> None:
     """Delete a model's weights, and forget a model of your own.
 
-    Says what goes and how much that frees, and asks. Folders of your own stay, and so do weights that a model of
-    your own shares with another one.
+    Says what goes and how much that frees, and asks. Of `diffusiongemma`, which takes one of several repositories,
+    all go that are here: to delete those of one name it, as in `diffusiongemma-nvfp4`. Folders of your own stay,
+    and so do weights that a model of your own shares with another one.
     """
     from . import hub, registry
     from .catalog import built_in
     from .hub.failures import size
 
-    is_own = model_id not in {entry.model_id for entry in built_in()} and registry.holds(model_id)
+    is_own = registry.holds(model_id)
+    if is_own and model_id in {entry.model_id for entry in built_in()}:
+        raise RemovalError(
+            f"{model_id} is a built-in model, whose weights would go, and {quoted(registry.path())} has a model "
+            "of that name. Give that one another name there, and run the command again with the one that you mean."
+        )
     entries = _entries()
     # Of what isn't understood in the file there are no weights, but it can be taken out.
     entry = None if is_own and model_id not in {each.model_id for each in entries} else _entry(model_id)
-    removals, lines = [], []
+    removals, deleted, staying = [], [], []
     for source in entry.sources if entry is not None else ():
         shown = quoted(source)
-        sharers = [each.model_id for each in entries if each != entry and _shares(each, source)]
+        sharers = " and ".join(each.model_id for each in entries if each != entry and _shares(each, source))
         if isinstance(source.where, Path):
-            lines.append(f"The folder {shown} stays as it is.")
+            staying.append(f"The folder {shown} stays as it is.")
         elif is_own and sharers:
-            lines.append(f"The weights of {shown} stay: they are those of {' and '.join(sharers)}, too.")
+            staying.append(f"The weights of {shown} stay: they are those of {sharers}, too.")
         else:
             try:
                 removals.append(hub.removal(source))
             except RemovalError as error:  # mostly because nothing of it is here
-                lines.append(str(error))
+                staying.append(str(error))
                 continue
-            too = f" (those of {' and '.join(sharers)}, too)" if sharers else ""
-            lines.append(f"The weights of {shown}{too} will be deleted: {size(removals[-1].num_bytes)}.")
+            too = f" (the weights of {sharers}, too)" if sharers else ""
+            deleted.append(f"  {shown}: {size(removals[-1].num_bytes)}{too}")
+    if not is_own and not removals:
+        raise RemovalError("\n".join(staying))
+    num_bytes = sum(removal.num_bytes for removal in removals)
+    lines = [*staying, *(["These weights will be deleted:", *deleted] if deleted else [])]
     if is_own:
         lines.append(f"llm will not know {model_id!r} any more.")
-    elif not removals:
-        raise RemovalError("\n".join(lines))
     click.echo(printable("\n".join(lines)))
     if not yes:
-        click.confirm("Go on?", abort=True)
+        click.confirm(f"Delete {size(num_bytes)}?" if removals else "Go on?", abort=True)
     for removal in removals:
         hub.remove(removal)
     if is_own:
         registry.take_out(model_id)
-    freed = sum(removal.num_bytes for removal in removals)
-    click.echo(f"Done: {size(freed)} are free again." if freed else "Done.")
+    click.echo(f"Done: {size(num_bytes)} are free again." if num_bytes else "Done.")
 
 
 def _shares(entry: ModelEntry, source: Source) -> bool:
@@ -169,14 +182,26 @@ def _entries() -> list[ModelEntry]:
     return [model.entry for model in models if isinstance(model, DiffusionGemma)]
 
 
-def _chosen(entry: ModelEntry) -> Source:
-    """Which of several sources this machine takes. Raises what keeps it from taking any."""
+def _choice(entry: ModelEntry) -> Choice:
     from .view.progress import indicate
 
     with indicate("Looking at devices and weights"):
         from .backends.choice import choose
 
-        choice = choose(entry)
+        return choose(entry)
+
+
+def _refusal(entry: ModelEntry) -> DiffusionGemmaError | None:
+    """Why a prompt wouldn't be answered here."""
+    try:
+        return _choice(entry).refusal
+    except DiffusionGemmaError as error:  # of a setting that means nothing
+        return error
+
+
+def _chosen(entry: ModelEntry) -> Source:
+    """Which of several sources this machine takes. Raises what keeps it from taking any."""
+    choice = _choice(entry)
     if choice.refusal is not None:
         names = [f"{entry.model_id}-{source.representation}" for source in entry.sources]
         raise DeviceError(f"{choice.refusal}\nTo download all the same name the weights: {' or '.join(names)}")

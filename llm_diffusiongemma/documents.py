@@ -20,6 +20,30 @@ SHOWN_VALUE_CHARACTERS = 60
 RULE = "Value error, "
 
 
+# What pydantic expects, by its name for what isn't so.
+EXPECTED = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "none_required": "null",
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "multiple_of": "a multiple of {multiple_of}",
+    "string_too_short": "at least {min_length} long",
+    "too_short": "at least {min_length} long",
+    "too_long": "at most {max_length} long",
+}
+
+
 class DocumentError(ValueError):
     """A text is no JSON object, or not one with the fields that are used. Its message is part of a sentence."""
 
@@ -64,7 +88,11 @@ def conform(schema: type[AnyDocument], value: dict[str, Any]) -> AnyDocument:
         message = first["msg"].removeprefix(RULE)
         if first["msg"].startswith(RULE) and isinstance(first["input"], dict):
             raise DocumentError(f"in {where}, {message}" if where else message) from error
-        reason = message[:1].lower() + message[1:].partition(" or instance of ")[0]
+        reason = message[:1].lower() + message[1:]
+        if first["type"] == "extra_forbidden":
+            reason = "nothing of that name is known here"
+        elif first["type"] in EXPECTED:
+            reason = f"it has to be {EXPECTED[first['type']].format_map(first.get('ctx', {}))}"
         raise DocumentError(
             f"{where} is {quoted(repr(first['input']), SHOWN_VALUE_CHARACTERS)}: {reason}"
         ) from error

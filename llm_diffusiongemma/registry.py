@@ -92,10 +92,11 @@ def read() -> Registry:
         try:
             entries.append(_entry(model_id, model, known))
         except DocumentError as error:
-            problems.append(
-                f"{quoted(repr(model_id), 100)} in {quoted(path())} is left out: {error}. Correct it there, or "
-                "take it out with `llm diffusiongemma remove`."
-            )
+            # `remove` of a built-in's name would be of its weights.
+            way_out = "Correct it there, or take it out with `llm diffusiongemma remove`."
+            if model_id in known:
+                way_out = "Give it another name there."
+            problems.append(f"{quoted(repr(model_id), 100)} in {quoted(path())} is left out: {error}. {way_out}")
     return Registry(tuple(entries), tuple(problems))
 
 

@@ -6,9 +6,11 @@ said in its place and hides no other. The network is asked only for `updates`.
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +18,31 @@ import torch
 
 from . import hub
 from .backends.choice import choose
+from .backends.engine import telling_how_to_mend
 from .catalog import MEMORY_VARIABLE, ModelEntry, Source
 from .diffusion import devices
-from .errors import DiffusionGemmaError
+from .diffusion.loading import describe
+from .errors import DiffusionGemmaError, HubConnectionError
 from .hub.failures import size
 from .wording import gib, quoted
 
 COMMIT_CHARACTERS = 12
 LONGEST_LINE = 100
+# A number with what it counts; not one in a name.
+AMOUNT = re.compile(r"(?<![\w.,/\\-])\d+(?:[.,]\d+)*(?: [A-Za-z]+)?(?![\w/\\-])")
 
 
 def gather(entries: Sequence[ModelEntry], problems: Sequence[str], updates: bool) -> dict[str, Any]:
     """Everything, in the form of JSON. `problems` are those of the file that has the user's own models."""
     sources = list(dict.fromkeys(source for entry in entries for source in entry.sources))
+    weights = [_weights(source) for source in sources]
+    if updates:
+        _ask_for_updates(weights, sources, entries)
     return {
         "cache": _cache(),
         "devices": [_device(name) for name in devices._available_devices()],
         "memory_limit_bytes": _memory_limit(),
-        "weights": [_weights(source, updates) for source in sources],
+        "weights": weights,
         "models": [_model(entry) for entry in entries],
         "problems": list(problems),
     }
@@ -55,13 +64,11 @@ def _memory_limit() -> int | None:
 
 def _device(name: str) -> dict[str, Any]:
     device = torch.device(name)
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "device": name,
-        "name": kind,
-        "total_bytes": devices._total_memory(device),
-        "free_bytes": _free_memory(device),
-    }
+    kind = total_bytes = None
+    with suppress(RuntimeError, AssertionError):  # a card that PyTorch counts, and that doesn't answer
+        total_bytes = devices._total_memory(device)
+        kind = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"device": name, "name": kind, "total_bytes": total_bytes, "free_bytes": _free_memory(device)}
 
 
 def _free_memory(device: torch.device) -> int | None:
@@ -78,7 +85,7 @@ def _free_memory(device: torch.device) -> int | None:
     return None
 
 
-def _weights(source: Source, updates: bool) -> dict[str, Any]:
+def _weights(source: Source) -> dict[str, Any]:
     result: dict[str, Any] = {
         "repository": source.where if isinstance(source.where, str) else None,
         "folder": str(source.where) if isinstance(source.where, Path) else None,
@@ -103,13 +110,31 @@ def _weights(source: Source, updates: bool) -> dict[str, Any]:
             result |= {"error": f"{quoted(source.where)} is not there, or no checkpoint."}
     except DiffusionGemmaError as error:
         return result | {"error": str(error)}
-    if updates and here is not None and here.commit is not None:
+    return result
+
+
+def _ask_for_updates(
+    weights: Sequence[dict[str, Any]], sources: Sequence[Source], entries: Sequence[ModelEntry]
+) -> None:
+    """Add to the weights that are here which commit is newer. A Hub that doesn't answer is asked once."""
+    silence = None
+    for result, source in zip(weights, sources, strict=True):
+        if result["commit"] is None:
+            continue
+        if silence is not None:
+            result["update_error"] = silence
+            continue
         try:
             newest = hub.newest(source)
-            result["newer_commit"] = newest if newest != here.commit else None
+        except HubConnectionError as error:
+            silence = result["update_error"] = str(error)
         except DiffusionGemmaError as error:
             result["update_error"] = str(error)
-    return result
+        else:
+            result["newer_commit"] = newest if newest != result["commit"] else None
+            # One that has no other weights.
+            owner = min((each for each in entries if source in each.sources), key=lambda each: len(each.sources))
+            result["model"] = owner.model_id
 
 
 def _model(entry: ModelEntry) -> dict[str, Any]:
@@ -120,6 +145,8 @@ def _model(entry: ModelEntry) -> dict[str, Any]:
     }
     try:
         choice = choose(entry)
+        if choice.on_disk is None and isinstance(choice.source.where, Path):
+            _check_folder(entry.model_id, choice.source)
         placement = choice.placement
         result["prompt"] = {
             "source": str(choice.source),
@@ -131,7 +158,16 @@ def _model(entry: ModelEntry) -> dict[str, Any]:
         }
     except DiffusionGemmaError as error:
         result["error"] = str(error)
+    except (RuntimeError, AssertionError) as error:  # a card that PyTorch counts, and that doesn't answer
+        result["error"] = f"the device can't be used: {quoted(error)}"
     return result
+
+
+def _check_folder(model_id: str, source: Source) -> None:
+    """Raises what a prompt would say of a folder in which no checkpoint is."""
+    checkpoint = hub.locate(source, model_id, lambda weight_bytes: None)
+    with telling_how_to_mend(source.where, checkpoint.folder):
+        describe(checkpoint.folder)
 
 
 def has_failed(found: dict[str, Any]) -> bool:
@@ -150,11 +186,13 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     yield from _aligned([_weights_cells(weights) for weights in found["weights"]])
     yield ""
     yield "What a prompt would do"
-    yield from (_filled(_prompt(model)) for model in found["models"])
-    if found["problems"]:
+    yield from map(_filled, _prompts(found["models"]))
+    reasons = (weights["update_error"] for weights in found["weights"] if "update_error" in weights)
+    problems = [*found["problems"], *dict.fromkeys(reasons)]
+    if problems:
         yield ""
         yield "Problems"
-        yield from map(_filled, found["problems"])
+        yield from map(_filled, problems)
 
 
 def _filled(text: str) -> str:
@@ -196,20 +234,35 @@ def _on_disk(weights: dict[str, Any]) -> str:
     if not weights["is_whole"]:
         text += f", to come: {missing}"
     if "update_error" in weights:
-        text += f"; whether there is a newer commit isn't known: {weights['update_error']}"
+        text += "; newer: not known"
     elif weights.get("newer_commit") is not None:
-        text += f"; newer: {weights['newer_commit'][:COMMIT_CHARACTERS]} (`llm diffusiongemma download --update`)"
+        command = f"llm diffusiongemma download {weights['model']} --update"
+        text += f"; newer: {weights['newer_commit'][:COMMIT_CHARACTERS]} (`{command}`)"
     elif "newer_commit" in weights:
         text += ", the newest"
     return text
 
 
+def _prompts(models: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What several have in common once: of those whose sentences differ in numbers only the numbers."""
+    alike: dict[str, dict[str, list[str]]] = {}
+    for model in models:
+        text = _prompt(model)
+        alike.setdefault(AMOUNT.sub("\0", text), {}).setdefault(text, []).append(model["model"])
+    for names_of in alike.values():
+        first, *others = names_of
+        yield f"{', '.join(names_of[first])}: {first}"
+        for text in others:
+            pairs = zip(AMOUNT.findall(first), AMOUNT.findall(text), strict=True)
+            amounts = ", ".join(amount for before, amount in pairs if amount != before)
+            yield f"{', '.join(names_of[text])}: the same, but {amounts}."
+
+
 def _prompt(model: dict[str, Any]) -> str:
-    name = f"{model['model']}: "
     if "error" in model:
-        return name + str(model["error"])
+        return str(model["error"])
     prompt = model["prompt"]
-    text = name + str(prompt["sentence"]).removeprefix(name)
+    text = str(prompt["sentence"]).removeprefix(f"{model['model']}: ")
     if prompt["is_refused"]:
         return text
     if prompt["download_bytes"] is None:

@@ -9,13 +9,16 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import llm
 import pytest
+import torch
 
 from llm_diffusiongemma import registry
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry, Source
 from llm_diffusiongemma.diffusion import devices
 from llm_diffusiongemma.hub.failures import size
+from llm_diffusiongemma.status import _prompts
 
 from .conftest import Llm
 from .loopback_hub import COMMIT, NEWER_COMMIT, REPO, LoopbackHub, Refusal
@@ -101,7 +104,7 @@ def test_status_for_people(command: Command, monkeypatch: pytest.MonkeyPatch) ->
     assert "at most 24.0 GiB may be taken" in text
     assert "not here (51.6 GB)" in text
     unwrapped = " ".join(text.split())
-    assert f"diffusiongemma: nvfp4 weights ({NVIDIA}) on cpu: " in unwrapped
+    assert f"diffusiongemma, diffusiongemma-nvfp4: nvfp4 weights ({NVIDIA}) on cpu: " in unwrapped
     assert "It downloads 18.8 GB first. Expected: " in unwrapped
     paragraphs = text.partition("What a prompt would do")[2]
     assert all(len(line) <= 80 for line in paragraphs.splitlines() if "/" not in line)
@@ -120,20 +123,54 @@ def test_what_is_wrong_with_one_model_hides_no_other(command: Command, tmp_path:
     assert prompt_of(found, "diffusiongemma-tiny")["representation"] == "bf16"
     (problem,) = found["problems"]
     assert "'bad'" in problem
+    assert "There is no folder" in command.llm.fails("-m", "mine", "Hello")
     text = command.ok("status")
-    assert "is not there" in text
+    assert "mine: There is no folder" in text
+    assert "It downloads" not in text.partition("mine: ")[2]
     assert "Problems\n  'bad' in" in text  # the lines break where the path is long
 
 
 @pytest.mark.parametrize("variable", ["LLM_DIFFUSIONGEMMA_MEMORY", "LLM_DIFFUSIONGEMMA_DEVICE"])
-def test_settings_that_mean_nothing_are_said_of_each_model(
+def test_settings_that_mean_nothing_are_said_once(
     command: Command, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, "much")
     found = command.status()
     assert all("'much'" in model["error"] for model in found["models"])
     assert len(found["weights"]) == 4
-    assert command.ok("status").count("much") >= len(OURS)
+    text = command.ok("status")
+    assert text.count("'much'") == 1
+    assert f"{', '.join(OURS[:3])}, " in text
+
+
+def test_of_what_differs_in_numbers_only_the_numbers_are_said_again(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_available_devices", lambda: ["cpu"])
+    text = " ".join(command.ok("status").split())
+    assert text.count("finds no GPU") == 1
+    assert "diffusiongemma, diffusiongemma-nvfp4: The model's weights take 17.5 GiB, " in text
+    assert "diffusiongemma-bf16: the same, but 48.1 GiB" in text
+
+
+def test_numbers_in_names_are_none() -> None:
+    sentences = ["run-1/2 takes 1.5 GiB, 7 B.", "run-1/2 takes 2.5 GiB, 7 B.", "run-2/2 takes 1.5 GiB, 7 B."]
+    models = [{"model": name, "error": text} for name, text in zip("abc", sentences, strict=True)]
+    assert list(_prompts(models)) == [f"a: {sentences[0]}", "b: the same, but 2.5 GiB.", f"c: {sentences[2]}"]
+
+
+def test_a_card_that_does_not_answer(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch counts it, and that is all."""
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("CUDA error: unknown error")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name in ("get_device_name", "get_device_properties", "mem_get_info"):
+        monkeypatch.setattr(torch.cuda, name, fail)
+    text = command.ok("status")
+    assert "  cuda:0    memory not known\n" in text
+    assert text.count("CUDA error: unknown error") == 1
 
 
 @pytest.mark.usefixtures("in_process")
@@ -146,14 +183,28 @@ def test_newer_weights_are_told_only_if_asked_for(
     assert f"commit {COMMIT[:12]}, the newest" in command.ok("status", "--updates")
     hub.newer = {**checkpoint_files, "README.md": b"newer"}
     assert weights_of(command.status("--updates"), REPO)["newer_commit"] == NEWER_COMMIT
-    assert f"newer: {NEWER_COMMIT[:12]} (`llm diffusiongemma download --update`)" in command.ok(
-        "status", "--updates"
-    )
+    hint = "`llm diffusiongemma download diffusiongemma-bf16 --update`"
+    assert f"newer: {NEWER_COMMIT[:12]} ({hint})\n" in command.ok("status", "--updates")
     hub.refuse_all = Refusal(503)
     result = command.llm("diffusiongemma", "status", "--updates")
     assert result.exit_code == 1
-    assert "whether there is a newer commit isn't known: " in result.stdout
+    assert "; newer: not known\n" in result.stdout
+    assert "(status 503)" in " ".join(result.stdout.partition("Problems\n")[2].split())
     assert "diffusiongemma-tiny: " in result.stdout
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_hub_that_is_not_there_is_said_once(
+    command: Command, hub: LoopbackHub, checkpoint_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.others[NVIDIA] = checkpoint_files
+    for kind in ("bf16", "nvfp4"):
+        command.ok("download", f"diffusiongemma-{kind}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    text = command.llm("diffusiongemma", "status", "--updates").stdout
+    assert text.count("; newer: not known\n") == 2
+    assert text.partition("Problems\n")[2].count("HF_HUB_OFFLINE") == 1
+    assert "-m diffusiongemma-tiny" not in text.partition("Problems\n")[2]
 
 
 # --- download ------------------------------------------------------------------------------------------------
@@ -191,7 +242,18 @@ def test_download_to_a_machine_that_runs_none_of_it(command: Command, monkeypatc
     message = command.fails("download")
     assert "no GPU" in message
     assert "diffusiongemma-bf16 or diffusiongemma-fp8 or diffusiongemma-nvfp4" in message
-    assert "HF_HUB_OFFLINE" in command.fails("download", "diffusiongemma-nvfp4")
+    message = command.fails("download", "diffusiongemma-nvfp4")
+    assert "HF_HUB_OFFLINE" in message
+    assert "-m diffusiongemma-tiny" not in message  # it is no prompt
+
+
+@pytest.mark.usefixtures("in_process")
+def test_download_of_what_this_machine_refuses(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MEMORY", "1MiB")
+    said = " ".join(command.ok("download", "diffusiongemma-bf16").split())
+    assert f"{REPO}@{COMMIT} is here (" in said
+    assert "LLM_DIFFUSIONGEMMA_MEMORY to more" in said
+    assert "runs it." not in said
 
 
 @pytest.mark.parametrize("name", ["download", "remove"])
@@ -260,7 +322,7 @@ def test_remove_asks_and_says_what_it_frees(
     command.ok("download", "diffusiongemma-bf16")
     refused = command.llm("diffusiongemma", "remove", "diffusiongemma-bf16", input="n\n")
     assert refused.exit_code == 1
-    assert f"The weights of {REPO} (those of diffusiongemma, too) will be deleted: {shown}." in refused.stdout
+    assert f"deleted:\n  {REPO}: {shown} (the weights of diffusiongemma, too)\n" in refused.stdout
     assert weights_of(command.status(), REPO)["is_whole"]
     assert f"{shown} are free again" in command.ok("remove", "diffusiongemma-bf16", input="y\n")
     assert weights_of(command.status(), REPO)["bytes"] == 0
@@ -282,7 +344,7 @@ def test_remove_of_a_model_of_ones_own(
         command.ok("download", model_id)
     assert "stays as it is" in command.ok("remove", "mine", "-y")
     assert (folder / "config.json").exists()
-    assert "will be deleted: " in command.ok("remove", "tuned", "-y")
+    assert "will be deleted:\n  somebody/tuned: " in command.ok("remove", "tuned", "-y")
     assert "stay: they are those of diffusiongemma and diffusiongemma-bf16, too" in command.ok(
         "remove", "other", "-y"
     )
@@ -292,6 +354,26 @@ def test_remove_of_a_model_of_ones_own(
     assert "somebody/tuned" not in json.dumps(found)
     command.ok("add", "tuned", "somebody/tuned")
     assert weights_of(command.status(), "somebody/tuned")["bytes"] == 0
+
+
+@pytest.mark.usefixtures("in_process")
+def test_remove_of_several_repositories_names_each(
+    command: Command, hub: LoopbackHub, checkpoint_files: dict[str, bytes]
+) -> None:
+    hub.others[NVIDIA] = checkpoint_files
+    for kind in ("bf16", "nvfp4"):
+        command.ok("download", f"diffusiongemma-{kind}")
+    num_bytes = sum(map(len, checkpoint_files.values()))
+    shown = size(num_bytes)
+    refused = command.llm("diffusiongemma", "remove", "diffusiongemma", input="n\n").stdout
+    assert f"\n  {REPO}: {shown} (the weights of diffusiongemma-bf16, too)\n" in refused
+    assert f"\n  {NVIDIA}: {shown} (the weights of diffusiongemma-nvfp4, too)\n" in refused
+    assert f"Delete {size(2 * num_bytes)}? [y/N]" in refused
+    # Whoever has a model of that name may mean only that.
+    registry.add(ModelEntry("diffusiongemma", (Source("a/b"),)))
+    assert "Give that one another name" in command.fails("remove", "diffusiongemma", "-y")
+    found = command.status()
+    assert all(weights_of(found, repo)["is_whole"] for repo in (REPO, NVIDIA))
 
 
 def test_what_comes_with_the_plugin_stays(command: Command) -> None:
@@ -324,8 +406,8 @@ def test_an_interrupted_download_ends_as_a_prompt_does(
     assert process.returncode == 130
     assert stdout.strip() == ""
     told, _, last = screen.partition("Stopped. ")
-    assert told.endswith("goes on where it was.\n\n")
-    assert "stay there" in last
+    assert told.endswith("the same command goes on where it was.\n\n")
+    assert "stay there: the same command goes on" in " ".join(last.split())
     assert last.endswith("Interrupted.\n")
 
 

@@ -104,11 +104,11 @@ def test_a_file_that_cannot_be_used(
         ("mine", {}, 'either a "repository" or a "folder"'),
         ("mine", {"repository": "a/b", "folder": "/a"}, 'either a "repository" or a "folder"'),
         ("mine", {"repository": "mine"}, "no repository"),
-        ("mine", {"repository": ["a/b"]}, "repository is"),
+        ("mine", {"repository": ["a/b"]}, "repository is ['a/b']: it has to be a text"),
         ("mine", {"folder": "mine"}, "doesn't begin at the root"),
         ("mine", {"folder": str(Path.cwd()), "revision": "v1"}, "no revisions"),
-        ("mine", {"repository": "a/b", "revison": "v1"}, "revison"),
-        ("mine", {"repository": "a/b", "device": 1}, "device"),
+        ("mine", {"repository": "a/b", "revison": "v1"}, "revison is 'v1': nothing of that name"),
+        ("mine", {"repository": "a/b", "device": 1}, "device is 1: it has to be a text"),
         ("diffusiongemma-tiny", {"repository": "a/b"}, "built-in"),
         ("", {"repository": "a/b"}, "name of a model"),
         ("mi\x1b[2Jne", {"repository": "a/b"}, "name of a model"),
@@ -125,6 +125,7 @@ def test_one_that_is_wrong_hides_no_other(
     (problem,) = problems
     assert words in problem
     assert problem.isprintable()
+    assert ("diffusiongemma remove" in problem) == (words != "built-in")
     # What isn't understood is kept, and can be taken out.
     registry.add(ModelEntry("mine-2", (Source("a/b"),)))
     assert json.loads(file.read_text())["models"][model_id] == model

@@ -165,7 +165,8 @@ class Choice:
         """Say what will become of weights of so many bytes before they come."""
         if not is_small(weight_bytes):
             sizes, placement = self._expected(weight_bytes)
-            say_once(_line_if_any(self.entry, self.source, sizes, placement, weight_bytes))
+            if not _is_unremarkable(placement, weight_bytes):
+                say_once(_line(self.entry, self.source, sizes, placement))
 
     def _expected(self, weight_bytes: int) -> tuple[Sizes, Placement]:
         sizes = known_sizes(self.source.representation, weight_bytes)
@@ -272,8 +273,9 @@ def _fitting(machine: Machine) -> Representation | None:
 
 def told(entry: ModelEntry, source: Source, described: Described, placement: Placement) -> str | None:
     """What is said of what was loaded, if anything."""
-    sizes = described_sizes(described, placement.devices[0])
-    return _line_if_any(entry, source, sizes, placement, described.weights.num_bytes)
+    if _is_unremarkable(placement, described.weights.num_bytes):
+        return None
+    return _line(entry, source, described_sizes(described, placement.devices[0]), placement)
 
 
 _said: set[str] = set()
@@ -286,14 +288,10 @@ def say_once(line: str | None) -> None:
         tell(line)
 
 
-def _line_if_any(
-    entry: ModelEntry, source: Source, sizes: Sizes, placement: Placement, weight_bytes: int
-) -> str | None:
-    """None for plain weights on one GPU, or few anywhere."""
+def _is_unremarkable(placement: Placement, weight_bytes: int) -> bool:
+    """Plain weights on one GPU, or few anywhere."""
     is_plain = placement.representation == "bf16" and placement.is_resident and len(placement.devices) == 1
-    if is_plain and (is_small(weight_bytes) or placement.devices[0] != "cpu"):
-        return None
-    return _line(entry, source, sizes, placement)
+    return is_plain and (is_small(weight_bytes) or placement.devices[0] != "cpu")
 
 
 def _line(entry: ModelEntry, source: Source, sizes: Sizes, placement: Placement) -> str:

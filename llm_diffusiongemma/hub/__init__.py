@@ -69,6 +69,8 @@ OF_ONES_OWN = (
     "`llm diffusiongemma status`)."
 )
 
+WITHOUT_THEM = "To try the plugin without them use the embedded model: llm -m diffusiongemma-tiny"
+
 CheckSize = Callable[[int], None]
 """Raises if this machine can't hold weights of so many bytes."""
 
@@ -115,9 +117,11 @@ def locate(
     if here is None or here.missing:
         try:
             folder = _download(source, here, check_size, check_wanted, announce)
-        except (HubConnectionError, HubAccessError, DownloadError, DiskSpaceError):
+        except (HubConnectionError, HubAccessError, DownloadError, DiskSpaceError) as error:
             # Text needs no image processor. A prompt with an image will say that it is not there.
             if here is None or here.damaged or {*here.missing} - {*IMAGE_FILES}:
+                if isinstance(error, HubConnectionError | DiskSpaceError):
+                    raise type(error)(f"{error}\n{WITHOUT_THEM}") from error
                 raise
     assert folder is not None
     return _checkpoint(source, folder)
@@ -264,8 +268,7 @@ def _download(
         if commit is not None and is_newest:
             # The Hub has it no more, so nobody can go on with what is begun of it.
             repository.tree(commit).unlink(missing_ok=True)
-        announce(wanted.weight_bytes)
-        return bringing.bring(wanted)
+        return bringing.bring(wanted, announce)
 
 
 def how_to_mend(source: str | Path, folder: Path) -> str:

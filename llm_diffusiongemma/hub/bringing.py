@@ -6,11 +6,12 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..catalog import HUB_SOURCES
 from ..errors import DiskSpaceError, DownloadError
 from ..layout import WEIGHTS_SUFFIX, missing_weights
 from ..view.progress import Progress, indicate
@@ -19,7 +20,7 @@ from . import settings
 from .cache import Repository, check_writable, files_here, is_whole, state_in, write_tree
 from .disk import file_size, nearest, write_whole
 from .exchange import TICK_SECONDS, CheckWanted
-from .failures import WITHOUT_THEM, listed, size
+from .failures import listed, size
 from .listing import Listing, RemoteFile, complete, needed
 from .partial import JOURNAL_SUFFIX, PARTIAL_SUFFIX, Partial, bytes_here, discard, is_large
 from .transfer import LAST_SECONDS, Connections, TooLongError, Transfer
@@ -107,18 +108,20 @@ def prepare(
     return Download(listing, repository, names, ref, is_newest, check_wanted, update_of)
 
 
-def bring(download: Download) -> Path:
+def bring(download: Download, announce: Callable[[int], None]) -> Path:
     """Bring what is missing, saying so first, and return the snapshot's folder, all of it checked.
+
+    `announce` is called with the size of all weights before any of them come.
 
     Raises `ExchangeError`s, `OSError`s of the disk, `DiskSpaceError` and `DownloadError`.
     """
-    folder = _bring(download)
+    folder = _bring(download, announce)
     # An index may name weights that are not called as usual.
     more = {*missing_weights(folder)} & download.listing.files.keys()
     if more:
         listing = complete(download.listing, more, download.check_wanted)
         download = replace(download, listing=listing, names={*download.names, *more})
-        _bring(download)
+        _bring(download, announce)
     if download.ref is not None:
         ref = download.repository.ref(download.ref)
         if download.is_newest or not ref.exists():
@@ -127,11 +130,13 @@ def bring(download: Download) -> Path:
     return folder
 
 
-def _bring(download: Download) -> Path:
+def _bring(download: Download, announce: Callable[[int], None]) -> Path:
     check_writable(download.repository)
     _clean_up(download)
     free_bytes = _check_disk(download)
     _announce(download, free_bytes)
+    if any(file.name.endswith(WEIGHTS_SUFFIX) for file in download.missing):
+        announce(download.weight_bytes)
     write_tree(download.repository, download.listing)
     try:
         with _indicate(download) as progress:
@@ -145,7 +150,7 @@ def _bring(download: Download) -> Path:
         # It goes on up as it is: click ends the command, and a program's own Ctrl-C stays its own.
         tell(
             f"\nStopped. {size(download.bytes_here())} of {size(download.total_bytes)} are on disk and stay "
-            "there: the next prompt goes on from there."
+            "there: the same command goes on from there."
         )
         raise
     return download.folder
@@ -233,7 +238,7 @@ def _check_disk(download: Download) -> int:
         raise DiskSpaceError(
             f"{download.listing.repo} needs {size(missing_bytes)} more on disk, and where the cache is "
             f"({quoted(cache)}) only {size(free_bytes)} are free. Free some space, or set HF_HUB_CACHE to a "
-            f"folder on a larger disk.\n{WITHOUT_THEM}"
+            "folder on a larger disk."
         )
     return free_bytes
 
@@ -258,7 +263,7 @@ def _announce(download: Download, free_bytes: int) -> None:
         f"{what}\n"
         f"Downloading {size(download.total_bytes)} in {len(download.files)} files{part}, "
         f"to {cache} ({size(free_bytes)} free).\n"
-        "Ctrl-C stops it; the next prompt goes on where it was."
+        "Ctrl-C stops it; the same command goes on where it was."
     )
 
 
@@ -316,11 +321,13 @@ def _indicate(download: Download) -> Iterator[Progress]:
     """How far it is, on a terminal, and unless HF_HUB_DISABLE_PROGRESS_BARS forbids it."""
     from huggingface_hub.utils import are_progress_bars_disabled
 
-    what = f"Downloading {quoted(download.listing.repo, 60)}"
+    repo = download.listing.repo
+    names = {source.where: f"{source.representation} weights" for source in HUB_SOURCES}
+    what = f"Downloading {names.get(repo) or quoted(repo.rpartition('/')[2], 60)}"
     if are_progress_bars_disabled():
         yield Progress(what, None)
         return
-    with indicate(what, download.total_bytes - download.bytes_here()) as progress:
+    with indicate(what, download.total_bytes, download.bytes_here()) as progress:
         yield progress
 
 

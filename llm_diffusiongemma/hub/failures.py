@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ..catalog import HUB_SOURCES
 from ..errors import (
     CheckpointNotFoundError,
     DiffusionGemmaError,
@@ -26,8 +27,6 @@ from .cache import Repository, Snapshot
 from .disk import file_size
 from .exchange import ExchangeError, RefusedError, UnusableAnswerError
 from .listing import NoHubError
-
-WITHOUT_THEM = "To try the plugin without them use the embedded model: llm -m diffusiongemma-tiny"
 
 BAD_CREDENTIALS = "Invalid credentials in Authorization header"
 
@@ -100,7 +99,7 @@ def in_plain_words(lack: Lack) -> Iterator[None]:
         raise HubConnectionError(
             f"{lack}, and the Hub at {settings.shown_endpoint()} can't be reached or went silent "
             f"({quoted(error)}). Check the network, and HF_ENDPOINT and proxy settings if there are any, and run "
-            f"the command again; what is on disk is kept.\n{WITHOUT_THEM}"
+            "the command again; what is on disk is kept."
         ) from error
     except OSError as error:
         raise _not_kept(lack.repo, error) from error
@@ -110,7 +109,7 @@ def offline(lack: Lack) -> HubConnectionError:
     what = "ask for a newer commit" if lack.here is not None and not lack.here.missing else "fetch what is missing"
     return HubConnectionError(
         f"{lack}, and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids to {what}. Unset it and run the command "
-        f"again, {lack.by_hand}\n{WITHOUT_THEM}"
+        f"again, {lack.by_hand}"
     )
 
 
@@ -135,9 +134,11 @@ def _refused(lack: Lack, error: RefusedError) -> DiffusionGemmaError:
         )
     is_hidden = status == 401 and not error.was_logged_in and error.words != BAD_CREDENTIALS
     if error.code == "RepoNotFound" or status == 404 or is_hidden:
+        is_known = repo in map(str, HUB_SOURCES)
+        check = "Check" if is_known else "Most likely there is a slip in that name. If not, check"
         return DownloadError(
-            f"{hub} does not have {repo}, or not all of its files, or hides it from you. Check HF_ENDPOINT, if "
-            "you set it; if the repository is private, log in with `hf auth login`."
+            f"{hub} does not have {repo}, or not all of its files, or hides it from you. {check} "
+            "HF_ENDPOINT, if you set it; if the repository is private, log in with `hf auth login`."
         )
     its_words = f" It says: {error.words}" if error.words else ""
     if status in (401, 403):

@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 DELAY_SECONDS = 0.5
 REFRESH_SECONDS = 0.1
 BAR_CHARACTERS = 20
+WIDEST_LINE = 1000
 
 
 class Progress:
     """What is being waited for, and how much of it there is. Threads may share one."""
 
-    def __init__(self, what: str, total_bytes: int | None) -> None:
+    def __init__(self, what: str, total_bytes: int | None, num_bytes: int = 0) -> None:
         self._lock = threading.Lock()
         self._what = what
         self._total_bytes = total_bytes
-        self._num_bytes = 0
+        self._num_bytes = num_bytes
 
     def advance(self, num_bytes: int) -> None:
         """So many bytes more; fewer than 0 if some have to come again."""
@@ -56,13 +57,13 @@ class Progress:
 
 
 @contextmanager
-def indicate(what: str, total_bytes: int | None = None) -> Iterator[Progress]:
+def indicate(what: str, total_bytes: int | None = None, num_bytes: int = 0) -> Iterator[Progress]:
     """Have a terminal show what takes long in here, from half a second on: with a total how many bytes are there,
-    how fast they come and how long it will take.
+    how fast they come and how long it will take. `num_bytes` of them were there before.
 
     Of several inside each other the innermost is shown. What is quoted from outside is for the caller to check.
     """
-    progress = Progress(what, total_bytes)
+    progress = Progress(what, total_bytes, num_bytes)
     if not _has_watcher():
         yield progress
         return
@@ -168,7 +169,8 @@ class _Line:
         from rich.segment import ControlType, Segments
 
         what, num_bytes, total_bytes = progress.now()
-        bar.update(bar.task_ids[0], description=what, completed=num_bytes, total=total_bytes)
+        bar.update(bar.task_ids[0], completed=num_bytes, total=total_bytes)
+        _describe(bar, what, console)
         # A line of the terminal and no more: what has run over its end could not be taken back.
         rendered = console.render_lines(bar.get_renderable(), console.options, pad=False)
         if not rendered:  # a terminal of no columns, as COLUMNS may have it
@@ -198,6 +200,26 @@ def _bar(progress: Progress, console: Console) -> Bar:
     bar = parts.Progress(*columns, console=console, auto_refresh=False)
     bar.add_task(what, total=total_bytes, completed=num_bytes)
     return bar
+
+
+def _describe(bar: Bar, what: str, console: Console) -> None:
+    """Where the line is too short the bar goes, then the end of what it is. The numbers stay."""
+    from rich.progress import BarColumn
+    from rich.text import Text
+
+    (task_id,) = bar.task_ids
+    bar.update(task_id, description="")
+    text, room = Text(what), console.width - _width(bar, console)
+    if text.cell_len > room:
+        bar.columns = tuple(column for column in bar.columns if not isinstance(column, BarColumn))
+        room = console.width - _width(bar, console)
+    text.truncate(max(1, room), overflow="ellipsis")
+    bar.update(task_id, description=text.plain)
+
+
+def _width(bar: Bar, console: Console) -> int:
+    """Of its line, were the terminal as wide."""
+    return console.measure(bar.get_renderable(), options=console.options.update(width=WIDEST_LINE)).maximum
 
 
 _line = _Line()

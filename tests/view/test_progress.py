@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import threading
 import time
@@ -110,6 +111,22 @@ def test_a_narrow_terminal_has_one_line_all_the_same(terminal: Terminal, monkeyp
         terminal.wait_for("Down")
         assert len(terminal.screen) <= 30
         assert "\n" not in terminal.screen
+
+
+@pytest.mark.parametrize("columns", [70, 40])
+def test_what_it_is_gives_way_to_the_numbers(
+    columns: int, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with indicate("Downloading a file with quite a long name", 51_648_000_000, 10**10) as waiting:
+        for total in (10, 11, 12):  # a speed has to be between two
+            terminal.wait_for(f" {total}.0/51.6 GB ")
+            waiting.advance(10**9)
+        terminal.wait_for("/s ")
+        screen = terminal.screen
+    assert re.fullmatch(r". Down.*… 1[123]\.0/51\.6 GB +[\d.]+ .B/s [\d:]{7}", screen), screen
+    assert len(screen) <= columns
 
 
 def test_a_terminal_of_no_columns(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
