@@ -34,9 +34,9 @@ BUFFERS = 2
 # To say how quick it can be at best. Host to device: PCIe 4 x16 from pinned memory. Files: a fast SSD.
 HOST_BYTES_A_SECOND = 25e9
 FILE_BYTES_A_SECOND = 3e9
-# About what a core does without instructions for bf16: one did 4 GFLOP/s in bf16 and 25 in fp32, in which packed
-# experts are multiplied, and decoded 1.1 billion numbers a second, which memory won't let many of them do.
-CORE_OPERATIONS_A_SECOND = 8e9
+# About what a core does in fp32, which all products become where there are no instructions for bf16: one did 25 to
+# 70 GFLOP/s, by the rows at a time, and decoded 1.1 billion numbers a second, which memory won't let many do.
+CORE_OPERATIONS_A_SECOND = 30e9
 CORE_DECODED_A_SECOND = 1.1e9
 CPU_DECODED_A_SECOND = 4e9
 # What a canvas takes as a rule.
