@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from llm_diffusiongemma.backends import engine
+from llm_diffusiongemma.backends import choice, engine
 from llm_diffusiongemma.backends.choice import described_sizes
 from llm_diffusiongemma.catalog import DEVICE_VARIABLE, EMBEDDED_CHECKPOINT, MEMORY_VARIABLE, MODEL_VARIABLE
 from llm_diffusiongemma.diffusion.loading import describe
@@ -37,7 +38,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing loaded, and nothing said yet."""
     monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
     monkeypatch.setattr(engine, "_engines", {})
-    monkeypatch.setattr(engine, "_told", set())
+    monkeypatch.setattr(choice, "_said", set())
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +142,37 @@ def test_a_limit_changes_weights_and_places_but_not_the_answer(
         assert loaded.pipeline._context_tokens == report["placement"]["context_tokens"] == 4096
         answers.setdefault(representation, set()).add(turn["response"])
     assert [len(each) for each in answers.values()] == [1, 1, 1]
+
+
+def test_weight_files_that_were_changed_are_loaded_anew(
+    experts: tuple[Path, dict[Layout, Path]], llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model whose experts are read from them at every step: every later prompt of a chat failed."""
+    cache, folders = experts
+    use(cache, monkeypatch)
+    folder = folders["nvidia nvfp4"]
+    monkeypatch.setenv(MEMORY_VARIABLE, f"{expected(folder) // 1024 - 1}KiB")
+    prompt = ("-m", "diffusiongemma-nvfp4", *QUESTION, "-o", "max_tokens", "8", "-o", "max_denoising_steps", "1")
+    first = llm_command.ok(*prompt)
+    os.utime(folder / "model.safetensors")
+    assert llm_command.ok(*prompt) == first
+    before, after = (turn["response_json"]["load_seconds"] for turn in llm_command.logs())
+    assert before > 0 < after
+    assert len(engine._engines) == 1
+
+
+def test_a_large_model_makes_room_for_the_next(
+    small: Path, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was planned to have the device for itself."""
+    use(small, monkeypatch)
+    for limit, num_left in ((1 << 40, 2), (0, 1)):
+        monkeypatch.setattr(choice, "SMALL_MODEL_BYTES", limit)
+        engine._engines.clear()
+        for representation in ("fp8", "nvfp4"):
+            llm_command.ok("-m", f"diffusiongemma-{representation}", "Hello", "-o", "max_denoising_steps", "1")
+        left = [each.loaded.placement.representation for each in engine._engines.values()]
+        assert left == ["fp8", "nvfp4"][-num_left:]
 
 
 def test_too_little_for_any(

@@ -6,6 +6,7 @@ It asks no network and loads nothing: what isn't here yet is judged by the sizes
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from ..diffusion.sizes import sizes_of
 from ..diffusion.vision import PROJECTION, TOWER
 from ..errors import CheckpointError, DeviceMemoryError, DiffusionGemmaError, NoGpuError
 from ..layout import missing_weights, weights_here
-from ..wording import gib, quoted
+from ..wording import gib, quoted, tell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,9 +159,20 @@ class Choice:
         """Before weights of so many bytes come. Raises `NoGpuError` or `DeviceMemoryError` if this machine should
         not have them."""
         if not is_small(weight_bytes):
-            sizes = known_sizes(self.source.representation, weight_bytes)
-            placement = _placed(self.entry, sizes, weight_bytes, self.machine)
-            _check_gpu(self.entry, sizes, placement, weight_bytes)
+            self._expected(weight_bytes)
+
+    def announce(self, weight_bytes: int) -> None:
+        """Say what will become of weights of so many bytes before they come."""
+        if not is_small(weight_bytes):
+            sizes, placement = self._expected(weight_bytes)
+            if not _is_unremarkable(placement, weight_bytes):
+                say_once(_line(self.entry, self.source, sizes, placement))
+
+    def _expected(self, weight_bytes: int) -> tuple[Sizes, Placement]:
+        sizes = known_sizes(self.source.representation, weight_bytes)
+        placement = _placed(self.entry, sizes, weight_bytes, self.machine)
+        _check_gpu(self.entry, sizes, placement, weight_bytes)
+        return sizes, placement
 
 
 def choose(entry: ModelEntry) -> Choice:
@@ -228,7 +240,7 @@ def _placed(entry: ModelEntry, sizes: Sizes, weight_bytes: int, machine: Machine
     try:
         return place(sizes, machine)
     except DeviceMemoryError as error:
-        raise DeviceMemoryError(f"{error} {_way_out(entry, sizes)}") from error
+        raise DeviceMemoryError(f"{error} {_way_out(entry, sizes, machine)}") from error
 
 
 def _check_gpu(entry: ModelEntry, sizes: Sizes, placement: Placement, weight_bytes: int) -> None:
@@ -240,10 +252,10 @@ def _check_gpu(entry: ModelEntry, sizes: Sizes, placement: Placement, weight_byt
         )
 
 
-def _way_out(entry: ModelEntry, sizes: Sizes) -> str:
+def _way_out(entry: ModelEntry, sizes: Sizes, machine: Machine) -> str:
     ways = ["Use a machine or a device that has more"]
-    if sizes.config == DIFFUSIONGEMMA_26B_A4B and sizes.representation != "nvfp4":
-        ways.append("take smaller weights with -m diffusiongemma-nvfp4")
+    if sizes.config == DIFFUSIONGEMMA_26B_A4B and (other := _fitting(machine)) is not None:
+        ways.append(f"take other weights with -m diffusiongemma-{other}")
     if memory_limit() is not None:
         ways.append(f"set {MEMORY_VARIABLE} to more, if there is more")
     elif len(find_machine(None).devices) > 1 and entry.device is not None:
@@ -251,12 +263,35 @@ def _way_out(entry: ModelEntry, sizes: Sizes) -> str:
     return f"{', '.join(ways)}, or {TINY}"
 
 
+def _fitting(machine: Machine) -> Representation | None:
+    """The smallest of the Hub's weights that a machine has room for."""
+    for source in reversed(HUB_SOURCES):
+        with suppress(DeviceMemoryError):
+            return place(known_sizes(source.representation, source.weight_bytes or 0), machine).representation
+    return None
+
+
 def told(entry: ModelEntry, source: Source, described: Described, placement: Placement) -> str | None:
-    """What is said of what was loaded, if it is anything else than plain weights on one GPU, or few anywhere."""
-    is_plain = placement.representation == "bf16" and placement.is_resident and len(placement.devices) == 1
-    if is_plain and (is_small(described.weights.num_bytes) or placement.devices[0] != "cpu"):
+    """What is said of what was loaded, if anything."""
+    if _is_unremarkable(placement, described.weights.num_bytes):
         return None
     return _line(entry, source, described_sizes(described, placement.devices[0]), placement)
+
+
+_said: set[str] = set()
+
+
+def say_once(line: str | None) -> None:
+    """In a process; None is nothing."""
+    if line is not None and line not in _said:
+        _said.add(line)
+        tell(line)
+
+
+def _is_unremarkable(placement: Placement, weight_bytes: int) -> bool:
+    """Plain weights on one GPU, or few anywhere."""
+    is_plain = placement.representation == "bf16" and placement.is_resident and len(placement.devices) == 1
+    return is_plain and (is_small(weight_bytes) or placement.devices[0] != "cpu")
 
 
 def _line(entry: ModelEntry, source: Source, sizes: Sizes, placement: Placement) -> str:

@@ -27,7 +27,6 @@ from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
 from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
 from ..errors import CheckpointError, DeviceError, DiffusionGemmaError
 from ..view.progress import indicate
-from ..wording import tell
 from . import forks
 from .forks import importing, indivisible
 from .form import Form
@@ -56,14 +55,15 @@ class ReentrantLock(Protocol):
 class Engine:
     """A loaded model with its tokenizer. Lives in the process-wide cache; answers one turn at a time."""
 
-    def __init__(self, loaded: LoadedModel, tokenizer: ChatTokenizer, folder: Path) -> None:
+    def __init__(self, loaded: LoadedModel, tokenizer: ChatTokenizer, described: Described) -> None:
         import torch
 
         from ..diffusion.pipeline import BlockDiffusionPipeline
         from ..diffusion.vision import ImageReader
 
         # It is read from with the first picture, and the program may be in another folder by then.
-        self.folder = folder.absolute()
+        self.folder = described.folder.absolute()
+        self._weights = described.weights
         vision = torch.device(loaded.placement.vision)
         self.image_reader = ImageReader(self.folder, loaded.config, loaded.dtype, vision)
         self.loaded = loaded
@@ -103,7 +103,12 @@ class Engine:
             image_tokens=(config.boi_token_id, config.image_token_id, config.eoi_token_id),
             eos_token_ids=tuple(loaded.generation.eos_token_id),
         )
-        return cls(loaded, load_tokenizer(described.folder, expected), described.folder)
+        return cls(loaded, load_tokenizer(described.folder, expected), described)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether experts are read at every step from files that were changed since."""
+        return self.loaded.placement.num_layers("files") > 0 and not self._weights.are_unchanged
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -175,7 +180,6 @@ class Engine:
 
 
 _engines: dict[tuple[Path, Machine], Engine] = {}
-_told: set[str] = set()
 """What has been said of what was chosen: once is enough."""
 _engines_lock = threading.Lock()
 
@@ -220,18 +224,20 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
 
 def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready:
     from ..diffusion.loading import describe
-    from .choice import bytes_to_read, choose, place_described, told
+    from .choice import bytes_to_read, choose, place_described, say_once, told
 
     # A device that is not there is told before anything is looked for or downloaded.
     _check_cuda_after_fork(entry.device)
     choice = choose(entry)
     source = choice.source
-    checkpoint = hub.locate(source, entry.model_id, choice.check_size, stop.check)
+    checkpoint = hub.locate(source, entry.model_id, choice.check_size, stop.check, choice.announce)
     stop.check()
     revision = checkpoint.folder.name if isinstance(source.where, str) else None
     key = (checkpoint.folder.resolve(), choice.machine)
     engine = _engines.get(key)
-    if engine is not None:
+    if engine is not None and engine.is_stale:
+        del _engines[key]
+    elif engine is not None:
         engine.check_process()
         return Ready(engine, source, checkpoint.resolved_model, revision, 0.0)
     started = time.perf_counter()
@@ -244,17 +250,25 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
     ):
         described = describe(checkpoint.folder)
         placement = place_described(entry, described, choice.machine)
+        _let_go_of_large_ones(placement)
         progress.set_total(bytes_to_read(described, placement))
         engine = Engine.load(described, placement, stop.check, progress.advance)
     # What is in the cache is whole, whenever somebody interrupts.
     _engines[key] = engine
-    line = told(entry, source, described, placement)
-    if line is not None and line not in _told:
-        _told.add(line)
-        tell(line)
+    say_once(told(entry, source, described, placement))
     return Ready(
         engine, source, checkpoint.resolved_model, revision, import_seconds + time.perf_counter() - started
     )
+
+
+def _let_go_of_large_ones(placement: Placement) -> None:
+    """A device that a plan has counted whole holds no other large model beside it. One that is at work stays until
+    its reply has ended."""
+    from .choice import is_small
+
+    for key, engine in list(_engines.items()):
+        if not is_small(engine.loaded.weight_bytes) and {*engine.loaded.placement.devices} & {*placement.devices}:
+            del _engines[key]
 
 
 @contextmanager

@@ -20,11 +20,12 @@ from .placement import DeviceMemory, Machine
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-AMOUNT = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?)\s*(?P<unit>[kmgt]i?b)", re.IGNORECASE)
+# "24G" is what others mean by 24 GiB.
+AMOUNT = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?)\s*(?P<unit>[kmgt](i?b)?)", re.IGNORECASE)
 UNITS = {
     f"{letter}{end}": base**power
     for power, letter in enumerate("kmgt", start=1)
-    for end, base in (("b", 1000), ("ib", 1024))
+    for end, base in (("b", 1000), ("ib", 1024), ("", 1024))
 }
 NO_LIMIT = 1 << 60
 

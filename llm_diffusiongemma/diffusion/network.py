@@ -215,7 +215,7 @@ class Network:
         self._conditioning_norm = _Norm(new(hidden), eps)
         self._conditioning = _GatedMLP(hidden, width, dtype, device, Plain, scratches[device])
         # As a number of the weights' dtype, which transformers makes of it first.
-        self._embedding_scale = torch.tensor(hidden**0.5, dtype=dtype).item()
+        self._embedding_scale = torch.tensor(hidden**0.5, dtype=dtype, device="cpu").item()
         places = dict.fromkeys(zip(self.layer_devices, config.layers, strict=True))
         self._frequencies = {(where, kind): _frequencies(kind, where) for where, kind in places}
         self._is_streamed = [home.experts != "device" for home in homes]
@@ -376,9 +376,9 @@ def _named(matrices: Matrices, *names: str) -> Iterator[tuple[str, torch.Tensor]
 def _frequencies(kind: AttentionConfig, device: torch.device) -> torch.Tensor:
     """Radians a position by which each pair of a head turns: fp32 `[D / 2]`, theta^(-2 i / D) for pair i."""
     pairs = kind.head_dim // 2
-    exponents = torch.arange(pairs, dtype=torch.float32) * 2 / kind.head_dim
+    exponents = torch.arange(pairs, dtype=torch.float32, device="cpu") * 2 / kind.head_dim
     turning = int(kind.rope_share * kind.head_dim // 2)
-    frequencies = torch.where(torch.arange(pairs) < turning, 1 / kind.rope_theta**exponents, 0)
+    frequencies = torch.where(torch.arange(pairs, device="cpu") < turning, 1 / kind.rope_theta**exponents, 0)
     return frequencies.to(device)
 
 

@@ -89,12 +89,17 @@ class Checkpoint:
 
 
 def locate(
-    source: Source, model_id: str, check_size: CheckSize, check_wanted: CheckWanted = lambda: None
+    source: Source,
+    model_id: str,
+    check_size: CheckSize,
+    check_wanted: CheckWanted = lambda: None,
+    announce: Callable[[int], None] = lambda weight_bytes: None,
 ) -> Checkpoint:
     """Find a checkpoint on disk. What is not there of one of the Hub is downloaded. One of a folder is logged as
     `model_id`.
 
-    `check_size` is asked before a download and before the network is blamed, not for what is here.
+    `check_size` is asked before a download and before the network is blamed, not for what is here. `announce` is
+    called with the size of the weights just before they come.
     `check_wanted` is asked again and again while a download goes on, and raises to end it.
 
     Raises `CheckpointNotFoundError` if there is no such folder, `FileAccessError` if it can't be read,
@@ -111,7 +116,7 @@ def locate(
     folder = here.folder if here is not None else None
     if here is None or here.missing:
         try:
-            folder = _download(source, here, check_size, check_wanted)
+            folder = _download(source, here, check_size, check_wanted, announce)
         except (HubConnectionError, HubAccessError, DownloadError, DiskSpaceError) as error:
             # Text needs no image processor. A prompt with an image will say that it is not there.
             if here is None or here.damaged or {*here.missing} - {*IMAGE_FILES}:
@@ -225,7 +230,13 @@ def _check_revision(source: Source) -> None:
         )
 
 
-def _download(source: Source, here: Snapshot | None, check_size: CheckSize, check_wanted: CheckWanted) -> Path:
+def _download(
+    source: Source,
+    here: Snapshot | None,
+    check_size: CheckSize,
+    check_wanted: CheckWanted,
+    announce: Callable[[int], None] = lambda weight_bytes: None,
+) -> Path:
     """Bring what is missing of a repository, saying so first, and return its snapshot's folder."""
     repo, revision, weight_bytes = str(source.where), source.revision, source.weight_bytes
     lack = Lack(repo, here, revision)
@@ -257,7 +268,7 @@ def _download(source: Source, here: Snapshot | None, check_size: CheckSize, chec
         if commit is not None and is_newest:
             # The Hub has it no more, so nobody can go on with what is begun of it.
             repository.tree(commit).unlink(missing_ok=True)
-        return bringing.bring(wanted)
+        return bringing.bring(wanted, announce)
 
 
 def how_to_mend(source: str | Path, folder: Path) -> str:

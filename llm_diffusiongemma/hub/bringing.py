@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,18 +108,20 @@ def prepare(
     return Download(listing, repository, names, ref, is_newest, check_wanted, update_of)
 
 
-def bring(download: Download) -> Path:
+def bring(download: Download, announce: Callable[[int], None]) -> Path:
     """Bring what is missing, saying so first, and return the snapshot's folder, all of it checked.
+
+    `announce` is called with the size of all weights before any of them come.
 
     Raises `ExchangeError`s, `OSError`s of the disk, `DiskSpaceError` and `DownloadError`.
     """
-    folder = _bring(download)
+    folder = _bring(download, announce)
     # An index may name weights that are not called as usual.
     more = {*missing_weights(folder)} & download.listing.files.keys()
     if more:
         listing = complete(download.listing, more, download.check_wanted)
         download = replace(download, listing=listing, names={*download.names, *more})
-        _bring(download)
+        _bring(download, announce)
     if download.ref is not None:
         ref = download.repository.ref(download.ref)
         if download.is_newest or not ref.exists():
@@ -128,11 +130,13 @@ def bring(download: Download) -> Path:
     return folder
 
 
-def _bring(download: Download) -> Path:
+def _bring(download: Download, announce: Callable[[int], None]) -> Path:
     check_writable(download.repository)
     _clean_up(download)
     free_bytes = _check_disk(download)
     _announce(download, free_bytes)
+    if any(file.name.endswith(WEIGHTS_SUFFIX) for file in download.missing):
+        announce(download.weight_bytes)
     write_tree(download.repository, download.listing)
     try:
         with _indicate(download) as progress:

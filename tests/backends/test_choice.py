@@ -165,11 +165,32 @@ def test_what_fits_nowhere_is_refused_with_the_numbers(on: type[Machines]) -> No
     choice.check_size(2 * GIB)
 
 
-def test_a_smaller_one_is_named(on: type[Machines]) -> None:
+def test_other_weights_are_named_where_they_fit(on: type[Machines]) -> None:
+    """nvfp4 was advised where it did not fit either, and fp8, of which less has to stay on the card, did."""
     on.cards(7.9)
     assert "-m diffusiongemma-nvfp4" in str(choose(ONE["bf16"]).refusal)
+    on.cards(7.3)
+    for representation in ("bf16", "nvfp4"):
+        assert "-m diffusiongemma-fp8" in str(choose(ONE[representation]).refusal)
     on.cards(5.8)
-    assert "-nvfp4" not in str(choose(ONE["nvfp4"]).refusal)
+    for entry in ONE.values():
+        assert "-m diffusiongemma-" not in str(choose(entry).refusal).replace("-m diffusiongemma-tiny", "")
+
+
+def test_what_will_become_of_weights_is_said_before_they_come(
+    on: type[Machines], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_said", set())
+    on.cards(11.6)
+    choice = choose(FULL)
+    choice.announce(2 * GIB)
+    assert capsys.readouterr().err == ""
+    choice.announce(18_818_000_000)
+    choice.announce(18_818_000_000)
+    assert capsys.readouterr().err == choice.sentence() + "\n"
+    on.cards(79.1)
+    choose(FULL).announce(51_648_000_000)
+    assert capsys.readouterr().err == ""
 
 
 def test_no_gpu_and_nobody_insists(on: type[Machines], monkeypatch: pytest.MonkeyPatch) -> None:

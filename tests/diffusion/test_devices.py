@@ -159,6 +159,7 @@ def test_memory_that_cannot_be_told_is_enough(total_gib: dict[str, float | None]
         ("24 gib", 24 * GIB),
         (" 24GB ", 24 * 10**9),
         ("800MiB", 800 << 20),
+        ("24g", 24 * GIB),
         ("1.5 TB", 1500 * 10**9),
         ("7kib", 7 << 10),
     ],
