@@ -329,20 +329,27 @@ def test_damaged_on_the_way(hub: LoopbackHub) -> None:
 def test_one_bar_for_all_that_is_missing(
     answer: str | None, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends where it was to end, also if what was here has to come again."""
+    """It begins with what is here, and ends where it was to end, also if that has to come again."""
     bars: list[Progress] = []
+    begun_with = []
 
     @contextlib.contextmanager
-    def indicate(what: str, total_bytes: int) -> Iterator[Progress]:
-        bars.append(Progress(what, total_bytes))
+    def indicate(what: str, total_bytes: int, num_bytes: int) -> Iterator[Progress]:
+        bars.append(Progress(what, total_bytes, num_bytes))
+        begun_with.append(num_bytes)
         yield bars[-1]
 
     monkeypatch.setattr(bringing, "indicate", indicate)
     here = stop(hub)
     hub.answer_ranges = answer
     located()
-    assert bars[-1].now() == (f"Downloading {REPO}", SIZE - here, SIZE - here)
-    assert len(bars) == 2
+    what, num_bytes, total = bars[-1].now()
+    assert (what, num_bytes) == ("Downloading bf16 weights", total)
+    assert total is not None
+    assert begun_with == [0, total - SIZE + here]
+    hub.others["somebody/tuned"] = hub.files
+    hub_module.download(Source("somebody/tuned"))
+    assert bars[-1].now()[0] == "Downloading tuned"
 
 
 @pytest.mark.usefixtures("large")

@@ -130,7 +130,7 @@ def test_first_use_then_no_request(
     assert f"The weights of {REPO} are not on this machine yet." in announcement
     assert f"Downloading {all_of(hub)} in 9 files, to {cache}" in announcement
     assert "%" not in announcement
-    assert f"Downloading {REPO}" in progress
+    assert "Downloading bf16 weights" in progress
     assert "/5.0 MB" in progress
     assert answer == llm_command.ok("-m", TINY, QUESTION, *QUICK)
     first, embedded = llm_command.logs()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -12,9 +10,7 @@ import pytest
 from llm_diffusiongemma import hub as hub_module
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, Source
 from llm_diffusiongemma.errors import CheckpointNotFoundError, DownloadError, HubConnectionError
-from llm_diffusiongemma.hub import bringing
 from llm_diffusiongemma.hub import cache as cache_module
-from llm_diffusiongemma.view.progress import Progress
 
 from .loopback_hub import COMMIT, LAST_SHARD, NEWER_COMMIT, REPO, LoopbackHub, Refusal, fill_cache
 
@@ -48,33 +44,6 @@ def test_a_download_that_was_begun_is_counted(hub: LoopbackHub, checkpoint_files
     assert here.missing_bytes == len(checkpoint_files[LAST_SHARD]) - 1_000_000
     assert here.num_bytes + here.missing_bytes == sum(map(len, checkpoint_files.values()))
     assert not here.is_whole
-
-
-@pytest.mark.usefixtures("in_process")
-def test_what_was_here_is_in_the_bar_from_its_start(
-    hub: LoopbackHub, checkpoint_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub.others[OTHER] = checkpoint_files
-    total = sum(map(len, checkpoint_files.values()))
-    bars: list[tuple[str, Progress]] = []
-
-    @contextmanager
-    def indicate(what: str, total_bytes: int, num_bytes: int) -> Iterator[Progress]:
-        bars.append((what, Progress(what, total_bytes, num_bytes)))
-        assert bars[-1][1].now() == (what, num_bytes, total)
-        yield bars[-1][1]
-
-    monkeypatch.setattr(bringing, "indicate", indicate)
-    hub.truncate_to = 1_000_000
-    with pytest.raises(DownloadError, match="did not come whole"):
-        located(Source(REPO))
-    hub.truncate_to = None
-    for source in (Source(REPO), Source(OTHER)):
-        located(source)
-    assert [what for what, _ in bars] == [*["Downloading bf16 weights"] * 2, "Downloading tuned"]
-    cut, resumed, _ = (bar.now()[1] for _, bar in bars)
-    assert cut < total
-    assert resumed == total
 
 
 @pytest.mark.usefixtures("in_process")
