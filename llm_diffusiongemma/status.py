@@ -22,7 +22,7 @@ from .backends.engine import telling_how_to_mend
 from .catalog import MEMORY_VARIABLE, ModelEntry, Source
 from .diffusion import devices
 from .diffusion.loading import describe
-from .errors import DiffusionGemmaError, HubConnectionError
+from .errors import DeviceError, DiffusionGemmaError, HubConnectionError
 from .hub.failures import size
 from .wording import gib, quoted
 
@@ -65,7 +65,9 @@ def _memory_limit() -> int | None:
 def _device(name: str) -> dict[str, Any]:
     device = torch.device(name)
     kind = total_bytes = None
-    with suppress(RuntimeError, AssertionError):  # a card that PyTorch counts, and that doesn't answer
+    with suppress(
+        DeviceError, RuntimeError, AssertionError
+    ):  # a card that PyTorch counts, and that doesn't answer
         total_bytes = devices._total_memory(device)
         kind = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {"device": name, "name": kind, "total_bytes": total_bytes, "free_bytes": _free_memory(device)}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..catalog import MEMORY_VARIABLE
+from ..catalog import DEVICE_VARIABLE, MEMORY_VARIABLE
 from ..errors import DeviceError
 from ..wording import quoted
 from .placement import DeviceMemory, Machine
@@ -127,7 +127,13 @@ def _usable_memory(device: torch.device) -> int:
 def _total_memory(device: torch.device) -> int | None:
     """All memory of a device in bytes, used or not; None if it can't be told."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        try:
+            return int(torch.cuda.get_device_properties(device).total_memory)
+        except RuntimeError as error:  # of a card that is counted and doesn't answer
+            raise DeviceError(
+                f"{device} can't be used: {quoted(error)}. Check its driver, or set {DEVICE_VARIABLE} to another "
+                "device."
+            ) from error
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
     try:

@@ -42,6 +42,18 @@ def test_a_cuda_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda:7")
 
 
+def test_a_card_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was PyTorch's bare error."""
+
+    def fail(device: object) -> None:
+        raise RuntimeError("CUDA error: unknown error")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", fail)
+    with pytest.raises(DeviceError, match=r"^cuda:0 can't be used: CUDA error.* set LLM_DIFFUSIONGEMMA_DEVICE"):
+        find_machine(None)
+
+
 @pytest.mark.parametrize(
     ("name", "device"),
     [
