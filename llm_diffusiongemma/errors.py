@@ -132,4 +132,4 @@ class ContextMemoryError(ContextLengthError):
     """The prompt leaves no room for a canvas in the context that there is memory for, beside the weights."""
 
     holder = "beside the weights there is memory for"
-    other_way_out = " A device with more memory, or smaller weights (-m diffusiongemma-nvfp4), have room for more."
+    other_way_out = " A device with more memory, or weights of fewer bits, leave room for more."
