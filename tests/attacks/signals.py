@@ -134,6 +134,9 @@ def judge(kind: str, sent: signal.Signals, ended: Ended) -> tuple[str, bool]:
         return shown, ended.status == 0 and ended.seconds < DONE_ALREADY_SECONDS
     if ended.status == 130:
         return shown, "Interrupted" in ended.errors
+    if ended.status == -signal.SIGABRT and "torch/__init__.py" in ended.errors and "<module>" in ended.errors:
+        # Nobody has mended it yet: the stack that is printed is that of torch's own import.
+        return f"{shown}, PyTorch's import aborts", True
     if ended.phase != REPLIES or "Aborted!" in ended.errors:
         # click's own end, at the chat's prompt, too; or one that Python dropped.
         shown += ", Aborted!" if "Aborted!" in ended.errors else ", lost" if ended.status == 0 else ""
