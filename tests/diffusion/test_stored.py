@@ -18,7 +18,6 @@ from llm_diffusiongemma.diffusion.experts import Experts
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
 from llm_diffusiongemma.diffusion.loading import describe, load_model
 from llm_diffusiongemma.diffusion.packed import (
-    CompressedTensorsNvfp4,
     Formats,
     Fp8,
     Matrices,
@@ -28,6 +27,7 @@ from llm_diffusiongemma.diffusion.packed import (
 from llm_diffusiongemma.diffusion.placement import ExpertsHome, LayerHome, Placement, whole
 from llm_diffusiongemma.errors import CheckpointError, FileAccessError
 
+from ..layouts.synthetic import FORMATS
 from ..layouts.writer import QUANTIZATION, REPOSITORIES, Layout, write
 from ..whole import load_whole
 from .tiny_models import tiny_model
@@ -37,12 +37,6 @@ if TYPE_CHECKING:
 
     from llm_diffusiongemma.diffusion.network import Network
 
-FORMATS: dict[Layout, Formats] = {
-    "google bf16": Formats(),
-    "redhat fp8": Formats(Fp8, Fp8, Fp8),
-    "nvidia nvfp4": Formats(ModelOptNvfp4, Plain, Plain),
-    "redhat nvfp4": Formats(CompressedTensorsNvfp4, Plain, CompressedTensorsNvfp4),
-}
 PACKED = [layout for layout in FORMATS if layout != "google bf16"]
 EXPERT = "model.decoder.layers.1.experts.2"
 
