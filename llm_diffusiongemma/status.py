@@ -40,7 +40,7 @@ def gather(entries: Sequence[ModelEntry], problems: Sequence[str], updates: bool
         _ask_for_updates(weights, sources, entries)
     return {
         "cache": _cache(),
-        "devices": [_device(name) for name in devices._available_devices()],
+        "devices": [_device(name) for name in devices.available_devices()],
         "memory_limit_bytes": _memory_limit(),
         "weights": weights,
         "models": [_model(entry) for entry in entries],
@@ -68,7 +68,7 @@ def _device(name: str) -> dict[str, Any]:
     with suppress(
         DeviceError, RuntimeError, AssertionError
     ):  # a card that PyTorch counts, and that doesn't answer
-        total_bytes = devices._total_memory(device)
+        total_bytes = devices.total_memory(device)
         kind = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {"device": name, "name": kind, "total_bytes": total_bytes, "free_bytes": _free_memory(device)}
 

@@ -276,7 +276,7 @@ def in_process(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     # The real weights fit this machine, which nobody must judge by before asking for what is served.
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
-    monkeypatch.setattr(devices, "_total_memory", lambda device: 2**40)
+    monkeypatch.setattr(devices, "total_memory", lambda device: 2**40)
     # Nothing of what happens here may be found by another test.
     monkeypatch.setattr(engine, "_engines", {})
     monkeypatch.setattr(exchange, "RETRY_SECONDS", (0.01, 0.01, 0.01))

@@ -98,7 +98,7 @@ def test_status_for_people(command: Command, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MEMORY", "24GiB")
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(devices, "_total_memory", lambda device: 64 * 2**30)
+    monkeypatch.setattr(devices, "total_memory", lambda device: 64 * 2**30)
     text = command.ok("status")
     assert "  cpu    64.0 GiB, " in text
     assert "at most 24.0 GiB may be taken" in text
@@ -146,7 +146,7 @@ def test_settings_that_mean_nothing_are_said_once(
 def test_of_what_differs_in_numbers_only_the_numbers_are_said_again(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "_available_devices", lambda: ["cpu"])
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu"])
     text = " ".join(command.ok("status").split())
     assert text.count("finds no GPU") == 1
     assert "diffusiongemma, diffusiongemma-nvfp4: The model's weights take 17.5 GiB, " in text
@@ -237,7 +237,7 @@ def test_download_of_what_is_in_a_folder(command: Command) -> None:
 
 def test_download_to_a_machine_that_runs_none_of_it(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU nobody is asked; whoever wants to have it all the same names it."""
-    monkeypatch.setattr(devices, "_available_devices", lambda: ["cpu"])
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu"])
     assert "It downloads" not in command.ok("status")
     message = command.fails("download")
     assert "no GPU" in message
