@@ -469,6 +469,7 @@ def test_an_image_that_a_tower_makes_no_numbers_of_spoils_no_other_reply(
     save_file(weights, own_folder / "model.safetensors")
     message = llm_command.fails("-m", FULL, "What colour is this image?", "-a", str(picture))
     assert "What the vision tower makes of an image is not a number" in message
+    assert f"The weights are in {own_folder}.\nLLM_DIFFUSIONGEMMA_MODEL names the folder." in message
     assert llm_command.ok("-m", FULL, "What is a canvas?", "-o", "seed", "1").startswith("A canvas is")
 
 

@@ -25,8 +25,9 @@ from ..chat.checkpoint import NetworkTokens, load_tokenizer
 from ..chat.messages import PromptEncoder
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
 from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
-from ..errors import CheckpointError, DeviceError, DiffusionGemmaError
+from ..errors import CheckpointError, DeviceError, DiffusionGemmaError, NotANumberError
 from ..view.progress import indicate
+from ..wording import quoted
 from . import forks
 from .forks import importing, indivisible
 from .form import Form
@@ -278,6 +279,9 @@ def telling_how_to_mend(source: str | Path, folder: Path) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{error}\n{hub.how_to_mend(source, folder)}") from error
+    except NotANumberError as error:
+        where = f"The weights are in {quoted(folder)}."
+        raise CheckpointError(f"{error} {where}\n{hub.how_to_mend(source, folder)}") from error
 
 
 def _check_cuda_after_fork(device: str | None) -> None:
