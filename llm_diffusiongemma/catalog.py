@@ -19,6 +19,8 @@ MODEL_VARIABLE = "LLM_DIFFUSIONGEMMA_MODEL"
 DEVICE_VARIABLE = "LLM_DIFFUSIONGEMMA_DEVICE"
 #: The most that this plugin may take of a device, for example "24GiB".
 MEMORY_VARIABLE = "LLM_DIFFUSIONGEMMA_MEMORY"
+#: "off": no server is asked that was not named for a model. Or the URL of the one to be asked.
+SERVER_VARIABLE = "LLM_DIFFUSIONGEMMA_SERVER"
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,28 @@ HUB_SOURCES = (
 
 
 @dataclass(frozen=True)
+class Server:
+    """An OpenAI-compatible server of somebody's, to be asked in place of weights."""
+
+    url: str
+    """as clients are told it: `http://host:8000/v1`"""
+    served_model: str | None = None
+    """What it calls the model; None if it has only one."""
+    key_name: str | None = None
+    """Under which `llm keys` has its key."""
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """A model that `llm` can run: its name, and where its weights may come from."""
 
     model_id: str
     sources: tuple[Source, ...]
-    """One, or the same network in several representations, the most exact first: then the machine decides."""
+    """One, or the same network in several representations, the most exact first: then the machine decides. None
+    if a server has them."""
     device: str | None = None
     """A torch device; None takes the best there is."""
+    server: Server | None = None
 
     def __str__(self) -> str:
         """How `llm models` shows it."""

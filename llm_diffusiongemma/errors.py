@@ -65,6 +65,22 @@ class RemovalError(DiffusionGemmaError, OSError):
     """Weights that can't be let go of: a folder of one's own, none that are here, or some that are in use."""
 
 
+class ServerError(DiffusionGemmaError, ConnectionError):
+    """A server that can't be reached, doesn't answer in time, breaks off, or says what can't be understood."""
+
+
+class ServerAccessError(DiffusionGemmaError, PermissionError):
+    """A server that wants a key, or another one."""
+
+
+class ServerBusyError(DiffusionGemmaError, TimeoutError):
+    """A server with so many waiting that it takes no more."""
+
+
+class UnsupportedByServerError(DiffusionGemmaError, ValueError):
+    """What was asked for can't be had of this server."""
+
+
 class DeviceError(DiffusionGemmaError, ValueError):
     """The asked-for device does not exist here, or can't be used by this PyTorch."""
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from typing import Any, ClassVar
 
 import click
 import llm
 from llm.parts import Message, StreamEvent, TextPart
 
-from .backends.turn import Report, Stop, StoppedError, Turn
+from .backends.answering import answer, answer_async
+from .backends.turn import Outcome, Reply, Report, Turn
 from .catalog import ModelEntry
 from .chat.images import ATTACHMENT_TYPES
 from .errors import DiffusionGemmaError
 from .interrupts import FAILED_STATUS, INTERRUPTED_STATUS, Command, Interrupts, current_command
 from .options import DEFAULT_MAX_TOKENS, Options
-
-if TYPE_CHECKING:
-    from .backends.engine import ReentrantLock
-    from .backends.local import LocalReply
 
 # What holds a thought and an answer, as a rule.
 LEAST_ADVISED_TOKENS = 512
@@ -44,8 +41,7 @@ class _DiffusionGemma:
     def __str__(self) -> str:
         return str(self.entry)
 
-    def _reply(self, prompt: llm.Prompt, stop: Stop) -> LocalReply:
-        from .backends.local import LocalReply
+    def _turn(self, prompt: llm.Prompt) -> Turn:
         from .chat.messages import settle_results
 
         options = prompt.options
@@ -55,7 +51,7 @@ class _DiffusionGemma:
         # llm has made a dict of a Pydantic model by now.
         schema = prompt.schema if isinstance(prompt.schema, dict) else None
         settle_results(prompt.messages, prompt.tool_results)
-        return LocalReply(self.entry, Turn(_with_system(prompt), options, tools, schema), stop)
+        return Turn(_with_system(prompt), options, tools, schema)
 
 
 def _with_system(prompt: llm.Prompt) -> list[Message]:
@@ -80,11 +76,11 @@ class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
     ) -> Iterator[StreamEvent]:
         command = current_command()
         goes_on = command is not None and command.goes_on
-        reply: LocalReply | None = None
+        reply: Reply | None = None
         interrupts = Interrupts(command)
         try:
             with interrupts:
-                reply = self._reply(prompt, interrupts)
+                reply = answer(self.entry, self._turn(prompt), interrupts)
                 for events in reply.steps():
                     with interrupts.printing():
                         yield from events
@@ -121,89 +117,19 @@ class AsyncDiffusionGemma(_DiffusionGemma, llm.AsyncModel):  # type: ignore[misc
         conversation: llm.AsyncConversation | None,
     ) -> AsyncGenerator[StreamEvent, None]:
         command = current_command()
-        worker = _Worker(lambda: self._reply(prompt, worker), asyncio.get_running_loop())
-        worker.owns_process = command is not None and command.owns_process
-        # Not a daemon: a thread that is inside torch when the interpreter ends takes the process down.
-        thread = threading.Thread(target=worker.run, name="diffusiongemma")
-        if command is None:
-            thread.start()
-        else:
-            command.employ(thread)
-        try:
-            while True:
-                result = await worker.results.get()
-                if isinstance(result, BaseException):
-                    raise result
-                if not isinstance(result, list):
-                    for event in _end(response, result, command, prompt):
-                        yield event
-                    return
-                for event in result:
+        owns_process = command is not None and command.owns_process
+        start_thread = threading.Thread.start if command is None else command.employ
+        reply = answer_async(self.entry, self._turn(prompt), owns_process, start_thread)
+        async with aclosing(reply.steps()) as steps:
+            async for events in steps:
+                for event in events:
                     yield event
-                worker.wanted.release()
-        finally:
-            worker.stopped.set()
-
-
-class _Worker(Stop):
-    """One reply in a thread of its own, handed over block by block.
-
-    It holds the engine for the whole reply, so that replies queue; but not while nobody asks for the next
-    block, and not a step longer than somebody wants it.
-    """
-
-    PATIENCE_SECONDS = 0.5
-    LOOK_UP_SECONDS = 0.1
-
-    def __init__(self, start_reply: Callable[[], LocalReply], loop: asyncio.AbstractEventLoop) -> None:
-        self._start_reply = start_reply
-        self._loop = loop
-        self.results: asyncio.Queue[list[StreamEvent] | LocalReply | BaseException] = asyncio.Queue()
-        self.wanted = threading.Semaphore(0)
-        self.stopped = threading.Event()
-
-    def run(self) -> None:
-        try:
-            reply = self._start_reply()
-            while not reply.lock.acquire(timeout=self.LOOK_UP_SECONDS):
-                if self.is_set():
-                    return
-            try:
-                for events in reply.steps():
-                    self._hand_over(events)
-                    if not self.wanted.acquire(timeout=self.PATIENCE_SECONDS):
-                        self._wait_without_engine(reply.lock)
-            finally:
-                reply.lock.release()
-            if not self.is_set():
-                self._hand_over(reply)
-        except StoppedError:
-            pass
-        except BaseException as error:  # it is raised again in the loop's thread, where it can be seen
-            self._hand_over(error)
-
-    def _wait_without_engine(self, lock: ReentrantLock) -> None:
-        lock.release()
-        try:
-            while not self.wanted.acquire(timeout=self.LOOK_UP_SECONDS):
-                if self.is_set():
-                    return
-        finally:
-            lock.acquire()
-
-    def is_set(self) -> bool:
-        # A program that ends without closing its generators must not wait for this thread for ever.
-        return self.stopped.is_set() or self._loop.is_closed() or not threading.main_thread().is_alive()
-
-    def _hand_over(self, result: list[StreamEvent] | LocalReply | BaseException) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self.results.put_nowait, result)
-        except RuntimeError:  # the loop is closed: nobody listens any more
-            self.stopped.set()
+        for event in _end(response, reply, command, prompt):
+            yield event
 
 
 def _end(
-    response: Any, reply: LocalReply | None, command: Command | None, prompt: llm.Prompt
+    response: Any, reply: Outcome | None, command: Command | None, prompt: llm.Prompt
 ) -> Iterator[StreamEvent]:
     """Put a reply's report where llm keeps it, hand its tool calls over, and say what is wrong with it.
 
@@ -226,7 +152,7 @@ def _end(
 
         click.echo(f"\n{lowered_note(report.lowered)}", err=True)
     # Who stops a reply wants none of its tools run.
-    tool_calls = [] if report.finish_reason == "interrupted" else reply.tool_calls
+    tool_calls = () if report.finish_reason == "interrupted" else reply.tool_calls
     for call in tool_calls:
         response.add_tool_call(call)
     has_answer = reply.has_text or bool(tool_calls)
@@ -255,7 +181,7 @@ def _no_answer() -> StreamEvent:
 
 def _cause_of_length(report: Report, prompt: llm.Prompt) -> str:
     limit = getattr(prompt.options, "max_tokens", None) or DEFAULT_MAX_TOKENS
-    if report.output_tokens >= limit:
+    if (report.output_tokens or 0) >= limit:
         advised = max(2 * limit, LEAST_ADVISED_TOKENS)
         return f"max_tokens ({limit:,}) is used up. Set it higher with -o max_tokens {advised}"
     return "the model's context is full. Shorten the prompt, or start a new conversation."

@@ -22,7 +22,7 @@ from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSet
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.automaton import build
 from llm_diffusiongemma.grammar.constraint import TextConstraint
-from llm_diffusiongemma.grammar.schema import Lowered
+from llm_diffusiongemma.grammar.records import Lowered
 from llm_diffusiongemma.tiny import data
 
 from .conftest import TINY, Llm

@@ -43,7 +43,8 @@ def imported() -> set[str]:
 
 
 def test_what_is_imported_is_declared() -> None:
-    declared = bounds(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["video"])
+    extras = PROJECT["optional-dependencies"]
+    declared = bounds(PROJECT["dependencies"] + extras["video"] + extras["serve"])
     distributions = importlib.metadata.packages_distributions()
     undeclared = {name for name in imported() if not {*map(normalized, distributions[name])} & declared.keys()}
     assert not undeclared
@@ -54,7 +55,7 @@ def test_the_lower_bounds_are_those_that_were_tried() -> None:
     lines = (ROOT / "tests" / "oldest.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     extras = PROJECT["optional-dependencies"]
-    declared = bounds(PROJECT["dependencies"] + extras["video"])
+    declared = bounds(PROJECT["dependencies"] + extras["video"] + extras["serve"])
     # The tests may want a later one than the product.
     declared |= {name: bound for name, bound in bounds(extras["test"]).items() if name in declared}
     assert {normalized(name): version for name, version in pins.items()} == declared

@@ -22,8 +22,8 @@ import llm
 from .. import hub
 from ..catalog import DEVICE_VARIABLE, ModelEntry, Source
 from ..chat.checkpoint import NetworkTokens, load_tokenizer
-from ..chat.messages import PromptEncoder
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
+from ..chat.prompt import PromptEncoder
 from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
 from ..errors import CheckpointError, DeviceError, DiffusionGemmaError, NotANumberError
 from ..view.progress import indicate

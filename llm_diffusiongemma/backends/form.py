@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..chat.messages import is_text
+from ..chat.texts import is_text
 from ..errors import ConstraintError
 
 if TYPE_CHECKING:
     from ..grammar.dfa import ByteDFA
-    from ..grammar.schema import Lowered
+    from ..grammar.records import Lowered
 
 
 @dataclass(frozen=True)

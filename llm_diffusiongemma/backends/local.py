@@ -24,7 +24,7 @@ from .engine import Engine, ReentrantLock, get_engine, import_vision, telling_ho
 from .forks import importing
 from .form import Form, read_form
 from .isolation import isolated, isolated_numbers
-from .turn import BlockReport, FinishReason, Report, Stop, Turn
+from .turn import BlockReport, FinishReason, Report, Stop, Turn, WeightsReport
 
 if TYPE_CHECKING:
     from ..chat.images import Picture
@@ -111,21 +111,24 @@ class LocalReply:
         """What has happened so far."""
         attempt, loaded = self._tried[-1], self._ready.engine.loaded
         return Report(
+            finish_reason=attempt.finish_reason,
             resolved_model=self._ready.resolved_model,
-            representation=loaded.placement.representation,
-            repository=self._ready.repository,
-            revision=self._ready.revision,
-            placement=loaded.placement.as_json(),
-            peak_memory_bytes=self._ready.engine.peak_memory_bytes(),
-            device=str(loaded.device),
-            dtype=str(loaded.dtype).removeprefix("torch."),
+            input_tokens=attempt.input_tokens,
+            output_tokens=sum(block.tokens for block in attempt.blocks),
+            cached_tokens=attempt.cached_tokens,
             seed=self._seed,
             load_seconds=self._ready.load_seconds,
-            input_tokens=attempt.input_tokens,
-            cached_tokens=attempt.cached_tokens,
-            finish_reason=attempt.finish_reason,
             generate_seconds=sum(attempt.seconds for attempt in self._tried),
             blocks=tuple(attempt.blocks),
+            weights=WeightsReport(
+                representation=loaded.placement.representation,
+                repository=self._ready.repository,
+                revision=self._ready.revision,
+                placement=loaded.placement.as_json(),
+                peak_memory_bytes=self._ready.engine.peak_memory_bytes(),
+                device=str(loaded.device),
+                dtype=str(loaded.dtype).removeprefix("torch."),
+            ),
             lowered=self._form.lowered if self._form is not None and attempt is self._formed else (),
         )
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import llm
-from llm.parts import Message
+from llm.parts import Message, StreamEvent
 
+from ..catalog import Representation
+from ..grammar.records import ConstraintReport, Lowered
 from ..options import Options
-
-if TYPE_CHECKING:
-    from ..catalog import Representation
-    from ..grammar.constraint import ConstraintReport
-    from ..grammar.schema import Lowered
 
 FinishReason = Literal["stop", "tool_calls", "length", "interrupted"]
 
@@ -75,10 +72,9 @@ class BlockReport:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What happened in one reply, as plain values: it becomes `response_json` and the usage."""
+class WeightsReport:
+    """Which weights answered, and where they lie."""
 
-    resolved_model: str
     representation: Representation
     repository: str
     """or the name of the weights' folder"""
@@ -86,41 +82,79 @@ class Report:
     """the commit of a repository"""
     placement: dict[str, Any]
     peak_memory_bytes: int | None
-    """of all devices, or of this process on the CPU, since it began"""
+    """of all devices, or of the process on the CPU, since it began"""
     device: str
     dtype: str
-    seed: int
-    load_seconds: float
-    """0 if the model was loaded already."""
-    generate_seconds: float
-    input_tokens: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened in one reply, as plain values: it becomes `response_json` and the usage, and it is what a
+    server of ours sends. What a foreign server doesn't tell is None, or empty."""
+
+    finish_reason: FinishReason
+    resolved_model: str
+    input_tokens: int | None
+    output_tokens: int | None
     cached_tokens: int
     """Tokens of the prompt that the engine still had from the last turn."""
-    finish_reason: FinishReason
-    blocks: tuple[BlockReport, ...]
+    seed: int | None
+    load_seconds: float | None
+    """0 if the model was loaded already."""
+    generate_seconds: float
+    blocks: tuple[BlockReport, ...] = ()
+    weights: WeightsReport | None = None
     lowered: tuple[Lowered, ...] = ()
     """What the schema allows, and a reply held to it can't have."""
-
-    @property
-    def output_tokens(self) -> int:
-        return sum(block.tokens for block in self.blocks)
+    server: str | None = None
+    """What answered, if that was not this process."""
 
     def as_json(self) -> dict[str, Any]:
         """For `llm logs --json`. Times are seconds; tokens per forward is the speed-up over one a step."""
         steps = sum(block.denoising_steps for block in self.blocks)
-        return {
-            "finish_reason": self.finish_reason,
-            "seed": self.seed,
-            "representation": self.representation,
-            "repository": self.repository,
-            "revision": self.revision,
-            "placement": self.placement,
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "device": self.device,
-            "dtype": self.dtype,
-            "load_seconds": round(self.load_seconds, 3),
-            "generate_seconds": round(self.generate_seconds, 3),
-            "tokens_per_forward": round(self.output_tokens / steps, 2) if steps else 0.0,
-            "blocks": [block.as_json() for block in self.blocks],
-            **({"lowered": [asdict(each) for each in self.lowered]} if self.lowered else {}),
-        }
+        tokens = sum(block.tokens for block in self.blocks)
+        values: dict[str, Any] = {"finish_reason": self.finish_reason, "seed": self.seed}
+        if self.server is not None:
+            values["server"] = self.server
+        if self.weights is not None:
+            values |= asdict(self.weights)
+        if self.load_seconds is not None:
+            values["load_seconds"] = round(self.load_seconds, 3)
+        values["generate_seconds"] = round(self.generate_seconds, 3)
+        if self.blocks:
+            values["tokens_per_forward"] = round(tokens / steps, 2) if steps else 0.0
+        values["blocks"] = [block.as_json() for block in self.blocks]
+        if self.lowered:
+            values["lowered"] = [asdict(each) for each in self.lowered]
+        return values
+
+
+class Outcome(Protocol):
+    """What there is of a reply so far."""
+
+    @property
+    def report(self) -> Report: ...
+
+    @property
+    def has_text(self) -> bool:
+        """Whether anything but blanks and thoughts has been written."""
+
+    @property
+    def tool_calls(self) -> Sequence[llm.ToolCall]:
+        """What the model wants to have run, with the ids that the events have."""
+
+
+class Reply(Outcome, Protocol):
+    """One turn being answered: iterate `steps`, then read the rest."""
+
+    def steps(self) -> Iterator[list[StreamEvent]]:
+        """The events of each converged block. Closing it ends the reply."""
+
+    def cut_short(self) -> list[StreamEvent]:
+        """Ends the reply: its report says that it was interrupted. What was held back of it."""
+
+
+class AsyncReply(Outcome, Protocol):
+    """The same for who has an event loop, which it never keeps from going on."""
+
+    def steps(self) -> AsyncGenerator[list[StreamEvent], None]: ...

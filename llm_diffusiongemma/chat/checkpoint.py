@@ -23,7 +23,7 @@ from ..layout import (
     read_document,
 )
 from ..wording import quoted
-from .messages import PromptEncoder
+from .prompt import PromptEncoder
 from .tokenizer import MARKERS, ChatTokenizer, is_panic
 
 if TYPE_CHECKING:

@@ -158,9 +158,10 @@ def _speed(reports: Sequence[Report]) -> list[str]:
         return []
     blocks = [block for report in reports for block in report.blocks]
     steps = [sum(block.denoising_steps for block in report.blocks) for report in reports]
-    peaks = [report.peak_memory_bytes for report in reports if report.peak_memory_bytes is not None]
+    weights = [report.weights for report in reports if report.weights is not None]
+    peaks = [each.peak_memory_bytes for each in weights if each.peak_memory_bytes is not None]
     a_step = median(report.generate_seconds / count for report, count in zip(reports, steps, strict=True))
-    a_second = median(report.output_tokens / report.generate_seconds for report in reports)
+    a_second = median(sum(b.tokens for b in report.blocks) / report.generate_seconds for report in reports)
     return [
         f"{a_step * 1e3:.1f} ms a step, reading the prompt included",
         f"{sum(steps) / len(blocks):.1f} steps a canvas",

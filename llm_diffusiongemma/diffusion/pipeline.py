@@ -23,7 +23,7 @@ from .sampler import EntropyBoundSampler
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-    from ..grammar.constraint import ConstraintReport
+    from ..grammar.records import ConstraintReport
     from .network import Network
     from .prefix_cache import Identity
     from .request import FinishReason, Prompt, PromptImage, Request, Room

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ..grammar.constraint import ConstraintReport, TextConstraint
+    from ..grammar.constraint import TextConstraint
+    from ..grammar.records import ConstraintReport
     from .prefix_cache import Identity
     from .sampler import EntropyBoundSampler, SamplerSettings
 

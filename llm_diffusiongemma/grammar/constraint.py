@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ import torch
 from ..errors import NotANumberError
 from .automaton import Segments, TokenAutomaton
 from .lattice import LOG_ZERO, Floats, Integers, Lattice, log_sums
+from .records import ConstraintReport
 
 # A position behind the end of a text costs at most so many nats. A vague network is far from sure of an empty
 # position; without a bound it would have to pay for each of them, with one at nothing the shortest text would
@@ -44,17 +44,6 @@ LOG2_E = math.log2(math.e)
 
 # So much of the small blocks is worked on at a time.
 CHUNK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class ConstraintReport:
-    """How much a constraint mattered to a committed canvas."""
-
-    log_probability: float
-    """nats: how much of what the network would have written here was allowed, in the last step. The positions
-    behind the end of the text count as `TAIL_WEIGHT` says."""
-    changed_positions: int
-    """At how many positions of the text, its end of sequence included, the network preferred another token."""
 
 
 class _Group(NamedTuple):

@@ -47,6 +47,7 @@ from .language import (
     unite,
 )
 from .pattern import is_found
+from .records import Lowered
 from .samples import random_texts
 
 Conjunction = tuple[Schema, ...]
@@ -158,18 +159,6 @@ class _Place:
             references=self.references + self.here,
             here=(),
         )
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A maximum that made the automaton too large."""
-
-    keyword: str
-    """or `recursion`, or `nesting` of what the schema says nothing about"""
-    asked: int
-    given: int
-    at: str
-    """the first of the places in a document where it applies"""
 
 
 @dataclass(frozen=True)

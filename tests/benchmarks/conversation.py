@@ -13,8 +13,9 @@ from unittest.mock import patch
 import llm
 import torch
 
-from llm_diffusiongemma.chat.messages import PromptEncoder, read_conversation
+from llm_diffusiongemma.chat.messages import read_conversation
 from llm_diffusiongemma.chat.output import ReplyReader
+from llm_diffusiongemma.chat.prompt import PromptEncoder
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block
 from llm_diffusiongemma.diffusion.request import Prompt, Request

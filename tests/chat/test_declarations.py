@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from llm_diffusiongemma.chat.declarations import declare, simplify
-from llm_diffusiongemma.chat.messages import PromptEncoder
+from llm_diffusiongemma.chat.prompt import PromptEncoder
 from llm_diffusiongemma.chat.template import ChatTemplate
 
 from ..tokenizers import ours

@@ -13,7 +13,8 @@ from PIL import Image
 
 from llm_diffusiongemma.chat import messages as messages_module
 from llm_diffusiongemma.chat.images import Picture
-from llm_diffusiongemma.chat.messages import PromptEncoder, read_conversation, settle_results
+from llm_diffusiongemma.chat.messages import read_conversation, settle_results
+from llm_diffusiongemma.chat.prompt import PromptEncoder
 from llm_diffusiongemma.errors import PromptError
 
 from ..tokenizers import KINDS, load, ours, rendered_by_transformers, theirs

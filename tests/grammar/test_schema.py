@@ -17,8 +17,9 @@ import pytest
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.dfa import ByteDFA
 from llm_diffusiongemma.grammar.language import MAX_STATES
+from llm_diffusiongemma.grammar.records import Lowered
 from llm_diffusiongemma.grammar.samples import random_texts
-from llm_diffusiongemma.grammar.schema import Lowered, compile_schema, schema_language
+from llm_diffusiongemma.grammar.schema import compile_schema, schema_language
 from tests.grammar.schemas import SCHEMAS
 from tests.grammar.walks import check_promises
 

@@ -1,0 +1,73 @@
+"""What our server and who asks it have agreed on beyond OpenAI's format. No torch.
+
+All of it stands in one field, `diffusiongemma`:
+
+- of a request: whatever of `Options` OpenAI's format has no field for, and `progress`, true if it is to be told
+  how the reply goes;
+- of an image in a message: `timestamp`, `mm:ss`, if it is a frame of a video;
+- of a chunk, or of a reply that is not streamed: `report`, with `progress` at each chunk, else at the last; and
+  `state` in chunks without choices while there is nothing to be read yet, with `progress` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from .. import errors
+from ..errors import DiffusionGemmaError, ServerError
+from ..options import Options
+from ..wording import quoted
+from .turn import Report
+
+#: The field, in every object that has more to say than OpenAI's format.
+EXTENSION = "diffusiongemma"
+#: Who owns the models of a server of ours.
+OWNER = "llm-diffusiongemma"
+
+#: What OpenAI's format has fields of its own for.
+STANDARD_OPTIONS = frozenset({"max_tokens", "seed"})
+EXTENSION_OPTIONS = frozenset(Options.model_fields) - STANDARD_OPTIONS
+
+#: What a reply waits for: its turn, the weights, or its first canvas.
+State = Literal["queued", "loading", "reading"]
+
+
+def report_to_wire(report: Report) -> dict[str, Any]:
+    return asdict(report)
+
+
+def report_from_wire(value: object) -> Report:
+    """Raises `ServerError` if it is none."""
+    try:
+        return _reports().validate_python(value)
+    except ValidationError as error:
+        raise ServerError(
+            "The server's report of the reply can't be understood: it may be of another version of "
+            f"llm-diffusiongemma. {quoted(error)}"
+        ) from error
+
+
+def error_to_wire(error: DiffusionGemmaError, status: int) -> dict[str, Any]:
+    """As OpenAI has errors; `code` says which of ours it is."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"message": str(error), "type": kind, "param": None, "code": type(error).__name__}
+
+
+def error_from_wire(error: Mapping[str, Any]) -> DiffusionGemmaError | None:
+    """The same error; None if it is none of ours."""
+    kind = getattr(errors, str(error.get("code")), None)
+    if not (isinstance(kind, type) and issubclass(kind, DiffusionGemmaError)):
+        return None
+    made = kind.__new__(kind)  # some are made of other things than their sentence
+    DiffusionGemmaError.__init__(made, str(error.get("message")))
+    return made
+
+
+@cache
+def _reports() -> TypeAdapter[Report]:
+    return TypeAdapter(Report)
