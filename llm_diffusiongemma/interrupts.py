@@ -184,8 +184,6 @@ class Interrupts(Stop):
         self._command = command
         self.owns_process = command is not None and command.owns_process
         self._count = 0
-        self.has_cut_an_import = False
-        """By a second Ctrl-C: then a chat can't go on, for not everything can be imported again."""
         self._held_back_for: Literal["imports", "printing"] | None = None
 
     def __enter__(self) -> Interrupts:
@@ -209,12 +207,8 @@ class Interrupts(Stop):
     def importing(self) -> Iterator[None]:
         # torch and numpy can't be imported again if their import was cut in the middle. Where the process goes
         # on a Ctrl-C takes effect behind the imports.
-        try:
-            with self._held_back("imports"):
-                yield
-        except BaseException:
-            self.has_cut_an_import = self._count > 1
-            raise
+        with self._held_back("imports"):
+            yield
         self.check()
 
     @contextmanager

@@ -86,7 +86,7 @@ class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
                         yield from events
                 interrupts.check()
         except KeyboardInterrupt:
-            if reply is None and (interrupts.has_cut_an_import or not goes_on):
+            if reply is None and not goes_on:
                 raise  # there is nothing to keep
             # llm would drop the turn, and `llm chat` would take the loaded weights down with it. The
             # blocks that are done are worth keeping; the report says that the reply is not whole.
