@@ -181,7 +181,7 @@ class Engine:
 
 
 _engines: dict[tuple[Path, Machine], Engine] = {}
-"""What has been said of what was chosen: once is enough."""
+"""By the folder of their weights, and what those were placed on."""
 _engines_lock = threading.Lock()
 
 
@@ -270,6 +270,17 @@ def _let_go_of_large_ones(placement: Placement) -> None:
     for key, engine in list(_engines.items()):
         if not is_small(engine.loaded.weight_bytes) and {*engine.loaded.placement.devices} & {*placement.devices}:
             del _engines[key]
+
+
+def unload() -> None:
+    """Let go of every model and give the memory back. A reply that is at work keeps its own until it has ended."""
+    if not _engines:
+        return
+    from ..diffusion.devices import give_memory_back
+
+    with _engines_lock:
+        _engines.clear()
+    give_memory_back()
 
 
 @contextmanager

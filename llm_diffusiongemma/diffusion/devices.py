@@ -176,6 +176,16 @@ def peak_memory(devices: Sequence[str]) -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def give_memory_back() -> None:
+    """To other programs, what PyTorch has in store for its next tensors: on devices, and pinned in the host's
+    memory."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+        torch._C._host_emptyCache()  # PyTorch 2.9 has no public name for it
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """On a GPU, or on the CPU or MPS, whose allocators have no error class of their own."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
