@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import weakref
 from collections.abc import Callable
 
 import llm
@@ -214,16 +213,6 @@ async def test_weights_are_let_go_and_come_again(monkeypatch: pytest.MonkeyPatch
     assert after[2] == before[2]
     assert after[-1].report.load_seconds > 0
     await until(lambda: not loaded_engines())
-
-
-def test_nothing_keeps_an_engine_that_was_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_engines", {})
-    engine = weakref.ref(get_engine(ENTRY).engine)
-    assert loaded_engines() == [engine()]
-    engines.let_go()
-    assert engine() is None
-    assert loaded_engines() == []
-    engines.let_go()
 
 
 async def test_weights_stay_while_somebody_comes(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
