@@ -19,7 +19,7 @@ from .desk import Desk
 from .guard import HEALTH, Guard
 from .refusals import RefusalError, invalid, refusal_of
 from .replying import Replying
-from .stand_in import RequestError, read_request
+from .requests import RequestError, read_request
 
 # A conversation with many pictures, most of it base64.
 MAX_BODY_BYTES = 64 << 20
