@@ -270,11 +270,16 @@ def _server_state(state: dict[str, Any], keep_alive_seconds: float | None, ends_
     text += f" Replies so far: {state['replies']}."
     if state["running_since"] is not None:
         return f"{text} It is writing one, and {state['waiting']} wait."
-    idle_seconds = time.time() - (state["last_used"] or state["started"])
-    text += f" It has had nothing to do for {duration_text(round(idle_seconds))}"
+    text += f" It has had nothing to do for {_about(time.time() - (state['last_used'] or state['started']))}"
     if keep_alive_seconds is None or (loaded is None and not ends_when_idle):
         return f"{text}."
     return f"{text}; after {duration_text(keep_alive_seconds)} {'it ends' if ends_when_idle else 'they go'}."
+
+
+def _about(seconds: float) -> str:
+    """A time for people, who need no seconds of hours."""
+    size = next((size for size in (3600, 60) if seconds >= size), 1)
+    return duration_text(int(seconds) // size * size)
 
 
 def _filled(text: str) -> str:

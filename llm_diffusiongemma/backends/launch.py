@@ -110,7 +110,7 @@ def _listen(server: subprocess.Popen[bytes], when_listening: Callable[[], object
                 error = message["error"]
                 raise protocol.error_from_wire(error) or ServerError(quoted(error["message"]))
             else:
-                return message["is"] == "taken"
+                return bool(message["is"] == "taken")
     return False
 
 
