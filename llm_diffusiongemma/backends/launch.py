@@ -10,16 +10,17 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
 from ..catalog import MODEL_VARIABLE, SERVER_VARIABLE, ModelEntry
 from ..errors import ServerError
 from ..installation import install_command
 from ..view.progress import indicate
-from ..wording import quoted
+from ..wording import quoted, tell
 from . import protocol, running
 from .running import Running, identity_of
 from .settings import Settings
@@ -41,9 +42,13 @@ LAST_WORDS_BYTES = 2000
 MODULE = "llm_diffusiongemma.server"
 
 
+_started: list[subprocess.Popen[bytes]] = []
+"""What is let go of before it has ended, Python warns of."""
+
 Message = Literal["listening", "ready", "told", "taken", "failed"]
 """A line that a detached server writes to who started it, `{"is": Message, …}`: it can be asked now; its weights
-are loaded; something it has to `tell`; another server is there already; an `error`, as in protocol.py, and its end."""
+are loaded; something it has to `tell`; another server is there already; its end, and the `error`, as in
+protocol.py."""
 
 
 def start(entry: ModelEntry, settings: Settings) -> Running:
@@ -59,8 +64,9 @@ def start(entry: ModelEntry, settings: Settings) -> Running:
             "On Windows a server can't be put into the background: leave --detach out and let it have a window."
         )
     check_installed()
-    place = running.make_folder()
-    log = place / running.LOG_FILE
+    if running.is_locked():
+        return _other(entry, settings)
+    log = running.folder() / running.LOG_FILE
     command = [sys.executable, "-P", "-m", MODULE, entry.model_id]
     command += replace(settings, is_detached=True).arguments()
     with (
@@ -77,27 +83,35 @@ def start(entry: ModelEntry, settings: Settings) -> Running:
             env=_environment(),
             start_new_session=True,
         )
-        assert server.stdout is not None
-        with server.stdout:
-            for message in _messages(server.stdout):
-                if message["is"] == "listening":
-                    progress.describe(f"Loading {entry.model_id} in a server")
-                elif message["is"] == "told":
-                    from ..wording import tell
-
-                    tell(str(message["text"]))
-                elif message["is"] == "failed":
-                    server.wait()
-                    raise protocol.error_from_wire(message["error"]) or ServerError(quoted(message["error"]))
-                elif message["is"] == "taken":
-                    server.wait()
-                    return _other(entry, settings)
-                elif message["is"] == "ready":
-                    break
+        _started.append(server)
+        try:
+            is_taken = _listen(server, lambda: progress.describe(f"Loading {entry.model_id} in a server"))
+        except KeyboardInterrupt:
+            server.terminate()  # nobody waits for it any more
+            raise
+    if is_taken:
+        return _other(entry, settings)
     found = running.recorded()
     if found is not None and found.pid == server.pid and server.poll() is None:
         return found
     raise ServerError(_last_words(server, log))
+
+
+def _listen(server: subprocess.Popen[bytes], when_listening: Callable[[], object]) -> bool:
+    """Until it is ready, or has ended. Whether another one was there before. Raises what it has failed of."""
+    assert server.stdout is not None
+    with server.stdout as lines:
+        for message in _messages(lines):
+            if message["is"] == "listening":
+                when_listening()
+            elif message["is"] == "told":
+                tell(str(message["text"]))
+            elif message["is"] == "failed":
+                error = message["error"]
+                raise protocol.error_from_wire(error) or ServerError(quoted(error["message"]))
+            else:
+                return bool(message["is"] == "taken")
+    return False
 
 
 def check_installed() -> None:
@@ -106,11 +120,11 @@ def check_installed() -> None:
         raise ServerError(f"A server needs two more libraries: {install_command('serve')}")
 
 
-def _messages(stream: IO[bytes]) -> Any:
-    for line in stream:
-        with suppress(ValueError):  # somebody's library writes there, too
+def _messages(lines: IO[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        with suppress(ValueError):  # some library writes there, too
             message = json.loads(line)
-            if isinstance(message, dict) and "is" in message:
+            if isinstance(message, dict) and message.get("is") in get_args(Message):
                 yield message
 
 

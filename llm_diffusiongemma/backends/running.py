@@ -30,7 +30,7 @@ import llm
 from pydantic import TypeAdapter, ValidationError
 
 from ..catalog import DEVICE_VARIABLE, MEMORY_VARIABLE, ModelEntry
-from ..errors import ServerError
+from ..errors import DiffusionGemmaError, ServerError
 from ..wording import quoted
 
 LOCK_FILE, RECORD_FILE, TOKEN_FILE = "lock", "server.json", "token"
@@ -149,9 +149,9 @@ def in_a_sentence() -> Iterator[None]:
     """Raises `ServerError` for what the disk refuses."""
     try:
         yield
+    except DiffusionGemmaError:
+        raise
     except OSError as error:
-        if isinstance(error, ServerError):
-            raise
         raise ServerError(
             f"The server's folder can't be used: {quoted(error)}. Check the rights of llm's folder and the disk "
             "that it is on."

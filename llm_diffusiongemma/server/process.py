@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _thread
 import asyncio
-import hmac
 import logging
 import os
 import secrets
@@ -30,6 +29,7 @@ from ..interrupts import INTERRUPTED_STATUS
 from ..wording import quoted
 from .app import make_app
 from .desk import Desk
+from .guard import only
 from .listening import (
     MAX_HEAD_BYTES,
     Connection,
@@ -92,7 +92,7 @@ def serve(
         ends_when_idle=settings.ends_when_idle,
     )
     try:
-        return _Server(entry, settings, record, _accepted(_token(), key), when_listening, when_ready).serve_on(
+        return _Server(entry, settings, record, _accepts(_token(), key), when_listening, when_ready).serve_on(
             sockets
         )
     finally:
@@ -260,15 +260,9 @@ def _token() -> str:
     return token
 
 
-def _accepted(*secret: str | None) -> Callable[[str], bool]:
-    """Whether a text is one of these, found out in a time that tells nothing of them."""
-    known = [each.encode() for each in secret if each is not None]
-
-    def is_one(text: str) -> bool:
-        given = text.encode("utf-8", "surrogateescape")
-        return any(hmac.compare_digest(given, each) for each in known)
-
-    return is_one
+def _accepts(*secrets: str | None) -> Callable[[str], bool]:
+    checks = [only(secret) for secret in secrets if secret is not None]
+    return lambda given: any(check(given) for check in checks)
 
 
 def _url(host: str, listener: socket.socket) -> str:
