@@ -31,7 +31,7 @@ STATES = {
 PATH = "/chat/completions"
 NO_MORE = object()
 
-# What servers have said they are, by where and with which key they were asked.
+# What servers have said they are, by where and with which key they were asked: until one fails.
 _known: dict[Address, Served] = {}
 
 
@@ -105,6 +105,7 @@ class RemoteReply(_Begun):
             self._begin(address, turn)
         except BaseException:
             self._resources.close()
+            _known.pop(address, None)
             raise
 
     def _begin(self, address: Address, turn: Turn) -> None:
@@ -161,6 +162,7 @@ class AsyncRemoteReply(_Begun):
             await self._begin()
         except BaseException:
             await self._resources.aclose()
+            _known.pop(self._to_ask, None)
             raise
 
     async def _begin(self) -> None:
