@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 import click
 import llm
 
-from .errors import DeviceError, DiffusionGemmaError, RegistryError, RemovalError
+from .backends.settings import Settings, settings_options
+from .errors import DeviceError, DiffusionGemmaError, RegistryError, RemovalError, ServerError
 from .interrupts import FAILED_STATUS, Interrupts, current_command
 from .wording import printable, quoted
 
 if TYPE_CHECKING:
     from .backends.choice import Choice
+    from .backends.running import Running
     from .catalog import ModelEntry, Source
 
 
@@ -172,6 +174,85 @@ def add(model_id: str, source: str, revision: str | None, device: str | None) ->
             hub.on_disk(found)  # it refuses what can be no revision
     registry.add(entry)
     click.echo(printable(f"Added: `llm -m {model_id}` runs {quoted(found)}."))
+
+
+@diffusiongemma.command()
+@click.argument("model_id", metavar="[MODEL]", default="diffusiongemma")
+@settings_options
+@click.option("--detach", is_flag=True, help="Put it into the background once it is loaded")
+def serve(model_id: str, settings: Settings, detach: bool) -> None:
+    """Keep a model loaded, for `llm` and for whoever speaks OpenAI's format.
+
+    `llm -m MODEL` finds it by itself. Others need its address and its token, which this says when the model is
+    loaded. Only this machine can ask it, unless --host says more.
+    """
+    from .backends import launch
+
+    launch.check_installed()
+    entry = _entry(model_id)
+    if entry.server is not None:
+        raise ServerError(f"{model_id} is answered by the server {quoted(entry.server.url)} already.")
+    if detach:
+        _say_served(launch.start(entry, settings), "`llm diffusiongemma stop` ends it.")
+        return
+    from .server.process import serve as run
+
+    status = run(entry, settings, when_ready=lambda server: _say_served(server, "Ctrl-C ends it."))
+    raise click.exceptions.Exit(status)
+
+
+def _say_served(server: Running, end: str) -> None:
+    import shlex
+
+    from .backends import running
+    from .backends.settings import duration_text
+
+    model_id, token = server.identity.model_id, running.folder() / running.TOKEN_FILE
+    body = {"model": model_id, "messages": [{"role": "user", "content": "What is a canvas?"}]}
+    keep_alive = server.keep_alive_seconds
+    curl = f'curl {server.url}/chat/completions -H "Authorization: Bearer $(cat {shlex.quote(str(token))})"'
+    lines = [
+        f"{curl} -H 'Content-Type: application/json' -d '{json.dumps(body)}'",
+        "",
+        f"{model_id} is served at {server.url} in OpenAI's format; `llm -m {model_id}` finds it by itself.",
+        f"The token that others need is in {quoted(token)}.",
+    ]
+    if keep_alive is not None:
+        lines.append(f"The weights go after {duration_text(keep_alive)} without a prompt, and come with the next.")
+    click.echo(printable("\n".join([*lines, end])))
+
+
+@diffusiongemma.command()
+def stop() -> None:
+    """End the server, at the latest within some seconds.
+
+    The reply that is being written may end if it soon does.
+    """
+    from .backends import launch
+    from .view.progress import indicate
+
+    with indicate("Waiting for the server's end"):
+        ended = launch.stop()
+    click.echo(f"The server for {ended.identity.model_id} is stopped." if ended else "No server is running.")
+
+
+@diffusiongemma.command()
+@click.argument("state", type=click.Choice(["on", "off"]), required=False)
+def warm(state: str | None) -> None:
+    """Have prompts start a server in the background, so that the next ones need not load the model.
+
+    It goes by itself after ten minutes without a prompt. Without on or off this says which it is.
+    """
+    from .backends import launch
+
+    if state == "on":
+        launch.check_installed()
+    if state is not None:
+        launch.set_warm(state == "on")
+    elif launch.is_warm():
+        click.echo("on: a prompt that finds no server starts one, which goes after ten minutes without any.")
+    else:
+        click.echo("off: each prompt loads the model anew, unless a server is running.")
 
 
 def _entries() -> list[ModelEntry]:
