@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import llm
 
 from ..catalog import SERVER_VARIABLE, ModelEntry
 from ..errors import RegistryError, ServerAccessError
+from ..urls import is_loopback, parse_url
 from ..wording import quoted
 
 #: Under which `llm keys` has the key of the server that SERVER_VARIABLE names, and the variable that may have it.
@@ -20,7 +20,6 @@ KEY_VARIABLE = "LLM_DIFFUSIONGEMMA_KEY"
 
 # What a header can carry.
 KEY = re.compile(r"[!-~]+")
-HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 
 
 @dataclass(frozen=True)
@@ -88,50 +87,6 @@ def address_of(entry: ModelEntry) -> Address | None:
         wanted=(entry.model_id, *(str(source) for source in entry.sources if isinstance(source.where, str))),
         key_name=KEY_NAME,
     )
-
-
-def parse_url(text: str) -> str:
-    """A server's URL in its one form, without a slash at its end. Raises `RegistryError`."""
-    shown = quoted(repr(text), 200)
-    try:
-        parts = urlsplit(text.strip())
-        port = parts.port
-    except ValueError as error:  # a port that is none, half a pair of brackets
-        raise RegistryError(f"{shown} can't be the URL of a server: {quoted(error)}.") from error
-    if parts.username is not None or parts.password is not None:
-        # Not shown again: there may be a password in it.
-        raise RegistryError(
-            "A server's URL can't hold a name or a password: it is shown and logged. Keep the key with `llm keys "
-            "set NAME`, and give --key NAME."
-        )
-    if parts.scheme not in ("http", "https") or not _is_host(parts) or re.search(r"[\s\\\x00-\x1f]", parts.path):
-        raise RegistryError(f"{shown} can't be the URL of a server, which is written like http://host:8000/v1.")
-    if parts.query or parts.fragment:
-        raise RegistryError(f"{shown} can't be the URL of a server: leave out what stands behind ? or #.")
-    host = str(parts.hostname)
-    netloc = f"[{host}]" if ":" in host else host
-    netloc += f":{port}" if port is not None else ""
-    path = parts.path.rstrip("/").removesuffix("/chat/completions")
-    return f"{parts.scheme}://{netloc}{path}"
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
-def _is_host(parts: SplitResult) -> bool:
-    host = parts.hostname or ""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        try:
-            return HOST_NAME.fullmatch(host.encode("idna").decode()) is not None
-        except UnicodeError:
-            return False
-    return True
 
 
 def _key(name: str | None) -> str | None:

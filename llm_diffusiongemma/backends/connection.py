@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
 
 CONNECT_SECONDS = 5.0
+# What it has of models a server knows at once.
+ASK_SECONDS = 10.0
 # Ours says every few seconds that it is still there.
 SILENCE_SECONDS = 60.0
 # Others say nothing before the first canvas is done, and before that others' replies may be.
@@ -238,8 +240,10 @@ def _disconnection(causes: list[BaseException], address: Address, has_begun: boo
             f"{name} can't be reached: {reason}. Is it running, and is that its address?"
         )
     if is_any(httpx2.TimeoutException):
-        silence = SILENCE_SECONDS if address.is_ours else FOREIGN_SILENCE_SECONDS
-        return ServerError(f"{name} went silent: nothing came for {silence:.0f} s.")
+        (timeout,) = (cause for cause in causes if isinstance(cause, httpx2.TimeoutException))
+        silence = timeout.request.extensions["timeout"]["read"]
+        kind = ServerError if has_begun else ServerUnreachableError
+        return kind(f"{name} went silent: nothing came for {silence:.0f} s.")
     if is_any(httpx2.ProxyError):
         return ServerUnreachableError(f"The proxy before {name} fails: {quoted(causes[-1])}")
     reason = quoted(causes[-1] or "the connection was lost")

@@ -87,7 +87,7 @@ def _name(models: Sequence[str], address: Address, kind: Kind) -> str:
     shown = [quoted(model, 100) for model in models[:MAX_LISTED]]
     listed = ", ".join(shown) + (" …" if len(models) > MAX_LISTED else "") if models else "none"
     way_out = (
-        "Add it again and name one: --served-model NAME."
+        "Add it with --served-model and one of these names."
         if address.takes_any
         else "Add the one that you mean as a model: llm diffusiongemma add NAME URL --served-model NAME"
     )

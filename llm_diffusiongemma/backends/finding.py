@@ -36,6 +36,11 @@ def find(entry: ModelEntry, may_start: bool) -> Address | None:
     if not is_there and may_start and _is_warm():
         return _started(entry)
     if server is None:
+        if running.has_record():
+            tell_once(
+                "What the local server has written down can't be understood, so it may be of another version, and "
+                "this process answers. To end it: llm diffusiongemma stop"
+            )
         return None
     if is_there:
         return _address(server, entry)

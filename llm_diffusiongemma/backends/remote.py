@@ -13,7 +13,7 @@ from llm.parts import StreamEvent
 from ..view.progress import indicate
 from ..wording import quoted
 from .address import Address as Address
-from .connection import async_client, failure, sync_client, telling
+from .connection import ASK_SECONDS, async_client, failure, sync_client, telling
 from .dialects import Served, body_of, read_models, served_by_ours, unlisted
 from .stream import ReplyStream
 from .turn import Report, Stop, Turn
@@ -45,7 +45,7 @@ def ask_what_it_is(address: Address) -> Served:
     if address not in _known:
         with sync_client(address) as client:
             try:
-                listing = client.get("/models", cast_to=object)
+                listing = client.get("/models", cast_to=object, options={"timeout": ASK_SECONDS})
             except Exception as error:
                 if address.model is None or getattr(error, "status_code", None) not in (404, 405):
                     raise failure(error, address) from error

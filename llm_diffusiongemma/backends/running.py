@@ -164,6 +164,11 @@ def recorded() -> Running | None:
     return None if text is None else read(text)
 
 
+def has_record() -> bool:
+    """Whether there is a record, understood or not."""
+    return _read(RECORD_FILE) is not None
+
+
 def token() -> str | None:
     """What a server of this user wants to see; None if there has been none yet."""
     text = _read(TOKEN_FILE)
