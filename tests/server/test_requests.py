@@ -195,6 +195,12 @@ def test_what_is_refused_is_named(fields: dict[str, Any], param: str | None, rea
         assert error.param == param
 
 
+def test_as_many_unknown_fields_as_fit() -> None:
+    """An error for each of them took minutes, and all memory."""
+    error = refused(body(**{f"x{number}": 1 for number in range(200_000)}))
+    assert error.message == "The request can't be answered: x0 is 1: nothing of that name is known here."
+
+
 def test_another_model() -> None:
     error = refused(body(model="big\n"))
     assert (error.status, error.message, error.param) == (404, "There is no model big here, only tiny.", "model")
@@ -210,6 +216,7 @@ def test_another_model() -> None:
         (b'{"seed": 1, "seed": 2}', "seed stands twice"),
         (b'{"seed": ' + b"1" * 5000 + b"}", "digits"),
         (b'{"metadata": ' + b"[" * 100 + b"]" * 100 + b"}", "more than 100 levels deep"),
+        (b'{"metadata": [' + b"0," * 300_001 + b"0]}", "more than 300,000 parts"),
         (b"[" * 10**6, "nested too deeply"),
         (b'{"a":' * 10**6, "nested too deeply"),
     ],
