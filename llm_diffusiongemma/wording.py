@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import click
 
@@ -40,10 +43,36 @@ def gib(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**29 else f"{num_bytes / 2**20:.1f} MiB"
 
 
+_listener: ContextVar[Callable[[str], object] | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def told_to(listener: Callable[[str], object]) -> Iterator[None]:
+    """In here, and in replies that begin in here, what is said beside a reply is said to `listener`."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
 def tell(message: str) -> None:
     """Say something to who sits at the terminal, beside the reply."""
+    if (listener := _listener.get()) is not None:
+        listener(printable(message))
+        return
     with progress.aside():
         click.echo(printable(message), err=True)
+
+
+def tell_once(message: str) -> None:
+    """What is as true of the next reply of this process."""
+    if message not in _told:
+        _told.add(message)
+        tell(message)
+
+
+_told: set[str] = set()
 
 
 def _shown(character: str) -> str:
