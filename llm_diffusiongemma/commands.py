@@ -15,7 +15,17 @@ import click
 import llm
 
 from .backends.settings import Settings, settings_options
-from .errors import DeviceError, DiffusionGemmaError, RegistryError, RemovalError, ServerError
+from .errors import (
+    CheckpointNotFoundError,
+    DeviceError,
+    DiffusionGemmaError,
+    RegistryError,
+    RemovalError,
+    ServerAccessError,
+    ServerBusyError,
+    ServerError,
+    ServerUnreachableError,
+)
 from .interrupts import FAILED_STATUS, Interrupts, current_command
 from .wording import printable, quoted
 
@@ -66,6 +76,10 @@ def download(model_id: str, update: bool) -> None:
     from .hub.failures import size
 
     entry = _entry(model_id)
+    if entry.server is not None:
+        url = quoted(entry.server.url)
+        click.echo(printable(f"{model_id} is answered by the server {url}: there is nothing to download."))
+        return
     source = entry.sources[0] if len(entry.sources) == 1 else _chosen(entry)
     if isinstance(source.where, Path):
         click.echo(printable(f"{model_id} is in the folder {quoted(source.where)}: there is nothing to download."))
@@ -148,18 +162,35 @@ def _shares(entry: ModelEntry, source: Source) -> bool:
 @click.argument("source")
 @click.option("--revision", help="A branch, tag or commit of a repository. Default: its main branch")
 @click.option("--device", help="Where it runs, such as cuda:1. Default: the best there is")
-def add(model_id: str, source: str, revision: str | None, device: str | None) -> None:
+@click.option("--key", "key_name", metavar="NAME", help="Under which name `llm keys` has the key of a server")
+@click.option("--served-model", metavar="NAME", help="What a server calls the model, if it has several")
+def add(
+    model_id: str,
+    source: str,
+    revision: str | None,
+    device: str | None,
+    key_name: str | None,
+    served_model: str | None,
+) -> None:
     """Make a model of your own known to llm, as `llm -m ID`.
 
     SOURCE is a folder with a DiffusionGemma checkpoint, such as a fine-tune, or a repository (owner/name) of the
     Hugging Face Hub. A repository's weights come with the first prompt, or with `llm diffusiongemma download ID`.
+
+    Or it is the URL of an OpenAI-compatible server that has such a model, like http://host:8000/v1: one of vLLM's,
+    or what `llm diffusiongemma serve` runs on another machine.
     """
     from . import hub, registry
     from .view.progress import indicate
 
-    entry = registry.new_entry(model_id, source, revision, device)
+    entry = registry.new_entry(model_id, source, revision, device, served_model, key_name)
     if entry.model_id in _names():
         raise RegistryError(f"There is a model {model_id!r} already: `llm models` has it. Choose another name.")
+    if entry.server is not None:
+        found_there = _ask_server(entry)
+        registry.add(entry)
+        click.echo(printable(f"Added: `llm -m {model_id}` asks {quoted(entry.server.url)}. {found_there}"))
+        return
     (found,) = entry.sources
     with indicate("Looking at it"):
         if device is not None:
@@ -174,6 +205,23 @@ def add(model_id: str, source: str, revision: str | None, device: str | None) ->
             hub.on_disk(found)  # it refuses what can be no revision
     registry.add(entry)
     click.echo(printable(f"Added: `llm -m {model_id}` runs {quoted(found)}."))
+
+
+def _ask_server(entry: ModelEntry) -> str:
+    """What a server says it is, or why it doesn't yet. Raises what is wrong with it if it answers."""
+    from .backends.address import address_of
+    from .backends.remote import ask_what_it_is
+    from .view.progress import indicate
+
+    try:
+        address = address_of(entry)
+        assert address is not None
+        with indicate(f"Waiting for {quoted(address.name, 60)}"):
+            served = ask_what_it_is(address)
+    except (ServerUnreachableError, ServerAccessError, ServerBusyError) as error:
+        return f"It can't be asked now: {error}"
+    kinds = {"ours": "llm-diffusiongemma", "vllm": "vLLM", "other": "an OpenAI-compatible server"}
+    return f"That is {kinds[served.kind]}, which has the model as {quoted(served.model)}."
 
 
 @diffusiongemma.command()
@@ -314,7 +362,13 @@ def check(context: click.Context, model_id: str, quick: bool, out: str | None) -
     """
     from . import check as checks
 
-    report = checks.run(_entry(model_id), is_quick=quick)
+    entry = _entry(model_id)
+    if entry.server is not None:
+        raise CheckpointNotFoundError(
+            f"{model_id} is answered by the server {quoted(entry.server.url)}: what there is to check is on that "
+            "machine."
+        )
+    report = checks.run(entry, is_quick=quick)
     if out is None:
         click.echo(report.markdown(), nl=False)
     else:

@@ -12,6 +12,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,8 @@ def _model(entry: ModelEntry) -> dict[str, Any]:
         "sources": [str(source) for source in entry.sources],
         "device": entry.device,
     }
+    if entry.server is not None:
+        return result | {"server": asdict(entry.server)}
     try:
         choice = choose(entry)
         if choice.on_disk is None and isinstance(choice.source.where, Path):
@@ -348,6 +351,13 @@ def _prompts(models: Sequence[dict[str, Any]]) -> Iterator[str]:
 def _prompt(model: dict[str, Any]) -> str:
     if "error" in model:
         return str(model["error"])
+    if "server" in model:
+        server = model["server"]
+        named = f" for its model {quoted(server['served_model'])}" if server["served_model"] else ""
+        with_key = (
+            f", with the key that `llm keys` has as {quoted(server['key_name'])}" if server["key_name"] else ""
+        )
+        return f"the server {quoted(server['url'])} is asked{named}{with_key}."
     prompt = model["prompt"]
     text = str(prompt["sentence"]).removeprefix(f"{model['model']}: ")
     if prompt["is_refused"]:

@@ -36,15 +36,13 @@ from ..wording import quoted
 LOCK_FILE, RECORD_FILE, TOKEN_FILE = "lock", "server.json", "token"
 SOCKET_FILE, LOG_FILE, WARM_FILE = "socket", "server.log", "warm"
 
-# What decides besides the model's entry which weights are taken, and where they go.
-PATH_VARIABLES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
-VARIABLES = (
-    DEVICE_VARIABLE,
-    MEMORY_VARIABLE,
-    *PATH_VARIABLES,
-    *("HF_HUB_OFFLINE", "HF_ENDPOINT"),
+# What decides besides the model's entry where it runs, and for weights of the Hub which they are.
+DEVICE_VARIABLES = (
+    *(DEVICE_VARIABLE, MEMORY_VARIABLE),
     *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
 )
+PATH_VARIABLES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+HUB_VARIABLES = (*PATH_VARIABLES, "HF_HUB_OFFLINE", "HF_ENDPOINT")
 
 # A server of this machine takes a connection at once, also while it works.
 CONNECT_SECONDS = 0.5
@@ -64,10 +62,25 @@ class Identity:
     device: str | None
     environment: Mapping[str, str]
 
-    def difference(self, other: Identity) -> str | None:
-        """What isn't the same, in a few words; None if nothing."""
-        mine, its = asdict(self), asdict(other)
-        return next((name for name in mine if mine[name] != its[name]), None)
+    def difference(self, wanted: Identity) -> str | None:
+        """What a server of this identity has that is not wanted, as the rest of a sentence; None if nothing."""
+        if self.version != wanted.version:
+            return f"is of version {quoted(self.version, 100)} of llm-diffusiongemma, and this is {wanted.version}"
+        if self.model_id != wanted.model_id:
+            return f"has {quoted(self.model_id, 100)}"
+        if self.sources != wanted.sources:
+            return "has other weights of that name"
+        for name in sorted({*self.environment, *wanted.environment}):
+            theirs, ours = self.environment.get(name), wanted.environment.get(name)
+            if theirs != ours:
+                return f"was started with {_setting(name, theirs)}, and here is {_setting(name, ours)}"
+        if self.device != wanted.device:
+            return f"has its device from an earlier entry of that name ({quoted(self.device, 100)})"
+        return None
+
+
+def _setting(name: str, value: str | None) -> str:
+    return f"no {name}" if value is None else f"{name}={quoted(value, 100)}"
 
 
 @dataclass(frozen=True)
@@ -91,20 +104,24 @@ class Running:
 
 
 def identity_of(entry: ModelEntry) -> Identity:
+    """Of a server for a model, were it started here and now."""
+    is_of_the_hub = any(isinstance(source.where, str) for source in entry.sources)
+    names = DEVICE_VARIABLES + (HUB_VARIABLES if is_of_the_hub else ())
     return Identity(
         version=importlib.metadata.version("llm-diffusiongemma"),
         model_id=entry.model_id,
-        sources=tuple(
-            (str(source.where.absolute() if isinstance(source.where, Path) else source.where), source.revision)
-            for source in entry.sources
-        ),
+        sources=tuple((_place(source.where), source.revision) for source in entry.sources),
         device=entry.device,
         environment={
             name: absolute(os.environ[name]) if name in PATH_VARIABLES else os.environ[name]
-            for name in VARIABLES
+            for name in names
             if name in os.environ
         },
     )
+
+
+def _place(where: str | Path) -> str:
+    return where if isinstance(where, str) else str(where.absolute())  # a server is in another folder
 
 
 def absolute(path: str) -> str:
@@ -145,6 +162,11 @@ def recorded() -> Running | None:
     """The server that was running last, alive or not; None if it has ended as it should."""
     text = _read(RECORD_FILE)
     return None if text is None else read(text)
+
+
+def has_record() -> bool:
+    """Whether there is a record, understood or not."""
+    return _read(RECORD_FILE) is not None
 
 
 def token() -> str | None:
