@@ -61,10 +61,10 @@ def sync_client(address: Address) -> OpenAI:
         response.stream = _limited(response, address)
 
     with telling(address):
+        # What has a transport of its own goes through no proxy.
         transport = httpx2.HTTPTransport(uds=address.socket, verify=_tls(address)) if address.is_local else None
         client = httpx2.Client(
             transport=transport,
-            trust_env=not address.is_local,
             follow_redirects=False,
             timeout=_timeout(address),
             event_hooks={"request": [requested], "response": [answered]},
@@ -90,7 +90,6 @@ def async_client(address: Address) -> AsyncOpenAI:
         )
         client = httpx2.AsyncClient(
             transport=transport,
-            trust_env=not address.is_local,
             follow_redirects=False,
             timeout=_timeout(address),
             event_hooks={"request": [requested], "response": [answered]},
@@ -167,10 +166,8 @@ def _limited(response: httpx2.Response, address: Address) -> Any:
             await inner.aclose()
 
         def _count(self, piece: bytes) -> None:
-            line = piece.rpartition(b"\n")
-            self._num_bytes = len(line[2]) + (0 if is_stream and line[1] else self._num_bytes)
-            if not is_stream:
-                self._num_bytes += len(piece) - len(line[2])
+            end = piece.rfind(b"\n") if is_stream else -1
+            self._num_bytes = len(piece) - end - 1 + (0 if end >= 0 else self._num_bytes)
             if self._num_bytes > (MAX_LINE_BYTES if is_stream else MAX_ANSWER_BYTES):
                 raise ServerError(
                     f"{quoted(address.name)} sends more at once than any answer has. It was left there."
@@ -190,23 +187,17 @@ def telling(address: Address, known: tuple[str, ...] = (), has_begun: bool = Fal
     except DiffusionGemmaError:
         raise
     except Exception as error:
-        raise failure(error, address, known, has_begun) from error
+        raise _failure(error, address, known, has_begun) from error
 
 
-def failure(
-    error: Exception, address: Address, known: tuple[str, ...] = (), has_begun: bool = False
-) -> DiffusionGemmaError:
+def _failure(error: Exception, address: Address, known: tuple[str, ...], has_begun: bool) -> DiffusionGemmaError:
     import openai
 
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, DiffusionGemmaError):  # of a hook of ours, which the client wraps
-            return cause
     name = quoted(address.name)
     if isinstance(error, openai.APIStatusError):
         return _refusal(error, address, known)
     if isinstance(error, openai.APIConnectionError):
-        return _disconnection(causes, address, has_begun)
+        return _disconnection(list(_causes(error)), address, has_begun)
     if isinstance(error, openai.APIError):  # inside a stream
         return _ours(error.body, address) or ServerError(f"{name} failed: {_words(error)}")
     if isinstance(error, (ValueError, RecursionError)):  # no JSON, no UTF-8, nested too deeply
