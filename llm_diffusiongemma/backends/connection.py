@@ -60,7 +60,7 @@ def sync_client(address: Address) -> OpenAI:
         _check_headers(response, address)
         response.stream = _limited(response, address)
 
-    with telling(address):
+    with _setting_up(address):
         # What has a transport of its own goes through no proxy.
         transport = httpx2.HTTPTransport(uds=address.socket, verify=_tls(address)) if address.is_local else None
         client = httpx2.Client(
@@ -84,7 +84,7 @@ def async_client(address: Address) -> AsyncOpenAI:
         _check_headers(response, address)
         response.stream = _limited(response, address)
 
-    with telling(address):
+    with _setting_up(address):
         transport = (
             httpx2.AsyncHTTPTransport(uds=address.socket, verify=_tls(address)) if address.is_local else None
         )
@@ -95,6 +95,18 @@ def async_client(address: Address) -> AsyncOpenAI:
             event_hooks={"request": [requested], "response": [answered]},
         )
         return AsyncOpenAI(base_url=address.url, api_key="set below", max_retries=0, http_client=client)
+
+
+@contextmanager
+def _setting_up(address: Address) -> Iterator[None]:
+    """It depends on the environment only: proxies, and who is trusted."""
+    try:
+        yield
+    except Exception as error:  # as many kinds as there are settings
+        raise ServerError(
+            f"{quoted(address.name)} can't be asked: {quoted(error)}. See what HTTP_PROXY, HTTPS_PROXY, ALL_PROXY "
+            "and SSL_CERT_FILE say."
+        ) from error
 
 
 def _timeout(address: Address) -> httpx2.Timeout:

@@ -393,6 +393,14 @@ def test_nobody_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         reply_of(replace(known, url="http://nowhere.invalid/v1"), turn())
 
 
+def test_a_proxy_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "nonsense://127.0.0.1:1")
+    address = Address("http://192.0.2.1/v1", None, None, "tiny", True, "box")
+    for way in WAYS.values():
+        with pytest.raises(ServerError, match="See what HTTP_PROXY"):
+            way(address, turn())
+
+
 def test_no_tls_there(server: ScriptedServer) -> None:
     address = address_of(server)
     with pytest.raises(ServerUnreachableError, match="encrypted connection fails"):
