@@ -136,7 +136,7 @@ def startup(device: torch.device, repeats: int, sizes: Sizes) -> None:
 def warm_commands(device: torch.device, repeats: int, sizes: Sizes) -> None:
     costs = warm.costs(4 * repeats)
     echo = costs[warm.ECHO].seconds
-    print("\n(j) Whole commands, with a server that runs\n")
+    print("\n(i) Whole commands, with a server that runs\n")
     print("| | Seconds | The reply in it | The rest against the echo |\n| --- | --- | --- | --- |")
     for name, cost in costs.items():
         against = (cost.seconds - cost.reply_seconds) / echo
