@@ -65,6 +65,16 @@ def tell(message: str) -> None:
         click.echo(printable(message), err=True)
 
 
+def tell_once(message: str) -> None:
+    """What is as true of the next reply of this process."""
+    if message not in _told:
+        _told.add(message)
+        tell(message)
+
+
+_told: set[str] = set()
+
+
 def _shown(character: str) -> str:
     if character == "\n" or character in JOINERS or unicodedata.category(character) not in OBEYED:
         return character

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_diffusiongemma import wording
 from llm_diffusiongemma.backends import choice, engine
 from llm_diffusiongemma.backends.choice import described_sizes
 from llm_diffusiongemma.catalog import DEVICE_VARIABLE, EMBEDDED_CHECKPOINT, MEMORY_VARIABLE, MODEL_VARIABLE
@@ -38,7 +39,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing loaded, and nothing said yet."""
     monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
     monkeypatch.setattr(engine, "_engines", {})
-    monkeypatch.setattr(choice, "_said", set())
+    monkeypatch.setattr(wording, "_told", set())
 
 
 @pytest.fixture(scope="module")

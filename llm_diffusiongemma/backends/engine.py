@@ -29,6 +29,7 @@ from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
 from ..errors import CheckpointError, DeviceError, DiffusionGemmaError
 from ..layout import read_files
 from ..view.progress import indicate
+from ..wording import tell_once
 from . import forks
 from .forks import importing, indivisible
 from .form import Form
@@ -230,7 +231,7 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
 
 def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready:
     from ..diffusion.loading import describe
-    from .choice import bytes_to_read, choose, place_described, say_once, told
+    from .choice import bytes_to_read, choose, place_described, told
 
     # A device that is not there is told before anything is looked for or downloaded.
     _check_cuda_after_fork(entry.device)
@@ -263,7 +264,8 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
     engine.files = files
     # What is in the cache is whole, whenever somebody interrupts.
     _engines[key] = engine
-    say_once(told(entry, source, described, placement))
+    if (line := told(entry, source, described, placement)) is not None:
+        tell_once(line)
     return Ready(
         engine, source, checkpoint.resolved_model, revision, import_seconds + time.perf_counter() - started
     )

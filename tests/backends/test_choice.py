@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 import torch
 
-from llm_diffusiongemma import hub
+from llm_diffusiongemma import hub, wording
 from llm_diffusiongemma.backends import choice as module
 from llm_diffusiongemma.backends.choice import Choice, bytes_to_read, choose, place_described, told
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, HUB_SOURCES, MEMORY_VARIABLE, ModelEntry, Source
@@ -180,7 +180,7 @@ def test_other_weights_are_named_where_they_fit(on: type[Machines]) -> None:
 def test_what_will_become_of_weights_is_said_before_they_come(
     on: type[Machines], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_said", set())
+    monkeypatch.setattr(wording, "_told", set())
     on.cards(11.6)
     choice = choose(FULL)
     choice.announce(2 * GIB)

@@ -20,6 +20,7 @@ from llm_diffusiongemma.errors import DiffusionGemmaError
 from llm_diffusiongemma.server import replying
 from llm_diffusiongemma.server.app import make_app
 from llm_diffusiongemma.server.desk import Desk
+from llm_diffusiongemma.server.guard import only
 from llm_diffusiongemma.server.refusals import refusal_of
 
 from ..conftest import PATIENCE_SECONDS, TINY
@@ -45,7 +46,7 @@ def app(desk: Desk) -> Any:
     stops.clear()
     return make_app(
         desk,
-        TOKEN.__eq__,
+        only(TOKEN),
         instance="this-one",
         stop=lambda: stops.append("stop"),
         hosts=["dg-box"],
