@@ -16,14 +16,13 @@ from typing import Any
 from llm.parts import StreamEvent
 
 from ..backends.protocol import State
+from ..backends.settings import DEFAULT_KEEP_ALIVE_SECONDS, DEFAULT_QUEUE
 from ..backends.turn import Report, Stop, Turn
 from ..backends.worker import AsyncLocalReply
 from ..catalog import ModelEntry
 from ..errors import ServerBusyError, ServerError
 from ..wording import told_to
 
-DEFAULT_PLACES = 8
-DEFAULT_KEEP_ALIVE_SECONDS = 600.0
 # By so many replies it is judged how long the next ones will take.
 REPLIES_REMEMBERED = 8
 
@@ -77,7 +76,7 @@ class Desk:
     def __init__(
         self,
         entry: ModelEntry,
-        places: int = DEFAULT_PLACES,
+        places: int = DEFAULT_QUEUE,
         keep_alive_seconds: float | None = DEFAULT_KEEP_ALIVE_SECONDS,
         when_idle: Callable[[], object] | None = None,
     ) -> None:
