@@ -20,6 +20,7 @@ from llm_diffusiongemma.wording import printable, quoted, tell
         ("a\u2066b\u2069\ufeff", "a\\u2066b\\u2069\\ufeff"),
         ("a\tb\rc\x08", "a\\tb c\\x08"),
         ("one\n\n  two\u2028three", "one two three"),
+        (" \n one \n \t \n two  three\n", "one two  three"),
         ("half \ud800", "half \\ud800"),
         ("\U000e0041", "\\U000e0041"),
         (ValueError("line\nError: forged"), "line Error: forged"),
@@ -33,6 +34,11 @@ def test_quoted_is_not_long() -> None:
     assert quoted("a" * 500) == "a" * 500
     assert quoted("a" * 501) == "a" * 499 + "…"
     assert len(quoted("\x1b" * 10**7)) == 500
+
+
+def test_quoting_takes_no_longer_than_the_text_is() -> None:
+    """A million blanks in a request to the server kept it for hours."""
+    assert quoted("a" + " " * 10**6 + "b") == "a" + " " * 498 + "…"
 
 
 def test_a_sentence_keeps_its_lines() -> None:
