@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llm_diffusiongemma.errors import CheckpointError
-from llm_diffusiongemma.wording import printable, quoted, tell
+from llm_diffusiongemma.wording import printable, quoted, tell, told_to
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,12 @@ def test_what_is_shown_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
     assert CheckpointError("no \x1b[31mred").message == "no \\x1b[31mred"
     tell("no \x1b[31mred")
     assert capsys.readouterr() == ("", "no \\x1b[31mred\n")
+
+
+def test_who_listens_is_told_in_place_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    heard: list[str] = []
+    with told_to(heard.append):
+        tell("no \x1b[31mred")
+    assert heard == ["no \\x1b[31mred"]
+    tell("once more")
+    assert capsys.readouterr() == ("", "once more\n")

@@ -18,7 +18,7 @@ from .refusals import refusal_of
 if TYPE_CHECKING:
     from llm.parts import StreamEvent
 
-    from .stand_in import Asked
+    from .requests import Asked
 
 # No stream is begun for so long while its prompt may still be refused: an error then has a status of its own.
 ACCEPT_SECONDS = 3.0
