@@ -10,6 +10,7 @@ import secrets
 import signal
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -92,14 +93,14 @@ def serve(
         ends_when_idle=settings.ends_when_idle,
     )
     try:
-        return _Server(entry, settings, record, _accepts(_token(), key), when_listening, when_ready).serve_on(
+        return Server(entry, settings, record, _accepts(_token(), key), when_listening, when_ready).serve_on(
             sockets
         )
     finally:
         _take_away(record)
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's, with an end of our own: in bounded time, whatever clients do."""
 
     def __init__(
@@ -173,7 +174,8 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         # uvicorn would raise them again at the end, and the process would die of them.
         handlers = {}
-        for number in SIGNALS:
+        is_main = threading.current_thread() is threading.main_thread()
+        for number in SIGNALS if is_main else []:
             # Who starts a command in the background, or with nohup, may have it ignore one.
             is_for_terminals = number == getattr(signal, "SIGHUP", None) and self._settings.is_detached
             if signal.getsignal(number) is not signal.SIG_IGN:
