@@ -7,40 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import io
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import llm
 import pytest
 from PIL import Image
 
-from llm_diffusiongemma.backends import launch
-from llm_diffusiongemma.backends.settings import Settings
 from llm_diffusiongemma.catalog import SERVER_VARIABLE
 
-from ..conftest import ENVIRONMENT, TINY
+from ..conftest import TINY
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no server in the background on Windows")
-
-
-@pytest.fixture(scope="module")
-def user_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """llm's folder, with a server that runs for it."""
-    folder = tmp_path_factory.mktemp("served")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**ENVIRONMENT, "LLM_USER_PATH": str(folder)}.items():
-            patch.setenv(name, value)
-        launch.start(llm.get_model(TINY).entry, Settings(port=0))
-        yield folder
-        launch.stop()
-
-
-@pytest.fixture(autouse=True)
-def _with_server(user_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLM_USER_PATH", str(user_path))
+pytestmark = pytest.mark.usefixtures("served")
 
 
 def picture(colour: str = "red", size: tuple[int, int] = (64, 48), kind: str = "PNG") -> llm.Attachment:
