@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 # Never sure enough to stop: three canvases take all of their steps, long enough to be interrupted.
-SLOW = "-o seed 3 -o max_denoising_steps 30 -o confidence_threshold 1e-12 -o max_tokens 768".split()
+SLOW = "-o seed 3 -o max_denoising_steps 20 -o confidence_threshold 1e-12 -o max_tokens 768".split()
 QUESTION = "Count from 1 to 900"
 
 
