@@ -6,6 +6,7 @@ What is used of a document is written down as a subclass of `Document`, whose fi
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -64,12 +65,17 @@ class Document(BaseModel):
 AnyDocument = TypeVar("AnyDocument", bound=BaseModel)
 
 
-def parse_object(content: bytes) -> dict[str, Any]:
-    """The JSON object in UTF-8. Raises `DocumentError`."""
+def parse_object(content: bytes, *, strict: bool = False) -> dict[str, Any]:
+    """The JSON object in UTF-8. Raises `DocumentError`.
+
+    `strict` refuses what Python reads and not everybody does, or not in the same way: a name twice in an object,
+    and NaN.
+    """
     if len(content) > MAX_DOCUMENT_BYTES:
         raise DocumentError(f"it has {len(content):,} bytes, more than any such file")
     try:
-        value = json.loads(content.decode("utf-8"))
+        hooks: dict[str, Any] = {"object_pairs_hook": _of_pairs, "parse_constant": _constant} if strict else {}
+        value = json.loads(content.decode("utf-8"), **hooks)
     except RecursionError:
         raise DocumentError("it is nested too deeply") from None
     except ValueError as error:  # of the encoding, the syntax, or an integer of thousands of digits
@@ -77,6 +83,18 @@ def parse_object(content: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DocumentError("it is no JSON object")
     return value
+
+
+def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise DocumentError(f"{quoted(counts.most_common(1)[0][0])} stands twice in an object")
+    return value
+
+
+def _constant(name: str) -> None:
+    raise DocumentError(f"{name} is no number in JSON")
 
 
 def conform(schema: type[AnyDocument], value: Any, at: str = "") -> AnyDocument:

@@ -23,6 +23,7 @@ MAX_QUOTED_CHARACTERS = 500
 OBEYED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 # Format characters that many writings and emoji need, and which only join or part what is beside them.
 JOINERS = "\u200c\u200d"
+LINE_ENDS = re.compile("[\r\n\u2028\u2029\x85]")
 
 
 def printable(text: str) -> str:
@@ -32,7 +33,7 @@ def printable(text: str) -> str:
 
 def quoted(value: object, limit: int = MAX_QUOTED_CHARACTERS) -> str:
     """A word, a path or an exception from outside as a part of a sentence: on one line, printable and not long."""
-    text = re.sub(r"\s*[\r\n\u2028\u2029\x85]+\s*", " ", str(value).strip())
+    text = " ".join(filter(None, map(str.strip, LINE_ENDS.split(str(value)))))
     shown = printable(text[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 

@@ -110,9 +110,9 @@ class _AsyncReply(_Delegate):
         if address is not None:
             from .remote import AsyncRemoteReply
 
-            self._reply = AsyncRemoteReply(address, self._turn)
             has_come = False
             try:
+                self._reply = AsyncRemoteReply(address, self._turn)
                 async with aclosing(self._reply.steps()) as steps:
                     async for events in steps:
                         has_come = True

@@ -63,8 +63,11 @@ def error_from_wire(error: Mapping[str, Any]) -> DiffusionGemmaError | None:
     kind = getattr(errors, str(error.get("code")), None)
     if not (isinstance(kind, type) and issubclass(kind, DiffusionGemmaError)):
         return None
+    message = str(error.get("message"))
+    if kind.__init__ is DiffusionGemmaError.__init__:
+        return kind(message)
     made = kind.__new__(kind)  # some are made of other things than their sentence
-    DiffusionGemmaError.__init__(made, str(error.get("message")))
+    DiffusionGemmaError.__init__(made, message)
     return made
 
 

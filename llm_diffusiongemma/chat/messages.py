@@ -146,6 +146,7 @@ def _settled(messages: Sequence[Message]) -> list[Message]:
         if (
             before
             and before.role == "tool"
+            and before.parts
             and message.role == "user"
             and len(attachments) == len(message.parts) > 0
         ):

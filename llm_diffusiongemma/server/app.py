@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,7 +19,7 @@ from .desk import Desk
 from .guard import HEALTH, Guard
 from .refusals import RefusalError, invalid, refusal_of
 from .replying import Replying
-from .stand_in import RequestError, read_request
+from .requests import RequestError, read_request
 
 # A conversation with many pictures, most of it base64.
 MAX_BODY_BYTES = 64 << 20
@@ -35,8 +34,9 @@ def make_app(
     hosts: Collection[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> ASGIApp:
-    """`instance` is what `/health` calls this server, and `stop` begins its end. `hosts` are the names that it is
-    asked by, besides those that this machine has for itself."""
+    """`token_is` should take a time that tells nothing about the token. `instance` is what `/health` calls this
+    server, and `stop` begins its end. `hosts` are the names that it is asked by, besides those that this machine
+    has for itself."""
     paths = _Paths(desk, instance, stop, max_body_bytes)
     app = Starlette(
         routes=[
@@ -48,7 +48,6 @@ def make_app(
             Route("/diffusiongemma/stop", paths.stop, methods=["POST"]),
         ],
         exception_handlers={HTTPException: _no_path, RefusalError: _refused},
-        lifespan=paths.lifespan,
     )
     app.router.redirect_slashes = False
     return Guard(app, token_is, hosts)
@@ -62,12 +61,6 @@ class _Paths:
         self._max_body_bytes = max_body_bytes
         self._created = int(time.time())
 
-    @asynccontextmanager
-    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        self._desk.rest()
-        yield
-        await self._desk.close()
-
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok", "instance": self._instance})
 
@@ -77,7 +70,7 @@ class _Paths:
     async def model(self, request: Request) -> Response:
         name, served = request.path_params["model_id"], self._desk.entry.model_id
         if name != served:
-            raise invalid(404, f"There is no model {quoted(name)} here, only {served}.", code="model_not_found")
+            raise invalid(404, f"There is no model {quoted(name)!r} here, only {served}.", code="model_not_found")
         return JSONResponse(self._model())
 
     async def status(self, request: Request) -> Response:

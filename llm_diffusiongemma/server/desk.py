@@ -108,7 +108,8 @@ class Desk:
         Raises `ServerBusyError` if all places are taken, and `ServerError` at the end of the server.
         """
         self._check_open()
-        if len(self._waiting) >= self._places:
+        # One that has just come is about to be answered.
+        if len(self._waiting) >= self._places + (self._answered is None):
             raise ServerBusyError(
                 f"The server is busy: {len(self._waiting)} others wait for their replies. Try again in about "
                 f"{self.retry_after} seconds."
