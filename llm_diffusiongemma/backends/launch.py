@@ -60,11 +60,7 @@ def start(entry: ModelEntry, settings: Settings) -> Running:
 
     Raises what keeps it from running, as it says it, and `ServerError`.
     """
-    if sys.platform == "win32":
-        raise ServerError(
-            "On Windows a server can't be put into the background: leave --detach out and let it have a window."
-        )
-    check_installed()
+    check_background()
     if running.is_locked():
         return _other(entry, settings)
     log = running.folder() / running.LOG_FILE
@@ -116,6 +112,16 @@ def _listen(server: subprocess.Popen[bytes], when_listening: Callable[[], object
             else:
                 return bool(message["is"] == "taken")
     return False
+
+
+def check_background() -> None:
+    """Raises `ServerError` where no server can be in the background."""
+    if os.name == "nt":
+        raise ServerError(
+            "On Windows no server can be put into the background: run `llm diffusiongemma serve` in a window of "
+            "its own."
+        )
+    check_installed()
 
 
 def check_installed() -> None:

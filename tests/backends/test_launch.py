@@ -27,12 +27,12 @@ BY_A_PROMPT = Settings(ends_when_idle=True)
 
 
 @pytest.fixture
-def entry() -> Iterator[ModelEntry]:
+def entry(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelEntry]:
+    monkeypatch.setattr(launch, "_started", [])
     yield llm.get_model(TINY).entry
     for server in launch._started:
         server.kill()
         server.wait()
-    launch._started.clear()
 
 
 def test_two_started_at_once_are_one(entry: ModelEntry, monkeypatch: pytest.MonkeyPatch) -> None:

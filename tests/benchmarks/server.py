@@ -25,6 +25,7 @@ from llm_diffusiongemma.catalog import ModelEntry
 from llm_diffusiongemma.options import Options
 from llm_diffusiongemma.server.app import make_app
 from llm_diffusiongemma.server.desk import Desk
+from llm_diffusiongemma.server.guard import only
 
 PROMPT = "Count from 1 to 320"
 TOKENS = 512
@@ -72,7 +73,7 @@ def served(entry: ModelEntry) -> Iterator[Callable[[], Report]]:
         "stream": True,
         EXTENSION: {"progress": True},
     }
-    app = make_app(Desk(entry), TOKEN.__eq__, instance="", stop=lambda: None)
+    app = make_app(Desk(entry), only(TOKEN), instance="", stop=lambda: None)
     server = uvicorn.Server(uvicorn.Config(app, http="h11", lifespan="off", log_level="error"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
