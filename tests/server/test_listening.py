@@ -138,8 +138,8 @@ async def test_a_second_request_has_to_end_too(watched: Watched) -> None:
 
 
 async def test_small_pieces_go_out_at_once() -> None:
-    """Held back until what went before is acknowledged, each reply takes 40 ms longer. asyncio sees to it only for a
-    listener that was made with its protocol's number."""
+    """Held back until what went before is acknowledged, they make each reply 40 ms longer. asyncio sees to it only
+    for a listener that was made with its protocol's number."""
     accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
     listener = listen_on_tcp("127.0.0.1", 0)
     async with await asyncio.start_server(lambda reader, writer: accepted.put_nowait(writer), sock=listener):
