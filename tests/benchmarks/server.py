@@ -35,8 +35,8 @@ HERE, THERE = "in this process", "through the server"
 
 @dataclass(frozen=True)
 class Way:
-    """Medians of seconds: of a reply, of what of it was neither encoding nor denoising, and of the processor's, for
-    who asks, too."""
+    """Medians of seconds: of a reply, of what of it was neither encoding nor denoising, and of the processor's,
+    for who asks, too."""
 
     whole: float
     beside: float
