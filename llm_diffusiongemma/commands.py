@@ -229,7 +229,7 @@ def _ask_server(entry: ModelEntry) -> str:
 @settings_options
 @click.option("--detach", is_flag=True, help="Put it into the background once it is loaded")
 def serve(model_id: str, settings: Settings, detach: bool) -> None:
-    """Keep a model loaded, for `llm` and for whoever speaks OpenAI's format.
+    """Keep a model loaded, for llm and for OpenAI's clients.
 
     `llm -m MODEL` finds it by itself. Others need its address and its token, which this says when the model is
     loaded. Only this machine can ask it, unless --host says more.
@@ -287,9 +287,10 @@ def stop() -> None:
 @diffusiongemma.command()
 @click.argument("state", type=click.Choice(["on", "off"]), required=False)
 def warm(state: str | None) -> None:
-    """Have prompts start a server in the background, so that the next ones need not load the model.
+    """Have prompts start a server, so that the next ones are quick.
 
-    It goes by itself after ten minutes without a prompt. Without on or off this says which it is.
+    It runs in the background, and goes by itself after ten minutes without a prompt. Without on or off this says
+    which it is.
     """
     from .backends import launch
 

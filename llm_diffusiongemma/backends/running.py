@@ -254,6 +254,22 @@ def is_locked() -> bool:
         lock.close()
 
 
+def forget_dead() -> bool:
+    """Takes the record of a server away that is there no more; False if one is, or is starting or ending.
+
+    Raises `ServerError`.
+    """
+    lock = Lock()
+    try:
+        if not lock.take():
+            return False
+        with in_a_sentence():
+            (folder() / RECORD_FILE).unlink(missing_ok=True)
+        return True
+    finally:
+        lock.close()
+
+
 def read(text: bytes) -> Running | None:
     """None if that is nothing a server of this version has written."""
     try:

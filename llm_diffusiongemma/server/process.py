@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import hmac
 import logging
 import os
 import secrets
@@ -30,7 +31,6 @@ from ..interrupts import INTERRUPTED_STATUS
 from ..wording import quoted
 from .app import make_app
 from .desk import Desk
-from .guard import only
 from .listening import (
     MAX_HEAD_BYTES,
     Connection,
@@ -263,8 +263,9 @@ def _token() -> str:
 
 
 def _accepts(*secrets: str | None) -> Callable[[str], bool]:
-    checks = [only(secret) for secret in secrets if secret is not None]
-    return lambda given: any(check(given) for check in checks)
+    """Whether a text is one of these, found out in a time that tells nothing about them."""
+    known = [secret.encode() for secret in secrets if secret is not None]
+    return lambda given: any(hmac.compare_digest(given.encode(), each) for each in known)
 
 
 def _url(host: str, listener: socket.socket) -> str:

@@ -100,7 +100,7 @@ def test_from_the_first_to_the_next(llm_command: Llm) -> None:
         assert message.startswith(f"A server for {TINY} (process {command.pid}) is running already")
     status = json.loads(llm_command.ok("diffusiongemma", "status", "--json"))
     server = status["server"]["running"]
-    assert (server["process"], server["url"], server["differs_in"]) == (command.pid, url, None)
+    assert (server["process"], server["url"], server["difference"]) == (command.pid, url, None)
     assert server["state"]["loaded"]["device"] == "cpu"
     text = " ".join(" ".join(lines(status)).split())
     assert f"{TINY} (process {command.pid}) at {url} since " in text
