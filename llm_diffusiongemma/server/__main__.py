@@ -17,6 +17,7 @@ from ..backends.launch import Message
 from ..backends.settings import Settings, settings_options
 from ..catalog import ModelEntry, built_in
 from ..errors import DiffusionGemmaError, RegistryError
+from ..view import progress
 from ..wording import quoted, told_to
 from .process import AlreadyRunningError, serve
 
@@ -28,14 +29,11 @@ def main(model_id: str, settings: Settings) -> None:
     """Serve a model. `llm diffusiongemma serve` says how."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     say = _say if settings.is_detached else _say_nothing
+    if settings.is_detached:
+        progress.report_to(lambda *now: say("progress", now=now))
     try:
         with told_to(lambda text: say("told", text=text)) if settings.is_detached else nullcontext():
-            status = serve(
-                _entry(model_id),
-                settings,
-                when_listening=lambda server: say("listening"),
-                when_ready=lambda server: say("ready"),
-            )
+            status = serve(_entry(model_id), settings, when_ready=lambda server: say("ready"))
     except AlreadyRunningError:
         say("taken")
         raise
