@@ -139,6 +139,20 @@ async def test_a_second_request_has_to_end_too(watched: Watched) -> None:
     assert watched.is_cut_after(b"GET / HT")
 
 
+async def test_small_pieces_go_out_at_once() -> None:
+    """Held back until what went before is acknowledged, they make each reply 40 ms longer. asyncio sees to it only
+    for a listener that was made with its protocol's number."""
+    accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+    listener = listen_on_tcp("127.0.0.1", 0)
+    async with await asyncio.start_server(lambda reader, writer: accepted.put_nowait(writer), sock=listener):
+        _, client = await asyncio.open_connection(*listener.getsockname())
+        server = await accepted.get()
+        connection = server.get_extra_info("socket")
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        server.close()
+        client.close()
+
+
 def test_a_port_in_use() -> None:
     with listen_on_tcp("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
