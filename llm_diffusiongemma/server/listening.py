@@ -60,6 +60,8 @@ def listen_on_tcp(host: str, port: int) -> socket.socket:
                 f"This user may not listen at port {port} of {quoted(host)}: choose another one with --port."
             ) from error
         raise ServerError(f"Nobody can listen at port {port} of {quoted(host)}: {quoted(error)}.") from error
+    except UnicodeError as error:
+        raise ServerError(f"{quoted(repr(host))} can't be the name of a machine.") from error
     return listener
 
 

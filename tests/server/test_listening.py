@@ -163,6 +163,8 @@ def test_a_port_in_use() -> None:
 def test_an_address_of_another_machine() -> None:
     with pytest.raises(ServerError, match=r"Nobody can listen at port 0 of 192\.0\.2\.1: "):
         listen_on_tcp("192.0.2.1", 0)
+    with pytest.raises(ServerError, match="can't be the name of a machine"):
+        listen_on_tcp("x" * 64, 0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has none that Python knows")
