@@ -248,7 +248,7 @@ def _disconnection(causes: list[BaseException], address: Address, has_begun: boo
         return kind(f"{name} went silent: nothing came for {silence:.0f} s.")
     if is_any(httpx2.ProxyError):
         return ServerUnreachableError(f"The proxy before {name} fails: {quoted(causes[-1])}")
-    reason = quoted(causes[-1] or "the connection was lost")
+    reason = quoted(causes[-1]) or "the connection was lost"
     if has_begun:
         return ServerError(f"{name} broke off in the middle of the reply: {reason}")
     return ServerUnreachableError(f"{name} broke off before it had answered: {reason}")
