@@ -420,6 +420,8 @@ def test_nobody_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             reply_of(address, turn())
         with pytest.raises(ServerUnreachableError, match="nothing listens there"):
             async_reply_of(address, turn())
+    with pytest.raises(ServerUnreachableError, match=r"address\? LLM_DIFFUSIONGEMMA_SERVER names it\."):
+        reply_of(replace(known, variable="LLM_DIFFUSIONGEMMA_SERVER"), turn())
     with pytest.raises(ServerUnreachableError, match="nothing listens there"):
         reply_of(replace(known, socket=str(tmp_path / "socket")), turn())
 
