@@ -258,7 +258,7 @@ def test_a_key(llm_command: Llm) -> None:
     assert "wants a key" in llm_command.fails("-m", BOX, "Hi")
     llm_command.ok("keys", "set", "vllm", "--value", "another")
     llm_command.ok("diffusiongemma", "add", "other", SERVER, "--key", "vllm")
-    assert "llm keys set vllm" in llm_command.fails("-m", "other", "Hi")
+    assert "doesn't accept the key that `llm keys` has as vllm" in llm_command.fails("-m", "other", "Hi")
 
 
 def test_a_control_token_in_a_text_is_none(box: Llm) -> None:
