@@ -112,7 +112,10 @@ class ReplyStream:
         self._is_over = True
         is_empty = not (self.has_text or self._has_thought or self.tool_calls or is_cut)
         if is_empty and self._served.kind != "ours":
-            raise ServerError(f"{self._name} ended the reply before it had begun: there is nothing in it.")
+            raise ServerError(
+                f"{self._name} ended the reply before it had begun: there is nothing in it. Ask again, or for a "
+                "whole sentence."
+            )
         return events
 
     def cut_short(self) -> list[StreamEvent]:

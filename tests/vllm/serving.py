@@ -16,10 +16,12 @@ from urllib.request import urlopen
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 
 SERVED_MODEL = "tiny"
+KEY = "a-key-of-vllm"
 CONTEXT = 2048
 MOST_IMAGES = 2
 OPTIONS = [
     *("--served-model-name", SERVED_MODEL),
+    *("--api-key", KEY),
     *("--max-model-len", str(CONTEXT)),
     *("--max-num-seqs", "2"),
     *("--dtype", "float32", "--enforce-eager"),

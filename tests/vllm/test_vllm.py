@@ -23,7 +23,7 @@ from llm_diffusiongemma.errors import ServerError
 
 from ..conftest import TINY, Llm
 from ..test_tools import WEATHER
-from .serving import CONTEXT, MOST_IMAGES, SERVED_MODEL
+from .serving import CONTEXT, KEY, MOST_IMAGES, SERVED_MODEL
 
 # conftest takes all such variables away from the tests.
 SERVER = os.environ.get("LLM_DIFFUSIONGEMMA_TEST_SERVER", "")
@@ -54,8 +54,13 @@ LONG = "Count from 1 to 400"
 
 @pytest.fixture
 def box(llm_command: Llm) -> Llm:
-    llm_command.ok("diffusiongemma", "add", BOX, SERVER)
+    add(llm_command, BOX, SERVER)
     return llm_command
+
+
+def add(llm_command: Llm, name: str, url: str, *options: str) -> None:
+    llm_command.ok("keys", "set", "vllm", "--value", KEY)
+    llm_command.ok("diffusiongemma", "add", name, url, "--key", "vllm", *options)
 
 
 def metric(name: str) -> float:
@@ -241,10 +246,19 @@ def test_a_schema_is_refused(box: Llm) -> None:
 def test_errors(box: Llm) -> None:
     assert str(CONTEXT) in box.fails("-m", BOX, "word " * 2 * CONTEXT)
     assert str(CONTEXT) in box.fails("-m", BOX, "Hi", "-o", "max_tokens", str(4 * CONTEXT))
-    box.ok("diffusiongemma", "add", "other", SERVER, "--served-model", "large")
+    add(box, "other", SERVER, "--served-model", "large")
     message = box.fails("-m", "other", "Hi")
     assert "large" in message
     assert SERVED_MODEL in message
+
+
+def test_a_key(llm_command: Llm) -> None:
+    """vLLM's refusal isn't in OpenAI's shape."""
+    llm_command.ok("diffusiongemma", "add", BOX, SERVER)
+    assert "wants a key" in llm_command.fails("-m", BOX, "Hi")
+    llm_command.ok("keys", "set", "vllm", "--value", "another")
+    llm_command.ok("diffusiongemma", "add", "other", SERVER, "--key", "vllm")
+    assert "doesn't accept the key that `llm keys` has as vllm" in llm_command.fails("-m", "other", "Hi")
 
 
 def test_a_control_token_in_a_text_is_none(box: Llm) -> None:
@@ -346,7 +360,7 @@ def _request(client: socket.socket) -> bytes:
 @pytest.mark.parametrize("num_bytes", [0, 40, 250, 320, 480, 800, 1000])
 def test_a_stream_that_breaks_off_is_no_reply(llm_command: Llm, num_bytes: int) -> None:
     with cut_after(num_bytes) as url:
-        llm_command.ok("diffusiongemma", "add", BOX, url)
+        add(llm_command, BOX, url)
         response = llm.get_model(BOX).prompt("What is a canvas?")
         with pytest.raises(ServerError):
             response.text()
