@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -112,7 +113,7 @@ def _draw_fp8(codes: torch.Tensor, generator: torch.Generator) -> None:
 
 
 def _fp8_scale(inputs: int) -> float:
-    return float(inputs) ** -0.5 / 0.6  # over the size of what `_draw_fp8` draws
+    return 1 / (0.6 * math.sqrt(inputs))  # over the size of what `_draw_fp8` draws
 
 
 def converted(network: Network, dtype: torch.dtype, device: torch.device) -> Network:

@@ -20,7 +20,6 @@ from llm_diffusiongemma.diffusion.packed import (
     CompressedTensorsNvfp4,
     Formats,
     Fp8,
-    Matrices,
     ModelOptNvfp4,
 )
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline

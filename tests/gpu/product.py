@@ -33,19 +33,24 @@ from .packed import CARDS, empty_host_cache, forget, just_too_small
 from .rightness import ROOT
 
 QUESTION = "What is a canvas?"
-OPTIONS = {"seed": 1, "max_tokens": 512, "max_denoising_steps": 15}
+OPTIONS: dict[str, Any] = {"seed": 1, "max_tokens": 512, "max_denoising_steps": 15}
 SHARED_MEMORY = Path("/dev/shm")
 
 
 @contextmanager
-def checkpoint(bench: Bench, layout: Layout, layers: int | None = None) -> Iterator[Path]:
-    """One of the real sizes, or of the embedded network's, with so many layers: 3 unless they are to be all."""
-    sizes: dict[str, Any] = {"layer_types": None, "num_hidden_layers": layers or 3}
+def checkpoint(bench: Bench, layout: Layout, *, is_whole: bool = False) -> Iterator[Path]:
+    """All layers and the vocabulary of the real network, or four layers and the vocabulary of the embedded
+    tokenizer, whose replies are texts. On a CPU of the embedded network's sizes."""
+    sizes: dict[str, Any] = {"layer_types": None, "num_hidden_layers": 4}
+    memory = None
     if not bench.is_tiny:
         sizes = {**synthetic.REAL_SIZES, **sizes, "sliding_window": 1024, "max_position_embeddings": 262_144}
-    # A disk may take a minute for the whole network.
-    is_large = layers is not None and not bench.is_tiny
-    memory = SHARED_MEMORY if is_large and shutil.disk_usage(SHARED_MEMORY).free > 24 * GIB else None
+        if is_whole:
+            sizes["num_hidden_layers"] = 30
+            # A disk may take a minute for it.
+            memory = SHARED_MEMORY if shutil.disk_usage(SHARED_MEMORY).free > 24 * GIB else None
+        else:
+            del sizes["vocab_size"]
     with tempfile.TemporaryDirectory(dir=memory) as name:
         yield synthetic.write(Path(name) / layout.replace(" ", "-"), layout, shard_bytes=10**10, **sizes)
 
@@ -122,15 +127,18 @@ def brief(report: Any) -> Result:
 
 
 def same_replies(found: Result) -> Result:
-    """Whether all commands answered, and as the first did. Their tokens are taken out."""
+    """Whether all commands answered, and as the first did. Their tokens are taken out.
+
+    Tokens that the tokenizer doesn't have are nothing as a text, so a command may end with 1 all the same.
+    """
     replies = [each.pop("tokens") for each in found.values()]
     is_same = bool(replies[0]) and all(each == replies[0] for each in replies)
-    is_right = all(each["exit"] == 0 and each["is within it"] for each in found.values())
-    return {"ok": is_same and is_right, "same replies": is_same, **found}
+    is_within = all(each["is within it"] for each in found.values())
+    return {"ok": is_same and is_within, "same replies": is_same, **found}
 
 
 def load_packed(bench: Bench) -> Result:
-    """Three layers in each packed layout: loaded by the product, then streamed from memory and from the files."""
+    """A few layers in each packed layout: loaded by the product, then streamed from memory and from the files."""
     loads = bench.found
     layouts: list[Layout] = ["redhat fp8", "redhat nvfp4", "nvidia nvfp4"]
     for layout in layouts:
@@ -178,7 +186,7 @@ def drop(bench: Bench) -> None:
 def limit(bench: Bench) -> Result:
     """The whole network in NVFP4, by commands: on all of the card, and under limits as smaller cards have."""
     started = time.perf_counter()
-    with checkpoint(bench, "nvidia nvfp4", 4 if bench.is_tiny else 30) as folder:
+    with checkpoint(bench, "nvidia nvfp4", is_whole=True) as folder:
         written = time.perf_counter() - started
         limits = {name: CARDS[name] << 20 for name in ("12 GB", "8 GB")}
         if bench.is_tiny:
@@ -205,7 +213,7 @@ def unload(bench: Bench) -> Result:
 
 def unloaded(bench: Bench, entry: ModelEntry) -> Result:
     found: Result = {"before": state(bench)}
-    tokens = DiffusionGemma(entry).prompt(QUESTION, **OPTIONS).text()
+    text = DiffusionGemma(entry).prompt(QUESTION, **OPTIONS).text()
     network = weakref.ref(get_engine(entry).engine.loaded.network)
     found["loaded"] = state(bench)
     engine_module._engines.clear()
@@ -218,7 +226,7 @@ def unloaded(bench: Bench, entry: ModelEntry) -> Result:
         found["empty_cache"] = state(bench)
         empty_host_cache(bench)
         found["host cache emptied"] = state(bench)
-    return {**found, "characters": len(tokens)}
+    return {**found, "characters": len(text)}
 
 
 def state(bench: Bench) -> Result:
