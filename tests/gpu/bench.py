@@ -39,6 +39,11 @@ class Bench:
     found: Result = field(default_factory=dict)
     """What a long section has found so far, which is said even if it is cut off."""
 
+    def begin(self) -> Result:
+        """Where a long section puts what it finds as it goes."""
+        self.found = {}
+        return self.found
+
     @property
     def on_card(self) -> bool:
         return self.device.type == "cuda"

@@ -91,7 +91,7 @@ def run_section(bench: Bench, section: Section, budget: float, restart: Callable
     signal.signal(signal.SIGALRM, out_of_time)
     signal.setitimer(signal.ITIMER_REAL, budget)
     record: Result = {"section": section.name, "ok": True}
-    bench.found = {}
+    bench.begin()
     try:
         record |= section.run(bench)
     except Exception as error:
@@ -131,6 +131,8 @@ def main() -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.device == "cpu":
         torch.set_num_threads(1)  # networks this small are slower on more
+    else:
+        torch.cuda.init()  # so that a section may ask for memory before it takes any
     bench = Bench(torch.device(arguments.device), arguments.scale == "tiny", arguments.out)
     done = [*skip]
 

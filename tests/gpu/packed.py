@@ -42,7 +42,7 @@ HOST_BYTES = 100 * GIB
 
 def packed(bench: Bench) -> Result:
     """Resident: a step, prefill, memory against the plan, the experts' products against those of their numbers."""
-    found = bench.found
+    found = bench.begin()
     for formats in (NVFP4, FP8):
         outside = bench.taken() - held_by_torch(bench)
         network = random_network(bench.config.network(), bench.device, formats)
@@ -106,7 +106,7 @@ def products(bench: Bench, network: Network) -> Result:
 
 def streamed(bench: Bench) -> Result:
     """As on smaller cards: a step, what of it is copying and what computing, memory against the limit."""
-    found = bench.found
+    found = bench.begin()
     found["same tokens as resident"] = same_tokens(bench)
     cases = {"nvfp4 as on 8 GB": (NVFP4, "8 GB"), "nvfp4 as on 12 GB": (NVFP4, "12 GB")}
     cases["bf16 as on 24 GB"] = (PLAIN, "24 GB")

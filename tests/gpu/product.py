@@ -33,7 +33,6 @@ from .packed import CARDS, empty_host_cache, forget, just_too_small
 from .rightness import ROOT
 
 QUESTION = "What is a canvas?"
-OPTIONS: dict[str, Any] = {"seed": 1, "max_tokens": 512, "max_denoising_steps": 15}
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -48,11 +47,17 @@ def checkpoint(bench: Bench, layout: Layout, *, is_whole: bool = False) -> Itera
         if is_whole:
             sizes["num_hidden_layers"] = 30
             # A disk may take a minute for it.
-            memory = SHARED_MEMORY if shutil.disk_usage(SHARED_MEMORY).free > 24 * GIB else None
+            has_room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 24 * GIB
+            memory = SHARED_MEMORY if has_room else None
         else:
             del sizes["vocab_size"]
     with tempfile.TemporaryDirectory(dir=memory) as name:
         yield synthetic.write(Path(name) / layout.replace(" ", "-"), layout, shard_bytes=10**10, **sizes)
+
+
+def options(bench: Bench) -> dict[str, Any]:
+    """Of a reply of two canvases."""
+    return {"seed": 1, "max_tokens": 512, "max_denoising_steps": bench.steps}
 
 
 def entry_of(bench: Bench, folder: Path) -> ModelEntry:
@@ -81,9 +86,9 @@ def ask(
         **({} if limit is None else {MEMORY_VARIABLE: as_set(limit)}),
     }
     told = Path(environment["LLM_USER_PATH"]) / "told.json"
-    options = [word for name, value in OPTIONS.items() for word in ("-o", name, str(value))]
+    chosen = [word for name, value in options(bench).items() for word in ("-o", name, str(value))]
     line = [sys.executable, "-m", "tests.gpu.watched", str(told), str(host_bytes)]
-    line += ["-m", "diffusiongemma", prompt, *options]
+    line += ["-m", "diffusiongemma", prompt, *chosen]
     before, most, started = bench.taken(), 0, time.perf_counter()
     process = subprocess.Popen(
         line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -139,7 +144,7 @@ def same_replies(found: Result) -> Result:
 
 def load_packed(bench: Bench) -> Result:
     """A few layers in each packed layout: loaded by the product, then streamed from memory and from the files."""
-    loads = bench.found
+    loads = bench.begin()
     layouts: list[Layout] = ["redhat fp8", "redhat nvfp4", "nvidia nvfp4"]
     for layout in layouts:
         started = time.perf_counter()
@@ -191,7 +196,7 @@ def limit(bench: Bench) -> Result:
         limits = {name: CARDS[name] << 20 for name in ("12 GB", "8 GB")}
         if bench.is_tiny:
             limits = dict.fromkeys(limits, limit_of(bench, folder))
-        found = bench.found
+        found = bench.begin()
         # About as long as the least context that is planned for, so that the plan's peak is reached.
         prompt = QUESTION if bench.is_tiny else f"{'What is entropy? ' * 800}{QUESTION}"
         for name, most in {"all of it": None, **limits}.items():
@@ -201,7 +206,7 @@ def limit(bench: Bench) -> Result:
 
 def unload(bench: Bench) -> Result:
     """What comes back when an engine is dropped, step by step; twice resident, twice streamed."""
-    found = bench.found
+    found = bench.begin()
     with checkpoint(bench, "nvidia nvfp4") as folder:
         drop(bench)
         for name in ("resident", "resident again", "streamed", "streamed again"):
@@ -213,7 +218,7 @@ def unload(bench: Bench) -> Result:
 
 def unloaded(bench: Bench, entry: ModelEntry) -> Result:
     found: Result = {"before": state(bench)}
-    text = DiffusionGemma(entry).prompt(QUESTION, **OPTIONS).text()
+    text = DiffusionGemma(entry).prompt(QUESTION, **options(bench)).text()
     network = weakref.ref(get_engine(entry).engine.loaded.network)
     found["loaded"] = state(bench)
     engine_module._engines.clear()

@@ -50,7 +50,7 @@ def main() -> None:
         found |= {
             "allocated": torch.cuda.max_memory_allocated(),
             "reserved": torch.cuda.max_memory_reserved(),
-            "pinned": torch.cuda.host_memory_stats().get("reserved_bytes.peak"),
+            "pinned": torch.cuda.host_memory_stats().get("reserved_bytes.peak", 0),
         }
     logged = CliRunner().invoke(cli, ["logs", "--json", "-n", "1"])
     found["report"] = json.loads(logged.output)[0]["response_json"] if logged.exit_code == 0 else logged.output
