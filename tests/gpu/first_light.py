@@ -49,7 +49,7 @@ SECTIONS = [
     Section(rightness.features, 20, 90),
     # Each makes its own network, and measures what that takes: before the one that stays.
     Section(packed.packed, 60, 120),
-    Section(product.limit, 70, 150),
+    Section(product.limit, 90, 170),
     Section(packed.streamed, 95, 160),
     Section(product.load_packed, 60, 120),
     Section(product.unload, 25, 70),

@@ -197,8 +197,8 @@ def limit(bench: Bench) -> Result:
         if bench.is_tiny:
             limits = dict.fromkeys(limits, limit_of(bench, folder))
         found = bench.begin()
-        # About as long as the least context that is planned for, so that the plan's peak is reached.
-        prompt = QUESTION if bench.is_tiny else f"{'What is entropy? ' * 800}{QUESTION}"
+        # 14,800 tokens, about the context that is planned for, so that the plan's peak is reached.
+        prompt = QUESTION if bench.is_tiny else f"{'What is entropy? ' * 3700}{QUESTION}"
         for name, most in {"all of it": None, **limits}.items():
             found[name] = ask(bench, folder, most, prompt=prompt)
     return {"write_s": round(written, 1), **same_replies(found)}
