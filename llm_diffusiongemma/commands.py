@@ -14,12 +14,24 @@ from typing import TYPE_CHECKING
 import click
 import llm
 
-from .errors import DeviceError, DiffusionGemmaError, RegistryError, RemovalError
+from .backends.settings import Settings, settings_options
+from .errors import (
+    CheckpointNotFoundError,
+    DeviceError,
+    DiffusionGemmaError,
+    RegistryError,
+    RemovalError,
+    ServerAccessError,
+    ServerBusyError,
+    ServerError,
+    ServerUnreachableError,
+)
 from .interrupts import FAILED_STATUS, Interrupts, current_command
 from .wording import printable, quoted
 
 if TYPE_CHECKING:
     from .backends.choice import Choice
+    from .backends.running import Running
     from .catalog import ModelEntry, Source
 
 
@@ -64,6 +76,10 @@ def download(model_id: str, update: bool) -> None:
     from .hub.failures import size
 
     entry = _entry(model_id)
+    if entry.server is not None:
+        url = quoted(entry.server.url)
+        click.echo(printable(f"{model_id} is answered by the server {url}: there is nothing to download."))
+        return
     source = entry.sources[0] if len(entry.sources) == 1 else _chosen(entry)
     if isinstance(source.where, Path):
         click.echo(printable(f"{model_id} is in the folder {quoted(source.where)}: there is nothing to download."))
@@ -146,18 +162,35 @@ def _shares(entry: ModelEntry, source: Source) -> bool:
 @click.argument("source")
 @click.option("--revision", help="A branch, tag or commit of a repository. Default: its main branch")
 @click.option("--device", help="Where it runs, such as cuda:1. Default: the best there is")
-def add(model_id: str, source: str, revision: str | None, device: str | None) -> None:
+@click.option("--key", "key_name", metavar="NAME", help="Under which name `llm keys` has the key of a server")
+@click.option("--served-model", metavar="NAME", help="What a server calls the model, if it has several")
+def add(
+    model_id: str,
+    source: str,
+    revision: str | None,
+    device: str | None,
+    key_name: str | None,
+    served_model: str | None,
+) -> None:
     """Make a model of your own known to llm, as `llm -m ID`.
 
     SOURCE is a folder with a DiffusionGemma checkpoint, such as a fine-tune, or a repository (owner/name) of the
     Hugging Face Hub. A repository's weights come with the first prompt, or with `llm diffusiongemma download ID`.
+
+    Or it is the URL of an OpenAI-compatible server that has such a model, like http://host:8000/v1: one of vLLM's,
+    or what `llm diffusiongemma serve` runs on another machine.
     """
     from . import hub, registry
     from .view.progress import indicate
 
-    entry = registry.new_entry(model_id, source, revision, device)
+    entry = registry.new_entry(model_id, source, revision, device, served_model, key_name)
     if entry.model_id in _names():
         raise RegistryError(f"There is a model {model_id!r} already: `llm models` has it. Choose another name.")
+    if entry.server is not None:
+        found_there = _ask_server(entry)
+        registry.add(entry)
+        click.echo(printable(f"Added: `llm -m {model_id}` asks {quoted(entry.server.url)}. {found_there}"))
+        return
     (found,) = entry.sources
     with indicate("Looking at it"):
         if device is not None:
@@ -172,6 +205,102 @@ def add(model_id: str, source: str, revision: str | None, device: str | None) ->
             hub.on_disk(found)  # it refuses what can be no revision
     registry.add(entry)
     click.echo(printable(f"Added: `llm -m {model_id}` runs {quoted(found)}."))
+
+
+def _ask_server(entry: ModelEntry) -> str:
+    """What a server says it is, or why it doesn't yet. Raises what is wrong with it if it answers."""
+    from .backends.address import address_of
+    from .backends.remote import ask_what_it_is
+    from .view.progress import indicate
+
+    try:
+        address = address_of(entry)
+        assert address is not None
+        with indicate(f"Waiting for {quoted(address.name, 60)}"):
+            served = ask_what_it_is(address)
+    except (ServerUnreachableError, ServerAccessError, ServerBusyError) as error:
+        return f"It can't be asked now: {error}"
+    kinds = {"ours": "llm-diffusiongemma", "vllm": "vLLM", "other": "an OpenAI-compatible server"}
+    return f"That is {kinds[served.kind]}, which has the model as {quoted(served.model)}."
+
+
+@diffusiongemma.command()
+@click.argument("model_id", metavar="[MODEL]", default="diffusiongemma")
+@settings_options
+@click.option("--detach", is_flag=True, help="Put it into the background once it is loaded")
+def serve(model_id: str, settings: Settings, detach: bool) -> None:
+    """Keep a model loaded, for `llm` and for whoever speaks OpenAI's format.
+
+    `llm -m MODEL` finds it by itself. Others need its address and its token, which this says when the model is
+    loaded. Only this machine can ask it, unless --host says more.
+    """
+    from .backends import launch
+
+    launch.check_installed()
+    entry = _entry(model_id)
+    if entry.server is not None:
+        raise ServerError(f"{model_id} is answered by the server {quoted(entry.server.url)} already.")
+    if detach:
+        _say_served(launch.start(entry, settings), "`llm diffusiongemma stop` ends it.")
+        return
+    from .server.process import serve as run
+
+    status = run(entry, settings, when_ready=lambda server: _say_served(server, "Ctrl-C ends it."))
+    raise click.exceptions.Exit(status)
+
+
+def _say_served(server: Running, end: str) -> None:
+    import shlex
+
+    from .backends import running
+    from .backends.settings import duration_text
+
+    model_id, token = server.identity.model_id, running.folder() / running.TOKEN_FILE
+    body = {"model": model_id, "messages": [{"role": "user", "content": "What is a canvas?"}]}
+    keep_alive = server.keep_alive_seconds
+    curl = f'curl {server.url}/chat/completions -H "Authorization: Bearer $(cat {shlex.quote(str(token))})"'
+    lines = [
+        f"{curl} -H 'Content-Type: application/json' -d '{json.dumps(body)}'",
+        "",
+        f"{model_id} is served at {server.url} in OpenAI's format; `llm -m {model_id}` finds it by itself.",
+        f"The token that others need is in {quoted(token)}.",
+    ]
+    if keep_alive is not None:
+        lines.append(f"The weights go after {duration_text(keep_alive)} without a prompt, and come with the next.")
+    click.echo(printable("\n".join([*lines, end])))
+
+
+@diffusiongemma.command()
+def stop() -> None:
+    """End the server, at the latest within some seconds.
+
+    The reply that is being written may end if it soon does.
+    """
+    from .backends import launch
+    from .view.progress import indicate
+
+    with indicate("Waiting for the server's end"):
+        ended = launch.stop()
+    click.echo(f"The server for {ended.identity.model_id} is stopped." if ended else "No server is running.")
+
+
+@diffusiongemma.command()
+@click.argument("state", type=click.Choice(["on", "off"]), required=False)
+def warm(state: str | None) -> None:
+    """Have prompts start a server in the background, so that the next ones need not load the model.
+
+    It goes by itself after ten minutes without a prompt. Without on or off this says which it is.
+    """
+    from .backends import launch
+
+    if state == "on":
+        launch.check_installed()
+    if state is not None:
+        launch.set_warm(state == "on")
+    elif launch.is_warm():
+        click.echo("on: a prompt that finds no server starts one, which goes after ten minutes without any.")
+    else:
+        click.echo("off: each prompt loads the model anew, unless a server is running.")
 
 
 def _entries() -> list[ModelEntry]:
@@ -233,7 +362,13 @@ def check(context: click.Context, model_id: str, quick: bool, out: str | None) -
     """
     from . import check as checks
 
-    report = checks.run(_entry(model_id), is_quick=quick)
+    entry = _entry(model_id)
+    if entry.server is not None:
+        raise CheckpointNotFoundError(
+            f"{model_id} is answered by the server {quoted(entry.server.url)}: what there is to check is on that "
+            "machine."
+        )
+    report = checks.run(entry, is_quick=quick)
     if out is None:
         click.echo(report.markdown(), nl=False)
     else:

@@ -6,6 +6,7 @@ What is used of a document is written down as a subclass of `Document`, whose fi
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -47,6 +48,11 @@ EXPECTED = {
 class DocumentError(ValueError):
     """A text is no JSON object, or not one with the fields that are used. Its message is part of a sentence."""
 
+    def __init__(self, message: str, where: str | None = None) -> None:
+        super().__init__(message)
+        self.where = where
+        """The field, `messages.0.role`, if it is one."""
+
 
 class Document(BaseModel):
     """What is used of a JSON object. Numbers are not read out of texts, nor truths out of numbers."""
@@ -56,15 +62,20 @@ class Document(BaseModel):
     )
 
 
-AnyDocument = TypeVar("AnyDocument", bound=Document)
+AnyDocument = TypeVar("AnyDocument", bound=BaseModel)
 
 
-def parse_object(content: bytes) -> dict[str, Any]:
-    """The JSON object in UTF-8. Raises `DocumentError`."""
+def parse_object(content: bytes, *, strict: bool = False) -> dict[str, Any]:
+    """The JSON object in UTF-8. Raises `DocumentError`.
+
+    `strict` refuses what Python reads and not everybody does, or not in the same way: a name twice in an object,
+    and NaN.
+    """
     if len(content) > MAX_DOCUMENT_BYTES:
         raise DocumentError(f"it has {len(content):,} bytes, more than any such file")
     try:
-        value = json.loads(content.decode("utf-8"))
+        hooks: dict[str, Any] = {"object_pairs_hook": _of_pairs, "parse_constant": _constant} if strict else {}
+        value = json.loads(content.decode("utf-8"), **hooks)
     except RecursionError:
         raise DocumentError("it is nested too deeply") from None
     except ValueError as error:  # of the encoding, the syntax, or an integer of thousands of digits
@@ -74,27 +85,42 @@ def parse_object(content: bytes) -> dict[str, Any]:
     return value
 
 
-def conform(schema: type[AnyDocument], value: dict[str, Any]) -> AnyDocument:
-    """What is used of an object. Raises `DocumentError` that names the first field that isn't as it has to be."""
+def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise DocumentError(f"{quoted(counts.most_common(1)[0][0])} stands twice in an object")
+    return value
+
+
+def _constant(name: str) -> None:
+    raise DocumentError(f"{name} is no number in JSON")
+
+
+def conform(schema: type[AnyDocument], value: Any, at: str = "") -> AnyDocument:
+    """What is used of an object, which may itself stand `at` some field of a larger one.
+
+    Raises `DocumentError` that names the first field that isn't as it has to be.
+    """
     try:
         return schema.model_validate(value)
     except RecursionError:
-        raise DocumentError("it is nested too deeply") from None
+        raise DocumentError("it is nested too deeply", at) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = quoted(".".join(map(str, first["loc"])))
+        where = quoted(".".join(map(str, filter(None, (at, *map(str, first["loc"]))))))
         if first["type"] == "missing":
-            raise DocumentError(f"it has no {where}") from error
+            raise DocumentError(f"it has no {where}", where) from error
         message = first["msg"].removeprefix(RULE)
         if first["msg"].startswith(RULE) and isinstance(first["input"], dict):
-            raise DocumentError(f"in {where}, {message}" if where else message) from error
+            raise DocumentError(f"in {where}, {message}" if where else message, where) from error
         reason = message[:1].lower() + message[1:]
         if first["type"] == "extra_forbidden":
             reason = "nothing of that name is known here"
         elif first["type"] in EXPECTED:
             reason = f"it has to be {EXPECTED[first['type']].format_map(first.get('ctx', {}))}"
         raise DocumentError(
-            f"{where} is {quoted(repr(first['input']), SHOWN_VALUE_CHARACTERS)}: {reason}"
+            f"{where} is {quoted(repr(first['input']), SHOWN_VALUE_CHARACTERS)}: {reason}", where
         ) from error
 
 

@@ -69,6 +69,10 @@ class ServerError(DiffusionGemmaError, ConnectionError):
     """A server that can't be reached, doesn't answer in time, breaks off, or says what can't be understood."""
 
 
+class ServerUnreachableError(ServerError):
+    """A server that nothing at all has come from: so nothing has been answered, and another one may be asked."""
+
+
 class ServerAccessError(DiffusionGemmaError, PermissionError):
     """A server that wants a key, or another one."""
 

@@ -13,9 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Literal
+from typing import Literal, NoReturn
 
 import click
 from click.globals import pop_context
@@ -79,6 +79,11 @@ class Command:
         main = getattr(sys.modules.get("__main__"), "cli", None)
         return main is self._context.find_root().command and _in_main_thread()
 
+    def end_at_once(self) -> NoReturn:
+        """Interrupted, in a signal's handler, while nothing is written to llm's log."""
+        self._is_heard()
+        os._exit(INTERRUPTED_STATUS)
+
     def _end(self) -> None:
         raised = sys.exc_info()[1]
         # While llm printed, logged or ran a tool, or under asyncio, which cancels first.
@@ -108,16 +113,17 @@ class Command:
 
     def _is_heard(self) -> bool:
         """Say the last words. Whether they, and all that was printed before, have got out."""
-        is_heard = threading.Event()
+        is_unheard = _thread.allocate_lock()
+        is_unheard.acquire()
 
         def say() -> None:
             with suppress(OSError):  # nobody is there any more
                 _say_last()
-                is_heard.set()
+                is_unheard.release()
 
-        # In a thread: where nobody reads, writing doesn't end.
-        threading.Thread(target=say, daemon=True).start()
-        return is_heard.wait(READER_SECONDS)
+        # In a thread: where nobody reads, writing doesn't end. Not by `threading`: see `_insist`.
+        _thread.start_new_thread(say, ())
+        return is_unheard.acquire(timeout=READER_SECONDS)
 
     def _are_workers_done(self) -> bool:
         for worker in self._workers:
@@ -178,8 +184,6 @@ class Interrupts(Stop):
         self._command = command
         self.owns_process = command is not None and command.owns_process
         self._count = 0
-        self.has_cut_an_import = False
-        """By a second Ctrl-C: then a chat can't go on, for not everything can be imported again."""
         self._held_back_for: Literal["imports", "printing"] | None = None
 
     def __enter__(self) -> Interrupts:
@@ -201,15 +205,10 @@ class Interrupts(Stop):
 
     @contextmanager
     def importing(self) -> Iterator[None]:
-        # torch and numpy can't be imported again if their import was cut in the middle, so where the process
-        # goes on it takes effect behind the imports.
-        ends = self._command is not None and not self._command.goes_on
-        try:
-            with nullcontext() if ends else self._held_back("imports"):
-                yield
-        except BaseException:
-            self.has_cut_an_import = self._count > 1
-            raise
+        # torch and numpy can't be imported again if their import was cut in the middle. Where the process goes
+        # on a Ctrl-C takes effect behind the imports.
+        with self._held_back("imports"):
+            yield
         self.check()
 
     @contextmanager
@@ -249,7 +248,12 @@ class Interrupts(Stop):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._count += 1
-        if self._count > 1 or self._held_back_for is None:
+        is_insisted = self._count > 1
+        command = self._command if self.owns_process else None
+        if self._held_back_for == "imports" and command is not None and (is_insisted or not command.goes_on):
+            # What is raised in the middle of an import may meet torch's C++, which ends the process by an abort.
+            command.end_at_once()
+        if is_insisted or self._held_back_for is None:
             raise KeyboardInterrupt
         if self._held_back_for == "printing":
             _insist(lambda: self._held_back_for == "printing")

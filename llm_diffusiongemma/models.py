@@ -86,7 +86,7 @@ class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
                         yield from events
                 interrupts.check()
         except KeyboardInterrupt:
-            if reply is None and (interrupts.has_cut_an_import or not goes_on):
+            if reply is None and not goes_on:
                 raise  # there is nothing to keep
             # llm would drop the turn, and `llm chat` would take the loaded weights down with it. The
             # blocks that are done are worth keeping; the report says that the reply is not whole.
@@ -151,6 +151,11 @@ def _end(
         from .backends.form import lowered_note
 
         click.echo(f"\n{lowered_note(report.lowered)}", err=True)
+    if command is not None and sys.stderr.isatty():
+        from .backends.hints import on_loading
+
+        if hint := on_loading(report):
+            click.echo(f"\n{hint}", err=True)
     # Who stops a reply wants none of its tools run.
     tool_calls = () if report.finish_reason == "interrupted" else reply.tool_calls
     for call in tool_calls:
@@ -181,7 +186,8 @@ def _no_answer() -> StreamEvent:
 
 def _cause_of_length(report: Report, prompt: llm.Prompt) -> str:
     limit = getattr(prompt.options, "max_tokens", None) or DEFAULT_MAX_TOKENS
-    if (report.output_tokens or 0) >= limit:
+    # A server that counts none will have stopped at what it was told.
+    if report.output_tokens is None or report.output_tokens >= limit:
         advised = max(2 * limit, LEAST_ADVISED_TOKENS)
         return f"max_tokens ({limit:,}) is used up. Set it higher with -o max_tokens {advised}"
     return "the model's context is full. Shorten the prompt, or start a new conversation."

@@ -1,7 +1,8 @@
 """The user's own models, in `diffusiongemma/models.json` in llm's folder.
 
     {"models": {"my-model": {"repository": "owner/name", "revision": "v2", "device": "cuda:1"},
-                "another": {"folder": "/path/to/checkpoint"}}}
+                "another": {"folder": "/path/to/checkpoint"},
+                "dg-box": {"server": "http://host:8000/v1", "served_model": "its name there", "key": "box"}}}
 
 Every `llm` command reads it, so whatever is wrong with it is a sentence for those who ask, and never an error.
 What can be understood of it holds.
@@ -23,10 +24,11 @@ from typing import Any
 import llm
 from pydantic import ConfigDict
 
-from .catalog import HUB_SOURCES, ModelEntry, Source, built_in, chosen_device
+from .catalog import HUB_SOURCES, ModelEntry, Server, Source, built_in, chosen_device
 from .documents import Document, DocumentError, conform, parse_object
 from .errors import DiffusionGemmaError, RegistryError
 from .layout import is_folder
+from .urls import parse_url
 from .wording import quoted
 
 FILE_NAME = "models.json"
@@ -37,6 +39,8 @@ LOCK_SECONDS = 10.0
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.:@+/-]{0,99}", re.ASCII)
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+# Not one of the Hub's own pages, which name a repository.
+SERVER = re.compile(r"https?://(?!(www\.)?(hf|huggingface)\.co(/|$))", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,30 @@ class _Model(Document):
 
     repository: str | None = None
     folder: str | None = None
+    server: str | None = None
     revision: str | None = None
     device: str | None = None
+    served_model: str | None = None
+    key: str | None = None
+    """Under which name `llm keys` has the server's."""
 
-    def source(self) -> Source:
+    def entry(self, model_id: str) -> ModelEntry:
         """Raises `DocumentError`."""
-        if (self.repository is None) == (self.folder is None):
-            raise DocumentError('it needs either a "repository" or a "folder"')
+        if sum(where is not None for where in (self.repository, self.folder, self.server)) != 1:
+            raise DocumentError('it needs one of "repository", "folder" and "server"')
+        if self.server is None:
+            if self.served_model is not None or self.key is not None:
+                raise DocumentError('"served_model" and "key" are those of a "server"')
+            return ModelEntry(model_id, (self._source(),), chosen_device() or self.device)
+        if self.revision is not None or self.device is not None:
+            raise DocumentError('a "server" has no "revision" and no "device" that could be chosen')
+        try:
+            url = parse_url(self.server)
+        except RegistryError as error:
+            raise DocumentError(str(error).removesuffix(".")) from error
+        return ModelEntry(model_id, (), server=Server(url, self.served_model, self.key))
+
+    def _source(self) -> Source:
         if self.repository is not None:
             if not REPOSITORY.fullmatch(self.repository):
                 raise DocumentError(f"{quoted(repr(self.repository), 100)} is no repository, like owner/name")
@@ -100,7 +121,14 @@ def read() -> Registry:
     return Registry(tuple(entries), tuple(problems))
 
 
-def new_entry(model_id: str, source: str, revision: str | None, device: str | None) -> ModelEntry:
+def new_entry(
+    model_id: str,
+    source: str,
+    revision: str | None = None,
+    device: str | None = None,
+    served_model: str | None = None,
+    key_name: str | None = None,
+) -> ModelEntry:
     """A model to be added. A folder goes before a repository, whose name looks the same.
 
     Raises `RegistryError` for what can't be one, and `FileAccessError`.
@@ -110,6 +138,17 @@ def new_entry(model_id: str, source: str, revision: str | None, device: str | No
             f"{quoted(repr(model_id), 100)} can't be the name of a model: that is made of up to 100 letters "
             "(a to z), digits and the signs . _ - : @ + / and begins with a letter or a digit."
         )
+    if SERVER.match(source):
+        if revision is not None or device is not None:
+            raise RegistryError(
+                f"{quoted(repr(source), 200)} is a server, which has its weights and devices itself: leave "
+                "--revision and --device out."
+            )
+        return ModelEntry(model_id, (), server=Server(parse_url(source), served_model, key_name))
+    if served_model is not None or key_name is not None:
+        raise RegistryError(
+            "--served-model and --key are for a server, which is named by its URL, like http://host:8000/v1."
+        )
     folder = Path(os.path.expanduser(source))
     if source and is_folder(folder):
         if revision is not None:
@@ -118,16 +157,22 @@ def new_entry(model_id: str, source: str, revision: str | None, device: str | No
     if not REPOSITORY.fullmatch(source):
         raise RegistryError(
             f"{quoted(repr(source), 100)} is no folder that is here, and can't be a repository of the Hugging "
-            "Face Hub either: that is written as owner/name, with its revision behind --revision."
+            "Face Hub either: that is written as owner/name, with its revision behind --revision. Nor is it the "
+            "URL of a server, like http://host:8000/v1."
         )
     return ModelEntry(model_id, (_of_the_hub(source, revision),), device)
 
 
 def add(entry: ModelEntry) -> None:
     """Write a model down. Raises `RegistryError` if its id is taken there, or the file can't be used."""
-    (source,) = entry.sources
-    kind = "repository" if isinstance(source.where, str) else "folder"
-    model = {kind: str(source.where), "revision": source.revision, "device": entry.device}
+    model: dict[str, str | None]
+    if entry.server is not None:
+        server = entry.server
+        model = {"server": server.url, "served_model": server.served_model, "key": server.key_name}
+    else:
+        (source,) = entry.sources
+        kind = "repository" if isinstance(source.where, str) else "folder"
+        model = {kind: str(source.where), "revision": source.revision, "device": entry.device}
 
     def put(models: dict[str, Any]) -> None:
         if entry.model_id in models:
@@ -162,8 +207,7 @@ def _entry(model_id: str, model: Any, known: Collection[str]) -> ModelEntry:
         raise DocumentError("there is a built-in model of that name")
     if not isinstance(model, dict):
         raise DocumentError("it is no JSON object")
-    understood = conform(_Model, model)
-    return ModelEntry(model_id, (understood.source(),), chosen_device() or understood.device)
+    return conform(_Model, model).entry(model_id)
 
 
 def _models(document: dict[str, Any]) -> dict[str, Any]:

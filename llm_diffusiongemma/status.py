@@ -9,16 +9,21 @@ from __future__ import annotations
 import re
 import shutil
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import hub
+from .backends import launch, running
 from .backends.choice import choose
 from .backends.engine import telling_how_to_mend
+from .backends.running import Running
+from .backends.settings import duration_text
 from .catalog import MEMORY_VARIABLE, ModelEntry, Source
 from .diffusion import devices
 from .diffusion.loading import describe
@@ -40,10 +45,11 @@ def gather(entries: Sequence[ModelEntry], problems: Sequence[str], updates: bool
         _ask_for_updates(weights, sources, entries)
     return {
         "cache": _cache(),
-        "devices": [_device(name) for name in devices._available_devices()],
+        "devices": [_device(name) for name in devices.available_devices()],
         "memory_limit_bytes": _memory_limit(),
         "weights": weights,
         "models": [_model(entry) for entry in entries],
+        "server": _server(entries),
         "problems": list(problems),
     }
 
@@ -68,7 +74,7 @@ def _device(name: str) -> dict[str, Any]:
     with suppress(
         DeviceError, RuntimeError, AssertionError
     ):  # a card that PyTorch counts, and that doesn't answer
-        total_bytes = devices._total_memory(device)
+        total_bytes = devices.total_memory(device)
         kind = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {"device": name, "name": kind, "total_bytes": total_bytes, "free_bytes": _free_memory(device)}
 
@@ -145,6 +151,8 @@ def _model(entry: ModelEntry) -> dict[str, Any]:
         "sources": [str(source) for source in entry.sources],
         "device": entry.device,
     }
+    if entry.server is not None:
+        return result | {"server": asdict(entry.server)}
     try:
         choice = choose(entry)
         if choice.on_disk is None and isinstance(choice.source.where, Path):
@@ -172,6 +180,46 @@ def _check_folder(model_id: str, source: Source) -> None:
         describe(checkpoint.folder)
 
 
+def _server(entries: Sequence[ModelEntry]) -> dict[str, Any]:
+    """The one that is running, if any, and what it says of itself."""
+    result: dict[str, Any] = {"is_warm": launch.is_warm(), "running": None}
+    try:
+        found = running.recorded()
+        if found is None:
+            if (running.folder() / running.LOCK_FILE).exists() and running.is_locked():
+                result["problem"] = "A server is starting, or ending, or is one of another version."
+            return result
+        if not running.answers(found):
+            result["problem"] = (
+                f"The server for {quoted(found.identity.model_id)} (process {found.pid}) has left a record and is "
+                "not there any more. The next one takes that away."
+            )
+            return result
+        result["running"] = {
+            "model": found.identity.model_id,
+            "version": found.identity.version,
+            "process": found.pid,
+            "started": found.started,
+            "url": found.url,
+            "socket": found.socket,
+            "keep_alive_seconds": found.keep_alive_seconds,
+            "ends_when_idle": found.ends_when_idle,
+            "differs_in": _difference(found, entries),
+        }
+        result["running"]["state"] = launch.ask(found, "GET", "/diffusiongemma/status")
+    except (DiffusionGemmaError, OSError) as error:  # llm has no folder; a hung one
+        result["problem"] = str(error)
+    return result
+
+
+def _difference(found: Running, entries: Sequence[ModelEntry]) -> str | None:
+    """Why prompts from here don't use a server for their model, in a word; None if they do."""
+    for entry in entries:
+        if entry.model_id == found.identity.model_id:
+            return running.identity_of(entry).difference(found.identity)
+    return "model"
+
+
 def has_failed(found: dict[str, Any]) -> bool:
     """Whether the Hub was to be asked, and couldn't."""
     return any("update_error" in weights for weights in found["weights"])
@@ -189,12 +237,52 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "What a prompt would do"
     yield from map(_filled, _prompts(found["models"]))
+    yield ""
+    yield "Server"
+    yield from map(_filled, _server_lines(found["server"]))
     reasons = (weights["update_error"] for weights in found["weights"] if "update_error" in weights)
     problems = [*found["problems"], *dict.fromkeys(reasons)]
     if problems:
         yield ""
         yield "Problems"
         yield from map(_filled, problems)
+
+
+def _server_lines(server: dict[str, Any]) -> Iterator[str]:
+    if (found := server["running"]) is not None:
+        where = found["url"] or quoted(found["socket"])
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(found["started"]))
+        yield f"{quoted(found['model'])} (process {found['process']}) at {where} since {since}."
+        if "state" in found:
+            yield _server_state(found["state"], found["keep_alive_seconds"], found["ends_when_idle"])
+        if found["differs_in"] is not None:
+            yield f"Prompts from here don't use it: its {found['differs_in']} is another one."
+    elif "problem" not in server:
+        yield "None is running: `llm diffusiongemma serve` starts one."
+    if "problem" in server:
+        yield server["problem"]
+    if server["is_warm"]:
+        yield "Prompts that find none start one (`llm diffusiongemma warm on`)."
+
+
+def _server_state(state: dict[str, Any], keep_alive_seconds: float | None, ends_when_idle: bool) -> str:
+    loaded = state.get("loaded")
+    text = "Its weights are not loaded."
+    if loaded is not None:
+        text = f"Its weights ({loaded['representation']}) are loaded on {loaded['device']}."
+    text += f" Replies so far: {state['replies']}."
+    if state["running_since"] is not None:
+        return f"{text} It is writing one, and {state['waiting']} wait."
+    text += f" It has had nothing to do for {_about(time.time() - (state['last_used'] or state['started']))}"
+    if keep_alive_seconds is None or (loaded is None and not ends_when_idle):
+        return f"{text}."
+    return f"{text}; after {duration_text(keep_alive_seconds)} {'it ends' if ends_when_idle else 'they go'}."
+
+
+def _about(seconds: float) -> str:
+    """A time for people, who need no seconds of hours."""
+    size = next((size for size in (3600, 60) if seconds >= size), 1)
+    return duration_text(int(seconds) // size * size)
 
 
 def _filled(text: str) -> str:
@@ -263,6 +351,13 @@ def _prompts(models: Sequence[dict[str, Any]]) -> Iterator[str]:
 def _prompt(model: dict[str, Any]) -> str:
     if "error" in model:
         return str(model["error"])
+    if "server" in model:
+        server = model["server"]
+        named = f" for its model {quoted(server['served_model'])}" if server["served_model"] else ""
+        with_key = (
+            f", with the key that `llm keys` has as {quoted(server['key_name'])}" if server["key_name"] else ""
+        )
+        return f"the server {quoted(server['url'])} is asked{named}{with_key}."
     prompt = model["prompt"]
     text = str(prompt["sentence"]).removeprefix(f"{model['model']}: ")
     if prompt["is_refused"]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import click
 
@@ -20,6 +23,7 @@ MAX_QUOTED_CHARACTERS = 500
 OBEYED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 # Format characters that many writings and emoji need, and which only join or part what is beside them.
 JOINERS = "\u200c\u200d"
+LINE_ENDS = re.compile("[\r\n\u2028\u2029\x85]")
 
 
 def printable(text: str) -> str:
@@ -29,7 +33,7 @@ def printable(text: str) -> str:
 
 def quoted(value: object, limit: int = MAX_QUOTED_CHARACTERS) -> str:
     """A word, a path or an exception from outside as a part of a sentence: on one line, printable and not long."""
-    text = re.sub(r"\s*[\r\n\u2028\u2029\x85]+\s*", " ", str(value).strip())
+    text = " ".join(filter(None, map(str.strip, LINE_ENDS.split(str(value)))))
     shown = printable(text[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
@@ -39,10 +43,36 @@ def gib(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**29 else f"{num_bytes / 2**20:.1f} MiB"
 
 
+_listener: ContextVar[Callable[[str], object] | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def told_to(listener: Callable[[str], object]) -> Iterator[None]:
+    """In here, and in replies that begin in here, what is said beside a reply is said to `listener`."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
 def tell(message: str) -> None:
     """Say something to who sits at the terminal, beside the reply."""
+    if (listener := _listener.get()) is not None:
+        listener(printable(message))
+        return
     with progress.aside():
         click.echo(printable(message), err=True)
+
+
+def tell_once(message: str) -> None:
+    """What is as true of the next reply of this process."""
+    if message not in _told:
+        _told.add(message)
+        tell(message)
+
+
+_told: set[str] = set()
 
 
 def _shown(character: str) -> str:

@@ -23,8 +23,9 @@ import torch
 from llm.migrations import migrate
 from safetensors.torch import load_file, save_file
 
-from llm_diffusiongemma.backends import engine
+from llm_diffusiongemma.backends import engine, launch
 from llm_diffusiongemma.backends.engine import Engine
+from llm_diffusiongemma.backends.settings import Settings
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.template import ChatTemplate
 from llm_diffusiongemma.diffusion import devices
@@ -51,16 +52,39 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(tmp_path_factory.mktemp("llm"), monkeypatch)
+
+
+def set_environment(user_path: Path, patch: pytest.MonkeyPatch) -> None:
+    """Nothing of who runs the tests; and in a folder of their own they find no server of theirs."""
     for name in list(os.environ):
         if name.startswith("LLM_") or name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN"):
-            monkeypatch.delenv(name)
+            patch.delenv(name)
     for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
+        patch.setenv(name, value)
     # It has read its environment when it was imported, maybe before this.
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    user_path = tmp_path_factory.mktemp("llm")
+    patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (user_path / "model_options.json").write_text(json.dumps(DEFAULT_OPTIONS))
-    monkeypatch.setenv("LLM_USER_PATH", str(user_path))
+    patch.setenv("LLM_USER_PATH", str(user_path))
+
+
+@pytest.fixture(scope="session")
+def served_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """llm's folder of a user who has a server running, in a process of its own."""
+    if sys.platform == "win32":
+        pytest.skip("no server in the background there")
+    user_path = tmp_path_factory.mktemp("served")
+    with pytest.MonkeyPatch.context() as patch:
+        set_environment(user_path, patch)
+        launch.start(llm.get_model(TINY).entry, Settings(port=0))
+        yield user_path
+        launch.stop()
+
+
+@pytest.fixture
+def served(served_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before `llm_command`: that user's commands."""
+    monkeypatch.setenv("LLM_USER_PATH", str(served_path))
 
 
 @pytest.fixture(autouse=True)
@@ -276,7 +300,7 @@ def in_process(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     # The real weights fit this machine, which nobody must judge by before asking for what is served.
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
-    monkeypatch.setattr(devices, "_total_memory", lambda device: 2**40)
+    monkeypatch.setattr(devices, "total_memory", lambda device: 2**40)
     # Nothing of what happens here may be found by another test.
     monkeypatch.setattr(engine, "_engines", {})
     monkeypatch.setattr(exchange, "RETRY_SECONDS", (0.01, 0.01, 0.01))

@@ -2,9 +2,9 @@
 
     python -m tests.interrupting HOW WHERE [llm's arguments]
 
-WHERE is a module, while it is imported; or "printing", before llm's first word; or "the end", when all is logged
-and Python takes itself apart. HOW is "plainly"; "twice"; "lost": in a destructor, where Python prints and
-drops the exception that it raises; or "stuck": the import never ends.
+WHERE is a module, while it is imported: an exception ends the process then, as PyTorch's C++ may end it; or
+"printing", before llm's first word; or "the end", when all is logged and Python takes itself apart. HOW is
+"plainly"; "twice"; or "stuck": the import never ends.
 """
 
 from __future__ import annotations
@@ -32,19 +32,14 @@ class Interrupting(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
         if name == self._module:
             self._module = ""
-            if self._how == "lost":
-                Dying()
-            else:
+            try:
                 interrupt()
-            if self._how == "twice":
-                interrupt()
-            if self._how == "stuck":
-                time.sleep(1000)
-
-
-class Dying:
-    def __del__(self) -> None:
-        interrupt()
+                if self._how == "twice":
+                    interrupt()
+                if self._how == "stuck":
+                    time.sleep(1000)
+            except KeyboardInterrupt:
+                os.abort()
 
 
 def interrupt() -> None:

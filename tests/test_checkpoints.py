@@ -59,7 +59,7 @@ def test_a_folder_of_ones_own(llm_command: Llm, own_folder: Path) -> None:
 def test_full_model_not_in_the_cache(llm_command: Llm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
-    monkeypatch.setattr(devices, "_total_memory", lambda device: 2**40)
+    monkeypatch.setattr(devices, "total_memory", lambda device: 2**40)
     message = llm_command.fails("-m", FULL, "Hello")
     assert "hf download google/diffusiongemma-26B-A4B-it" in message
     assert "diffusiongemma-tiny" in message
@@ -469,6 +469,7 @@ def test_an_image_that_a_tower_makes_no_numbers_of_spoils_no_other_reply(
     save_file(weights, own_folder / "model.safetensors")
     message = llm_command.fails("-m", FULL, "What colour is this image?", "-a", str(picture))
     assert "What the vision tower makes of an image is not a number" in message
+    assert f"The weights are in {own_folder}.\nLLM_DIFFUSIONGEMMA_MODEL names the folder." in message
     assert llm_command.ok("-m", FULL, "What is a canvas?", "-o", "seed", "1").startswith("A canvas is")
 
 

@@ -20,6 +20,7 @@ from llm_diffusiongemma.diffusion import devices
 from llm_diffusiongemma.hub.failures import size
 from llm_diffusiongemma.status import _prompts
 
+from .backends.scripted_server import Answer, ScriptedServer, free_port, models
 from .conftest import Llm
 from .loopback_hub import COMMIT, NEWER_COMMIT, REPO, LoopbackHub, Refusal
 from .terminals import Terminal
@@ -98,7 +99,7 @@ def test_status_for_people(command: Command, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_MEMORY", "24GiB")
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(devices, "_total_memory", lambda device: 64 * 2**30)
+    monkeypatch.setattr(devices, "total_memory", lambda device: 64 * 2**30)
     text = command.ok("status")
     assert "  cpu    64.0 GiB, " in text
     assert "at most 24.0 GiB may be taken" in text
@@ -146,7 +147,7 @@ def test_settings_that_mean_nothing_are_said_once(
 def test_of_what_differs_in_numbers_only_the_numbers_are_said_again(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "_available_devices", lambda: ["cpu"])
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu"])
     text = " ".join(command.ok("status").split())
     assert text.count("finds no GPU") == 1
     assert "diffusiongemma, diffusiongemma-nvfp4: The model's weights take 17.5 GiB, " in text
@@ -237,7 +238,7 @@ def test_download_of_what_is_in_a_folder(command: Command) -> None:
 
 def test_download_to_a_machine_that_runs_none_of_it(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU nobody is asked; whoever wants to have it all the same names it."""
-    monkeypatch.setattr(devices, "_available_devices", lambda: ["cpu"])
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu"])
     assert "It downloads" not in command.ok("status")
     message = command.fails("download")
     assert "no GPU" in message
@@ -415,3 +416,48 @@ def test_help_says_what_there_is(command: Command) -> None:
     help_text = command.ok("--help")
     assert all(f"  {name} " in help_text for name in ("add", "download", "remove", "status"))
     assert "..." not in help_text.partition("Commands:")[2]  # of a sentence that is too long for its place
+
+
+# --- models that a server has --------------------------------------------------------------------------------
+
+
+def test_a_server_as_a_model(command: Command) -> None:
+    server = ScriptedServer()
+    server.start()
+    try:
+        command.llm.ok("keys", "set", "mine", "--value", "secret")
+        added = command.ok("add", "box", f"{server.url}/", "--key", "mine")
+        assert added == (f"Added: `llm -m box` asks {server.url}. That is vLLM, which has the model as tiny.")
+        assert server.requests[0].headers["authorization"] == "Bearer secret"
+        # Nothing is added of which it is clear that it can't be meant.
+        server.models = models("vllm", "a", "b")
+        assert "It has: a, b." in command.fails("add", "other", server.url)
+        server.models = Answer(b"<html>", {"Content-Type": "text/html"})
+        assert "no OpenAI-compatible server" in command.fails("add", "other", server.url)
+        assert "vLLM" not in command.ok("add", "other", f"{server.url}", "--served-model", "a", "--key", "gone")
+        server.requests.clear()
+
+        found = command.status()
+        models_by_id = {model["model"]: model for model in found["models"]}
+        assert models_by_id["box"]["server"] == {"url": server.url, "served_model": None, "key_name": "mine"}
+        assert models_by_id["other"]["server"]["served_model"] == "a"
+        text = " ".join(command.ok("status").split())
+        assert f"box: the server {server.url} is asked, with the key that `llm keys` has as mine." in text
+        assert f"other: the server {server.url} is asked for its model a, with the key" in text
+        assert "secret" not in text
+        assert not server.requests
+    finally:
+        server.stop()
+
+    assert "nothing to download" in command.ok("download", "box")
+    assert "on that machine" in command.fails("check", "box")
+    assert command.ok("remove", "box", "-y") == "llm will not know 'box' any more.\nDone."
+    assert "box" not in {model["model"] for model in command.status()["models"]}
+
+
+def test_a_server_that_is_not_there_yet(command: Command) -> None:
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    added = command.ok("add", "box", url)
+    assert added.startswith(f"Added: `llm -m box` asks {url}. It can't be asked now: {url} can't be reached")
+    assert command.status()["models"][-1]["server"]["url"] == url
+    assert "can't hold a name or a password" in command.fails("add", "other", "http://me:secret@host/v1")

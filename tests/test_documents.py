@@ -85,3 +85,27 @@ def test_a_rule_between_fields() -> None:
         conform(Falling, {"low": 2, "high": 1})
     with pytest.raises(DocumentError, match=r"^first is 3: it has to be an object$"):
         conform(Pair, {"first": 3})
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "c stands twice in an object"),
+        (b'{"a": [NaN]}', "NaN is no number in JSON"),
+        (b'{"a": -Infinity}', "-Infinity is no number in JSON"),
+    ],
+)
+def test_what_not_everybody_reads_in_the_same_way(content: bytes, reason: str) -> None:
+    parse_object(content)
+    with pytest.raises(DocumentError, match=reason):
+        parse_object(content, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "at", "where"),
+    [({"name": 5}, "", "name"), ({}, "parts.3", "parts.3.name"), (5, "parts.3", "parts.3")],
+)
+def test_an_error_names_its_field(value: object, at: str, where: str) -> None:
+    with pytest.raises(DocumentError, match=where) as caught:
+        conform(Example, value, at)
+    assert caught.value.where == where

@@ -318,6 +318,14 @@ def test_a_model_on_a_gpu_is_lost_by_a_fork(monkeypatch: pytest.MonkeyPatch) -> 
         next(blocks)
 
 
+def test_an_import_that_failed_can_be_cut_again() -> None:
+    with pytest.raises(ImportError), forks.importing("what isn't there"):
+        raise ImportError
+    for is_large in (True, False):
+        with forks.importing("what isn't there"):
+            assert bool(forks._at_it) == is_large
+
+
 # Everything in one process, for its imports are what takes long.
 FORKS = """
 import asyncio, functools, multiprocessing, os, signal, sys, threading, time

@@ -339,15 +339,15 @@ def test_too_large_for_this_machine(
     """Refused by the size in the listing, before any file is asked for or made."""
     hub.claimed_sizes[LAST_SHARD] = 51_600_000_000
     monkeypatch.delenv("LLM_DIFFUSIONGEMMA_DEVICE")
-    monkeypatch.setattr(devices, "_available_devices", lambda: ["cpu"])
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu"])
     message = llm_command.fails("-m", FULL, QUESTION)
     assert "48.1 GiB" in message
     assert "no GPU" in message
     assert "LLM_DIFFUSIONGEMMA_DEVICE=cpu" in message
     assert "llm -m diffusiongemma-tiny" in message
 
-    monkeypatch.setattr(devices, "_total_memory", lambda device: 6 * 2**30)
-    monkeypatch.setattr(devices, "_available_devices", lambda: ["cuda:0", "cpu"])
+    monkeypatch.setattr(devices, "total_memory", lambda device: 6 * 2**30)
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cuda:0", "cpu"])
     message = llm_command.fails("-m", FULL, QUESTION)
     assert message.startswith("In bf16 the model takes ")
     assert "There may be taken 6.0 GiB of cuda:0." in message
@@ -696,7 +696,7 @@ def test_weights_by_unusual_names_beside_shards(
 def judged(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU, nothing chosen: the machine that most people have."""
     monkeypatch.delenv("LLM_DIFFUSIONGEMMA_DEVICE")
-    monkeypatch.setattr(devices, "_available_devices", lambda: ["cpu"])
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cpu"])
 
 
 @pytest.fixture(params=["offline", "no network", "no Hub", "refused"])
@@ -720,7 +720,7 @@ def test_the_machine_before_the_network(
     assert message.startswith("The model's weights take 48.1 GiB, and PyTorch finds no GPU here")
     # Also if they are partly here.
     lose(fill_cache(cache, checkpoint_files) / LAST_SHARD, "content")
-    monkeypatch.setattr(devices, "_total_memory", lambda device: 6 * 2**30)
+    monkeypatch.setattr(devices, "total_memory", lambda device: 6 * 2**30)
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "CPU")
     assert "There may be taken 4.0 GiB of cpu." in llm_command.fails("-m", FULL, QUESTION)
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "bogus")

@@ -202,20 +202,13 @@ def test_async_too(llm_command: Llm) -> None:
     assert llm_command("-m", TINY, "--async", "What is a canvas?").exit_code == 0
 
 
-@pytest.mark.parametrize(
-    ("how", "module"),
-    [
-        ("plainly", "torch.nn"),
-        # Python drops the exception; the command used to answer, seconds later.
-        ("lost", "llm_diffusiongemma.diffusion.network"),
-    ],
-)
-def test_while_importing(llm_command: Llm, how: str, module: str) -> None:
-    process = llm_command.process("-m", TINY, "What is a canvas?", module=("tests.interrupting", how, module))
-    output, errors = end(process)
-    assert process.returncode == 130, errors
-    assert output == ""
-    assert "Interrupted." in errors
+def test_while_importing(llm_command: Llm) -> None:
+    """An exception in the middle of it met PyTorch's C++ now and then, which ended the process by an abort."""
+    process = llm_command.process(
+        "-m", TINY, "What is a canvas?", module=("tests.interrupting", "plainly", "torch.nn")
+    )
+    assert end(process) == ("", "\nInterrupted.\n")
+    assert process.returncode == 130
     assert llm_command.logs() == []
 
 

@@ -163,7 +163,7 @@ def test_control_tokens_in_a_prompt_stay_text(llm_command: Llm, monkeypatch: pyt
 def test_empty_reply_is_said(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     # The trained network never does this by itself: let every token end the reply.
     engine = get_engine(llm.get_model(TINY).entry).engine
-    monkeypatch.setattr(engine.pipeline, "eos_token_ids", frozenset(range(engine.pipeline.vocab_size)))
+    monkeypatch.setattr(engine.pipeline, "eos_token_ids", frozenset(range(engine.loaded.network.size)))
     result = llm_command("-m", TINY, "What is a canvas?")
     assert result.exit_code == 0
     assert result.stdout.strip() == ""

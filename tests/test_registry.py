@@ -16,7 +16,7 @@ from huggingface_hub.utils import WeakFileLock
 from llm.plugins import pm
 
 from llm_diffusiongemma import registry
-from llm_diffusiongemma.catalog import HUB_SOURCES, ModelEntry, Source, built_in
+from llm_diffusiongemma.catalog import HUB_SOURCES, ModelEntry, Server, Source, built_in
 from llm_diffusiongemma.errors import RegistryError
 from llm_diffusiongemma.models import DiffusionGemma
 
@@ -53,6 +53,20 @@ def test_what_is_added_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         registry.add(folder)
     registry.take_out("tuned")
     assert own_ids() == {"mine"}
+
+
+def test_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_DEVICE", "cpu")
+    entry = registry.new_entry("box", "HTTPS://Host:8000/v1/", served_model="tiny", key_name="mine")
+    assert entry == ModelEntry("box", (), server=Server("https://host:8000/v1", "tiny", "mine"))
+    registry.add(entry)
+    registry.add(bare := registry.new_entry("bare", "http://[::1]:8000/v1"))
+    assert registry.read() == registry.Registry((entry, bare), ())
+    assert json.loads(registry.path().read_text())["models"]["bare"] == {"server": "http://[::1]:8000/v1"}
+    with pytest.raises(RegistryError, match="leave --revision and --device out"):
+        registry.new_entry("box", "http://host/v1", device="cpu")
+    with pytest.raises(RegistryError, match="are for a server"):
+        registry.new_entry("box", "somebody/tuned", key_name="mine")
 
 
 UNUSABLE = {
@@ -101,8 +115,13 @@ def test_a_file_that_cannot_be_used(
     ("model_id", "model", "words"),
     [
         ("mine", "somebody/mine", "no JSON object"),
-        ("mine", {}, 'either a "repository" or a "folder"'),
-        ("mine", {"repository": "a/b", "folder": "/a"}, 'either a "repository" or a "folder"'),
+        ("mine", {}, 'one of "repository", "folder" and "server"'),
+        ("mine", {"repository": "a/b", "folder": "/a"}, 'one of "repository", "folder" and "server"'),
+        ("mine", {"server": "http://a/v1", "folder": "/a"}, 'one of "repository", "folder" and "server"'),
+        ("mine", {"server": "host:8000"}, "can't be the URL of a server"),
+        ("mine", {"server": "http://me:secret@host/v1"}, "can't hold a name or a password"),
+        ("mine", {"server": "http://a/v1", "device": "cpu"}, 'no "device" that could be chosen'),
+        ("mine", {"repository": "a/b", "key": "box"}, 'those of a "server"'),
         ("mine", {"repository": "mine"}, "no repository"),
         ("mine", {"repository": ["a/b"]}, "repository is ['a/b']: it has to be a text"),
         ("mine", {"folder": "mine"}, "doesn't begin at the root"),

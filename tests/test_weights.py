@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_diffusiongemma import wording
 from llm_diffusiongemma.backends import choice, engine
 from llm_diffusiongemma.backends.choice import described_sizes
 from llm_diffusiongemma.catalog import DEVICE_VARIABLE, EMBEDDED_CHECKPOINT, MEMORY_VARIABLE, MODEL_VARIABLE
@@ -15,22 +16,10 @@ from llm_diffusiongemma.diffusion.placement import DeviceMemory, Machine, place
 
 from .conftest import Llm
 from .layouts import synthetic
-from .layouts.writer import REPOSITORIES, Layout, write
+from .layouts.writer import COMMIT, REPOSITORIES, Layout, write_to_cache
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 QUESTION = ("What is a canvas?", "-o", "seed", "1")
 NAMED: dict[str, Layout] = {"bf16": "google bf16", "fp8": "redhat fp8", "nvfp4": "nvidia nvfp4"}
-
-
-def put(cache: Path, source: Path, *layouts: Layout) -> dict[Layout, Path]:
-    """Copies of a plain checkpoint in a cache, under the names of the Hub's repositories."""
-    folders = {}
-    for layout in layouts:
-        repo = cache / f"models--{REPOSITORIES[layout].replace('/', '--')}"
-        (repo / "refs").mkdir(parents=True)
-        (repo / "refs" / "main").write_text(COMMIT)
-        folders[layout] = write(source, repo / "snapshots" / COMMIT, layout)
-    return folders
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +27,15 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing loaded, and nothing said yet."""
     monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
     monkeypatch.setattr(engine, "_engines", {})
-    monkeypatch.setattr(choice, "_said", set())
+    monkeypatch.setattr(wording, "_told", set())
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with copies of the embedded checkpoint."""
     cache = tmp_path_factory.mktemp("small")
-    put(cache, EMBEDDED_CHECKPOINT, *REPOSITORIES)
+    for layout in REPOSITORIES:
+        write_to_cache(EMBEDDED_CHECKPOINT, cache, layout)
     return cache
 
 
@@ -55,7 +45,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Layout
     folder = tmp_path_factory.mktemp("experts")
     plain = synthetic.write(folder / "plain", "google bf16", num_experts=24, moe_intermediate_size=512)
     cache = folder / "hub"
-    return cache, put(cache, plain, *NAMED.values())
+    return cache, {layout: write_to_cache(plain, cache, layout) for layout in NAMED.values()}
 
 
 def use(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

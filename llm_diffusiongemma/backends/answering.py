@@ -1,25 +1,155 @@
-"""Which backend answers a turn."""
+"""Which backend answers a turn: a server, or this process."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, suppress
+
+import llm
+from llm.parts import StreamEvent
 
 from ..catalog import ModelEntry
-from .turn import AsyncReply, Reply, Stop, Turn
+from ..errors import ServerError
+from ..wording import tell
+from .address import Address
+from .finding import find, has_gone
+from .turn import AsyncReply, Outcome, Reply, Report, Stop, Turn
+
+StartThread = Callable[[threading.Thread], None]
 
 
 def answer(entry: ModelEntry, turn: Turn, stop: Stop) -> Reply:
     """A reply that is ready to begin. Raises what its backend raises, and what `stop` raises."""
+    address = find(entry, may_start=stop.owns_process)
+    stop.check()
+    if address is not None:
+        try:
+            return _Reply(address, entry, turn, stop)
+        except ServerError:
+            if not has_gone(address):
+                raise
+        _tell_gone()
+    return _here(entry, turn, stop)
+
+
+def answer_async(entry: ModelEntry, turn: Turn, owns_process: bool, start_thread: StartThread) -> AsyncReply:
+    """The same in an event loop, where nothing is done before the first of its steps is asked for."""
+    return _AsyncReply(entry, turn, owns_process, start_thread)
+
+
+def _here(entry: ModelEntry, turn: Turn, stop: Stop) -> Reply:
     from .local import LocalReply
 
     return LocalReply(entry, turn, stop)
 
 
-def answer_async(
-    entry: ModelEntry, turn: Turn, owns_process: bool, start_thread: Callable[[threading.Thread], None]
-) -> AsyncReply:
-    """The same in an event loop, where nothing is done before the first of its steps is asked for."""
-    from .worker import AsyncLocalReply
+def _tell_gone() -> None:
+    tell("The local server ended before it could answer, so this process does.")
 
-    return AsyncLocalReply(entry, turn, owns_process, start_thread)
+
+class _Delegate:
+    """What there is of a reply is what there is of the one at work."""
+
+    _reply: Outcome
+
+    @property
+    def report(self) -> Report:
+        return self._reply.report
+
+    @property
+    def has_text(self) -> bool:
+        return self._reply.has_text
+
+    @property
+    def tool_calls(self) -> Sequence[llm.ToolCall]:
+        return self._reply.tool_calls
+
+
+class _Reply(_Delegate):
+    """A server's; or this process's, if that was found by itself and is gone before anything has come of it."""
+
+    _reply: Reply
+
+    def __init__(self, address: Address, entry: ModelEntry, turn: Turn, stop: Stop) -> None:
+        from .remote import RemoteReply
+
+        self._address, self._entry, self._turn, self._stop = address, entry, turn, stop
+        self._reply = RemoteReply(address, turn, stop)
+
+    def steps(self) -> Iterator[list[StreamEvent]]:
+        has_come = False
+        try:
+            for events in self._reply.steps():
+                has_come = True
+                yield events
+            return
+        except ServerError:
+            if has_come or not has_gone(self._address):
+                raise
+        _tell_gone()
+        self._reply = _here(self._entry, self._turn, self._stop)
+        yield from self._reply.steps()
+
+    def cut_short(self) -> list[StreamEvent]:
+        return self._reply.cut_short()
+
+
+class _AsyncReply(_Delegate):
+    """Either, as it turns out."""
+
+    _reply: AsyncReply
+
+    def __init__(self, entry: ModelEntry, turn: Turn, owns_process: bool, start_thread: StartThread) -> None:
+        self._entry, self._turn = entry, turn
+        self._owns_process, self._start_thread = owns_process, start_thread
+
+    async def steps(self) -> AsyncGenerator[list[StreamEvent], None]:
+        address = await self._find()
+        if address is not None:
+            from .remote import AsyncRemoteReply
+
+            has_come = False
+            try:
+                self._reply = AsyncRemoteReply(address, self._turn)
+                async with aclosing(self._reply.steps()) as steps:
+                    async for events in steps:
+                        has_come = True
+                        yield events
+                return
+            except ServerError:
+                if has_come or not has_gone(address):
+                    raise
+            _tell_gone()
+        from .worker import AsyncLocalReply
+
+        self._reply = AsyncLocalReply(self._entry, self._turn, self._owns_process, self._start_thread)
+        async with aclosing(self._reply.steps()) as steps:
+            async for events in steps:
+                yield events
+
+    async def _find(self) -> Address | None:
+        """In a thread of its own: a server may have to be started."""
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[Address | None] = loop.create_future()
+
+        def run() -> None:
+            address, failure = None, None
+            try:
+                address = find(self._entry, may_start=self._owns_process)
+            except BaseException as error:  # it is raised again in the loop's thread, where it can be seen
+                failure = error
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(hand_over, address, failure)
+
+        def hand_over(address: Address | None, failure: BaseException | None) -> None:
+            if found.cancelled():
+                return
+            if failure is None:
+                found.set_result(address)
+            else:
+                found.set_exception(failure)
+
+        self._start_thread(threading.Thread(target=run, name="diffusiongemma-server"))
+        return await found

@@ -24,7 +24,7 @@ from ..diffusion.sizes import sizes_of
 from ..diffusion.vision import PROJECTION, TOWER
 from ..errors import CheckpointError, DeviceMemoryError, DiffusionGemmaError, NoGpuError
 from ..layout import missing_weights, weights_here
-from ..wording import gib, quoted, tell
+from ..wording import gib, quoted, tell_once
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -166,7 +166,7 @@ class Choice:
         if not is_small(weight_bytes):
             sizes, placement = self._expected(weight_bytes)
             if not _is_unremarkable(placement, weight_bytes):
-                say_once(_line(self.entry, self.source, sizes, placement))
+                tell_once(_line(self.entry, self.source, sizes, placement))
 
     def _expected(self, weight_bytes: int) -> tuple[Sizes, Placement]:
         sizes = known_sizes(self.source.representation, weight_bytes)
@@ -276,16 +276,6 @@ def told(entry: ModelEntry, source: Source, described: Described, placement: Pla
     if _is_unremarkable(placement, described.weights.num_bytes):
         return None
     return _line(entry, source, described_sizes(described, placement.devices[0]), placement)
-
-
-_said: set[str] = set()
-
-
-def say_once(line: str | None) -> None:
-    """In a process; None is nothing."""
-    if line is not None and line not in _said:
-        _said.add(line)
-        tell(line)
 
 
 def _is_unremarkable(placement: Placement, weight_bytes: int) -> bool:

@@ -10,8 +10,8 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,8 +25,10 @@ from ..chat.checkpoint import NetworkTokens, load_tokenizer
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
 from ..chat.prompt import PromptEncoder
 from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
-from ..errors import CheckpointError, DeviceError, DiffusionGemmaError
+from ..errors import CheckpointError, DeviceError, DiffusionGemmaError, NotANumberError
+from ..layout import read_files
 from ..view.progress import indicate
+from ..wording import quoted, tell_once
 from . import forks
 from .forks import importing, indivisible
 from .form import Form
@@ -36,6 +38,7 @@ from .turn import ALWAYS_WANTED, Stop
 if TYPE_CHECKING:
     from ..diffusion.loading import Described, LoadedModel
     from ..diffusion.placement import Machine, Placement
+    from ..diffusion.weights import Stamp
     from ..grammar.automaton import Vocabulary
     from ..grammar.constraint import TextConstraint
 
@@ -63,7 +66,9 @@ class Engine:
 
         # It is read from with the first picture, and the program may be in another folder by then.
         self.folder = described.folder.absolute()
-        self._weights = described.weights
+        self.files: Mapping[str, Stamp] = {}
+        """What was read of the folder, as it was then: when a file is replaced, this is another."""
+        self.loaded_at = time.time()
         vision = torch.device(loaded.placement.vision)
         self.image_reader = ImageReader(self.folder, loaded.config, loaded.dtype, vision)
         self.loaded = loaded
@@ -105,11 +110,6 @@ class Engine:
         )
         return cls(loaded, load_tokenizer(described.folder, expected), described)
 
-    @property
-    def is_stale(self) -> bool:
-        """Whether experts are read at every step from files that were changed since."""
-        return self.loaded.placement.num_layers("files") > 0 and not self._weights.are_unchanged
-
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Around each step of a reply: nobody else's is computed, and what the host has set doesn't matter.
@@ -125,6 +125,13 @@ class Engine:
         """Raises `DeviceError` if what the model is loaded to can't be used in this process."""
         if self._process != os.getpid() and self.loaded.device.type != "cpu":
             raise _lost_by_fork(self.loaded.device.type)
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest context: of the network, or that there is memory for."""
+        possible = self.loaded.placement.context_tokens
+        length = self.pipeline.context_length
+        return length if possible is None else min(length, possible)
 
     def peak_memory_bytes(self) -> int | None:
         """The most that this process has held so far, of all devices; on the CPU of its memory. None if it can't
@@ -180,7 +187,7 @@ class Engine:
 
 
 _engines: dict[tuple[Path, Machine], Engine] = {}
-"""What has been said of what was chosen: once is enough."""
+"""By the folder of their weights, and what those were placed on."""
 _engines_lock = threading.Lock()
 
 
@@ -224,7 +231,7 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
 
 def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready:
     from ..diffusion.loading import describe
-    from .choice import bytes_to_read, choose, place_described, say_once, told
+    from .choice import bytes_to_read, choose, place_described, told
 
     # A device that is not there is told before anything is looked for or downloaded.
     _check_cuda_after_fork(entry.device)
@@ -234,10 +241,11 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
     stop.check()
     revision = checkpoint.folder.name if isinstance(source.where, str) else None
     key = (checkpoint.folder.resolve(), choice.machine)
-    engine = _engines.get(key)
-    if engine is not None and engine.is_stale:
+    files = _files(checkpoint.folder)
+    if key in _engines and _engines[key].files != files:
         del _engines[key]
-    elif engine is not None:
+    if key in _engines:
+        engine = _engines[key]
         engine.check_process()
         return Ready(engine, source, checkpoint.resolved_model, revision, 0.0)
     started = time.perf_counter()
@@ -253,12 +261,41 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
         _let_go_of_large_ones(placement)
         progress.set_total(bytes_to_read(described, placement))
         engine = Engine.load(described, placement, stop.check, progress.advance)
+    engine.files = files
     # What is in the cache is whole, whenever somebody interrupts.
     _engines[key] = engine
-    say_once(told(entry, source, described, placement))
+    if (line := told(entry, source, described, placement)) is not None:
+        tell_once(line)
     return Ready(
         engine, source, checkpoint.resolved_model, revision, import_seconds + time.perf_counter() - started
     )
+
+
+def _files(folder: Path) -> dict[str, Stamp]:
+    from ..diffusion.weights import Stamp
+
+    stamps = {}
+    for file in read_files(folder):
+        with suppress(OSError):  # gone just now: loading says so
+            stamps[file.name] = Stamp.of(file.stat())
+    return stamps
+
+
+def loaded_engines() -> list[Engine]:
+    """The engines that replies find loaded."""
+    return list(_engines.values())
+
+
+def let_go() -> None:
+    """Drop all engines, and give their memory back to the system. One that is at work stays until its reply has
+    ended; the next reply loads its model anew."""
+    if not _engines:
+        return
+    from ..diffusion.devices import give_memory_back
+
+    with _engines_lock:
+        _engines.clear()
+    give_memory_back()
 
 
 def _let_go_of_large_ones(placement: Placement) -> None:
@@ -278,6 +315,9 @@ def telling_how_to_mend(source: str | Path, folder: Path) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{error}\n{hub.how_to_mend(source, folder)}") from error
+    except NotANumberError as error:
+        where = f"The weights are in {quoted(folder)}."
+        raise CheckpointError(f"{error} {where}\n{hub.how_to_mend(source, folder)}") from error
 
 
 def _check_cuda_after_fork(device: str | None) -> None:
@@ -369,7 +409,7 @@ def _make_locks_anew() -> None:
     """In a forked process: of the threads that held them maybe none is here. The weights are read, and stay."""
     global _engines_lock
     _engines_lock = threading.Lock()
-    for engine in _engines.values():
+    for engine in loaded_engines():
         engine.lock = threading.RLock()
 
 

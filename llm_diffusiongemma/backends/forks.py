@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 
 from ..errors import DiffusionGemmaError
@@ -55,14 +55,9 @@ def indivisible() -> Iterator[None]:
 @contextmanager
 def importing(what: str) -> Iterator[None]:
     """`indivisible` around what imports something large the first time."""
-    if what in _imported:
+    with nullcontext() if what in _imported else indivisible():
         yield
-        return
-    with indivisible():
-        try:
-            yield
-        finally:
-            _imported.add(what)
+    _imported.add(what)
 
 
 def _before_fork() -> None:

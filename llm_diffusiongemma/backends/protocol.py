@@ -4,7 +4,8 @@ All of it stands in one field, `diffusiongemma`:
 
 - of a request: whatever of `Options` OpenAI's format has no field for, and `progress`, true if it is to be told
   how the reply goes;
-- of an image in a message: `timestamp`, `mm:ss`, if it is a frame of a video;
+- of an image in a message: `timestamp`, `mm:ss`, if it is a frame of a video; `name`, where it is from, for what
+  is said of it;
 - of a chunk, or of a reply that is not streamed: `report`, with `progress` at each chunk, else at the last; and
   `state` in chunks without choices while there is nothing to be read yet, with `progress` only.
 """
@@ -19,13 +20,12 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from .. import errors
+from ..chat.wire import EXTENSION as EXTENSION
 from ..errors import DiffusionGemmaError, ServerError
 from ..options import Options
 from ..wording import quoted
 from .turn import Report
 
-#: The field, in every object that has more to say than OpenAI's format.
-EXTENSION = "diffusiongemma"
 #: Who owns the models of a server of ours.
 OWNER = "llm-diffusiongemma"
 
@@ -63,8 +63,11 @@ def error_from_wire(error: Mapping[str, Any]) -> DiffusionGemmaError | None:
     kind = getattr(errors, str(error.get("code")), None)
     if not (isinstance(kind, type) and issubclass(kind, DiffusionGemmaError)):
         return None
+    message = str(error.get("message"))
+    if kind.__init__ is DiffusionGemmaError.__init__:
+        return kind(message)
     made = kind.__new__(kind)  # some are made of other things than their sentence
-    DiffusionGemmaError.__init__(made, str(error.get("message")))
+    DiffusionGemmaError.__init__(made, message)
     return made
 
 

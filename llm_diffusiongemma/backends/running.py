@@ -1,29 +1,54 @@
 """The server of this user that is running: where it can be asked, and what it answers for. No torch.
 
+In a folder of its own (0700) are, all of them 0600:
+
+- `lock`, locked by the server as long as it lives, however it ends;
+- `server.json`, its record, from when it can be asked to its end: behind a `kill -9` it stays;
+- `token`, what who asks has to show; it is made once and stays;
+- `socket`, the Unix socket, unless the folder's path is too long for one;
+- `server.log`, what a server in the background has said;
+- `warm`, there if prompts start one.
+
 **Invariant**: a server is asked by itself only for what this process would do just the same.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
+import json
 import os
-from collections.abc import Mapping
+import socket
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import llm
 from pydantic import TypeAdapter, ValidationError
 
 from ..catalog import DEVICE_VARIABLE, MEMORY_VARIABLE, ModelEntry
+from ..errors import DiffusionGemmaError, ServerError
+from ..wording import quoted
 
-# What decides besides the model's entry which weights are taken, and where they go.
-VARIABLES = (
-    DEVICE_VARIABLE,
-    MEMORY_VARIABLE,
-    *("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT"),
+LOCK_FILE, RECORD_FILE, TOKEN_FILE = "lock", "server.json", "token"
+SOCKET_FILE, LOG_FILE, WARM_FILE = "socket", "server.log", "warm"
+
+# What decides besides the model's entry where it runs, and for weights of the Hub which they are.
+DEVICE_VARIABLES = (
+    *(DEVICE_VARIABLE, MEMORY_VARIABLE),
     *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
 )
+PATH_VARIABLES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+HUB_VARIABLES = (*PATH_VARIABLES, "HF_HUB_OFFLINE", "HF_ENDPOINT")
+
+# A server of this machine takes a connection at once, also while it works.
+CONNECT_SECONDS = 0.5
+HEALTH_SECONDS = 2.0
+# Of a record or a token: both have some hundred bytes.
+MAX_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -37,10 +62,25 @@ class Identity:
     device: str | None
     environment: Mapping[str, str]
 
-    def difference(self, other: Identity) -> str | None:
-        """What isn't the same, in a few words; None if nothing."""
-        mine, its = asdict(self), asdict(other)
-        return next((name for name in mine if mine[name] != its[name]), None)
+    def difference(self, wanted: Identity) -> str | None:
+        """What a server of this identity has that is not wanted, as the rest of a sentence; None if nothing."""
+        if self.version != wanted.version:
+            return f"is of version {quoted(self.version, 100)} of llm-diffusiongemma, and this is {wanted.version}"
+        if self.model_id != wanted.model_id:
+            return f"has {quoted(self.model_id, 100)}"
+        if self.sources != wanted.sources:
+            return "has other weights of that name"
+        for name in sorted({*self.environment, *wanted.environment}):
+            theirs, ours = self.environment.get(name), wanted.environment.get(name)
+            if theirs != ours:
+                return f"was started with {_setting(name, theirs)}, and here is {_setting(name, ours)}"
+        if self.device != wanted.device:
+            return f"has its device from an earlier entry of that name ({quoted(self.device, 100)})"
+        return None
+
+
+def _setting(name: str, value: str | None) -> str:
+    return f"no {name}" if value is None else f"{name}={quoted(value, 100)}"
 
 
 @dataclass(frozen=True)
@@ -64,18 +104,154 @@ class Running:
 
 
 def identity_of(entry: ModelEntry) -> Identity:
+    """Of a server for a model, were it started here and now."""
+    is_of_the_hub = any(isinstance(source.where, str) for source in entry.sources)
+    names = DEVICE_VARIABLES + (HUB_VARIABLES if is_of_the_hub else ())
     return Identity(
         version=importlib.metadata.version("llm-diffusiongemma"),
         model_id=entry.model_id,
-        sources=tuple((str(source.where), source.revision) for source in entry.sources),
+        sources=tuple((_place(source.where), source.revision) for source in entry.sources),
         device=entry.device,
-        environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
+        environment={
+            name: absolute(os.environ[name]) if name in PATH_VARIABLES else os.environ[name]
+            for name in names
+            if name in os.environ
+        },
     )
+
+
+def _place(where: str | Path) -> str:
+    return where if isinstance(where, str) else str(where.absolute())  # a server is in another folder
+
+
+def absolute(path: str) -> str:
+    """What a path in the environment means here, so that it means the same in another current folder."""
+    return os.path.abspath(os.path.expanduser(path)) if path else path
 
 
 def folder() -> Path:
     """Where the server keeps what concerns it, there or not. Raises `OSError` where llm has no folder."""
     return Path(llm.user_dir()) / "diffusiongemma" / "server"  # type: ignore[no-untyped-call]
+
+
+def make_folder() -> Path:
+    """The folder, which nobody else may look into. Raises `ServerError`."""
+    with in_a_sentence():
+        place = folder()
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if stat.S_IMODE(place.stat().st_mode) & 0o077:
+            place.chmod(0o700)
+        return place
+
+
+@contextmanager
+def in_a_sentence() -> Iterator[None]:
+    """Raises `ServerError` for what the disk refuses."""
+    try:
+        yield
+    except DiffusionGemmaError:
+        raise
+    except OSError as error:
+        raise ServerError(
+            f"The server's folder can't be used: {quoted(error)}. Check the rights of llm's folder and the disk "
+            "that it is on."
+        ) from error
+
+
+def recorded() -> Running | None:
+    """The server that was running last, alive or not; None if it has ended as it should."""
+    text = _read(RECORD_FILE)
+    return None if text is None else read(text)
+
+
+def has_record() -> bool:
+    """Whether there is a record, understood or not."""
+    return _read(RECORD_FILE) is not None
+
+
+def token() -> str | None:
+    """What a server of this user wants to see; None if there has been none yet."""
+    text = _read(TOKEN_FILE)
+    return None if text is None else text.decode("ascii", "replace").strip() or None
+
+
+def answers(running: Running) -> bool:
+    """Whether a server of which there is a record is still there. It may be hung.
+
+    A socket in a folder of this user's own is nobody else's, and refuses at once if its server is dead. A port may
+    be anybody's by now: that is asked for the server's name, before it is shown a token.
+    """
+    if running.socket is not None:
+        return _listens(running.socket)
+    if running.url is None:
+        return False
+    import httpx2
+
+    try:
+        with httpx2.Client(timeout=HEALTH_SECONDS, trust_env=False) as client:
+            health = client.get(f"{running.url.removesuffix('/v1')}/health")
+        return bool(health.json()["instance"] == running.instance)
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(CONNECT_SECONDS)
+        try:
+            connection.connect(path)
+        except TimeoutError:  # so many wait to be let in that there is no room for more
+            return True
+        except OSError as error:
+            return error.errno == errno.EAGAIN  # the same
+        return True
+
+
+def _read(name: str) -> bytes | None:
+    """A file of the folder; None if it isn't there, or can't be read."""
+    with suppress(OSError), (folder() / name).open("rb") as stream:
+        return stream.read(MAX_BYTES)
+    return None
+
+
+class Lock:
+    """Held by a server for its life: the system lets go of it with the process, however that ends."""
+
+    def __init__(self) -> None:
+        """Raises `ServerError`."""
+        with in_a_sentence():
+            self._file = os.open(make_folder() / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def take(self) -> bool:
+        """Whether nobody else has it. Raises `ServerError`."""
+        with in_a_sentence():
+            try:
+                if sys.platform == "win32":
+                    import msvcrt
+
+                    msvcrt.locking(self._file, msvcrt.LK_NBLCK, 1)
+                else:
+                    import fcntl
+
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                    return False
+                raise
+        return True
+
+    def close(self) -> None:
+        """Lets go of it."""
+        os.close(self._file)
+
+
+def is_locked() -> bool:
+    """Whether a server is there, starting, at work or ending. Raises `ServerError`."""
+    lock = Lock()
+    try:
+        return not lock.take()
+    finally:
+        lock.close()
 
 
 def read(text: bytes) -> Running | None:
@@ -86,5 +262,5 @@ def read(text: bytes) -> Running | None:
         return None
 
 
-def as_json(running: Running) -> dict[str, Any]:
-    return asdict(running)
+def to_json(running: Running) -> str:
+    return json.dumps(asdict(running), indent=2) + "\n"

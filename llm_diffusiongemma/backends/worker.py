@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING
@@ -43,12 +44,17 @@ class AsyncLocalReply(Stop):
         self._results: asyncio.Queue[LocalReply | list[StreamEvent] | BaseException | None] = asyncio.Queue()
         self._wanted = threading.Semaphore(0)
         self._stopped = threading.Event()
+        self._ended = asyncio.Event()
+        self._ended.set()
         self._reply: LocalReply | None = None
 
     async def start(self) -> None:
         """Loads the model if need be. Raises what `LocalReply` raises."""
+        # As in the loop's thread: who listens to what is said beside this reply is told it from there, too.
+        context = contextvars.copy_context()
         # Not a daemon: a thread that is inside torch when the interpreter ends takes the process down.
-        self._start_thread(threading.Thread(target=self._run, name="diffusiongemma"))
+        self._start_thread(threading.Thread(target=context.run, args=(self._run,), name="diffusiongemma"))
+        self._ended.clear()
         reply = await self._next()
         assert reply is not None
         assert not isinstance(reply, list)
@@ -69,6 +75,10 @@ class AsyncLocalReply(Stop):
     def stop(self) -> None:
         """Nobody wants the reply any more."""
         self._stopped.set()
+
+    async def ended(self) -> None:
+        """Waits until its thread is done with it: soon after its last step, or after `stop`."""
+        await self._ended.wait()
 
     @property
     def report(self) -> Report:
@@ -94,6 +104,12 @@ class AsyncLocalReply(Stop):
         return result
 
     def _run(self) -> None:
+        try:
+            self._answer()
+        finally:
+            self._call_in_loop(self._ended.set)
+
+    def _answer(self) -> None:
         from .local import LocalReply
 
         try:
@@ -130,7 +146,10 @@ class AsyncLocalReply(Stop):
         return self._stopped.is_set() or self._loop.is_closed() or not threading.main_thread().is_alive()
 
     def _hand_over(self, result: LocalReply | list[StreamEvent] | BaseException | None) -> None:
+        self._call_in_loop(self._results.put_nowait, result)
+
+    def _call_in_loop(self, function: Callable[..., object], *arguments: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._results.put_nowait, result)
+            self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the loop is closed: nobody listens any more
             self._stopped.set()

@@ -19,7 +19,10 @@ from typing import Any, TypeVar
 
 import llm
 
+from ..errors import PromptError
+from ..wording import quoted
 from .parameters import follow
+from .texts import is_text
 
 Schema = dict[str, Any]
 _T = TypeVar("_T")
@@ -43,6 +46,16 @@ UNBOUNDED = 2**53 - 1
 def declare(tools: Sequence[llm.Tool]) -> list[dict[str, Any]]:
     """OpenAI-shaped declarations of tools."""
     return [{"type": "function", "function": _function(tool)} for tool in tools]
+
+
+def check_texts(tools: Sequence[dict[str, Any]]) -> None:
+    """Raises `PromptError` if a declaration holds what is no text."""
+    for tool in tools:
+        if not is_text(tool):
+            raise PromptError(
+                f"The declaration of the tool {quoted(tool['function']['name'])} holds half of a surrogate pair, "
+                "which isn't text. Correct its name, its description or its parameters."
+            )
 
 
 def _function(tool: llm.Tool) -> dict[str, Any]:

@@ -26,7 +26,12 @@ class MediaTypes(frozenset[str]):
     """Names of media types. As in HTTP's headers capital letters don't matter, nor what follows a semicolon."""
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and super().__contains__(name.partition(";")[0].strip().lower())
+        return isinstance(name, str) and super().__contains__(media_type(name))
+
+
+def media_type(name: str) -> str:
+    """As tables have it."""
+    return name.partition(";")[0].strip().lower()
 
 
 # With the names that browsers and servers used before a format had a registered one, and some still do.
@@ -95,11 +100,42 @@ class Picture:
     """`mm:ss` of a video's frame."""
 
 
+@dataclass
+class SentPicture(llm.Attachment):
+    """A picture that a client has sent to a server: where it has it from, and when in a video."""
+
+    name: str | None = None
+    timestamp: str | None = None
+
+
+@dataclass(frozen=True)
+class MediaFile:
+    """An attachment, read."""
+
+    kind: str
+    """One of `ATTACHMENT_TYPES`."""
+    content: bytes
+    name: str
+    """What sentences call it."""
+
+
 def pictures(attachment: llm.Attachment) -> list[Picture]:
     """What there is to see in an attachment.
 
     Raises `ImageError` if it can't be fetched or decoded, has an impossible size, is of another type, or is
     a video and PyAV is not installed.
+    """
+    file = fetch(attachment)
+    if file.kind in VIDEO_TYPES:
+        return [Picture(image, timestamp) for image, timestamp in frames(file.content, file.name)]
+    timestamp = attachment.timestamp if isinstance(attachment, SentPicture) else None
+    return [Picture(_decode(file.content, file.name), timestamp)]
+
+
+def fetch(attachment: llm.Attachment) -> MediaFile:
+    """What is in an attachment, undecoded.
+
+    Raises `ImageError` if it can't be had, is empty or too large, or of a type that is not read.
     """
     name = _name(attachment)
     try:
@@ -121,14 +157,18 @@ def pictures(attachment: llm.Attachment) -> list[Picture]:
             f"{name} is larger than {MAX_FILE_BYTES // 10**6} MB, the most that is read of one. Make it smaller "
             "or shorter first."
         )
-    if kind in VIDEO_TYPES:
-        return [Picture(image, timestamp) for image, timestamp in frames(content, name)]
-    return [Picture(_decode(content, name))]
+    return MediaFile(media_type(kind), content, name)
+
+
+def place_of(attachment: llm.Attachment) -> str | None:
+    """Where an attachment is from, if that is known."""
+    where = attachment.name if isinstance(attachment, SentPicture) else attachment.path or attachment.url
+    return quoted(where) if where else None
 
 
 def _name(attachment: llm.Attachment) -> str:
-    where = attachment.path or attachment.url
-    return f"The attachment {quoted(where)}" if where else "An attachment"
+    where = place_of(attachment)
+    return f"The attachment {where}" if where else "An attachment"
 
 
 def _content(attachment: llm.Attachment) -> bytes | None:

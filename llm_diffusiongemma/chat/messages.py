@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from llm import Attachment, ToolResult
 from llm.parts import AttachmentPart, Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
@@ -16,6 +16,19 @@ from .images import Picture, pictures, what_is
 from .texts import is_text
 
 TemplateMessage = dict[str, Any]
+
+
+class Shown(Protocol):
+    """A picture, in whatever form."""
+
+    @property
+    def timestamp(self) -> str | None:
+        """`mm:ss` of a video's frame."""
+
+
+AnyShown = TypeVar("AnyShown", bound=Shown)
+# What a message of the model says of itself that is an answer whatever it holds.
+ANSWERED = {"diffusiongemma": {"answered": True}}
 # Reads attachments, and makes parts of them.
 Show = Callable[[Iterable[Attachment]], list[dict[str, str]]]
 
@@ -80,13 +93,20 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
     Raises `PromptError` if there is nothing to answer, or for a part that the model can't read; for an
     attachment its subclass `ImageError`.
     """
+    return Conversation(*convert(messages, pictures))
+
+
+def convert(
+    messages: Sequence[Message], look: Callable[[Attachment], Iterable[AnyShown]]
+) -> tuple[list[TemplateMessage], list[AnyShown]]:
+    """What a `Conversation` is made of, with what `look` finds to be seen in attachments. Raises the same."""
     converted: list[TemplateMessage] = []
-    shown: list[Picture] = []
+    shown: list[AnyShown] = []
 
     def show(attachments: Iterable[Attachment]) -> list[dict[str, str]]:
         """The parts for attachments, one for each picture."""
         parts: list[dict[str, str]] = []
-        for picture in itertools.chain.from_iterable(map(pictures, attachments)):
+        for picture in itertools.chain.from_iterable(map(look, attachments)):
             shown.append(picture)
             parts.append({"type": "frame", "text": picture.timestamp} if picture.timestamp else {"type": "image"})
         return parts
@@ -110,7 +130,7 @@ def read_conversation(messages: Sequence[Message]) -> Conversation:
     content = converted[-1]["content"]
     if converted[-1]["role"] == "user" and isinstance(content, str) and not content.strip():
         raise PromptError("The prompt is empty. Give a prompt, or pipe text into the command.")
-    return Conversation(converted, shown)
+    return converted, shown
 
 
 def _settled(messages: Sequence[Message]) -> list[Message]:
@@ -126,6 +146,7 @@ def _settled(messages: Sequence[Message]) -> list[Message]:
         if (
             before
             and before.role == "tool"
+            and before.parts
             and message.role == "user"
             and len(attachments) == len(message.parts) > 0
         ):
@@ -157,6 +178,8 @@ def without_unanswered(messages: Sequence[Message]) -> list[Message]:
 
 def _goes_on(message: Message, following: Message | None) -> bool:
     """Whether a message of the model is an answer, or calls that have results."""
+    if message.provider_metadata == ANSWERED:
+        return True
     if any(isinstance(part, ToolCallPart) and not part.server_executed for part in message.parts):
         return following is None or following.role == "tool"
     return any(

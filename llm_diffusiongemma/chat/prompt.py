@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
-from ..errors import CheckpointError, PromptError
+from ..errors import CheckpointError
 from ..wording import quoted
+from .declarations import check_texts
 from .messages import TemplateMessage
 from .output import THOUGHT_LABEL, THOUGHT_OPENS
 from .template import ChatTemplate
-from .texts import is_text, texts_of
+from .texts import texts_of
 from .tokenizer import ChatTokenizer
 
 # Where the next turn of a conversation may differ from this prompt: the template opens the model's turn
@@ -54,13 +55,7 @@ class PromptEncoder:
         Raises `CheckpointError` if the checkpoint's template fails, `PromptError` if a declaration holds
         what is no text.
         """
-        for tool in tools:
-            if not is_text(tool):
-                name = quoted(tool.get("function", {}).get("name"))
-                raise PromptError(
-                    f"The declaration of the tool {name} holds half of a surrogate pair, which isn't text. "
-                    "Correct its name, its description or its parameters."
-                )
+        check_texts(tools)
         # A marker in untrusted text is broken by a character that the text doesn't contain. What survives
         # rendering with the markers whole comes from the template. Another such character stands for a picture
         # where templates know none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import re
@@ -49,7 +50,7 @@ def resolve_device(name: str | None) -> torch.device:
 
     Raises `DeviceError` for a name that means nothing or a device that is not there.
     """
-    available = _available_devices()
+    available = available_devices()
     if name is None:
         return torch.device(available[0])
     try:
@@ -69,7 +70,7 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
-def _available_devices() -> list[str]:
+def available_devices() -> list[str]:
     """The names of what a model can be placed on here, the best first."""
     devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
@@ -106,7 +107,7 @@ def find_machine(name: str | None) -> Machine:
     chosen = resolve_device(name)
     devices = [chosen]
     if name is None and chosen.type == "cuda":
-        devices = [torch.device(each) for each in _available_devices() if each.startswith("cuda")]
+        devices = [torch.device(each) for each in available_devices() if each.startswith("cuda")]
         devices.sort(key=_usable_memory, reverse=True)
     limit = memory_limit()
     memories = (
@@ -118,13 +119,13 @@ def find_machine(name: str | None) -> Machine:
 
 def _usable_memory(device: torch.device) -> int:
     """In bytes: of a device all of it, of the host without what the system and this process need."""
-    total = _total_memory(device)
+    total = total_memory(device)
     if total is None:
         return NO_LIMIT
     return max(0, total - max(LEAST_LEFT_BYTES, total // 8)) if device.type == "cpu" else total
 
 
-def _total_memory(device: torch.device) -> int | None:
+def total_memory(device: torch.device) -> int | None:
     """All memory of a device in bytes, used or not; None if it can't be told."""
     if device.type == "cuda":
         try:
@@ -174,6 +175,19 @@ def peak_memory(devices: Sequence[str]) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_memory_back() -> None:
+    """To other programs, what PyTorch and the C library have in store for what comes next: on devices, pinned in
+    the host's memory, and in the heap."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+        # Or what was pinned for a card to fetch stays pinned, of a streamed model most of its experts.
+        torch._C._host_emptyCache()  # PyTorch 2.9 has no public name for it
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+    with suppress(OSError, AttributeError, TypeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -159,16 +159,17 @@ def load_model(
     started = time.perf_counter()
     weights = described.weights
     device = torch.device(placement.layers[0].device)
-    devices = " and ".join(dict.fromkeys(home.device for home in placement.layers))
+    devices = " and ".join(placement.devices)
     config, dtype = described.config.network(), described.dtype_on(device.type)
     try:
         network = Network(config, dtype, device, described.formats, placement.layers, described.read_experts)
         weights.read(dict(described.layout.places(network.tensors())), described.found, check_wanted, progress)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
+            holders = f"{devices} or the host" if placement.num_layers("host") else devices
             raise DeviceMemoryError(
-                f"The model's weights take {weights.num_bytes / 2**30:.1f} GiB, and {devices} ran out of memory "
-                "while loading them. Free memory that other programs hold on it, or choose another device."
+                f"The model's weights take {weights.num_bytes / 2**30:.1f} GiB, and {holders} ran out of memory "
+                "while loading them. Free memory that other programs hold there, or choose another device."
             ) from error
         if device.type == "cpu":
             raise

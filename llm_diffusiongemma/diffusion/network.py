@@ -129,7 +129,7 @@ class _Layer:
         self.pre_experts_norm, self.post_experts_norm = norm(hidden), norm(hidden)
         self.post_norm = norm(hidden)
         self.mlp = _GatedMLP(hidden, width, dtype, device, formats.mlp, scratch)
-        self.router, self.router_scale = new(config.num_experts, hidden), new(hidden)
+        self.router_norm, self.router = norm(hidden), new(config.num_experts, hidden)
         self.per_expert_scale = new(config.num_experts)
         self.experts = experts
         self.scalar: dict[Mode, torch.Tensor] = {"encode": new(1), "denoise": new(1)}
@@ -150,7 +150,7 @@ class _Layer:
         yield "post_feedforward_layernorm.weight", self.post_norm.weight
         yield from ((f"mlp.{name}", tensor) for name, tensor in self.mlp.tensors())
         yield "router.proj.weight", self.router
-        yield "router.scale", self.router_scale
+        yield "router.scale", self.router_norm.weight
         yield "router.per_expert_scale", self.per_expert_scale
         if self.experts is not None:
             yield from ((f"experts.{name}", tensor) for name, tensor in self.experts.tensors())
@@ -361,8 +361,7 @@ class Network:
 
     def _route(self, layer: _Layer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The experts of each position, int64 `[n, k]`, and their weights, fp32 `[n, k]`."""
-        normed = F.rms_norm(x, x.shape[-1:], layer.router_scale, self.config.rms_norm_eps)
-        scores = F.linear(normed * self.config.hidden_size**-0.5, layer.router)  # [n, E]
+        scores = F.linear(layer.router_norm(x) * self.config.hidden_size**-0.5, layer.router)  # [n, E]
         weights, chosen = scores.softmax(-1, dtype=torch.float32).topk(self.config.top_k_experts)
         return chosen, weights / weights.sum(-1, keepdim=True) * layer.per_expert_scale[chosen]
 

@@ -90,7 +90,6 @@ class BlockDiffusionPipeline:
         self._network = network
         self.prefix_cache = PrefixCache()
         self.canvas_length = network.config.canvas_length
-        self.vocab_size = network.config.vocab_size
         self.context_length = network.config.context_length
         self._context_tokens = context_tokens
         self.eos_token_ids = frozenset(eos_token_ids)

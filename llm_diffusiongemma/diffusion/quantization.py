@@ -1,6 +1,6 @@
 """What a config.json says of how its weights are packed: the ways that are run here, and who runs the others.
 
-Nothing of it says which weights are packed: that is read from the weight files. No torch.
+Nothing of it says which weights are packed: that is read from the weight files.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from ..documents import Document
 from ..errors import CheckpointError
 from ..layout import CONFIG_FILE, check_document, read_json
 from ..wording import quoted
+from .packed import NVFP4_BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 Packing = Literal["FP8 by row", "ModelOpt's NVFP4", "compressed-tensors' NVFP4"]
-
-NVFP4_GROUP = 16
 
 #: What this network can be had as, the smallest first.
 _HERE = [f"diffusiongemma-{source.representation}" for source in reversed(HUB_SOURCES)]
@@ -101,7 +100,7 @@ class _CompressedTensors(Document):
             kind = (numbers.type, numbers.num_bits, numbers.strategy)
             if format_ == "float-quantized" and kind == ("float", 8, "channel"):
                 yield "FP8 by row"
-            elif format_ == "nvfp4-pack-quantized" and numbers.group_size in (None, NVFP4_GROUP):
+            elif format_ == "nvfp4-pack-quantized" and numbers.group_size in (None, NVFP4_BLOCK):
                 yield "compressed-tensors' NVFP4"
             else:
                 what = f"{format_}, {numbers.type} of {numbers.num_bits} bits by {numbers.strategy}"

@@ -114,14 +114,6 @@ class Weights:
         """Size of the files."""
         return sum(stamp.num_bytes for stamp in self.stamps.values())
 
-    @property
-    def are_unchanged(self) -> bool:
-        """Whether the files are those whose headers were read."""
-        try:
-            return all(Stamp.of(file.stat()) == stamp for file, stamp in self.stamps.items())
-        except OSError:
-            return False
-
     def find(
         self, expected: Mapping[str, torch.Tensor], also_called: Callable[[str], list[str]] = lambda name: []
     ) -> Found:

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_whole(file: Path, text: str) -> None:
-    """So that whoever reads it meets the old text or the new one."""
+def write_whole(file: Path, text: str, mode: int = 0o666) -> None:
+    """So that whoever reads it meets the old text or the new one. Of `mode` the process's mask is taken away."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        draft.write_text(text, encoding="utf-8")
+        with open(draft, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
+            stream.write(text)
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)

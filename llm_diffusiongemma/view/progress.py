@@ -83,8 +83,13 @@ def aside() -> Iterator[None]:
 
 
 def dismiss() -> None:
-    """Show nothing any more, whatever is still going on: the process is about to end."""
-    _line.close()
+    """Show nothing any more, whatever is still going on: the process is about to end.
+
+    Who draws is not waited for long: it may want a module in whose import the process was interrupted.
+    """
+    if _line.lock.acquire(timeout=REFRESH_SECONDS):
+        _line.close()
+        _line.lock.release()
 
 
 def _has_watcher() -> bool:

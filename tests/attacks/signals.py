@@ -46,7 +46,7 @@ def weather(city: str) -> str:
     time.sleep(0.3)
     return "sunny"
 """
-KINDS = ("plain", "piped", "--async", "schema", "tools", "images", "chat in a terminal")
+KINDS = ("plain", "piped", "--async", "schema", "tools", "images", "in a terminal", "chat in a terminal")
 # Most of what can go wrong is with the one that is handled.
 SIGNALS = (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REASONS = {"stop", "length", "tool_calls", "interrupted"}
@@ -134,9 +134,6 @@ def judge(kind: str, sent: signal.Signals, ended: Ended) -> tuple[str, bool]:
         return shown, ended.status == 0 and ended.seconds < DONE_ALREADY_SECONDS
     if ended.status == 130:
         return shown, "Interrupted" in ended.errors
-    if ended.status == -signal.SIGABRT and "torch/__init__.py" in ended.errors and "<module>" in ended.errors:
-        # Nobody has mended it yet: the stack that is printed is that of torch's own import.
-        return f"{shown}, PyTorch's import aborts", True
     if ended.phase != REPLIES or "Aborted!" in ended.errors:
         # click's own end, at the chat's prompt, too; or one that Python dropped.
         shown += ", Aborted!" if "Aborted!" in ended.errors else ", lost" if ended.status == 0 else ""
@@ -185,6 +182,7 @@ def arguments(kind: str, folder: Path) -> list[str]:
         "--async": ["-m", TINY, "--async", COUNT, *SLOW],
         "schema": ["-m", TINY, "--schema", SCHEMA, "name Ada, age 36", *SLOW],
         "tools": ["-m", TINY, "--functions", TOOL, "What is the weather in Rome?"],
+        "in a terminal": ["-m", TINY, COUNT, *SLOW],
         "images": ["-m", TINY, "What colour is this image?", "-a", str(folder / "red.png"), *SLOW],
         "chat in a terminal": ["chat", "-m", TINY, *SLOW],
     }[kind]
@@ -194,7 +192,7 @@ def command(kind: str, folder: Path, sent: signal.Signals | None = None, instant
     """Run a command in a session of its own, and send it a signal if one is given."""
     marks, marking = os.pipe()
     os.set_blocking(marks, False)
-    in_terminal = kind.startswith("chat")
+    in_terminal = kind.endswith("in a terminal")
     if in_terminal:
         terminal, slave = os.openpty()
         os.write(terminal, f"{COUNT}\nexit\n".encode())

@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 import torch
 
-from llm_diffusiongemma import hub
+from llm_diffusiongemma import hub, wording
 from llm_diffusiongemma.backends import choice as module
 from llm_diffusiongemma.backends.choice import Choice, bytes_to_read, choose, place_described, told
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, HUB_SOURCES, MEMORY_VARIABLE, ModelEntry, Source
@@ -19,10 +19,9 @@ from llm_diffusiongemma.diffusion.loading import describe, load_model
 from llm_diffusiongemma.diffusion.placement import DeviceMemory, LayerHome, Machine, whole
 from llm_diffusiongemma.errors import DeviceError, DeviceMemoryError, NoGpuError
 
-from ..layouts.writer import REPOSITORIES, Layout, write
+from ..layouts.writer import COMMIT, write_to_cache
 
 GIB = 2**30
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FULL = ModelEntry("diffusiongemma", HUB_SOURCES)
 ONE = {
     source.representation: ModelEntry(f"diffusiongemma-{source.representation}", (source,))
@@ -59,14 +58,6 @@ class Machines:
     @classmethod
     def _is(cls, machine: Machine) -> None:
         cls.patch.setattr(module, "find_machine", lambda device: machine)
-
-
-def put(cache: Path, layout: Layout) -> Path:
-    """A small copy in the cache, under the real name."""
-    repo = cache / f"models--{REPOSITORIES[layout].replace('/', '--')}"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text(COMMIT)
-    return write(EMBEDDED_CHECKPOINT, repo / "snapshots" / COMMIT, layout)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +111,11 @@ def test_where_memory_is_shared(
 def test_what_is_here_is_not_downloaded(on: type[Machines], cache: Path) -> None:
     """Though there would be room for better ones. Of several the best."""
     on.cards(79.1)
-    put(cache, "nvidia nvfp4")
+    write_to_cache(EMBEDDED_CHECKPOINT, cache, "nvidia nvfp4")
     choice = choose(FULL)
     assert choice.source == NVFP4
     assert choice.download_bytes == 0
-    put(cache, "redhat fp8")
+    write_to_cache(EMBEDDED_CHECKPOINT, cache, "redhat fp8")
     assert choose(FULL).source == FP8
 
 
@@ -143,7 +134,7 @@ def test_what_is_here_and_would_be_streamed_is_no_reason(
 
 def test_a_named_one_is_never_another(on: type[Machines], cache: Path) -> None:
     on.cards(23.5)
-    put(cache, "nvidia nvfp4")
+    write_to_cache(EMBEDDED_CHECKPOINT, cache, "nvidia nvfp4")
     choice = choose(ONE["bf16"])
     assert choice.source == BF16
     assert choice.placement is not None
@@ -180,7 +171,7 @@ def test_other_weights_are_named_where_they_fit(on: type[Machines]) -> None:
 def test_what_will_become_of_weights_is_said_before_they_come(
     on: type[Machines], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_said", set())
+    monkeypatch.setattr(wording, "_told", set())
     on.cards(11.6)
     choice = choose(FULL)
     choice.announce(2 * GIB)
@@ -274,7 +265,7 @@ def test_small_models_are_put_anywhere(cache: Path) -> None:
     assert choice.placement is not None
     assert choice.placement.is_resident
     assert line is None
-    folder = put(cache, "redhat fp8")
+    folder = write_to_cache(EMBEDDED_CHECKPOINT, cache, "redhat fp8")
     _, line = small(ONE["fp8"], folder, gib=1e-6)
     assert line == "diffusiongemma-fp8: fp8 weights (RedHatAI/diffusiongemma-26B-A4B-it-FP8-dynamic) on cpu."
 
@@ -292,7 +283,7 @@ def test_a_limit_counts_for_small_ones_too(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("home", ["device", "files"])
 def test_how_much_will_be_read(home: Literal["device", "files"], cache: Path) -> None:
     """Neither a vision tower nor what stays in the files."""
-    described = describe(put(cache, "google bf16"))
+    described = describe(write_to_cache(EMBEDDED_CHECKPOINT, cache, "google bf16"))
     placement = replace(whole("bf16", 4, "cpu"), layers=(LayerHome("cpu", home),) * 4)
     read: list[int] = []
     load_model(described, placement, progress=read.append)

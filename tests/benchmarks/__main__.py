@@ -27,7 +27,7 @@ import transformers
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.grammar.automaton import Vocabulary
 
-from . import constrained, contestants, networks, quality
+from . import constrained, contestants, networks, quality, warm
 from .contestants import OURS, Task
 from .conversation import chat_seconds, conversation
 from .measure import MIB, Action, Cost, Sizes, compare
@@ -130,6 +130,16 @@ def startup(device: torch.device, repeats: int, sizes: Sizes) -> None:
         print(f"| {name} | {seconds:.3f} |")
     without, with_it, *_ = medians.values()
     print(f"\nThe plugin makes `llm --version` take {with_it / without:.3f}×.")
+
+
+def warm_commands(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    costs = warm.costs(4 * repeats)
+    echo = costs[warm.ECHO].seconds
+    print("\n(i) Whole commands, with a server that runs\n")
+    print("| | Seconds | The reply in it | The rest against the echo |\n| --- | --- | --- | --- |")
+    for name, cost in costs.items():
+        against = (cost.seconds - cost.reply_seconds) / echo
+        print(f"| {name} | {cost.seconds:.3f} | {cost.reply_seconds:.3f} | {against:.2f}× |")
 
 
 @contextmanager
@@ -268,6 +278,7 @@ BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "constraint": constraint,
     "context": context,
     "quality": costs_in_quality,
+    "warm": warm_commands,
 }
 
 

@@ -10,7 +10,7 @@ import torch
 
 from llm_diffusiongemma.tiny import data
 
-from . import constrained
+from . import constrained, warm
 from .__main__ import BENCHMARKS
 from .measure import Sizes
 
@@ -28,8 +28,11 @@ SMALLEST = Sizes(
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_it_runs(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "startup":  # twenty commands of seconds each; that they work is tested elsewhere
+    # Commands of seconds each; that they work is tested elsewhere.
+    if name == "startup":
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
+    if name == "warm":
+        monkeypatch.setattr(warm, "costs", lambda _: dict.fromkeys(warm.COMMANDS, warm.Cost(1.0, 0.5)))
     monkeypatch.setattr(data, "SKILLS", {"name": data.SKILLS["name"]})
     monkeypatch.setattr(constrained, "LANGUAGES", {"a date": constrained.LANGUAGES["a date"]})
     # Before each measurement; a run of tests holds so many objects that it would be most of the time.

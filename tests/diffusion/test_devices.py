@@ -129,7 +129,7 @@ def total_gib(monkeypatch: pytest.MonkeyPatch) -> dict[str, float | None]:
         gib = totals[str(device)]
         return None if gib is None else int(gib * GIB)
 
-    monkeypatch.setattr(devices, "_total_memory", total)
+    monkeypatch.setattr(devices, "total_memory", total)
     return totals
 
 
@@ -199,7 +199,7 @@ def test_a_limit_is_of_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_memory_of_this_machine() -> None:
-    total = devices._total_memory(CPU)
+    total = devices.total_memory(CPU)
     assert total is None or GIB // 4 < total < 2**50
 
 
@@ -217,7 +217,7 @@ def test_a_group_of_processes_may_have_less(
     """A container, whose own group is the root; a batch job or a service, which is in others."""
     monkeypatch.setattr(devices, "GROUPS", tmp_path)
     monkeypatch.setattr(devices, "OWN_GROUPS", tmp_path / "own")
-    whole = devices._total_memory(CPU)
+    whole = devices.total_memory(CPU)
     (tmp_path / "own").write_text(own.format("/slurm:1/job/step") + "\n")
     root = (tmp_path / name).parent
     (root / "slurm:1/job/step").mkdir(parents=True)
@@ -230,7 +230,7 @@ def test_a_group_of_processes_may_have_less(
         ("slurm:1", "8192", 4096),
     ):
         (root / group / file).write_text(f"{text}\n")
-        assert devices._total_memory(CPU) == total
+        assert devices.total_memory(CPU) == total
 
 
 def test_the_peak_of_this_process() -> None:

@@ -659,6 +659,11 @@ def test_a_model_larger_than_the_device(saved: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(weights.Reader, "fill", fail)
     with pytest.raises(DeviceMemoryError, match=r"weights take 0\.0 GiB, and cpu ran out of memory"):
         load_whole(saved)
+    described = describe(saved)
+    num_layers = described.config.text_config.num_hidden_layers
+    placement = replace(whole("bf16", num_layers, "cpu"), layers=(LayerHome("cpu", "host"),) * num_layers)
+    with pytest.raises(DeviceMemoryError, match="and cpu or the host ran out of memory"):
+        load_model(described, placement)
 
 
 def test_a_device_that_fails(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,9 +86,9 @@ def calls_of(mode: str) -> Iterator[list[bool]]:
 
 
 def test_reads_its_sizes_from_the_network() -> None:
-    network = network_of(tiny_model(canvas_length=24, vocab_size=300, max_position_embeddings=77))
+    network = network_of(tiny_model(canvas_length=24, max_position_embeddings=77))
     pipeline = BlockDiffusionPipeline(network, eos_token_ids=[1, 9], pad_token_id=None)
-    assert (pipeline.canvas_length, pipeline.vocab_size, pipeline.context_length) == (24, 300, 77)
+    assert (pipeline.canvas_length, pipeline.context_length) == (24, 77)
     assert pipeline.eos_token_ids == {1, 9}
 
 

@@ -25,6 +25,7 @@ REPOSITORIES: dict[Layout, str] = {
     "nvidia nvfp4": "nvidia/diffusiongemma-26B-A4B-it-NVFP4",
     "redhat nvfp4": "RedHatAI/diffusiongemma-26B-A4B-it-NVFP4",
 }
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 # Between the numbers of e2m1, which are 0, 0.5, 1, 1.5, 2, 3, 4 and 6.
 E2M1_BOUNDARIES = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
@@ -45,6 +46,14 @@ def write(source: Path, folder: Path, layout: Layout) -> Path:
         config["quantization_config"] = quantization
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_to_cache(source: Path, cache: Path, layout: Layout) -> Path:
+    """The same in a cache of the Hub, under the name of the layout's repository."""
+    repo = cache / f"models--{REPOSITORIES[layout].replace('/', '--')}"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    return write(source, repo / "snapshots" / COMMIT, layout)
 
 
 def converted(tensors: dict[str, torch.Tensor], layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:

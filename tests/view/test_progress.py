@@ -160,6 +160,16 @@ def test_behind_the_last_words_nothing_comes(terminal: Terminal, monkeypatch: py
         assert terminal.settle() == "\nInterrupted.\n"
 
 
+def test_the_last_words_come_whoever_draws(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may wait for a module that was being imported as the interrupt came."""
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
+    with progress.aside():
+        saying = threading.Thread(target=_say_last)
+        saying.start()
+        terminal.wait_for("Interrupted.")
+    saying.join()
+
+
 @pytest.mark.parametrize("where", ["a pipe", "TERM=dumb", "a program", "no stderr"])
 def test_where_nobody_watches_nothing_is_started(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, where: str

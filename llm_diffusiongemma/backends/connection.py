@@ -1,0 +1,314 @@
+"""The way to a server: a client that keeps to limits and says nothing it needn't, and its failures in sentences.
+
+`openai` and `httpx2` are imported by llm itself; here they are when a server is asked.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..errors import (
+    DiffusionGemmaError,
+    ServerAccessError,
+    ServerBusyError,
+    ServerError,
+    ServerUnreachableError,
+)
+from ..wording import quoted
+from .address import Address
+from .protocol import error_from_wire
+
+if TYPE_CHECKING:
+    import httpx2
+    from openai import AsyncOpenAI, OpenAI
+
+CONNECT_SECONDS = 5.0
+# What it has of models a server knows at once.
+ASK_SECONDS = 10.0
+# Ours says every few seconds that it is still there.
+SILENCE_SECONDS = 60.0
+# Others say nothing before the first canvas is done, and before that others' replies may be.
+FOREIGN_SILENCE_SECONDS = 600.0
+
+# Of one line of a stream: a canvas has some 4,000 characters, and a report of a thousand canvases some 200,000.
+MAX_LINE_BYTES = 16 << 20
+# Of an answer that is no stream: a list of models, or an error.
+MAX_ANSWER_BYTES = 1 << 20
+
+STREAM_TYPE = "text/event-stream"
+
+# All that is sent of headers. The client would add what its environment holds for OpenAI's own servers.
+HEADERS = frozenset(
+    ("host", "connection", "accept", "accept-encoding", "content-type", "content-length", "user-agent")
+)
+USER_AGENT = "llm-diffusiongemma"
+
+
+def sync_client(address: Address) -> OpenAI:
+    """To be closed. Raises `ServerError` if the environment asks for a proxy that can't be."""
+    import httpx2
+    from openai import OpenAI
+
+    def requested(request: httpx2.Request) -> None:
+        _set_headers(request, address)
+
+    def answered(response: httpx2.Response) -> None:
+        _check_headers(response, address)
+        response.stream = _limited(response, address)
+
+    with telling(address):
+        transport = httpx2.HTTPTransport(uds=address.socket, verify=_tls(address)) if address.is_local else None
+        client = httpx2.Client(
+            transport=transport,
+            trust_env=not address.is_local,
+            follow_redirects=False,
+            timeout=_timeout(address),
+            event_hooks={"request": [requested], "response": [answered]},
+        )
+        return OpenAI(base_url=address.url, api_key="set below", max_retries=0, http_client=client)
+
+
+def async_client(address: Address) -> AsyncOpenAI:
+    """The same for who has an event loop."""
+    import httpx2
+    from openai import AsyncOpenAI
+
+    async def requested(request: httpx2.Request) -> None:
+        _set_headers(request, address)
+
+    async def answered(response: httpx2.Response) -> None:
+        _check_headers(response, address)
+        response.stream = _limited(response, address)
+
+    with telling(address):
+        transport = (
+            httpx2.AsyncHTTPTransport(uds=address.socket, verify=_tls(address)) if address.is_local else None
+        )
+        client = httpx2.AsyncClient(
+            transport=transport,
+            trust_env=not address.is_local,
+            follow_redirects=False,
+            timeout=_timeout(address),
+            event_hooks={"request": [requested], "response": [answered]},
+        )
+        return AsyncOpenAI(base_url=address.url, api_key="set below", max_retries=0, http_client=client)
+
+
+def _timeout(address: Address) -> httpx2.Timeout:
+    import httpx2
+
+    silence = SILENCE_SECONDS if address.is_ours else FOREIGN_SILENCE_SECONDS
+    return httpx2.Timeout(silence, connect=CONNECT_SECONDS)
+
+
+def _tls(address: Address) -> ssl.SSLContext | bool:
+    # To read the list of all authorities takes longer than anything else here. Without it TLS fails.
+    return True if address.url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _set_headers(request: httpx2.Request, address: Address) -> None:
+    for name in [name for name in request.headers if name.lower() not in HEADERS]:
+        del request.headers[name]
+    request.headers["user-agent"] = USER_AGENT
+    # What is compressed could become any size.
+    request.headers["accept-encoding"] = "identity"
+    if address.key is not None:
+        request.headers["authorization"] = f"Bearer {address.key}"
+
+
+def _check_headers(response: httpx2.Response, address: Address) -> None:
+    """Raises `ServerError` for what can't be the answer of such a server."""
+    if not response.is_success:
+        return
+    kind = response.headers.get("content-type", "")
+    expected = STREAM_TYPE if response.request.method == "POST" else "application/json"
+    if expected not in kind.lower():
+        raise ServerError(
+            f"{quoted(address.name)} is no OpenAI-compatible server: it answered with "
+            f"{quoted(kind or 'data', 60)} in place of {expected}. {_right_url()}"
+        )
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ServerError(f"{quoted(address.name)} compresses what was to come as it is.")
+
+
+def _limited(response: httpx2.Response, address: Address) -> Any:
+    """What comes of an answer, as long as it keeps to the limits. Sync or async, as the stream is."""
+    import httpx2
+
+    inner = response.stream
+    is_stream = response.is_success and response.request.method == "POST"
+
+    class Limited(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+        def __init__(self) -> None:
+            self._num_bytes = 0
+
+        def __iter__(self) -> Iterator[bytes]:
+            assert isinstance(inner, httpx2.SyncByteStream)
+            for piece in inner:
+                self._count(piece)
+                yield piece
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            assert isinstance(inner, httpx2.AsyncByteStream)
+            async for piece in inner:
+                self._count(piece)
+                yield piece
+
+        def close(self) -> None:
+            assert isinstance(inner, httpx2.SyncByteStream)
+            inner.close()
+
+        async def aclose(self) -> None:
+            assert isinstance(inner, httpx2.AsyncByteStream)
+            await inner.aclose()
+
+        def _count(self, piece: bytes) -> None:
+            line = piece.rpartition(b"\n")
+            self._num_bytes = len(line[2]) + (0 if is_stream and line[1] else self._num_bytes)
+            if not is_stream:
+                self._num_bytes += len(piece) - len(line[2])
+            if self._num_bytes > (MAX_LINE_BYTES if is_stream else MAX_ANSWER_BYTES):
+                raise ServerError(
+                    f"{quoted(address.name)} sends more at once than any answer has. It was left there."
+                )
+
+    return Limited()
+
+
+# --- failures ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def telling(address: Address, known: tuple[str, ...] = (), has_begun: bool = False) -> Iterator[None]:
+    """What the client raises becomes a sentence of ours. `known` are the server's models, as far as it said."""
+    try:
+        yield
+    except DiffusionGemmaError:
+        raise
+    except Exception as error:
+        raise failure(error, address, known, has_begun) from error
+
+
+def failure(
+    error: Exception, address: Address, known: tuple[str, ...] = (), has_begun: bool = False
+) -> DiffusionGemmaError:
+    import openai
+
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, DiffusionGemmaError):  # of a hook of ours, which the client wraps
+            return cause
+    name = quoted(address.name)
+    if isinstance(error, openai.APIStatusError):
+        return _refusal(error, address, known)
+    if isinstance(error, openai.APIConnectionError):
+        return _disconnection(causes, address, has_begun)
+    if isinstance(error, openai.APIError):  # inside a stream
+        return _ours(error.body, address) or ServerError(f"{name} failed: {_words(error)}")
+    if isinstance(error, (ValueError, RecursionError)):  # no JSON, no UTF-8, nested too deeply
+        return ServerError(f"What {name} says can't be understood: {quoted(error, 200)}. {_right_url()}")
+    return ServerError(f"{name} can't be asked: {quoted(error or type(error).__name__)}")
+
+
+def _disconnection(causes: list[BaseException], address: Address, has_begun: bool) -> ServerError:
+    import httpx2
+
+    name = quoted(address.name)
+
+    def is_any(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if is_any(httpx2.ConnectError, httpx2.ConnectTimeout):
+        reason = f"no answer in {CONNECT_SECONDS:.0f} s"
+        if is_any(ssl.SSLError):
+            detail = next(cause for cause in causes if isinstance(cause, ssl.SSLError))
+            reason = (
+                f"the encrypted connection fails ({quoted(detail.reason or detail)}). Is it https, and known here"
+            )
+            return ServerUnreachableError(f"{name} can't be reached: {reason}?")
+        if is_any(socket.gaierror):
+            reason = "there is no host of that name"
+        elif is_any(ConnectionRefusedError, FileNotFoundError):
+            reason = "nothing listens there"
+        elif not is_any(httpx2.ConnectTimeout):
+            reason = quoted(causes[-1])
+        return ServerUnreachableError(
+            f"{name} can't be reached: {reason}. Is it running, and is that its address?"
+        )
+    if is_any(httpx2.TimeoutException):
+        (timeout,) = (cause for cause in causes if isinstance(cause, httpx2.TimeoutException))
+        silence = timeout.request.extensions["timeout"]["read"]
+        kind = ServerError if has_begun else ServerUnreachableError
+        return kind(f"{name} went silent: nothing came for {silence:.0f} s.")
+    if is_any(httpx2.ProxyError):
+        return ServerUnreachableError(f"The proxy before {name} fails: {quoted(causes[-1])}")
+    reason = quoted(causes[-1] or "the connection was lost")
+    if has_begun:
+        return ServerError(f"{name} broke off in the middle of the reply: {reason}")
+    return ServerUnreachableError(f"{name} broke off before it had answered: {reason}")
+
+
+def _refusal(error: Any, address: Address, known: tuple[str, ...]) -> DiffusionGemmaError:
+    """For an answer with another status than 200."""
+    name, status = quoted(address.name), error.status_code
+    if ours := _ours(error.body, address):
+        return ours
+    if 300 <= status < 400:
+        where = error.response.headers.get("location", "nowhere")
+        return ServerError(f"{name} sends on to {quoted(where, 200)}. If you trust that, give its URL.")
+    words = _words(error)
+    if status in (401, 403):
+        return ServerAccessError(f"{name} {_access(address)} ({status}: {words})")
+    if status == 404:
+        models = f" It has: {', '.join(quoted(model, 100) for model in known)}." if known else ""
+        return ServerError(f"{name} doesn't know what it was asked for (404: {words}).{models} {_right_url()}")
+    if status == 429:
+        after = error.response.headers.get("retry-after", "")
+        wait = f"Try again in {after} s." if after.isdecimal() else "Try again later."
+        return ServerBusyError(f"{name} is busy ({words}). {wait}")
+    if status < 500:
+        return ServerError(f"{name} refused the request ({status}): {words}")
+    return ServerError(f"{name} failed ({status}): {words}")
+
+
+def _access(address: Address) -> str:
+    if address.key is not None:
+        known_as = f"the key that `llm keys` has as {quoted(address.key_name)}" if address.key_name else "its key"
+        return f"doesn't accept {known_as}."
+    if address.key_name is None:
+        return "wants a key. Keep it with `llm keys set NAME`, and add the model again with --key NAME."
+    return f"wants a key. Set it: llm keys set {quoted(address.key_name)}"
+
+
+def _ours(body: object, address: Address) -> DiffusionGemmaError | None:
+    """The error that a reply of this process would have raised, if a server of ours says so."""
+    return error_from_wire(body) if address.is_ours and isinstance(body, Mapping) else None
+
+
+def _words(error: Any) -> str:
+    """What a server says of its failure, in whatever shape."""
+    body = error.body
+    for key in ("message", "detail", "error"):
+        if isinstance(body, Mapping) and body.get(key):
+            body = body[key]
+    if isinstance(body, str) and body.lstrip()[:1] == "<":
+        return "a page of HTML"
+    return quoted(body) if body else "it doesn't say why"
+
+
+def _right_url() -> str:
+    return "Is the URL right? It ends in /v1 as a rule."
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came of, the last first."""
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        yield current
+        current = current.__cause__ or current.__context__

@@ -1,0 +1,96 @@
+"""Whether a server answers for a model, and what is said of one that is there and doesn't.
+
+No torch, and of a server that is found no more than a connection to its socket: a prompt through it should cost
+little more than the reply.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+
+from ..catalog import SERVER_VARIABLE, ModelEntry
+from ..errors import DiffusionGemmaError, ServerError
+from ..wording import quoted, tell, tell_once
+from . import running
+from .address import Address, address_of
+from .running import Running, identity_of
+
+#: What reports call the server that was found by itself.
+NAME = "local server"
+
+
+def find(entry: ModelEntry, may_start: bool) -> Address | None:
+    """Where a model is asked: of the server that is named for it, or of this user's that is running, or of one
+    that is started now, if `may_start` and the user has it so. None if this process answers.
+
+    Raises what `address_of` raises.
+    """
+    if (named := address_of(entry)) is not None:
+        return named
+    if os.environ.get(SERVER_VARIABLE, "").strip().lower() == "off":
+        return None
+    server = running.recorded()
+    is_there = server is not None and running.answers(server)
+    if not is_there and may_start and _is_warm():
+        return _started(entry)
+    if server is None:
+        if running.has_record():
+            tell_once(
+                "What the local server has written down can't be understood, so it may be of another version, and "
+                "this process answers. To end it: llm diffusiongemma stop"
+            )
+        return None
+    if is_there:
+        return _address(server, entry)
+    with suppress(ServerError):
+        if not running.is_locked():  # else one is just starting, or ending
+            tell_once(
+                f"The local server (process {server.pid}) has ended without a word, so this process answers. To "
+                f"start it again: llm diffusiongemma serve {quoted(server.identity.model_id)} --detach"
+            )
+    return None
+
+
+def has_gone(address: Address) -> bool:
+    """Whether this is a server that was found by itself, and isn't there any more."""
+    server = running.recorded()
+    return address.name == NAME and (server is None or not running.answers(server))
+
+
+def _address(server: Running, entry: ModelEntry) -> Address | None:
+    """Of a server that is there; None if it isn't to be asked, which is said."""
+    identity = server.identity
+    difference = identity.difference(identity_of(entry))
+    token = running.token()
+    if difference is None and token is not None:
+        # By a socket the host is a formality.
+        url = "http://localhost/v1" if server.socket is not None else str(server.url)
+        return Address(url, token, server.socket, identity.model_id, is_ours=True, name=NAME)
+    if identity.model_id != entry.model_id and not sys.stderr.isatty():
+        # Who works with two models knows that, and a script that does would have its output full of it.
+        return None
+    tell_once(
+        f"The local server {difference or 'has lost its token'}, so this process answers. To have one for this: "
+        f"llm diffusiongemma stop, then llm diffusiongemma serve {entry.model_id}"
+    )
+    return None
+
+
+def _is_warm() -> bool:
+    from .launch import is_warm
+
+    return is_warm()
+
+
+def _started(entry: ModelEntry) -> Address | None:
+    from .launch import start
+    from .settings import Settings
+
+    try:
+        server = start(entry, Settings(ends_when_idle=True))
+    except DiffusionGemmaError as error:
+        tell(f"No server could be started, so this process answers. {error}")
+        return None
+    return _address(server, entry)

@@ -1,0 +1,207 @@
+"""Answers a turn by asking an OpenAI-compatible server: our own, vLLM, or somebody else's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from typing import TYPE_CHECKING, Any
+
+import llm
+from llm.parts import StreamEvent
+
+from ..view.progress import indicate
+from ..wording import quoted
+from .address import Address as Address
+from .connection import ASK_SECONDS, async_client, failure, sync_client, telling
+from .dialects import Served, body_of, read_models, served_by_ours, unlisted
+from .stream import ReplyStream
+from .turn import Report, Stop, Turn
+
+if TYPE_CHECKING:
+    import openai
+
+# What is waited for, by the state that our server tells.
+STATES = {
+    "queued": "Waiting for other replies",
+    "loading": "Loading the model",
+    "reading": "Reading the prompt",
+}
+
+PATH = "/chat/completions"
+NO_MORE = object()
+
+# What servers have said they are, by where and with which key they were asked: until one fails.
+_known: dict[Address, Served] = {}
+
+
+def ask_what_it_is(address: Address) -> Served:
+    """What kind of server it is and what it calls the model, asked once a process.
+
+    Raises `ServerError` and `ServerAccessError`.
+    """
+    if address.is_ours and address.model is not None:
+        return served_by_ours(address)
+    if address not in _known:
+        with sync_client(address) as client:
+            try:
+                listing = client.get("/models", cast_to=object, options={"timeout": ASK_SECONDS})
+            except Exception as error:
+                if address.model is None or getattr(error, "status_code", None) not in (404, 405):
+                    raise failure(error, address) from error
+                _known[address] = unlisted(address)  # it has no such list, but a model by that name
+            else:
+                _known[address] = read_models(listing, address)
+    return _known[address]
+
+
+def _prepare(address: Address, turn: Turn) -> tuple[Served, dict[str, Any]]:
+    """The server, and the body of the request to it."""
+    served = ask_what_it_is(address)
+    return served, body_of(turn, served)
+
+
+class _Begun:
+    """What there is of a reply that a server has begun."""
+
+    def __init__(self) -> None:
+        self._reply: ReplyStream | None = None
+
+    @property
+    def report(self) -> Report:
+        """What has happened so far."""
+        return self._begun.report
+
+    @property
+    def has_text(self) -> bool:
+        """Whether anything but blanks and thoughts has been written."""
+        return self._begun.has_text
+
+    @property
+    def tool_calls(self) -> Sequence[llm.ToolCall]:
+        """What the model wants to have run, with the ids that the events have."""
+        return self._begun.tool_calls
+
+    @property
+    def _begun(self) -> ReplyStream:
+        assert self._reply is not None  # nobody asks before
+        return self._reply
+
+
+class RemoteReply(_Begun):
+    """One turn being answered by a server: iterate `steps`, then read `report`."""
+
+    def __init__(self, address: Address, turn: Turn, stop: Stop) -> None:
+        """Asks, and waits until the server has taken the prompt or refused it.
+
+        Raises what reading the messages raises, `UnsupportedByServerError`, `ServerUnreachableError` if nothing at
+        all came back, and the other errors of servers; of a server of ours what a reply of this process raises,
+        too; and what `stop` raises.
+        """
+        super().__init__()
+        self._stop = stop
+        self._resources = ExitStack()
+        try:
+            self._begin(address, turn)
+        except BaseException:
+            self._resources.close()
+            _known.pop(address, None)
+            raise
+
+    def _begin(self, address: Address, turn: Turn) -> None:
+        with self._stop.importing():
+            import openai
+        # Until the first events come.
+        self._waiting = self._resources.enter_context(ExitStack())
+        progress = self._waiting.enter_context(indicate(_waiting_for(address)))
+        served, body = _prepare(address, turn)
+        self._address = served.address
+        self._reply = ReplyStream(
+            served, bool(turn.tools), lambda state: progress.describe(_waits(state, address))
+        )
+        client = self._resources.enter_context(sync_client(self._address))
+        self._stop.check()
+        with telling(self._address, served.models):
+            self._stream: openai.Stream[object] = client.post(
+                PATH, body=body, cast_to=object, stream=True, stream_cls=openai.Stream[object]
+            )
+        self._resources.callback(self._stream.close)
+
+    def steps(self) -> Generator[list[StreamEvent], None, None]:
+        """The events of each chunk that has any. Closing it ends the reply."""
+        with self._resources:
+            while True:
+                with telling(self._address, has_begun=True):
+                    chunk = next(self._stream, NO_MORE)
+                    events = self._begun.finalize() if chunk is NO_MORE else self._begun.consume(chunk)
+                if events:
+                    self._waiting.close()
+                    yield events
+                if chunk is NO_MORE:
+                    return
+                self._stop.check()
+
+    def cut_short(self) -> list[StreamEvent]:
+        """Ends the reply: its report says that it was interrupted. What was held back of it."""
+        self._resources.close()
+        return self._begun.cut_short()
+
+
+class AsyncRemoteReply(_Begun):
+    """The same for who has an event loop, which it never keeps from going on."""
+
+    def __init__(self, address: Address, turn: Turn) -> None:
+        """Nothing is done before `start` or `steps`."""
+        super().__init__()
+        self._to_ask, self._turn = address, turn
+        self._resources = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Asks, and waits as `RemoteReply` does. Raises the same."""
+        try:
+            await self._begin()
+        except BaseException:
+            await self._resources.aclose()
+            _known.pop(self._to_ask, None)
+            raise
+
+    async def _begin(self) -> None:
+        import openai
+
+        self._waiting = self._resources.enter_context(ExitStack())
+        progress = self._waiting.enter_context(indicate(_waiting_for(self._to_ask)))
+        # Attachments are read there, and may be fetched.
+        served, body = await asyncio.to_thread(_prepare, self._to_ask, self._turn)
+        self._address = served.address
+        self._reply = ReplyStream(
+            served, bool(self._turn.tools), lambda state: progress.describe(_waits(state, self._address))
+        )
+        client = await self._resources.enter_async_context(async_client(self._address))
+        with telling(self._address, served.models):
+            self._stream: openai.AsyncStream[object] = await client.post(
+                PATH, body=body, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
+            )
+        self._resources.push_async_callback(self._stream.close)
+
+    async def steps(self) -> AsyncGenerator[list[StreamEvent], None]:
+        """The events of each chunk that has any. Closing it ends the reply."""
+        if self._reply is None:
+            await self.start()
+        async with self._resources:
+            while True:
+                with telling(self._address, has_begun=True):
+                    chunk = await anext(self._stream, NO_MORE)
+                    events = self._begun.finalize() if chunk is NO_MORE else self._begun.consume(chunk)
+                if events:
+                    self._waiting.close()
+                    yield events
+                if chunk is NO_MORE:
+                    return
+
+
+def _waiting_for(address: Address) -> str:
+    return f"Waiting for {quoted(address.name, 60)}"
+
+
+def _waits(state: str, address: Address) -> str:
+    return STATES.get(state, _waiting_for(address))

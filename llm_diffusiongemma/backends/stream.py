@@ -1,0 +1,241 @@
+"""From the chunks of a server's stream to llm's stream events and a report. What is sync and async needs it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llm import ToolCall
+from llm.parts import StreamEvent
+from llm.utils import monotonic_ulid
+
+from ..chat.texts import is_text
+from ..errors import ServerError
+from ..wording import quoted, tell
+from .dialects import Served
+from .protocol import EXTENSION, report_from_wire
+from .turn import FinishReason, Report
+
+# Of finish reasons by their names; the others are failures.
+FINISH_REASONS: Mapping[str, FinishReason] = {
+    "stop": "stop",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "length": "length",
+}
+# Under which names thoughts come.
+REASONING = ("reasoning", "reasoning_content")
+
+
+@dataclass
+class _Call:
+    """A call of a tool, as far as it has come."""
+
+    id: str | None = None
+    name: str = ""
+    arguments: str = ""
+
+    def read(self) -> dict[str, Any] | None:
+        """Its arguments; None if they are no JSON object."""
+        try:
+            arguments = json.loads(self.arguments or "{}", parse_constant=_no_number)
+        except (ValueError, RecursionError):
+            return None
+        return arguments if self.name and isinstance(arguments, dict) else None
+
+
+class ReplyStream:
+    """One reply as it comes: `consume` each chunk, then `finalize` once.
+
+    A call of a tool is an event when all of it is there: of a server of ours with its chunk, for that holds it
+    whole; of others at the end, when it is known that it was not cut.
+    """
+
+    def __init__(
+        self, served: Served, has_tools: bool, say_state: Callable[[str], None] = lambda state: None
+    ) -> None:
+        """`say_state` is told what a reply waits for, in the words of `protocol.State`."""
+        self.tool_calls: list[ToolCall] = []
+        """With the ids that their events have."""
+        self.has_text = False
+        self._served = served
+        self._has_tools = has_tools
+        self._say_state = say_state
+        self._started = time.perf_counter()
+        self._seconds = 0.0
+        self._calls: dict[int, _Call] = {}
+        self._has_thought = False
+        self._finish_reason: str | None = None
+        self._is_over = False
+        self._model: str | None = None
+        self._usage: Mapping[str, Any] = {}
+        self._reported: Report | None = None
+
+    def consume(self, chunk: object) -> list[StreamEvent]:
+        """The events of one more chunk. Raises `ServerError` if it is none."""
+        if not isinstance(chunk, Mapping):
+            raise self._not_understood(chunk)
+        self._seconds = time.perf_counter() - self._started
+        if self._served.kind == "ours":
+            self._read_extension(chunk)
+        if isinstance(chunk.get("usage"), Mapping):
+            self._usage = chunk["usage"]
+        if isinstance(chunk.get("model"), str):
+            self._model = chunk["model"]
+        choices = chunk.get("choices") or []
+        if not isinstance(choices, list) or not all(isinstance(choice, Mapping) for choice in choices):
+            raise self._not_understood(chunk)
+        events: list[StreamEvent] = []
+        for choice in choices[:1]:
+            delta = choice.get("delta") or {}
+            if not isinstance(delta, Mapping):
+                raise self._not_understood(chunk)
+            events += self._read(delta)
+            if choice.get("finish_reason") is not None:
+                self._finish_reason = str(choice["finish_reason"])
+        return events
+
+    def finalize(self) -> list[StreamEvent]:
+        """The events of what was held back. Raises `ServerError` if the reply is not whole."""
+        if self._finish_reason is None:
+            raise ServerError(
+                f"{self._name} broke off in the middle of the reply"
+                + (": what is above is not all of it." if self.has_text else ", before there was an answer.")
+            )
+        if self._finish_reason not in FINISH_REASONS:
+            raise ServerError(f"{self._name} ended the reply with {quoted(repr(self._finish_reason), 60)}.")
+        is_cut = FINISH_REASONS[self._finish_reason] == "length"
+        events = self._end_calls(is_cut)
+        self._is_over = True
+        is_empty = not (self.has_text or self._has_thought or self.tool_calls or is_cut)
+        if is_empty and self._served.kind != "ours":
+            raise ServerError(f"{self._name} ended the reply before it had begun: there is nothing in it.")
+        return events
+
+    def cut_short(self) -> list[StreamEvent]:
+        """What was held back of a reply that ends here. Calls are not run then, and half of one is nothing."""
+        if self._reported is not None and self._reported.finish_reason == "tool_calls":
+            self._reported = replace(self._reported, finish_reason="interrupted")
+        self._is_over = False
+        return []
+
+    @property
+    def report(self) -> Report:
+        """What has happened so far."""
+        if self._reported is not None:
+            return replace(self._reported, server=self._served.address.name)
+        details = self._usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+        return Report(
+            finish_reason=self._own_finish_reason(),
+            resolved_model=self._model or self._served.model,
+            input_tokens=_count(self._usage.get("prompt_tokens")),
+            output_tokens=_count(self._usage.get("completion_tokens")),
+            cached_tokens=_count(cached) or 0,
+            seed=None,
+            load_seconds=None,
+            generate_seconds=self._seconds,
+            server=self._served.address.name,
+        )
+
+    def _own_finish_reason(self) -> FinishReason:
+        if not self._is_over or self._finish_reason is None:
+            return "interrupted"
+        reason = FINISH_REASONS[self._finish_reason]
+        if reason == "length":
+            return reason
+        # Some say "stop" of calls, too.
+        return "tool_calls" if self.tool_calls else "stop"
+
+    def _read_extension(self, chunk: Mapping[str, Any]) -> None:
+        warnings = chunk.get("warnings")
+        for warning in warnings if isinstance(warnings, list) else ():
+            tell(str(warning))
+        extension = chunk.get(EXTENSION)
+        if isinstance(extension, Mapping):
+            if isinstance(extension.get("state"), str):
+                self._say_state(extension["state"])
+            if "report" in extension:
+                self._reported = report_from_wire(extension["report"])
+
+    def _read(self, delta: Mapping[str, Any]) -> list[StreamEvent]:
+        """In this order: a canvas may hold a thought's end, an answer and calls."""
+        events = []
+        thought = next((text for name in REASONING if (text := self._text(delta, name))), "")
+        if thought:
+            self._has_thought = True
+            events.append(StreamEvent("reasoning", thought))
+        if text := self._text(delta, "content"):
+            events.append(self._said(text))
+        calls = delta.get("tool_calls") or []
+        if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+            raise self._not_understood(calls)
+        for call in calls:
+            self._gather(call)
+        if calls and self._served.kind == "ours":
+            events += self._end_calls(is_cut=False)
+        return events
+
+    def _text(self, values: Mapping[str, Any], name: str) -> str:
+        text = values.get(name)
+        if text is None:
+            return ""
+        if not isinstance(text, str):
+            raise self._not_understood(text)
+        if is_text(text):
+            return text
+        # JSON can spell half of a surrogate pair. Two halves that fit are one character.
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+    def _gather(self, piece: Mapping[str, Any]) -> None:
+        """One entry of a delta's calls, of which several may belong to one call."""
+        function = piece.get("function") or {}
+        if not isinstance(function, Mapping):
+            raise self._not_understood(function)
+        index = piece.get("index")
+        if not isinstance(index, int):  # some leave it out where each entry is a whole call
+            index = max(self._calls, default=-1) + 1
+        call = self._calls.setdefault(index, _Call())
+        call.id = call.id or self._text(piece, "id") or None
+        call.name += self._text(function, "name")
+        call.arguments += self._text(function, "arguments")
+
+    def _end_calls(self, is_cut: bool) -> list[StreamEvent]:
+        """The events of the calls that have come. One that was cut, or that nobody could run, is text."""
+        events: list[StreamEvent] = []
+        for call in self._calls.values():
+            arguments = call.read()
+            if arguments is None or is_cut or not self._has_tools:
+                events.append(self._said(f"call:{call.name}{call.arguments}"))
+                continue
+            its_id = call.id if self._served.kind == "ours" else None
+            call_id = its_id or f"tc_{str(monotonic_ulid()).lower()}"
+            self.tool_calls.append(ToolCall(call.name, arguments, call_id))
+            events += [
+                StreamEvent("tool_call_name", call.name, tool_call_id=call_id),
+                StreamEvent("tool_call_args", json.dumps(arguments), tool_call_id=call_id),
+            ]
+        self._calls = {}
+        return events
+
+    def _said(self, text: str) -> StreamEvent:
+        self.has_text = self.has_text or bool(text.strip())
+        return StreamEvent("text", text)
+
+    @property
+    def _name(self) -> str:
+        return quoted(self._served.address.name)
+
+    def _not_understood(self, what: object) -> ServerError:
+        return ServerError(f"{self._name} sent what is no part of a reply: {quoted(what, 100)}")
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(name)  # NaN and the infinities are no JSON
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,1 @@
+"""`llm diffusiongemma serve`: a model that stays loaded, for whoever speaks OpenAI's format."""

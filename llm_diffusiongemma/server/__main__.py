@@ -1,0 +1,71 @@
+"""`python -m llm_diffusiongemma.server MODEL …`: the server by itself, as `launch.start` runs it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from .. import registry
+from ..backends import protocol
+from ..backends.launch import Message
+from ..backends.settings import Settings, settings_options
+from ..catalog import ModelEntry, built_in
+from ..errors import DiffusionGemmaError, RegistryError
+from ..wording import quoted, told_to
+from .process import AlreadyRunningError, serve
+
+
+@click.command()
+@click.argument("model_id", metavar="MODEL")
+@settings_options
+def main(model_id: str, settings: Settings) -> None:
+    """Serve a model. `llm diffusiongemma serve` says how."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    say = _say if settings.is_detached else _say_nothing
+    try:
+        with told_to(lambda text: say("told", text=text)):
+            status = serve(
+                _entry(model_id),
+                settings,
+                when_listening=lambda server: say("listening"),
+                when_ready=lambda server: say("ready"),
+            )
+    except AlreadyRunningError as error:
+        say("taken")
+        raise error
+    except DiffusionGemmaError as error:
+        say("failed", error=protocol.error_to_wire(error, 500))
+        raise
+    raise click.exceptions.Exit(status)
+
+
+def _entry(model_id: str) -> ModelEntry:
+    """Raises `RegistryError` if there is no such model."""
+    for entry in (*built_in(), *registry.read().entries):
+        if entry.model_id == model_id:
+            return entry
+    raise RegistryError(f"There is no DiffusionGemma {quoted(repr(model_id), 100)}.")
+
+
+def _say(message: Message, **values: Any) -> None:
+    """To who started it, who listens until it is ready."""
+    with suppress(OSError):  # or has gone away before
+        sys.stdout.write(json.dumps({"is": message, **values}) + "\n")
+        sys.stdout.flush()
+    if message == "ready":
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _say_nothing(message: Message, **values: Any) -> None: ...
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Who is answered when: one reply at a time, the others in a queue, and the weights only while somebody comes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from llm.parts import StreamEvent
+
+from ..backends.protocol import State
+from ..backends.turn import Report, Stop, Turn
+from ..backends.worker import AsyncLocalReply
+from ..catalog import ModelEntry
+from ..errors import ServerBusyError, ServerError
+from ..wording import told_to
+
+DEFAULT_PLACES = 8
+DEFAULT_KEEP_ALIVE_SECONDS = 600.0
+_log = logging.getLogger(__name__)
+
+# By so many replies it is judged how long the next ones will take.
+REPLIES_REMEMBERED = 8
+
+
+@dataclass(frozen=True)
+class Written:
+    """A block of a reply, and the report so far."""
+
+    events: list[StreamEvent]
+    report: Report
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A reply has come to its end."""
+
+    report: Report
+
+
+News = State | Written | Ended
+
+
+class Order:
+    """A turn that waits for its reply, or has it."""
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+        self.told: list[str] = []
+        """What was said beside the reply."""
+        self._news: asyncio.Queue[News | Exception] = asyncio.Queue()
+
+    async def next(self) -> News:
+        """What happens next: whoever asks slowly keeps nobody waiting. Nothing comes behind `Ended`.
+
+        Raises what the reply does.
+        """
+        news = await self._news.get()
+        if isinstance(news, Exception):
+            raise news
+        return news
+
+    def say(self, news: News | Exception) -> None:
+        self._news.put_nowait(news)
+
+
+class Desk:
+    """Answers orders for one model, in the order in which they come. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        entry: ModelEntry,
+        places: int = DEFAULT_PLACES,
+        keep_alive_seconds: float | None = DEFAULT_KEEP_ALIVE_SECONDS,
+        when_idle: Callable[[], object] | None = None,
+    ) -> None:
+        """So many orders may wait while one is answered. After `keep_alive_seconds` without any (None: never) the
+        weights are let go, or `when_idle` is called instead, in the loop."""
+        self.entry = entry
+        self.context_tokens: int | None = None
+        """The longest context, once the model has been loaded."""
+        self._places = places
+        self._keep_alive_seconds = keep_alive_seconds
+        self._when_idle = when_idle
+        self._waiting: deque[Order] = deque()
+        self._answered: Order | None = None
+        self._reply: asyncio.Task[Ended | Exception] | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._letting_go: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._started = time.time()
+        self._last_used: float | None = None
+        self._running_since: float | None = None
+        self._num_replies = 0
+        self._lately: deque[float] = deque(maxlen=REPLIES_REMEMBERED)
+
+    def order(self, turn: Turn) -> Order:
+        """A reply to a turn, when its time has come; `drop` it if it isn't wanted any more.
+
+        Raises `ServerBusyError` if all places are taken, and `ServerError` at the end of the server.
+        """
+        self._check_open()
+        # One that has just come is about to be answered.
+        if len(self._waiting) >= self._places + (self._answered is None):
+            raise ServerBusyError(
+                f"The server is busy: {len(self._waiting)} others wait for their replies. Try again in about "
+                f"{self.retry_after} seconds."
+            )
+        order = Order(turn)
+        if self._answered is not None or self._waiting:
+            order.say("queued")
+        self._waiting.append(order)
+        self._stop_timer()
+        if self._work is None:
+            self._work = asyncio.create_task(self._answer_all())
+        return order
+
+    def drop(self, order: Order) -> None:
+        """Nobody wants it any more. What is written of it stops within a denoising step."""
+        if order in self._waiting:
+            self._waiting.remove(order)
+        elif order is self._answered and self._reply is not None:
+            self._answered = None
+            self._reply.cancel()
+
+    @property
+    def retry_after(self) -> int:
+        """In about so many seconds there is a place, by what replies have taken lately."""
+        seconds = sum(self._lately) / len(self._lately) if self._lately else 1.0
+        if self._running_since is not None:
+            seconds = max(seconds - (time.time() - self._running_since), 0.0)
+        return max(1, math.ceil(seconds))
+
+    async def load(self) -> None:
+        """Loads the model before anybody asks. Raises what that raises."""
+        from ..backends.engine import get_engine
+
+        loading = _Loading()
+        try:
+            await asyncio.to_thread(get_engine, self.entry, loading)
+        finally:
+            loading.stopped.set()
+        self._look_at_engine()
+        self.rest()
+
+    def rest(self) -> None:
+        """Nobody has come yet, or nobody is here any more: the time until the weights are let go begins."""
+        self._stop_timer()
+        if self._keep_alive_seconds is not None and self._work is None and not self._is_closed:
+            self._timer = asyncio.get_running_loop().call_later(self._keep_alive_seconds, self._begin_to_let_go)
+
+    async def close(self, grace_seconds: float = 0.0) -> None:
+        """Takes no orders any more, and sends away who waits. The reply that is being written may end in so many
+        seconds."""
+        self._is_closed = True
+        self._stop_timer()
+        while self._waiting:
+            self._waiting.popleft().say(_ending())
+        if self._reply is not None:
+            await asyncio.wait([self._reply], timeout=grace_seconds)
+        if (order := self._answered) is not None:
+            self.drop(order)
+            order.say(_ending())
+        if self._work is not None:
+            await asyncio.wait([self._work])
+
+    def status(self) -> dict[str, Any]:
+        """How things are, as plain values. Times are seconds since 1970."""
+        status: dict[str, Any] = {
+            "model": self.entry.model_id,
+            "started": self._started,
+            "replies": self._num_replies,
+            "waiting": len(self._waiting),
+            "running_since": self._running_since,
+            "last_used": self._last_used,
+            "keep_alive_seconds": self._keep_alive_seconds,
+            "ends_when_idle": self._when_idle is not None,
+            "loaded": None,
+        }
+        from ..backends.engine import loaded_engines
+
+        if engine := next(iter(loaded_engines()), None):
+            status["loaded"] = {
+                "since": engine.loaded_at,
+                "device": str(engine.loaded.device),
+                "representation": engine.loaded.placement.representation,
+                "peak_memory_bytes": engine.peak_memory_bytes(),
+            }
+        return status
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise _ending()
+
+    async def _answer_all(self) -> None:
+        while self._waiting:
+            order = self._waiting.popleft()
+            started = time.time()
+            self._answered, self._running_since = order, started
+            self._reply = asyncio.create_task(self._answer(order))
+            await asyncio.wait([self._reply])
+            self._answered, self._running_since, self._last_used = None, None, time.time()
+            if not self._reply.cancelled():
+                self._num_replies += 1
+                self._lately.append(self._last_used - started)
+                # The last of all: who has heard it finds nothing of it here any more.
+                order.say(self._reply.result())
+            self._reply = None
+        self._work = None
+        self.rest()
+
+    async def _answer(self, order: Order) -> Ended | Exception:
+        from ..backends.engine import loaded_engines
+
+        if not loaded_engines():
+            order.say("loading")
+        with told_to(order.told.append):
+            reply = AsyncLocalReply(self.entry, order.turn)
+            try:
+                await reply.start()
+                order.say("reading")
+                async with aclosing(reply.steps()) as steps:
+                    async for events in steps:
+                        order.say(Written(events, reply.report))
+                return Ended(reply.report)
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # a library in Rust may panic
+                return error if isinstance(error, Exception) else RuntimeError(repr(error))
+            finally:
+                # One thread at most: the next one begins when this one's is through.
+                reply.stop()
+                await reply.ended()
+                self._look_at_engine()
+
+    def _look_at_engine(self) -> None:
+        from ..backends.engine import loaded_engines
+
+        if engine := next(iter(loaded_engines()), None):
+            self.context_tokens = engine.context_tokens
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _begin_to_let_go(self) -> None:
+        self._timer = None
+        if self._when_idle is not None:
+            self._when_idle()
+        else:
+            self._letting_go = asyncio.create_task(self._let_go())
+
+    async def _let_go(self) -> None:
+        from ..backends.engine import let_go
+
+        try:
+            await asyncio.to_thread(let_go)
+        except Exception:
+            _log.exception("The weights could not be let go.")
+
+
+class _Loading(Stop):
+    """Of a model that nobody has asked yet."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+
+    def is_set(self) -> bool:
+        return self.stopped.is_set()
+
+
+def _ending() -> ServerError:
+    return ServerError("The server is being stopped, and answers nobody any more.")

@@ -1,0 +1,169 @@
+"""The door of the server: its sockets, and connections that take too long to say what they want."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import sys
+import tempfile
+from contextlib import suppress
+from ipaddress import ip_address
+from pathlib import Path
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..backends import running
+from ..errors import ServerError
+from ..wording import quoted
+
+# What the systems have room for in the address of a Unix socket, with its end: 108 bytes on Linux, 104 on others.
+MAX_SOCKET_BYTES = 103
+FOLDER_PREFIX = "llm-diffusiongemma-"
+
+# In so many seconds a request has to be whole, or so much of it more must have come: then a request's head, which
+# is smaller, has them once, and a body of the largest size some minutes.
+REQUEST_SECONDS = 10.0
+REQUEST_BYTES = 1 << 17
+MAX_HEAD_BYTES = 1 << 16
+# Far more than may wait for replies.
+MAX_CONNECTIONS = 256
+MAX_WAITING_CONNECTIONS = 128
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can ask there."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen_on_tcp(host: str, port: int) -> socket.socket:
+    """Raises `ServerError` for a port that is in use, and an address that isn't this machine's."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            if sys.platform == "win32":
+                # Where SO_REUSEADDR lets a second program take the port.
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+            else:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(MAX_WAITING_CONNECTIONS)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ServerError(
+                f"Port {port} of {quoted(host)} is used by another program: choose another one with --port, or "
+                "have the system choose one with --port 0."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise ServerError(
+                f"This user may not listen at port {port} of {quoted(host)}: choose another one with --port."
+            ) from error
+        raise ServerError(f"Nobody can listen at port {port} of {quoted(host)}: {quoted(error)}.") from error
+    return listener
+
+
+def listen_on_unix(folder: Path) -> socket.socket | None:
+    """A socket in the server's folder or, if that has too long a path, in a new one for temporary files, which is
+    this user's alone, too. None if the system has no such sockets. Raises `ServerError`."""
+    if not hasattr(socket, "AF_UNIX") or sys.platform == "win32":
+        return None
+    with running.in_a_sentence():
+        path = folder / running.SOCKET_FILE
+        if not _fits(path):
+            path = _temporary_folder() / running.SOCKET_FILE
+        # One of a server that was killed: the lock says that it isn't there any more.
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(MAX_WAITING_CONNECTIONS)
+    return listener
+
+
+def clear_away(path: str | None) -> None:
+    """Take away a server's socket, with the folder if that was made for it. There may be none any more."""
+    if path is None:
+        return
+    with suppress(OSError):
+        os.unlink(path)
+    if Path(path).parent.name.startswith(FOLDER_PREFIX):
+        with suppress(OSError):
+            os.rmdir(Path(path).parent)
+
+
+def _temporary_folder() -> Path:
+    """Raises `OSError`."""
+    places = [os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"]
+    for place in filter(None, places):
+        with suppress(OSError):
+            # 0700, under a name that was never there.
+            made = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=place))
+            if _fits(made / running.SOCKET_FILE):
+                return made
+            made.rmdir()
+    raise OSError(errno.ENAMETOOLONG, "no folder for temporary files has a path short enough for a socket")
+
+
+def _fits(path: Path) -> bool:
+    return len(os.fsencode(path)) <= MAX_SOCKET_BYTES
+
+
+class Connection(H11Protocol):
+    """One that closes by itself on a client that begins a request and doesn't go on with it."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._came = 0
+        self._watch: asyncio.TimerHandle | None = None
+        if len(self.connections) > MAX_CONNECTIONS:
+            self.transport.abort()
+        else:
+            self._begin_to_watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._came += len(data)
+        if not self._is_waiting():
+            self._stop_watching()
+        elif self._watch is None:
+            self._begin_to_watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def _is_waiting(self) -> bool:
+        """Whether it is the client's turn to send."""
+        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+
+    def _begin_to_watch(self) -> None:
+        self._came = 0
+        self._watch = self.loop.call_later(REQUEST_SECONDS, self._look)
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _look(self) -> None:
+        self._watch = None
+        if self.transport.is_closing():
+            return
+        # Nothing comes either while the application has yet to take what is there.
+        if self._came >= REQUEST_BYTES or not self.transport.is_reading():
+            self._begin_to_watch()
+        elif self._is_waiting():
+            self.transport.abort()

@@ -1,0 +1,52 @@
+"""What a server answers for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import llm
+import pytest
+
+from llm_diffusiongemma.backends.running import identity_of
+from llm_diffusiongemma.catalog import ModelEntry, Source
+
+from ..conftest import TINY
+
+
+def test_what_differs_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A server is asked for what this process would do just the same, and for nothing else."""
+    entry = ModelEntry("mine", (Source("somebody/tuned", revision="v2"),), "cpu")
+    here = identity_of(entry)
+    assert here.difference(identity_of(entry)) is None
+    assert "is of version 0.0.1 of" in str(replace(here, version="0.0.1").difference(here))
+    for server, words in [
+        (replace(entry, model_id="other"), "has other"),
+        (replace(entry, sources=(Source("somebody/tuned"),)), "has other weights of that name"),
+        (replace(entry, sources=(Source(tmp_path),)), "has other weights of that name"),
+        (replace(entry, device="cuda:1"), "has its device from an earlier entry of that name (cuda:1)"),
+    ]:
+        assert identity_of(server).difference(here) == words
+    for name in ("LLM_DIFFUSIONGEMMA_DEVICE", "LLM_DIFFUSIONGEMMA_MEMORY", "HF_HUB_CACHE", "CUDA_VISIBLE_DEVICES"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            said = f"was started with {name}=1, and here is no {name}"
+            assert identity_of(entry).difference(here) == said
+            there = identity_of(entry)
+            patch.setenv(name, "2")
+            assert there.difference(identity_of(entry)) == f"was started with {name}=1, and here is {name}=2"
+
+
+def test_the_hub_matters_to_what_is_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tiny = llm.get_model(TINY).entry
+    before = identity_of(tiny)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert identity_of(tiny) == before
+
+
+def test_a_folder_is_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The same words meant another folder in another place."""
+    entry = ModelEntry("mine", (Source(Path("checkpoint")),))
+    before = identity_of(entry)
+    monkeypatch.chdir(tmp_path)
+    assert identity_of(entry).difference(before) == "has other weights of that name"
