@@ -27,7 +27,7 @@ from .errors import (
     ServerUnreachableError,
 )
 from .interrupts import FAILED_STATUS, Interrupts, current_command
-from .wording import printable, quoted
+from .wording import printable, quoted, tell
 
 if TYPE_CHECKING:
     from .backends.choice import Choice
@@ -229,7 +229,7 @@ def _ask_server(entry: ModelEntry) -> str:
 @settings_options
 @click.option("--detach", is_flag=True, help="Put it into the background once it is loaded")
 def serve(model_id: str, settings: Settings, detach: bool) -> None:
-    """Keep a model loaded, for `llm` and for whoever speaks OpenAI's format.
+    """Keep a model loaded, for llm and for OpenAI's clients.
 
     `llm -m MODEL` finds it by itself. Others need its address and its token, which this says when the model is
     loaded. Only this machine can ask it, unless --host says more.
@@ -240,6 +240,11 @@ def serve(model_id: str, settings: Settings, detach: bool) -> None:
     entry = _entry(model_id)
     if entry.server is not None:
         raise ServerError(f"{model_id} is answered by the server {quoted(entry.server.url)} already.")
+    if not settings.is_local:
+        tell(
+            f"What goes between {quoted(settings.host)} and other machines is not encrypted: who is in between "
+            "can read prompts, replies and the key. An SSH tunnel, or a proxy with TLS, keeps them private."
+        )
     if detach:
         _say_served(launch.start(entry, settings), "`llm diffusiongemma stop` ends it.")
         return
@@ -287,14 +292,15 @@ def stop() -> None:
 @diffusiongemma.command()
 @click.argument("state", type=click.Choice(["on", "off"]), required=False)
 def warm(state: str | None) -> None:
-    """Have prompts start a server in the background, so that the next ones need not load the model.
+    """Have prompts start a server, so that the next ones are quick.
 
-    It goes by itself after ten minutes without a prompt. Without on or off this says which it is.
+    It runs in the background, and goes by itself after ten minutes without a prompt. Without on or off this says
+    which it is.
     """
     from .backends import launch
 
     if state == "on":
-        launch.check_installed()
+        launch.check_background()
     if state is not None:
         launch.set_warm(state == "on")
     elif launch.is_warm():

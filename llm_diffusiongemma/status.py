@@ -6,6 +6,7 @@ said in its place and hides no other. The network is asked only for `updates`.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import textwrap
@@ -24,7 +25,7 @@ from .backends.choice import choose
 from .backends.engine import telling_how_to_mend
 from .backends.running import Running
 from .backends.settings import duration_text
-from .catalog import MEMORY_VARIABLE, ModelEntry, Source
+from .catalog import MEMORY_VARIABLE, SERVER_VARIABLE, ModelEntry, Source
 from .diffusion import devices
 from .diffusion.loading import describe
 from .errors import DeviceError, DiffusionGemmaError, HubConnectionError
@@ -182,7 +183,8 @@ def _check_folder(model_id: str, source: Source) -> None:
 
 def _server(entries: Sequence[ModelEntry]) -> dict[str, Any]:
     """The one that is running, if any, and what it says of itself."""
-    result: dict[str, Any] = {"is_warm": launch.is_warm(), "running": None}
+    variable = os.environ.get(SERVER_VARIABLE, "").strip()
+    result: dict[str, Any] = {"is_warm": launch.is_warm(), "variable": variable or None, "running": None}
     try:
         found = running.recorded()
         if found is None:
@@ -204,7 +206,7 @@ def _server(entries: Sequence[ModelEntry]) -> dict[str, Any]:
             "socket": found.socket,
             "keep_alive_seconds": found.keep_alive_seconds,
             "ends_when_idle": found.ends_when_idle,
-            "differs_in": _difference(found, entries),
+            "difference": _difference(found, entries),
         }
         result["running"]["state"] = launch.ask(found, "GET", "/diffusiongemma/status")
     except (DiffusionGemmaError, OSError) as error:  # llm has no folder; a hung one
@@ -213,11 +215,11 @@ def _server(entries: Sequence[ModelEntry]) -> dict[str, Any]:
 
 
 def _difference(found: Running, entries: Sequence[ModelEntry]) -> str | None:
-    """Why prompts from here don't use a server for their model, in a word; None if they do."""
+    """Why prompts from here for its model don't use a server, as the rest of a sentence; None if they do."""
     for entry in entries:
         if entry.model_id == found.identity.model_id:
-            return running.identity_of(entry).difference(found.identity)
-    return "model"
+            return found.identity.difference(running.identity_of(entry))
+    return "has a model that isn't known here"
 
 
 def has_failed(found: dict[str, Any]) -> bool:
@@ -255,14 +257,18 @@ def _server_lines(server: dict[str, Any]) -> Iterator[str]:
         yield f"{quoted(found['model'])} (process {found['process']}) at {where} since {since}."
         if "state" in found:
             yield _server_state(found["state"], found["keep_alive_seconds"], found["ends_when_idle"])
-        if found["differs_in"] is not None:
-            yield f"Prompts from here don't use it: its {found['differs_in']} is another one."
+        if found["difference"] is not None:
+            yield f"Prompts from here don't use it: it {found['difference']}."
     elif "problem" not in server:
         yield "None is running: `llm diffusiongemma serve` starts one."
     if "problem" in server:
         yield server["problem"]
     if server["is_warm"]:
         yield "Prompts that find none start one (`llm diffusiongemma warm on`)."
+    if server["variable"]:
+        value = server["variable"]
+        asked = "ask none" if value.lower() == "off" else "ask that one"
+        yield f"{SERVER_VARIABLE} is {quoted(repr(value))}: prompts from here {asked}."
 
 
 def _server_state(state: dict[str, Any], keep_alive_seconds: float | None, ends_when_idle: bool) -> str:

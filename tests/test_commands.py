@@ -414,7 +414,9 @@ def test_an_interrupted_download_ends_as_a_prompt_does(
 
 def test_help_says_what_there_is(command: Command) -> None:
     help_text = command.ok("--help")
-    assert all(f"  {name} " in help_text for name in ("add", "download", "remove", "status"))
+    assert all(
+        f"  {name} " in help_text for name in ("add", "download", "remove", "serve", "status", "stop", "warm")
+    )
     assert "..." not in help_text.partition("Commands:")[2]  # of a sentence that is too long for its place
 
 

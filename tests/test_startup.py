@@ -6,6 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
+
+import pytest
+
+
+@cache
+def imported_by_llm() -> frozenset[str]:
+    """For its own models, among them the OpenAI client."""
+    return imported_by("import llm, llm.cli; llm.get_models_with_aliases()", plugins="")
 
 
 def imported_by(code: str, plugins: str = "llm-diffusiongemma") -> frozenset[str]:
@@ -32,10 +41,8 @@ USES = [
 
 
 def test_no_heavy_import() -> None:
-    # What llm itself loads for its own models, among them the OpenAI client's options.
-    bare = imported_by("import llm, llm.cli; llm.get_models_with_aliases()", plugins="")
     # One use after the other: what any of them imports is there at the end.
-    added = imported_by("\n".join(["import llm, llm.cli", *USES])) - bare
+    added = imported_by("\n".join(["import llm, llm.cli", *USES])) - imported_by_llm()
     # The standard library is free to use; anything else has to be ours.
     assert {name for name in added if name not in sys.stdlib_module_names} <= {"llm_diffusiongemma"}
 
@@ -50,3 +57,22 @@ assert "torch._dynamo" not in sys.modules
     imported = imported_by(code)
     assert "torch" in imported  # these tests would see it
     assert imported.isdisjoint({"transformers", "sympy", "scipy", "PIL", "accelerate", "torchvision"})
+
+
+@pytest.mark.usefixtures("served")
+def test_a_reply_of_a_server_imports_none_of_what_makes_it() -> None:
+    """The second of a command is llm's own: whatever is asked for, ours is to be next to nothing of it."""
+    code = """
+import llm, llm.cli
+def weather(city: str) -> str: "Weather in a city"
+chain = llm.get_model("diffusiongemma-tiny").chain(
+    "What is entropy?", system="Be brief.", tools=[weather], schema={"type": "string", "maxLength": 8},
+    options={"seed": 1, "thinking": True, "max_denoising_steps": 2},
+)
+(response,) = chain.responses()
+assert response.text() and response.response_json["server"] == "local server"
+"""
+    added = imported_by(code) - imported_by_llm()
+    assert "httpcore2" in added  # these tests would see it
+    made_of = {"torch", "numpy", "transformers", "tokenizers", "safetensors", "jinja2", "jsonschema", "PIL", "av"}
+    assert added.isdisjoint({*made_of, "huggingface_hub", "rich", "starlette", "uvicorn", "scipy", "sympy"})

@@ -60,11 +60,11 @@ def sync_client(address: Address) -> OpenAI:
         _check_headers(response, address)
         response.stream = _limited(response, address)
 
-    with telling(address):
+    with _setting_up(address):
+        # What has a transport of its own goes through no proxy.
         transport = httpx2.HTTPTransport(uds=address.socket, verify=_tls(address)) if address.is_local else None
         client = httpx2.Client(
             transport=transport,
-            trust_env=not address.is_local,
             follow_redirects=False,
             timeout=_timeout(address),
             event_hooks={"request": [requested], "response": [answered]},
@@ -84,18 +84,29 @@ def async_client(address: Address) -> AsyncOpenAI:
         _check_headers(response, address)
         response.stream = _limited(response, address)
 
-    with telling(address):
+    with _setting_up(address):
         transport = (
             httpx2.AsyncHTTPTransport(uds=address.socket, verify=_tls(address)) if address.is_local else None
         )
         client = httpx2.AsyncClient(
             transport=transport,
-            trust_env=not address.is_local,
             follow_redirects=False,
             timeout=_timeout(address),
             event_hooks={"request": [requested], "response": [answered]},
         )
         return AsyncOpenAI(base_url=address.url, api_key="set below", max_retries=0, http_client=client)
+
+
+@contextmanager
+def _setting_up(address: Address) -> Iterator[None]:
+    """It depends on the environment only: proxies, and who is trusted."""
+    try:
+        yield
+    except Exception as error:  # as many kinds as there are settings
+        raise ServerError(
+            f"{quoted(address.name)} can't be asked: {quoted(error)}. See what HTTP_PROXY, HTTPS_PROXY, ALL_PROXY "
+            "and SSL_CERT_FILE say."
+        ) from error
 
 
 def _timeout(address: Address) -> httpx2.Timeout:
@@ -167,10 +178,8 @@ def _limited(response: httpx2.Response, address: Address) -> Any:
             await inner.aclose()
 
         def _count(self, piece: bytes) -> None:
-            line = piece.rpartition(b"\n")
-            self._num_bytes = len(line[2]) + (0 if is_stream and line[1] else self._num_bytes)
-            if not is_stream:
-                self._num_bytes += len(piece) - len(line[2])
+            end = piece.rfind(b"\n") if is_stream else -1
+            self._num_bytes = len(piece) - end - 1 + (0 if end >= 0 else self._num_bytes)
             if self._num_bytes > (MAX_LINE_BYTES if is_stream else MAX_ANSWER_BYTES):
                 raise ServerError(
                     f"{quoted(address.name)} sends more at once than any answer has. It was left there."
@@ -190,23 +199,17 @@ def telling(address: Address, known: tuple[str, ...] = (), has_begun: bool = Fal
     except DiffusionGemmaError:
         raise
     except Exception as error:
-        raise failure(error, address, known, has_begun) from error
+        raise _failure(error, address, known, has_begun) from error
 
 
-def failure(
-    error: Exception, address: Address, known: tuple[str, ...] = (), has_begun: bool = False
-) -> DiffusionGemmaError:
+def _failure(error: Exception, address: Address, known: tuple[str, ...], has_begun: bool) -> DiffusionGemmaError:
     import openai
 
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, DiffusionGemmaError):  # of a hook of ours, which the client wraps
-            return cause
     name = quoted(address.name)
     if isinstance(error, openai.APIStatusError):
         return _refusal(error, address, known)
     if isinstance(error, openai.APIConnectionError):
-        return _disconnection(causes, address, has_begun)
+        return _disconnection(list(_causes(error)), address, has_begun)
     if isinstance(error, openai.APIError):  # inside a stream
         return _ours(error.body, address) or ServerError(f"{name} failed: {_words(error)}")
     if isinstance(error, (ValueError, RecursionError)):  # no JSON, no UTF-8, nested too deeply

@@ -35,21 +35,10 @@ def find(entry: ModelEntry, may_start: bool) -> Address | None:
     is_there = server is not None and running.answers(server)
     if not is_there and may_start and _is_warm():
         return _started(entry)
-    if server is None:
-        if running.has_record():
-            tell_once(
-                "What the local server has written down can't be understood, so it may be of another version, and "
-                "this process answers. To end it: llm diffusiongemma stop"
-            )
-        return None
-    if is_there:
+    if server is not None and is_there:
         return _address(server, entry)
-    with suppress(ServerError):
-        if not running.is_locked():  # else one is just starting, or ending
-            tell_once(
-                f"The local server (process {server.pid}) has ended without a word, so this process answers. To "
-                f"start it again: llm diffusiongemma serve {quoted(server.identity.model_id)} --detach"
-            )
+    if server is not None or running.has_record():
+        _tell_why_not(server, entry)
     return None
 
 
@@ -73,9 +62,30 @@ def _address(server: Running, entry: ModelEntry) -> Address | None:
         return None
     tell_once(
         f"The local server {difference or 'has lost its token'}, so this process answers. To have one for this: "
-        f"llm diffusiongemma stop, then llm diffusiongemma serve {entry.model_id}"
+        f"{_anew(entry)}"
     )
     return None
+
+
+def _tell_why_not(server: Running | None, entry: ModelEntry) -> None:
+    """Of a record without a server that takes connections, or one that can't be understood: None."""
+    with suppress(ServerError):
+        if running.forget_dead():
+            process = f" (process {server.pid})" if server is not None else ""
+            model_id = server.identity.model_id if server is not None else entry.model_id
+            tell(
+                f"The local server{process} has ended without a word, so this process answers. To start it again: "
+                f"llm diffusiongemma serve {quoted(model_id)} --detach"
+            )
+        elif server is None:
+            tell_once(
+                "The local server is of another version, and what it says of itself can't be understood, so this "
+                f"process answers. To have one of this version: {_anew(entry)}"
+            )
+
+
+def _anew(entry: ModelEntry) -> str:
+    return f"llm diffusiongemma stop, then llm diffusiongemma serve {entry.model_id}"
 
 
 def _is_warm() -> bool:

@@ -35,8 +35,9 @@ END_SECONDS = 10.0
 OTHER_START_SECONDS = 60.0
 ASK_SECONDS = 5.0
 LOOK_UP_SECONDS = 0.05
-# For the system to take a killed process away.
-KILL_SECONDS = 5.0
+# For the system to take a killed process away, with all the memory that it has.
+KILL_SECONDS = 20.0
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 LAST_WORDS_BYTES = 2000
 
 MODULE = "llm_diffusiongemma.server"
@@ -59,11 +60,7 @@ def start(entry: ModelEntry, settings: Settings) -> Running:
 
     Raises what keeps it from running, as it says it, and `ServerError`.
     """
-    if sys.platform == "win32":
-        raise ServerError(
-            "On Windows a server can't be put into the background: leave --detach out and let it have a window."
-        )
-    check_installed()
+    check_background()
     if running.is_locked():
         return _other(entry, settings)
     log = running.folder() / running.LOG_FILE
@@ -107,11 +104,24 @@ def _listen(server: subprocess.Popen[bytes], when_listening: Callable[[], object
             elif message["is"] == "told":
                 tell(str(message["text"]))
             elif message["is"] == "failed":
+                # Who reads why, and mends it, may start another one at once.
+                with suppress(subprocess.TimeoutExpired):
+                    server.wait(END_SECONDS)
                 error = message["error"]
                 raise protocol.error_from_wire(error) or ServerError(quoted(error["message"]))
             else:
                 return bool(message["is"] == "taken")
     return False
+
+
+def check_background() -> None:
+    """Raises `ServerError` where no server can be in the background."""
+    if os.name == "nt":
+        raise ServerError(
+            "On Windows no server can be put into the background: run `llm diffusiongemma serve` in a window of "
+            "its own."
+        )
+    check_installed()
 
 
 def check_installed() -> None:
@@ -210,34 +220,29 @@ def stop() -> Running | None:
     Raises `ServerError` if it is still there.
     """
     found = running.recorded()
-    if found is None and not (running.folder() / running.LOCK_FILE).exists():
+    if not (running.folder() / running.LOCK_FILE).exists() or not running.is_locked():
         return None
-    if found is None or not running.answers(found):
-        if not running.is_locked():
-            return None
-        if _waits_for_end():
-            return found
-    else:
+    if found is not None and running.answers(found):
         with suppress(ServerError):  # if it is hung
             ask(found, "POST", "/diffusiongemma/stop")
-            if _waits_for_end():
+            if _is_gone_within(END_SECONDS):
                 return found
-    if found is not None:
-        for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+        for number, seconds in ((signal.SIGTERM, END_SECONDS), (KILL, KILL_SECONDS)):
             pid = _peer(found)
             if pid is None:
                 break
             with suppress(OSError):
                 os.kill(pid, number)
-            if _waits_for_end():
+            if _is_gone_within(seconds):
                 return found
+    elif _is_gone_within(END_SECONDS):  # it was ending, or failed to start
+        return found
     process = f"process {found.pid}" if found is not None else "a process of yours"
     raise ServerError(f"The server doesn't end, and it is not certain that it is {process}: end that yourself.")
 
 
-def _waits_for_end() -> bool:
-    """Whether the server is gone in time."""
-    deadline = time.monotonic() + END_SECONDS + KILL_SECONDS
+def _is_gone_within(seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
     while running.is_locked():
         if time.monotonic() > deadline:
             return False

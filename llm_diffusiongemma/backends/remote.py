@@ -13,7 +13,7 @@ from llm.parts import StreamEvent
 from ..view.progress import indicate
 from ..wording import quoted
 from .address import Address as Address
-from .connection import ASK_SECONDS, async_client, failure, sync_client, telling
+from .connection import ASK_SECONDS, async_client, sync_client, telling
 from .dialects import Served, body_of, read_models, served_by_ours, unlisted
 from .stream import ReplyStream
 from .turn import Report, Stop, Turn
@@ -43,16 +43,21 @@ def ask_what_it_is(address: Address) -> Served:
     if address.is_ours and address.model is not None:
         return served_by_ours(address)
     if address not in _known:
-        with sync_client(address) as client:
-            try:
-                listing = client.get("/models", cast_to=object, options={"timeout": ASK_SECONDS})
-            except Exception as error:
-                if address.model is None or getattr(error, "status_code", None) not in (404, 405):
-                    raise failure(error, address) from error
-                _known[address] = unlisted(address)  # it has no such list, but a model by that name
-            else:
-                _known[address] = read_models(listing, address)
+        _known[address] = _ask(address)
     return _known[address]
+
+
+def _ask(address: Address) -> Served:
+    import openai
+
+    with telling(address), sync_client(address) as client:
+        try:
+            listing = client.get("/models", cast_to=object, options={"timeout": ASK_SECONDS})
+        except openai.APIStatusError as error:
+            if address.model is None or error.status_code not in (404, 405):
+                raise
+            return unlisted(address)  # it has no such list, but a model by that name
+    return read_models(listing, address)
 
 
 def _prepare(address: Address, turn: Turn) -> tuple[Served, dict[str, Any]]:

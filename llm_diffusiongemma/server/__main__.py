@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import click
@@ -29,7 +29,7 @@ def main(model_id: str, settings: Settings) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     say = _say if settings.is_detached else _say_nothing
     try:
-        with told_to(lambda text: say("told", text=text)):
+        with told_to(lambda text: say("told", text=text)) if settings.is_detached else nullcontext():
             status = serve(
                 _entry(model_id),
                 settings,

@@ -34,9 +34,8 @@ def make_app(
     hosts: Collection[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> ASGIApp:
-    """`token_is` should take a time that tells nothing about the token. `instance` is what `/health` calls this
-    server, and `stop` begins its end. `hosts` are the names that it is asked by, besides those that this machine
-    has for itself."""
+    """`instance` is what `/health` calls this server, and `stop` begins its end. `hosts` are the names that it is
+    asked by, besides those that this machine has for itself."""
     paths = _Paths(desk, instance, stop, max_body_bytes)
     app = Starlette(
         routes=[

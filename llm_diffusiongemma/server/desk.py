@@ -16,18 +16,17 @@ from typing import Any
 from llm.parts import StreamEvent
 
 from ..backends.protocol import State
+from ..backends.settings import DEFAULT_KEEP_ALIVE_SECONDS, DEFAULT_QUEUE
 from ..backends.turn import Report, Stop, Turn
 from ..backends.worker import AsyncLocalReply
 from ..catalog import ModelEntry
 from ..errors import ServerBusyError, ServerError
 from ..wording import told_to
 
-DEFAULT_PLACES = 8
-DEFAULT_KEEP_ALIVE_SECONDS = 600.0
-_log = logging.getLogger(__name__)
-
 # By so many replies it is judged how long the next ones will take.
 REPLIES_REMEMBERED = 8
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Desk:
     def __init__(
         self,
         entry: ModelEntry,
-        places: int = DEFAULT_PLACES,
+        places: int = DEFAULT_QUEUE,
         keep_alive_seconds: float | None = DEFAULT_KEEP_ALIVE_SECONDS,
         when_idle: Callable[[], object] | None = None,
     ) -> None:
@@ -107,7 +106,8 @@ class Desk:
 
         Raises `ServerBusyError` if all places are taken, and `ServerError` at the end of the server.
         """
-        self._check_open()
+        if self._is_closed:
+            raise _ending()
         # One that has just come is about to be answered.
         if len(self._waiting) >= self._places + (self._answered is None):
             raise ServerBusyError(
@@ -158,8 +158,8 @@ class Desk:
             self._timer = asyncio.get_running_loop().call_later(self._keep_alive_seconds, self._begin_to_let_go)
 
     async def close(self, grace_seconds: float = 0.0) -> None:
-        """Takes no orders any more, and sends away who waits. The reply that is being written may end in so many
-        seconds."""
+        """Takes no orders any more, and sends away who waits. The reply that is being written has so many seconds
+        to end."""
         self._is_closed = True
         self._stop_timer()
         while self._waiting:
@@ -196,10 +196,6 @@ class Desk:
             }
         return status
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise _ending()
-
     async def _answer_all(self) -> None:
         while self._waiting:
             order = self._waiting.popleft()
@@ -208,12 +204,14 @@ class Desk:
             self._reply = asyncio.create_task(self._answer(order))
             await asyncio.wait([self._reply])
             self._answered, self._running_since, self._last_used = None, None, time.time()
-            if not self._reply.cancelled():
+            outcome = None if self._reply.cancelled() else self._reply.result()
+            self._reply = None
+            if isinstance(outcome, Ended):
                 self._num_replies += 1
                 self._lately.append(self._last_used - started)
+            if outcome is not None:
                 # The last of all: who has heard it finds nothing of it here any more.
-                order.say(self._reply.result())
-            self._reply = None
+                order.say(outcome)
         self._work = None
         self.rest()
 

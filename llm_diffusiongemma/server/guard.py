@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable, Collection
 
 from starlette.requests import Request
@@ -13,6 +14,11 @@ from .refusals import RefusalError, invalid, refusal_of
 
 HEALTH = "/health"
 OWN_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+
+def only(token: str) -> Callable[[str], bool]:
+    """Whether a token is this one, in a time that tells nothing about it."""
+    return lambda given: hmac.compare_digest(given.encode(), token.encode())
 
 
 class Guard:

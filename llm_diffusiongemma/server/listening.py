@@ -9,7 +9,6 @@ import socket
 import sys
 import tempfile
 from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 
 import h11
@@ -21,7 +20,6 @@ from ..wording import quoted
 
 # What the systems have room for in the address of a Unix socket, with its end: 108 bytes on Linux, 104 on others.
 MAX_SOCKET_BYTES = 103
-FOLDER_PREFIX = "llm-diffusiongemma-"
 
 # In so many seconds a request has to be whole, or so much of it more must have come: then a request's head, which
 # is smaller, has them once, and a body of the largest size some minutes.
@@ -31,16 +29,6 @@ MAX_HEAD_BYTES = 1 << 16
 # Far more than may wait for replies.
 MAX_CONNECTIONS = 256
 MAX_WAITING_CONNECTIONS = 128
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can ask there."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def listen_on_tcp(host: str, port: int) -> socket.socket:
@@ -93,24 +81,13 @@ def listen_on_unix(folder: Path) -> socket.socket | None:
     return listener
 
 
-def clear_away(path: str | None) -> None:
-    """Take away a server's socket, with the folder if that was made for it. There may be none any more."""
-    if path is None:
-        return
-    with suppress(OSError):
-        os.unlink(path)
-    if Path(path).parent.name.startswith(FOLDER_PREFIX):
-        with suppress(OSError):
-            os.rmdir(Path(path).parent)
-
-
 def _temporary_folder() -> Path:
     """Raises `OSError`."""
     places = [os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"]
     for place in filter(None, places):
         with suppress(OSError):
             # 0700, under a name that was never there.
-            made = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=place))
+            made = Path(tempfile.mkdtemp(prefix=running.SOCKET_FOLDER_PREFIX, dir=place))
             if _fits(made / running.SOCKET_FILE):
                 return made
             made.rmdir()

@@ -10,6 +10,8 @@ from ..documents import Document, DocumentError
 
 # Templates and schemas are gone through by recursion. Nobody's are half as deep.
 MAX_DEPTH = 100
+# Of values that follow others, and of those in texts: twice what fits the context if it holds nothing else.
+MAX_COMMAS = 300_000
 
 
 class Object(Document):
@@ -22,7 +24,17 @@ class Object(Document):
     def _without_nulls(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {name: item for name, item in value.items() if item is not None}
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        given = {name: item for name, item in value.items() if name in known and item is not None}
+        # One is refused just as a million are, without as many errors.
+        unknown = next((name for name in value if name not in known and value[name] is not None), None)
+        return given if unknown is None else {**given, unknown: value[unknown]}
+
+
+def check_number(content: bytes) -> None:
+    """Raises `DocumentError` if JSON holds more values than can be meant, which need not be read for that."""
+    if content.count(b",") > MAX_COMMAS:
+        raise DocumentError(f"it is made of more than {MAX_COMMAS:,} parts")
 
 
 def check_depth(value: Any) -> None:

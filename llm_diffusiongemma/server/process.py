@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import hmac
 import logging
 import os
 import secrets
@@ -30,12 +31,9 @@ from ..interrupts import INTERRUPTED_STATUS
 from ..wording import quoted
 from .app import make_app
 from .desk import Desk
-from .guard import only
 from .listening import (
     MAX_HEAD_BYTES,
     Connection,
-    clear_away,
-    is_loopback,
     listen_on_tcp,
     listen_on_unix,
 )
@@ -69,11 +67,15 @@ def serve(
     Raises what keeps it from listening or loading.
     """
     key = _key(settings)
+    if settings.is_everywhere and not settings.allowed_hosts:
+        raise ServerError(
+            f"A server at {quoted(settings.host)} has no name of its own, and answers nobody who calls it by one "
+            "that it doesn't know: add --allow-host with the name or address that it is asked by."
+        )
     lock = running.Lock()
     _take(lock)
-    stale = running.recorded()
     # First of all, so that as long as the lock is held the record is of who holds it, or there is none.
-    _take_away(stale)
+    running.take_away(running.recorded())
     if settings.is_detached:
         _empty_log()
     os.environ[SERVER_VARIABLE] = "off"  # a server asks no server
@@ -97,7 +99,7 @@ def serve(
             sockets
         )
     finally:
-        _take_away(record)
+        running.take_away(record)
 
 
 class Server(uvicorn.Server):
@@ -207,7 +209,7 @@ class Server(uvicorn.Server):
             self._when_ready(self._record)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        _take_away_record()  # nobody who comes now shall find it
+        running.take_away_record()  # nobody who comes now shall find it
         for server in self.servers:
             server.close()
         if self._loading is not None:
@@ -222,7 +224,7 @@ class Server(uvicorn.Server):
     def _end_at_last(self) -> None:
         time.sleep(launch.END_SECONDS)
         # A thread in the middle of a long step, or of loading, which nobody can stop.
-        _take_away(self._record)
+        running.take_away(self._record)
         os._exit(1 if self._failure is not None else 0)
 
 
@@ -238,7 +240,7 @@ def _take(lock: running.Lock) -> None:
 def _key(settings: Settings) -> str | None:
     """What it takes besides the token. Raises `ServerAccessError` if it has to have a key and has none."""
     if settings.key_name is None:
-        if not is_loopback(settings.host):
+        if not settings.is_local:
             raise ServerAccessError(
                 f"At {quoted(settings.host)} other machines can ask this one, so they have to show a key of your "
                 "choice: `llm keys set dg-server` keeps one, and --key dg-server takes it."
@@ -263,8 +265,9 @@ def _token() -> str:
 
 
 def _accepts(*secrets: str | None) -> Callable[[str], bool]:
-    checks = [only(secret) for secret in secrets if secret is not None]
-    return lambda given: any(check(given) for check in checks)
+    """Whether a text is one of these, found out in a time that tells nothing about them."""
+    known = [secret.encode() for secret in secrets if secret is not None]
+    return lambda given: any(hmac.compare_digest(given.encode(), each) for each in known)
 
 
 def _url(host: str, listener: socket.socket) -> str:
@@ -278,18 +281,6 @@ def _write(record: Running) -> None:
     """Raises `ServerError`."""
     with running.in_a_sentence():
         write_whole(running.folder() / running.RECORD_FILE, running.to_json(record), mode=0o600)
-
-
-def _take_away_record() -> None:
-    with suppress(OSError):
-        (running.folder() / running.RECORD_FILE).unlink(missing_ok=True)
-
-
-def _take_away(record: Running | None) -> None:
-    """A server's record and socket, this one's or a dead one's."""
-    _take_away_record()
-    if record is not None:
-        clear_away(record.socket)
 
 
 def _empty_log() -> None:

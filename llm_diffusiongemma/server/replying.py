@@ -71,8 +71,11 @@ class Replying(Response):
             return
         await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
         async for line in self._lines(early):
-            async with asyncio.timeout(STALLED_SECONDS):
-                await send({"type": "http.response.body", "body": line, "more_body": True})
+            try:
+                async with asyncio.timeout(STALLED_SECONDS):
+                    await send({"type": "http.response.body", "body": line, "more_body": True})
+            except TimeoutError:
+                return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _whole(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..documents import DocumentError, conform, parse_object, refuse_unless
 from ..options import Options
 from ..wording import quoted
 from .messages import from_wire, tools_from_wire
-from .objects import Object, check_depth
+from .objects import Object, check_depth, check_number
 
 #: Fields of OpenAI's format, and of engines that extend it, which mean nothing to a model that denoises or to a
 #: server of one's own.
@@ -146,6 +146,7 @@ def read_request(body: bytes, served: str) -> Asked:
 
 
 def _read(body: bytes, served: str) -> Asked:
+    check_number(body)
     document = parse_object(body, strict=True)
     check_depth(document)
     ignored = [name for name, value in document.items() if name in IGNORED and value is not None]

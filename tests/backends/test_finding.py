@@ -134,27 +134,38 @@ def test_without_a_token(entry: ModelEntry, told: Told) -> None:
 
 
 def test_a_dead_one(entry: ModelEntry, server: Running, told: Told) -> None:
+    """It is said, and then forgotten."""
     address = find(entry, may_start=False)
-    write_down(replace(server, socket=f"{server.socket}-gone", pid=4321))
+    dead = replace(server, socket=f"{server.socket}-gone", pid=4321)
+    write_down(dead)
     assert address is not None
     assert has_gone(address)
-    assert [find(entry, may_start=False) for _ in range(2)] == [None, None]
-    (line,) = told.lines
-    assert line.startswith("The local server (process 4321) has ended without a word, so this process answers.")
     # One that starts, or ends as it should, holds its lock.
-    wording._told.clear()
     lock = running.Lock()
     assert lock.take()
     assert find(entry, may_start=False) is None
-    lock.close()
     assert told.lines == []
+    assert running.recorded() == dead
+    lock.close()
+    assert [find(entry, may_start=False) for _ in range(2)] == [None, None]
+    (line,) = told.lines
+    assert line.startswith("The local server (process 4321) has ended without a word, so this process answers.")
+    assert not running.has_record()
+    assert has_gone(address)
 
 
 @pytest.mark.parametrize("record", ["", "{}", '{"pid": 1}', "\0"])
 def test_a_record_that_is_none(entry: ModelEntry, told: Told, record: str) -> None:
+    """Of another version's server, or of whom ever."""
     (running.make_folder() / running.RECORD_FILE).write_text(record)
+    lock = running.Lock()
+    assert lock.take()
     assert find(entry, may_start=False) is None
-    assert "can't be understood" in told.lines[0]
+    assert told.lines[0].startswith("The local server is of another version")
+    lock.close()
+    assert [find(entry, may_start=False) for _ in range(2)] == [None, None]
+    (line,) = told.lines
+    assert line.startswith("The local server has ended without a word")
 
 
 def test_warm(entry: ModelEntry, server: Running, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:

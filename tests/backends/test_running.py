@@ -29,12 +29,12 @@ def test_what_differs_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         assert identity_of(server).difference(here) == words
     for name in ("LLM_DIFFUSIONGEMMA_DEVICE", "LLM_DIFFUSIONGEMMA_MEMORY", "HF_HUB_CACHE", "CUDA_VISIBLE_DEVICES"):
         with monkeypatch.context() as patch:
-            patch.setenv(name, "1")
-            said = f"was started with {name}=1, and here is no {name}"
+            patch.setenv(name, "/1")
+            said = f"was started with {name}=/1, and here is no {name}"
             assert identity_of(entry).difference(here) == said
             there = identity_of(entry)
-            patch.setenv(name, "2")
-            assert there.difference(identity_of(entry)) == f"was started with {name}=1, and here is {name}=2"
+            patch.setenv(name, "/2")
+            assert there.difference(identity_of(entry)) == f"was started with {name}=/1, and here is {name}=/2"
 
 
 def test_the_hub_matters_to_what_is_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

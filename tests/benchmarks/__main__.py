@@ -21,13 +21,14 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import llm
 import torch
 import transformers
 
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.grammar.automaton import Vocabulary
 
-from . import constrained, contestants, networks, quality, warm
+from . import constrained, contestants, networks, quality, server, warm
 from .contestants import OURS, Task
 from .conversation import chat_seconds, conversation
 from .measure import MIB, Action, Cost, Sizes, compare
@@ -269,6 +270,16 @@ def print_deviations(
         print(f"| {layout} | {each.relative_error:.4f} | {each.divergence:.2g} | {each.kept:.2%} |")
 
 
+def through_server(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    ways = server.ways(llm.get_model(TINY).entry, repeats)
+    print(f"\n(j) A reply of {server.TOKENS} tokens, by turns: the embedded checkpoint\n")
+    print("| | Seconds | Of it neither encoding nor denoising |\n| --- | --- | --- |")
+    for name, way in ways.items():
+        print(f"| {name} | {way.whole:.3f} | {way.beside * 1000:.1f} ms |")
+    here, there = ways.values()
+    print(f"\nThe server adds {(there.beside - here.beside) / here.whole:.1%} to the reply.")
+
+
 BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "around": around,
     "reply": reply,
@@ -278,6 +289,7 @@ BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "constraint": constraint,
     "context": context,
     "quality": costs_in_quality,
+    "server": through_server,
     "warm": warm_commands,
 }
 

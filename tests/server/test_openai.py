@@ -23,6 +23,7 @@ from llm_diffusiongemma.backends.turn import ALWAYS_WANTED, Turn
 from llm_diffusiongemma.options import Options
 from llm_diffusiongemma.server.app import make_app
 from llm_diffusiongemma.server.desk import Desk
+from llm_diffusiongemma.server.guard import only
 
 from ..conftest import PATIENCE_SECONDS, TINY
 
@@ -64,7 +65,7 @@ class Running:
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
     desk = Desk(ENTRY)
-    app = make_app(desk, TOKEN.__eq__, instance="this-one", stop=lambda: None)
+    app = make_app(desk, only(TOKEN), instance="this-one", stop=lambda: None)
     server = uvicorn.Server(uvicorn.Config(app, http="h11", lifespan="off", log_level="error"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))

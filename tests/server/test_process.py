@@ -22,7 +22,7 @@ from llm_diffusiongemma.backends import launch, running
 from llm_diffusiongemma.backends.running import Running
 from llm_diffusiongemma.backends.settings import Settings
 from llm_diffusiongemma.catalog import SERVER_VARIABLE
-from llm_diffusiongemma.errors import DeviceMemoryError, ServerAccessError
+from llm_diffusiongemma.errors import DeviceMemoryError, ServerAccessError, ServerError
 from llm_diffusiongemma.server import process
 from llm_diffusiongemma.server.desk import Desk
 from llm_diffusiongemma.status import lines
@@ -100,7 +100,7 @@ def test_from_the_first_to_the_next(llm_command: Llm) -> None:
         assert message.startswith(f"A server for {TINY} (process {command.pid}) is running already")
     status = json.loads(llm_command.ok("diffusiongemma", "status", "--json"))
     server = status["server"]["running"]
-    assert (server["process"], server["url"], server["differs_in"]) == (command.pid, url, None)
+    assert (server["process"], server["url"], server["difference"]) == (command.pid, url, None)
     assert server["state"]["loaded"]["device"] == "cpu"
     text = " ".join(" ".join(lines(status)).split())
     assert f"{TINY} (process {command.pid}) at {url} since " in text
@@ -237,6 +237,9 @@ def test_other_machines_need_a_key() -> None:
     with pytest.raises(ServerAccessError, match=r"^At 0\.0\.0\.0 other machines can ask .* `llm keys set "):
         process.serve(entry, Settings(host="0.0.0.0"))
     with pytest.raises(ServerAccessError, match="no key 'mine' in `llm keys`: set one with `llm keys set mine`"):
+        process.serve(entry, Settings(host="0.0.0.0", key_name="mine"))
+    (Path(os.environ["LLM_USER_PATH"]) / "keys.json").write_text('{"mine": "open sesame"}')
+    with pytest.raises(ServerError, match=r"^A server at 0\.0\.0\.0 has no name of its own, .* add --allow-host"):
         process.serve(entry, Settings(host="0.0.0.0", key_name="mine"))
     assert not running.folder().exists()
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import base64
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import llm
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llm.parts import Message, ReasoningPart, ToolCallPart, ToolResultPart
 
+from llm_diffusiongemma.backends.address import Address
+from llm_diffusiongemma.backends.dialects import body_of, served_by_ours
+from llm_diffusiongemma.backends.turn import Turn
+from llm_diffusiongemma.chat.messages import read_conversation
 from llm_diffusiongemma.options import Options
 from llm_diffusiongemma.server.requests import IGNORED, Asked, RequestError, read_request
 
@@ -195,6 +201,12 @@ def test_what_is_refused_is_named(fields: dict[str, Any], param: str | None, rea
         assert error.param == param
 
 
+def test_as_many_unknown_fields_as_fit() -> None:
+    """An error for each of them took minutes, and all memory."""
+    error = refused(body(**{f"x{number}": 1 for number in range(200_000)}))
+    assert error.message == "The request can't be answered: x0 is 1: nothing of that name is known here."
+
+
 def test_another_model() -> None:
     error = refused(body(model="big\n"))
     assert (error.status, error.message, error.param) == (404, "There is no model big here, only tiny.", "model")
@@ -210,6 +222,7 @@ def test_another_model() -> None:
         (b'{"seed": 1, "seed": 2}', "seed stands twice"),
         (b'{"seed": ' + b"1" * 5000 + b"}", "digits"),
         (b'{"metadata": ' + b"[" * 100 + b"]" * 100 + b"}", "more than 100 levels deep"),
+        (b'{"metadata": [' + b"0," * 300_001 + b"0]}", "more than 300,000 parts"),
         (b"[" * 10**6, "nested too deeply"),
         (b'{"a":' * 10**6, "nested too deeply"),
     ],
@@ -219,6 +232,43 @@ def test_what_is_no_json(content: bytes, reason: str) -> None:
     assert (error.status, error.param) == (400, None)
     assert reason in error.message
 
+
+# --- of our own client ------------------------------------------------------------------------------------------
+
+HERE = served_by_ours(Address("http://host/v1", None, None, "tiny", True, "here"))
+CONVERSATION = [
+    llm.system("Be brief."),
+    llm.user("Look"),
+    Message("assistant", [ReasoningPart("hm"), ToolCallPart("f", {"a": 1}, "1")]),
+    Message("tool", [ToolResultPart("f", "4", "1")]),
+]
+
+
+ASKED: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
+    ({}, None),
+    ({"seed": 0, "max_tokens": 1_000_000, "max_denoising_steps": 1000, "entropy_bound": 1e-9}, {}),
+    ({"t_max": 100.0, "t_min": 0.0, "confidence_threshold": 0.1, "stability_threshold": 0}, SCHEMA),
+    ({"image_tokens": 1120, "thinking": True, "regex": "\\d+ half \ud83d"}, {"const": "half \ud83d"}),
+    ({"thinking": False, "choices": ["é", "b,c"]}, None),
+]
+
+
+@pytest.mark.parametrize(("options", "schema"), ASKED)
+def test_what_our_client_asks_is_read_as_it_was_meant(
+    options: dict[str, Any], schema: dict[str, Any] | None
+) -> None:
+    turn = Turn(CONVERSATION, Options(**options), [llm.Tool("f", "Does it.", SCHEMA)], schema)
+    read = read_request(json.dumps(body_of(turn, HERE)).encode(), "tiny")
+    assert (read.stream, read.include_usage, read.progress, read.warnings) == (True, True, True, [])
+    assert read_conversation(read.turn.messages) == read_conversation(turn.messages)
+    assert replace(read.turn, messages=turn.messages) == turn
+
+
+def test_every_option_of_our_client_is_tried() -> None:
+    assert {name for options, _ in ASKED for name in options} == set(Options.model_fields)
+
+
+# --- whatever comes ---------------------------------------------------------------------------------------------
 
 # Values of every kind, in every place where a request may have one.
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)

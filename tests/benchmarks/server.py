@@ -1,0 +1,92 @@
+"""The same reply in this process and through a server in a thread of it, by turns."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import llm
+import uvicorn
+
+from llm_diffusiongemma.backends.local import LocalReply
+from llm_diffusiongemma.backends.protocol import EXTENSION, report_from_wire
+from llm_diffusiongemma.backends.turn import ALWAYS_WANTED, Report, Turn
+from llm_diffusiongemma.catalog import ModelEntry
+from llm_diffusiongemma.options import Options
+from llm_diffusiongemma.server.app import make_app
+from llm_diffusiongemma.server.desk import Desk
+from llm_diffusiongemma.server.guard import only
+
+PROMPT = "Count from 1 to 320"
+TOKENS = 512
+TOKEN = "a-token"
+HERE, THERE = "in this process", "through the server"
+
+
+@dataclass(frozen=True)
+class Way:
+    """Medians of seconds: of all of a reply, and of what of it was no denoising or encoding."""
+
+    whole: float
+    beside: float
+
+
+def ways(entry: ModelEntry, repeats: int) -> dict[str, Way]:
+    """What a reply of two canvases costs either way. A first round warms up."""
+    measured: dict[str, list[tuple[float, float]]] = {HERE: [], THERE: []}
+    with served(entry) as ask:
+        for round_, (name, seen) in itertools.product(range(repeats + 1), measured.items()):
+            gc.collect()
+            started = time.perf_counter()
+            report = ask() if name == THERE else _answer(entry)
+            whole = time.perf_counter() - started
+            if round_:
+                seen.append((whole, whole - report.generate_seconds))
+    return {name: Way(*map(statistics.median, zip(*seen, strict=True))) for name, seen in measured.items()}
+
+
+def _answer(entry: ModelEntry) -> Report:
+    turn = Turn([llm.user(PROMPT)], Options(seed=1, max_tokens=TOKENS))
+    reply = LocalReply(entry, turn, ALWAYS_WANTED)
+    assert len(list(reply.steps())) == 2
+    return reply.report
+
+
+@contextmanager
+def served(entry: ModelEntry) -> Iterator[Callable[[], Report]]:
+    """Somebody who asks a server, as our own client does."""
+    body = {
+        "model": entry.model_id,
+        "messages": [{"role": "user", "content": PROMPT}],
+        "seed": 1,
+        "max_tokens": TOKENS,
+        "stream": True,
+        EXTENSION: {"progress": True},
+    }
+    app = make_app(Desk(entry), only(TOKEN), instance="", stop=lambda: None)
+    server = uvicorn.Server(uvicorn.Config(app, http="h11", lifespan="off", log_level="error"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions"
+        with httpx2.Client(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=None) as client:
+            yield lambda: _ask(client, url, body)
+        server.should_exit = True
+        thread.join()
+
+
+def _ask(client: httpx2.Client, url: str, body: dict[str, Any]) -> Report:
+    with client.stream("POST", url, json=body) as response:
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    return report_from_wire(json.loads(lines[-2])[EXTENSION]["report"])
