@@ -153,7 +153,8 @@ class ReplyStream:
     def _read_extension(self, chunk: Mapping[str, Any]) -> None:
         warnings = chunk.get("warnings")
         for warning in warnings if isinstance(warnings, list) else ():
-            tell(str(warning))
+            if isinstance(warning, str):
+                tell(warning)
         extension = chunk.get(EXTENSION)
         if isinstance(extension, Mapping):
             if isinstance(extension.get("state"), str):
@@ -238,4 +239,5 @@ def _no_number(name: str) -> Any:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    """A number that llm's log can hold."""
+    return value if type(value) is int and 0 <= value < 2**63 else None

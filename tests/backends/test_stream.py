@@ -1,0 +1,59 @@
+"""Chunks of any shape: a reply's events, or a sentence."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_diffusiongemma.backends.address import Address
+from llm_diffusiongemma.backends.dialects import Served
+from llm_diffusiongemma.backends.protocol import EXTENSION
+from llm_diffusiongemma.backends.stream import ReplyStream
+from llm_diffusiongemma.errors import ServerError
+
+from .scripted_server import call, delta
+
+ADDRESS = Address("http://host/v1", None, None, "tiny", True, "box")
+ODD = st.sampled_from(
+    [None, True, 0, -1, 2**70, 1.5, float("nan"), "", "a", "\ud800\x1b[2J", [], [None], {}, {"a": {}}]
+)
+
+
+def like(value: Any) -> st.SearchStrategy[Any]:
+    """Values of that shape, of which any part may be missing or something else."""
+    if isinstance(value, dict):
+        shape: st.SearchStrategy[Any] = st.fixed_dictionaries({}, optional={k: like(v) for k, v in value.items()})
+    elif isinstance(value, list):
+        shape = st.lists(st.one_of(ODD, *map(like, value)), max_size=3)
+    else:
+        shape = st.just(value)
+    return st.integers(0, 4).flatmap(lambda number: ODD if number == 0 else shape)
+
+
+CHUNK = {
+    **delta("stop", content="a", reasoning="b", reasoning_content="c", tool_calls=[call(0, "f", '{"a": 1}')]),
+    "usage": {"prompt_tokens": 1, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}},
+    "warnings": [],
+    EXTENSION: {"state": "queued", "report": {"finish_reason": "stop"}},
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(like(CHUNK), max_size=3), st.sampled_from(["ours", "vllm"]))
+def test_nothing_but_a_sentence(chunks: list[Any], kind: Any) -> None:
+    reply = ReplyStream(Served(ADDRESS, kind), has_tools=True)
+    events = []
+    with suppress(ServerError):
+        for chunk in chunks:
+            events += reply.consume(chunk)
+        events += reply.finalize()
+    # What llm keeps, and what it shows.
+    "".join(event.chunk for event in events).encode()
+    json.dumps(reply.report.as_json())
+    counts = (reply.report.input_tokens, reply.report.output_tokens, reply.report.cached_tokens)
+    assert all(count is None or (type(count) is int and 0 <= count < 2**63) for count in counts)
+    assert all(isinstance(call.arguments, dict) for call in reply.tool_calls)
