@@ -313,9 +313,10 @@ def _slowness(sizes: Sizes, placement: Placement) -> str:
 
 
 def _by_which_way(placement: Placement) -> str:
-    """What a rate rests on, whichever of the two decides: a faster bus or disk than these makes "at best" wrong."""
-    ways = {"host": HOST_WAY, "files": FILE_WAY}
-    return " and ".join(way for home, way in ways.items() if placement.num_layers(home))
+    """What a rate rests on: a faster bus or disk than these makes more of it."""
+    ways = [HOST_WAY] if placement.num_layers("host") else []
+    ways += [FILE_WAY] if placement.num_layers("files") else []
+    return " and ".join(ways)
 
 
 def _rounded(number: float) -> str:
