@@ -31,8 +31,8 @@ CONTEXT_STEP_TOKENS = 1024
 # Through which the experts of streamed layers pass: one is computed from while the other is filled.
 BUFFERS = 2
 
-# To say how quick it can be at best, and by which way. From pinned host memory: 55 GB/s were measured over PCIe 5 x16,
-# and most cards that have to stream have half of that, or less.
+# To say how quick it can be at best, and by which way. Pinned host memory gave 55 GB/s over PCIe 5 x16; most cards
+# that have to stream have half of that bus, or less.
 HOST_BYTES_A_SECOND = 25e9
 HOST_WAY = "over PCIe 4 x16"
 FILE_BYTES_A_SECOND = 3e9

@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from . import host, packed, product, rightness, speed
+from . import host, packed, product, rightness, served, speed
 from .bench import Bench, OutOfTimeError, Result
 
 
@@ -53,6 +53,7 @@ SECTIONS = [
     Section(packed.streamed, 95, 160),
     Section(product.load_packed, 60, 120),
     Section(product.unload, 25, 70),
+    Section(served.serve, 100, 150),
     Section(speed.network, 12, 60),
     Section(speed.steps, 25, 90),
     Section(speed.parts, 5, 45),
