@@ -36,13 +36,14 @@ def main(model_id: str, settings: Settings) -> None:
                 when_listening=lambda server: say("listening"),
                 when_ready=lambda server: say("ready"),
             )
-    except AlreadyRunningError as error:
+    except AlreadyRunningError:
         say("taken")
-        raise error
+        raise
     except DiffusionGemmaError as error:
         say("failed", error=protocol.error_to_wire(error, 500))
         raise
-    raise click.exceptions.Exit(status)
+    logging.shutdown()
+    os._exit(status)  # all is said and taken away: PyTorch need not be taken apart, which takes its time
 
 
 def _entry(model_id: str) -> ModelEntry:

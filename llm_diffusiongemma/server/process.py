@@ -83,7 +83,7 @@ def serve(
     unix_listener = listen_on_unix(running.folder())
     sockets = [each for each in (listener, unix_listener) if each is not None]
     if not sockets:
-        raise ServerError("This system has no Unix sockets: start a server with `llm diffusiongemma serve`.")
+        raise ServerError("There can be no Unix socket here: run `llm diffusiongemma serve`, which needs none.")
     record = Running(
         identity=identity_of(entry),
         pid=os.getpid(),
