@@ -19,7 +19,7 @@ from ..diffusion.config import DIFFUSIONGEMMA_26B_A4B
 from ..diffusion.devices import find_machine, memory_limit
 from ..diffusion.loading import describe
 from ..diffusion.packed import PLAIN, Formats, Fp8, ModelOptNvfp4
-from ..diffusion.placement import STEPS_A_CANVAS, place, step_seconds, whole
+from ..diffusion.placement import FILE_WAY, HOST_WAY, STEPS_A_CANVAS, place, step_seconds, whole
 from ..diffusion.sizes import sizes_of
 from ..diffusion.vision import PROJECTION, TOWER
 from ..errors import CheckpointError, DeviceMemoryError, DiffusionGemmaError, NoGpuError
@@ -305,11 +305,18 @@ def _slowness(sizes: Sizes, placement: Placement) -> str:
     seconds = step_seconds(sizes, placement, cores)
     rate = sizes.config.canvas_length / (STEPS_A_CANVAS * seconds)
     if placement.devices[0] != "cpu":
-        return f"about {_rounded(rate)} tokens a second at best"
+        return f"about {_rounded(rate)} tokens a second at best {_by_which_way(placement)}"
     return (
         f"a denoising step takes about {_rounded(seconds)} seconds ({cores} core{'s' * (cores > 1)}), and "
         f"{sizes.config.canvas_length} tokens about {STEPS_A_CANVAS} steps"
     )
+
+
+def _by_which_way(placement: Placement) -> str:
+    """What a rate rests on: a faster bus or disk than these makes more of it."""
+    ways = [HOST_WAY] if placement.num_layers("host") else []
+    ways += [FILE_WAY] if placement.num_layers("files") else []
+    return " and ".join(ways)
 
 
 def _rounded(number: float) -> str:

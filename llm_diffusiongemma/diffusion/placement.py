@@ -31,9 +31,12 @@ CONTEXT_STEP_TOKENS = 1024
 # Through which the experts of streamed layers pass: one is computed from while the other is filled.
 BUFFERS = 2
 
-# To say how quick it can be at best. Host to device: PCIe 4 x16 from pinned memory. Files: a fast SSD.
+# To say how quick it can be at best, and by which way. Pinned host memory gave 55 GB/s over PCIe 5 x16; most cards
+# that have to stream have half of that bus, or less.
 HOST_BYTES_A_SECOND = 25e9
+HOST_WAY = "over PCIe 4 x16"
 FILE_BYTES_A_SECOND = 3e9
+FILE_WAY = "from a disk of 3 GB/s"
 # About what a core does in fp32, which all products become where there are no instructions for bf16: one did 25 to
 # 70 GFLOP/s, by the rows at a time, and decoded 1.1 billion numbers a second, which memory won't let many do.
 CORE_OPERATIONS_A_SECOND = 30e9
@@ -169,8 +172,8 @@ def place(sizes: Sizes, machine: Machine, context_tokens: int = PLANNED_CONTEXT_
 
 
 def step_seconds(sizes: Sizes, placement: Placement, cores: int) -> float:
-    """About how long a denoising step takes at least: what is streamed has to come, and a CPU of so many cores has
-    to compute. What a GPU computes is not counted."""
+    """About how long a denoising step takes at least over `HOST_WAY` and `FILE_WAY`: what is streamed has to come,
+    and a CPU of so many cores has to compute. What a GPU computes is not counted."""
     from_files = sizes.experts_bytes * placement.num_layers("files") / FILE_BYTES_A_SECOND
     from_host = sizes.experts_bytes * placement.num_layers("host") / HOST_BYTES_A_SECOND
     computed = 0.0

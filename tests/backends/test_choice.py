@@ -226,6 +226,7 @@ NVIDIA = "nvfp4 weights (nvidia/diffusiongemma-26B-A4B-it-NVFP4) on cuda:0"
 STREAMED = "the experts of # of 30 layers streamed"
 FROM_BOTH = "at every step, # from memory and # from the weight files"
 AT_BEST = "about # tokens a second at best"
+BUS, DISK = "over PCIe # x16", "from a disk of # GB/s"
 
 
 @pytest.mark.parametrize(
@@ -233,8 +234,12 @@ AT_BEST = "about # tokens a second at best"
     [
         ([79.1], FULL, f"diffusiongemma: {GOOGLE}."),
         ([23.5, 23.5], FULL, f"diffusiongemma: {RED_HAT}."),
-        ([11.6], FULL, f"diffusiongemma: {NVIDIA}, {STREAMED} from memory at every step: {AT_BEST}."),
-        ([11.6], ONE["bf16"], f"diffusiongemma-bf16: {GOOGLE}, {STREAMED} {FROM_BOTH}: {AT_BEST}."),
+        ([11.6], FULL, f"diffusiongemma: {NVIDIA}, {STREAMED} from memory at every step: {AT_BEST} {BUS}."),
+        (
+            [11.6],
+            ONE["bf16"],
+            f"diffusiongemma-bf16: {GOOGLE}, {STREAMED} {FROM_BOTH}: {AT_BEST} {BUS} and {DISK}.",
+        ),
     ],
 )
 def test_sentences(gib: list[float], entry: ModelEntry, line: str, on: type[Machines]) -> None:

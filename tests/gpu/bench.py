@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llm_diffusiongemma.diffusion.config_file import ConfigFile
 from llm_diffusiongemma.diffusion.network import Network
 
 from .networks import network_config, random_network
@@ -35,6 +36,13 @@ class Bench:
     """The folder for what is written."""
     copy_rate: float = 3.0e12
     """Bytes read and written a second; the section `machine` measures it."""
+    found: Result = field(default_factory=dict)
+    """What a long section has found so far, which is said even if it is cut off."""
+
+    def begin(self) -> Result:
+        """Where a long section puts what it finds as it goes."""
+        self.found = {}
+        return self.found
 
     @property
     def on_card(self) -> bool:
@@ -46,9 +54,13 @@ class Bench:
         return 4 if self.is_tiny else 15
 
     @cached_property
+    def config(self) -> ConfigFile:
+        return network_config(is_tiny=self.is_tiny)
+
+    @cached_property
     def network(self) -> Network:
-        """The random one, made when it is first wanted."""
-        return random_network(network_config(is_tiny=self.is_tiny).network(), self.device)
+        """The random one in bf16, made when it is first wanted."""
+        return random_network(self.config.network(), self.device)
 
     def wait(self) -> None:
         if self.on_card:
@@ -83,12 +95,23 @@ class Bench:
             found.append(self.between(start, self.mark()))
         return round(statistics.median(found), 3)
 
+    def forget_peak(self) -> None:
+        if self.on_card:
+            torch.cuda.reset_peak_memory_stats(self.device)
+
     def peak(self) -> Result:
-        """The most memory since the section's start."""
+        """The most memory since the section's start, or since it was forgotten."""
         if not self.on_card:
             return {}
         return {"peak_gib": round(torch.cuda.max_memory_allocated(self.device) / GIB, 2)}
 
+    def taken(self) -> int:
+        """Bytes of the card that are not free, whoever has them."""
+        if not self.on_card:
+            return 0
+        free, total = torch.cuda.mem_get_info(self.device)
+        return total - free
+
     def tokens(self, count: int) -> torch.Tensor:
         """Random ones, int64 `[count]`."""
-        return torch.randint(self.network.config.vocab_size, (count,), device=self.device)
+        return torch.randint(self.config.text_config.vocab_size, (count,), device=self.device)

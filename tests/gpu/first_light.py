@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from . import host, rightness, speed
+from . import host, packed, product, rightness, served, speed
 from .bench import Bench, OutOfTimeError, Result
 
 
@@ -47,6 +47,13 @@ SECTIONS = [
     Section(speed.machine, 5, 40),
     Section(rightness.replies, 25, 90),
     Section(rightness.features, 20, 90),
+    # Each makes its own network, and measures what that takes: before the one that stays.
+    Section(packed.packed, 60, 120),
+    Section(product.limit, 90, 170),
+    Section(packed.streamed, 95, 160),
+    Section(product.load_packed, 60, 120),
+    Section(product.unload, 25, 70),
+    Section(served.serve, 100, 150),
     Section(speed.network, 12, 60),
     Section(speed.steps, 25, 90),
     Section(speed.parts, 5, 45),
@@ -85,12 +92,13 @@ def run_section(bench: Bench, section: Section, budget: float, restart: Callable
     signal.signal(signal.SIGALRM, out_of_time)
     signal.setitimer(signal.ITIMER_REAL, budget)
     record: Result = {"section": section.name, "ok": True}
+    bench.begin()
     try:
         record |= section.run(bench)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)[-8:]
         where = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
-        record |= {"ok": False, "error": f"{type(error).__name__}: {error}"[:600], "where": where}
+        record |= {"ok": False, "error": f"{type(error).__name__}: {error}"[:600], "where": where, **bench.found}
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         watchdog.cancel()
@@ -124,6 +132,8 @@ def main() -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.device == "cpu":
         torch.set_num_threads(1)  # networks this small are slower on more
+    else:
+        torch.cuda.init()  # so that a section may ask for memory before it takes any
     bench = Bench(torch.device(arguments.device), arguments.scale == "tiny", arguments.out)
     done = [*skip]
 

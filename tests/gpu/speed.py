@@ -56,8 +56,9 @@ STAND_INS: dict[str, Callable[..., torch.Tensor]] = {
 class Denoiser:
     """A denoising step's forward over a context, everything at its fixed address."""
 
-    def __init__(self, bench: Bench, context: int) -> None:
-        self.network = bench.network
+    def __init__(self, bench: Bench, context: int, network: Network | None = None) -> None:
+        """By default of the network in bf16."""
+        self.network = network or bench.network
         config = self.network.config
         self.cache = KVCache(config, self.network.dtype, bench.device)
         for tokens in bench.tokens(context).split(1024):
@@ -196,36 +197,37 @@ class Step:
 def steps(bench: Bench) -> Result:
     """The project's own loop: milliseconds a step, time to the first block, prefill, memory."""
     found: Result = {"first reply of all, 2 steps, s": round(reply(bench.network, [5] * 16, 2)[0], 3)}
-    canvas = bench.network.config.canvas_length
     for length in (16, 128, 512) if bench.is_tiny else (64, 1024, 8192):
-        prompt = bench.tokens(length).tolist()
-        if bench.on_card:
-            torch.cuda.reset_peak_memory_stats()
-        with encoder_seconds(bench) as prefill:
-            reply(bench.network, prompt, 2)  # kernels for these shapes are chosen here
-            first_prefill = sum(prefill)
-            prefill.clear()
-            clock = StepClock()
-            ends = reply(bench.network, prompt, bench.steps, canvases=2, clock=clock)
-        # The encoder also reads the first of the two canvases.
-        seconds = sum(prefill[:-1])
-        inner = [
-            ms for i, ms in enumerate(clock.between()) if i != bench.steps - 3
-        ]  # without the one across canvases
-        found[f"{length} tokens"] = {
-            "ms_a_step": round(statistics.median(inner), 2),
-            "fastest": round(min(inner), 2),
-            "slowest": round(max(inner), 2),
-            "prefill_ms": round(seconds * 1e3, 1),
-            "prefill_ms_first": round(first_prefill * 1e3, 1),
-            "prefill_tokens_s": round(length / seconds),
-            "encode_a_canvas_ms": round(prefill[-1] * 1e3, 1),
-            "first_block_s": round(ends[0], 3),
-            "next_block_s": round(ends[1] - ends[0], 3),
-            f"tokens_s_at_{bench.steps}_steps": round(canvas / (ends[1] - ends[0])),
-            **bench.peak(),
-        }
+        found[f"{length} tokens"] = figures(bench, bench.network, length, bench.steps)
     return found
+
+
+def figures(bench: Bench, network: Network, length: int, steps: int) -> Result:
+    """Of two canvases of so many steps behind a prompt of that length, after a first reply to it."""
+    prompt = bench.tokens(length).tolist()
+    bench.forget_peak()
+    with encoder_seconds(bench) as prefill:
+        reply(network, prompt, 2)  # kernels for these shapes are chosen here
+        first_prefill = sum(prefill)
+        prefill.clear()
+        clock = StepClock()
+        ends = reply(network, prompt, steps, canvases=2, clock=clock)
+    # The encoder also reads the first of the two canvases.
+    seconds = sum(prefill[:-1])
+    inner = [ms for i, ms in enumerate(clock.between()) if i != steps - 3]  # without the one across canvases
+    return {
+        "ms_a_step": round(statistics.median(inner), 2),
+        "fastest": round(min(inner), 2),
+        "slowest": round(max(inner), 2),
+        "prefill_ms": round(seconds * 1e3, 1),
+        "prefill_ms_first": round(first_prefill * 1e3, 1),
+        "prefill_tokens_s": round(length / seconds),
+        "encode_a_canvas_ms": round(prefill[-1] * 1e3, 1),
+        "first_block_s": round(ends[0], 3),
+        "next_block_s": round(ends[1] - ends[0], 3),
+        f"tokens_s_at_{steps}_steps": round(network.config.canvas_length / (ends[1] - ends[0])),
+        **bench.peak(),
+    }
 
 
 @contextlib.contextmanager

@@ -13,10 +13,10 @@ from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion.experts import Experts
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
 from llm_diffusiongemma.diffusion.loading import LoadedModel
-from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.packed import CompressedTensorsNvfp4, Fp8, Matrices, ModelOptNvfp4
 from llm_diffusiongemma.diffusion.placement import LayerHome
 
+from ..diffusion.small_network import network_at
 from ..whole import load_whole
 from .bench import Bench
 from .networks import converted
@@ -124,27 +124,11 @@ def test_a_captured_step_gives_the_same_bits(bench: Bench) -> None:
         assert torch.equal(result, forward())
 
 
-def copied(network: Network, homes: list[LayerHome]) -> Network:
-    """The same weights on the cards and in the memory that `homes` name."""
-
-    def read(layer: int, experts: Experts) -> None:
-        theirs = network._layers[layer].experts
-        assert theirs is not None
-        for source, target in zip(theirs.held(), experts.held(), strict=True):
-            target.copy_(source)
-
-    copy = Network(network.config, network.dtype, CARD, network.formats, homes, read)
-    weights = dict(network.tensors())
-    for name, tensor in copy.tensors():
-        tensor.copy_(weights[name])
-    return copy
-
-
 @pytest.mark.parametrize("experts", [("host",), ("files",), ("device", "host", "files")], ids=str)
 def test_streamed_experts_give_the_same_bits(bench: Bench, experts: Sequence[ExpertsHome]) -> None:
     """Twice: the second time the buffers hold what the first one left in them."""
     each_layer = zip(bench.network.config.layers, itertools.cycle(experts), strict=False)
-    network = copied(bench.network, [LayerHome(str(CARD), home) for _, home in each_layer])
+    network, _ = network_at([LayerHome(str(CARD), home) for _, home in each_layer], bench.network)
     prompt = bench.tokens(300).tolist()
     expected = logits(bench.network, prompt)
     for _ in range(2):
@@ -153,7 +137,7 @@ def test_streamed_experts_give_the_same_bits(bench: Bench, experts: Sequence[Exp
 
 def test_streamed_experts_are_pinned_and_the_host_waits_for_nothing(bench: Bench) -> None:
     layers = bench.network.config.layers
-    network = copied(bench.network, [LayerHome(str(CARD), "host")] * len(layers))
+    network, _ = network_at([LayerHome(str(CARD), "host")] * len(layers), bench.network)
     assert all(tensor.is_pinned() for name, tensor in network.tensors() if ".experts." in name)
     cache = KVCache(network.config, network.dtype, network.layer_devices)
     network.encode(network.embed(bench.tokens(300)), cache)
@@ -168,6 +152,7 @@ def test_streamed_experts_are_pinned_and_the_host_waits_for_nothing(bench: Bench
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_cards_give_the_same_logits(bench: Bench) -> None:
     layers = len(bench.network.config.layers)
-    network = copied(bench.network, [LayerHome(f"cuda:{int(i >= layers // 2)}", "device") for i in range(layers)])
+    homes = [LayerHome(f"cuda:{int(i >= layers // 2)}", "device") for i in range(layers)]
+    network, _ = network_at(homes, bench.network)
     prompt = bench.tokens(300).tolist()
     assert relative_error(logits(network, prompt), logits(bench.network, prompt)) <= 1e-2

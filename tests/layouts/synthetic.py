@@ -136,6 +136,12 @@ def _normal_numbers() -> torch.Tensor:
     return torch.randn(2 * PIECE, generator=torch.Generator().manual_seed(0)).bfloat16()
 
 
+@cache
+def _ones_in_e4m3() -> torch.Tensor:
+    # Once: there are thirty thousand scales, and making each takes all threads.
+    return torch.full((PIECE,), ONE_IN_E4M3, dtype=torch.uint8)
+
+
 def _numbers(name: str, tensor: torch.Tensor, random_: random.Random) -> Iterator[torch.Tensor]:
     """A tensor's values, a piece after the other, each flat and on the CPU."""
     end = name.rpartition(".")[2]
@@ -147,7 +153,7 @@ def _numbers(name: str, tensor: torch.Tensor, random_: random.Random) -> Iterato
         if tensor.dtype == torch.uint8:
             yield _random_bytes()[part]
         elif tensor.dtype == torch.float8_e4m3fn and end == "weight_scale":
-            yield torch.full((count,), ONE_IN_E4M3, dtype=torch.uint8)
+            yield _ones_in_e4m3()[:count]
         elif tensor.dtype == torch.float8_e4m3fn:
             # Without the highest bit of the exponent: below 2, and no NaN.
             yield _random_bytes()[part] & 0b1011_1111
