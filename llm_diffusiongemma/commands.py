@@ -27,7 +27,7 @@ from .errors import (
     ServerUnreachableError,
 )
 from .interrupts import FAILED_STATUS, Interrupts, current_command
-from .wording import printable, quoted
+from .wording import printable, quoted, tell
 
 if TYPE_CHECKING:
     from .backends.choice import Choice
@@ -240,6 +240,11 @@ def serve(model_id: str, settings: Settings, detach: bool) -> None:
     entry = _entry(model_id)
     if entry.server is not None:
         raise ServerError(f"{model_id} is answered by the server {quoted(entry.server.url)} already.")
+    if not settings.is_local:
+        tell(
+            f"What goes between {quoted(settings.host)} and other machines is not encrypted: who is in between "
+            "can read prompts, replies and the key. An SSH tunnel, or a proxy with TLS, keeps them private."
+        )
     if detach:
         _say_served(launch.start(entry, settings), "`llm diffusiongemma stop` ends it.")
         return
@@ -295,7 +300,7 @@ def warm(state: str | None) -> None:
     from .backends import launch
 
     if state == "on":
-        launch.check_installed()
+        launch.check_background()
     if state is not None:
         launch.set_warm(state == "on")
     elif launch.is_warm():

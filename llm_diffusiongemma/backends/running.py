@@ -44,6 +44,9 @@ DEVICE_VARIABLES = (
 PATH_VARIABLES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
 HUB_VARIABLES = (*PATH_VARIABLES, "HF_HUB_OFFLINE", "HF_ENDPOINT")
 
+# Of the folder that is made for a socket where this one has too long a path.
+SOCKET_FOLDER_PREFIX = "llm-diffusiongemma-"
+
 # A server of this machine takes a connection at once, also while it works.
 CONNECT_SECONDS = 0.5
 HEALTH_SECONDS = 2.0
@@ -263,11 +266,26 @@ def forget_dead() -> bool:
     try:
         if not lock.take():
             return False
-        with in_a_sentence():
-            (folder() / RECORD_FILE).unlink(missing_ok=True)
+        take_away(recorded())
         return True
     finally:
         lock.close()
+
+
+def take_away_record() -> None:
+    with suppress(OSError):
+        (folder() / RECORD_FILE).unlink(missing_ok=True)
+
+
+def take_away(running: Running | None) -> None:
+    """The record, and the socket that it names: for who has the lock."""
+    take_away_record()
+    if running is not None and running.socket is not None:
+        path = Path(running.socket)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+            if path.parent.name.startswith(SOCKET_FOLDER_PREFIX):
+                path.parent.rmdir()
 
 
 def read(text: bytes) -> Running | None:

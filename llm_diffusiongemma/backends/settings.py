@@ -42,6 +42,25 @@ class Settings:
     is_detached: bool = False
     """In the background: it says to who started it how it goes, on stdout (see `launch.Message`)."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can ask."""
+        return self.host.lower() == "localhost" or self._is("is_loopback")
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether it listens at all of this machine's addresses, and has no own by which it can be asked."""
+        return not self.host or self._is("is_unspecified")
+
+    def _is(self, kind: str) -> bool:
+        """Whether its host is an address of that kind; a name isn't."""
+        from ipaddress import ip_address
+
+        try:
+            return bool(getattr(ip_address(self.host), kind))
+        except ValueError:
+            return False
+
     def arguments(self) -> list[str]:
         """The same for a command line."""
         return [

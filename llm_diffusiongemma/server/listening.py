@@ -9,7 +9,6 @@ import socket
 import sys
 import tempfile
 from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 
 import h11
@@ -21,7 +20,6 @@ from ..wording import quoted
 
 # What the systems have room for in the address of a Unix socket, with its end: 108 bytes on Linux, 104 on others.
 MAX_SOCKET_BYTES = 103
-FOLDER_PREFIX = "llm-diffusiongemma-"
 
 # In so many seconds a request has to be whole, or so much of it more must have come: then a request's head, which
 # is smaller, has them once, and a body of the largest size some minutes.
@@ -31,16 +29,6 @@ MAX_HEAD_BYTES = 1 << 16
 # Far more than may wait for replies.
 MAX_CONNECTIONS = 256
 MAX_WAITING_CONNECTIONS = 128
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can ask there."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def listen_on_tcp(host: str, port: int) -> socket.socket:
@@ -72,36 +60,38 @@ def listen_on_tcp(host: str, port: int) -> socket.socket:
                 f"This user may not listen at port {port} of {quoted(host)}: choose another one with --port."
             ) from error
         raise ServerError(f"Nobody can listen at port {port} of {quoted(host)}: {quoted(error)}.") from error
+    except UnicodeError as error:
+        raise ServerError(f"{quoted(repr(host))} can't be the name of a machine.") from error
     return listener
 
 
 def listen_on_unix(folder: Path) -> socket.socket | None:
-    """A socket in the server's folder or, if that has too long a path, in a new one for temporary files, which is
-    this user's alone, too. None if the system has no such sockets. Raises `ServerError`."""
+    """A socket in the server's folder or, if that has too long a path or its disk no sockets, in a new one for
+    temporary files, which is this user's alone, too. None if the system has none there either."""
     if not hasattr(socket, "AF_UNIX") or sys.platform == "win32":
         return None
-    with running.in_a_sentence():
-        path = folder / running.SOCKET_FILE
-        if not _fits(path):
-            path = _temporary_folder() / running.SOCKET_FILE
-        # One of a server that was killed: the lock says that it isn't there any more.
-        path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with suppress(OSError):
+        return _bound(folder / running.SOCKET_FILE)
+    with suppress(OSError):
+        return _bound(_temporary_folder() / running.SOCKET_FILE)
+    return None
+
+
+def _bound(path: Path) -> socket.socket:
+    """Raises `OSError`."""
+    if not _fits(path):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    # One of a server that was killed: the lock says that it isn't there any more.
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(MAX_WAITING_CONNECTIONS)
+    except BaseException:
+        listener.close()
+        raise
     return listener
-
-
-def clear_away(path: str | None) -> None:
-    """Take away a server's socket, with the folder if that was made for it. There may be none any more."""
-    if path is None:
-        return
-    with suppress(OSError):
-        os.unlink(path)
-    if Path(path).parent.name.startswith(FOLDER_PREFIX):
-        with suppress(OSError):
-            os.rmdir(Path(path).parent)
 
 
 def _temporary_folder() -> Path:
@@ -110,11 +100,11 @@ def _temporary_folder() -> Path:
     for place in filter(None, places):
         with suppress(OSError):
             # 0700, under a name that was never there.
-            made = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=place))
+            made = Path(tempfile.mkdtemp(prefix=running.SOCKET_FOLDER_PREFIX, dir=place))
             if _fits(made / running.SOCKET_FILE):
                 return made
             made.rmdir()
-    raise OSError(errno.ENAMETOOLONG, "no folder for temporary files has a path short enough for a socket")
+    raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
 
 
 def _fits(path: Path) -> bool:

@@ -31,14 +31,7 @@ from ..interrupts import INTERRUPTED_STATUS
 from ..wording import quoted
 from .app import make_app
 from .desk import Desk
-from .listening import (
-    MAX_HEAD_BYTES,
-    Connection,
-    clear_away,
-    is_loopback,
-    listen_on_tcp,
-    listen_on_unix,
-)
+from .listening import MAX_HEAD_BYTES, Connection, listen_on_tcp, listen_on_unix
 
 if TYPE_CHECKING:
     import socket
@@ -59,21 +52,24 @@ class AlreadyRunningError(ServerError):
 
 
 def serve(
-    entry: ModelEntry,
-    settings: Settings,
-    when_listening: Callable[[Running], object] = lambda running: None,
-    when_ready: Callable[[Running], object] = lambda running: None,
+    entry: ModelEntry, settings: Settings, when_ready: Callable[[Running], object] = lambda running: None
 ) -> int:
     """Runs until it is ended; the exit status. The process has to end with it, which lets go of the lock.
+
+    It can be asked before it is ready: then the weights are loaded, unless that waits for the first prompt.
 
     Raises what keeps it from listening or loading.
     """
     key = _key(settings)
+    if settings.is_everywhere and not settings.allowed_hosts:
+        raise ServerError(
+            f"A server at {quoted(settings.host)} has no name of its own, and answers nobody who calls it by one "
+            "that it doesn't know: add --allow-host with the name or address that it is asked by."
+        )
     lock = running.Lock()
     _take(lock)
-    stale = running.recorded()
     # First of all, so that as long as the lock is held the record is of who holds it, or there is none.
-    _take_away(stale)
+    running.take_away(running.recorded())
     if settings.is_detached:
         _empty_log()
     os.environ[SERVER_VARIABLE] = "off"  # a server asks no server
@@ -81,7 +77,7 @@ def serve(
     unix_listener = listen_on_unix(running.folder())
     sockets = [each for each in (listener, unix_listener) if each is not None]
     if not sockets:
-        raise ServerError("This system has no Unix sockets: start a server with `llm diffusiongemma serve`.")
+        raise ServerError("There can be no Unix socket here: run `llm diffusiongemma serve`, which needs none.")
     record = Running(
         identity=identity_of(entry),
         pid=os.getpid(),
@@ -93,11 +89,9 @@ def serve(
         ends_when_idle=settings.ends_when_idle,
     )
     try:
-        return Server(entry, settings, record, _accepts(_token(), key), when_listening, when_ready).serve_on(
-            sockets
-        )
+        return Server(entry, settings, record, _accepts(_token(), key), when_ready).serve_on(sockets)
     finally:
-        _take_away(record)
+        running.take_away(record)
 
 
 class Server(uvicorn.Server):
@@ -109,18 +103,13 @@ class Server(uvicorn.Server):
         settings: Settings,
         record: Running,
         token_is: Callable[[str], bool],
-        when_listening: Callable[[Running], object],
         when_ready: Callable[[Running], object],
     ) -> None:
-        self._desk = Desk(
-            entry,
-            settings.queue,
-            settings.keep_alive_seconds,
-            self.end if settings.ends_when_idle else None,
-        )
+        when_idle = self.end if settings.ends_when_idle else None
+        self._desk = Desk(entry, settings.queue, settings.keep_alive_seconds, when_idle)
         self._record = record
         self._settings = settings
-        self._when_listening, self._when_ready = when_listening, when_ready
+        self._when_ready = when_ready
         self._loading: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._ended_by: int | None = None
@@ -190,7 +179,6 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         _write(self._record)
-        self._when_listening(self._record)
         if self._settings.ends_when_idle:
             self._desk.rest()
             self._when_ready(self._record)
@@ -207,7 +195,7 @@ class Server(uvicorn.Server):
             self._when_ready(self._record)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        _take_away_record()  # nobody who comes now shall find it
+        running.take_away_record()  # nobody who comes now shall find it
         for server in self.servers:
             server.close()
         if self._loading is not None:
@@ -222,7 +210,7 @@ class Server(uvicorn.Server):
     def _end_at_last(self) -> None:
         time.sleep(launch.END_SECONDS)
         # A thread in the middle of a long step, or of loading, which nobody can stop.
-        _take_away(self._record)
+        running.take_away(self._record)
         os._exit(1 if self._failure is not None else 0)
 
 
@@ -238,7 +226,7 @@ def _take(lock: running.Lock) -> None:
 def _key(settings: Settings) -> str | None:
     """What it takes besides the token. Raises `ServerAccessError` if it has to have a key and has none."""
     if settings.key_name is None:
-        if not is_loopback(settings.host):
+        if not settings.is_local:
             raise ServerAccessError(
                 f"At {quoted(settings.host)} other machines can ask this one, so they have to show a key of your "
                 "choice: `llm keys set dg-server` keeps one, and --key dg-server takes it."
@@ -279,18 +267,6 @@ def _write(record: Running) -> None:
     """Raises `ServerError`."""
     with running.in_a_sentence():
         write_whole(running.folder() / running.RECORD_FILE, running.to_json(record), mode=0o600)
-
-
-def _take_away_record() -> None:
-    with suppress(OSError):
-        (running.folder() / running.RECORD_FILE).unlink(missing_ok=True)
-
-
-def _take_away(record: Running | None) -> None:
-    """A server's record and socket, this one's or a dead one's."""
-    _take_away_record()
-    if record is not None:
-        clear_away(record.socket)
 
 
 def _empty_log() -> None:

@@ -51,6 +51,18 @@ def test_a_command_line_says_the_same(settings: Settings) -> None:
     assert result.return_value == settings
 
 
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [
+        *((host, True) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST")),
+        *((host, False) for host in ("0.0.0.0", "::", "192.168.1.5", "example.org", "127.0.0.1.example.org", "")),
+    ],
+)
+def test_who_can_ask(host: str, is_local: bool) -> None:
+    assert Settings(host).is_local is is_local
+    assert Settings(host).is_everywhere is (host in ("0.0.0.0", "::", ""))
+
+
 @click.command()
 @settings_options
 def _command(settings: Settings) -> Settings:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-import socket
 import statistics
 import threading
 import time
@@ -26,6 +25,7 @@ from llm_diffusiongemma.options import Options
 from llm_diffusiongemma.server.app import make_app
 from llm_diffusiongemma.server.desk import Desk
 from llm_diffusiongemma.server.guard import only
+from llm_diffusiongemma.server.listening import listen_on_tcp
 
 PROMPT = "Count from 1 to 320"
 TOKENS = 512
@@ -75,7 +75,7 @@ def served(entry: ModelEntry) -> Iterator[Callable[[], Report]]:
     }
     app = make_app(Desk(entry), only(TOKEN), instance="", stop=lambda: None)
     server = uvicorn.Server(uvicorn.Config(app, http="h11", lifespan="off", log_level="error"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen_on_tcp("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions"

@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,7 @@ from llm_diffusiongemma.backends import launch, running
 from llm_diffusiongemma.backends.running import Running
 from llm_diffusiongemma.backends.settings import Settings
 from llm_diffusiongemma.catalog import SERVER_VARIABLE
-from llm_diffusiongemma.errors import DeviceMemoryError, ServerAccessError
+from llm_diffusiongemma.errors import DeviceMemoryError, ServerAccessError, ServerError
 from llm_diffusiongemma.server import process
 from llm_diffusiongemma.server.desk import Desk
 from llm_diffusiongemma.status import lines
@@ -139,28 +140,24 @@ def found_entry() -> Any:
 
 
 class Served:
-    """A server in a thread."""
+    """A server in a thread, from when it can be asked."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.status: int | None = None
         self.failure: Exception | None = None
         self.record: Running | None = None
-        self._is_listening = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
-        self._is_listening.wait(PATIENCE_SECONDS)
+        while self.is_alive and self.record is None:
+            time.sleep(0.01)
+            self.record = running.recorded()
 
     def _run(self) -> None:
         try:
-            self.status = process.serve(found_entry(), self.settings, self._listens)
+            self.status = process.serve(found_entry(), self.settings)
         except Exception as error:
             self.failure = error
-        self._is_listening.set()
-
-    def _listens(self, record: Running) -> None:
-        self.record = record
-        self._is_listening.set()
 
     @property
     def is_alive(self) -> bool:
@@ -237,6 +234,9 @@ def test_other_machines_need_a_key() -> None:
     with pytest.raises(ServerAccessError, match=r"^At 0\.0\.0\.0 other machines can ask .* `llm keys set "):
         process.serve(entry, Settings(host="0.0.0.0"))
     with pytest.raises(ServerAccessError, match="no key 'mine' in `llm keys`: set one with `llm keys set mine`"):
+        process.serve(entry, Settings(host="0.0.0.0", key_name="mine"))
+    (Path(os.environ["LLM_USER_PATH"]) / "keys.json").write_text('{"mine": "open sesame"}')
+    with pytest.raises(ServerError, match=r"^A server at 0\.0\.0\.0 has no name of its own, .* add --allow-host"):
         process.serve(entry, Settings(host="0.0.0.0", key_name="mine"))
     assert not running.folder().exists()
 
