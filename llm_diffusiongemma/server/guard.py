@@ -48,7 +48,7 @@ class Guard:
             name = quoted(", ".join(named))
             raise invalid(
                 421,
-                f"This server isn't called {name!r}. If it should be: `llm diffusiongemma serve --allow-host NAME`.",
+                f"This server isn't called {name!r}. If it should be: llm diffusiongemma serve --allow-host NAME",
                 param="Host",
             )
         if request.url.path == HEALTH:
