@@ -144,7 +144,7 @@ def new_entry(
                 f"{quoted(repr(source), 200)} is a server, which has its weights and devices itself: leave "
                 "--revision and --device out."
             )
-        return ModelEntry(model_id, (), server=Server(parse_url(source), served_model, key_name))
+        return ModelEntry(model_id, (), server=Server(parse_url(source), served_model or None, key_name or None))
     if served_model is not None or key_name is not None:
         raise RegistryError(
             "--served-model and --key are for a server, which is named by its URL, like http://host:8000/v1."

@@ -60,7 +60,7 @@ def test_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = registry.new_entry("box", "HTTPS://Host:8000/v1/", served_model="tiny", key_name="mine")
     assert entry == ModelEntry("box", (), server=Server("https://host:8000/v1", "tiny", "mine"))
     registry.add(entry)
-    registry.add(bare := registry.new_entry("bare", "http://[::1]:8000/v1"))
+    registry.add(bare := registry.new_entry("bare", "http://[::1]:8000/v1", served_model="", key_name=""))
     assert registry.read() == registry.Registry((entry, bare), ())
     assert json.loads(registry.path().read_text())["models"]["bare"] == {"server": "http://[::1]:8000/v1"}
     with pytest.raises(RegistryError, match="leave --revision and --device out"):

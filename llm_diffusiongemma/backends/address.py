@@ -43,6 +43,8 @@ class Address:
     """Whether a server's only model is meant, whatever its name."""
     key_name: str | None = None
     """Where the key is from, or would be: a name in `llm keys`."""
+    variable: str | None = None
+    """Of the environment, if that names it: who has set that may have forgotten it."""
 
     @property
     def is_local(self) -> bool:
@@ -86,6 +88,7 @@ def address_of(entry: ModelEntry) -> Address | None:
         name=url,
         wanted=(entry.model_id, *(str(source) for source in entry.sources if isinstance(source.where, str))),
         key_name=KEY_NAME,
+        variable=SERVER_VARIABLE,
     )
 
 

@@ -226,22 +226,21 @@ def _disconnection(causes: list[BaseException], address: Address, has_begun: boo
         return any(isinstance(cause, kinds) for cause in causes)
 
     if is_any(httpx2.ConnectError, httpx2.ConnectTimeout):
-        reason = f"no answer in {CONNECT_SECONDS:.0f} s"
-        if is_any(ssl.SSLError):
-            detail = next(cause for cause in causes if isinstance(cause, ssl.SSLError))
-            reason = (
-                f"the encrypted connection fails ({quoted(detail.reason or detail)}). Is it https, and known here"
-            )
-            return ServerUnreachableError(f"{name} can't be reached: {reason}?")
-        if is_any(socket.gaierror):
+        way_out = "Is it running, and is that its address?"
+        if tls := next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None):
+            reason = f"the encrypted connection fails ({quoted(tls.reason or tls)})"
+            way_out = "Is it https, and is who certifies it known here?"
+        elif is_any(socket.gaierror):
             reason = "there is no host of that name"
         elif is_any(ConnectionRefusedError, FileNotFoundError):
             reason = "nothing listens there"
-        elif not is_any(httpx2.ConnectTimeout):
+        elif is_any(httpx2.ConnectTimeout):
+            reason = f"no answer in {CONNECT_SECONDS:.0f} s"
+        else:
             reason = quoted(causes[-1])
-        return ServerUnreachableError(
-            f"{name} can't be reached: {reason}. Is it running, and is that its address?"
-        )
+        if address.variable is not None:
+            way_out += f" {address.variable} names it."
+        return ServerUnreachableError(f"{name} can't be reached: {reason}. {way_out}")
     if is_any(httpx2.TimeoutException):
         (timeout,) = (cause for cause in causes if isinstance(cause, httpx2.TimeoutException))
         silence = timeout.request.extensions["timeout"]["read"]
@@ -249,7 +248,7 @@ def _disconnection(causes: list[BaseException], address: Address, has_begun: boo
         return kind(f"{name} went silent: nothing came for {silence:.0f} s.")
     if is_any(httpx2.ProxyError):
         return ServerUnreachableError(f"The proxy before {name} fails: {quoted(causes[-1])}")
-    reason = quoted(causes[-1] or "the connection was lost")
+    reason = quoted(causes[-1]) or "the connection was lost"
     if has_begun:
         return ServerError(f"{name} broke off in the middle of the reply: {reason}")
     return ServerUnreachableError(f"{name} broke off before it had answered: {reason}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ..chat.declarations import check_texts, declare
 from ..chat.markers import without_markers
 from ..chat.wire import to_plain_wire, to_wire, tools_to_wire
 from ..errors import ServerError, UnsupportedByServerError
@@ -136,7 +137,9 @@ def _for_others(turn: Turn, served: Served) -> dict[str, Any]:
     options = turn.options
     body: dict[str, Any] = {"messages": without_markers(to_plain_wire(turn.messages))}
     if turn.tools:
-        body["tools"] = without_markers(tools_to_wire(turn.tools))
+        declarations = declare(turn.tools)  # what its chat template would garble is said otherwise there
+        check_texts(declarations)
+        body["tools"] = without_markers(declarations)
     max_tokens = options.max_tokens
     # Where that is more than fits, the server's own limit, what is left of the context, is the better one.
     if max_tokens is None and (served.context_tokens is None or served.context_tokens >= 2 * DEFAULT_MAX_TOKENS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import llm
@@ -130,7 +130,6 @@ class RemoteReply(_Begun):
             self._stream: openai.Stream[object] = client.post(
                 PATH, body=body, cast_to=object, stream=True, stream_cls=openai.Stream[object]
             )
-        self._resources.callback(self._stream.close)
 
     def steps(self) -> Generator[list[StreamEvent], None, None]:
         """The events of each chunk that has any. Closing it ends the reply."""
@@ -186,7 +185,18 @@ class AsyncRemoteReply(_Begun):
             self._stream: openai.AsyncStream[object] = await client.post(
                 PATH, body=body, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
             )
-        self._resources.push_async_callback(self._stream.close)
+        self._resources.push_async_callback(self._leave)
+
+    async def _leave(self) -> None:
+        """Closes the stream, and ends the generators that read it: the innermost finds it closed.
+
+        The client leaves them to the garbage collector, and a loop that ends before that closes all of them at
+        once, of which they complain.
+        """
+        await self._stream.close()
+        with suppress(Exception):
+            async for _ in self._stream:
+                pass
 
     async def steps(self) -> AsyncGenerator[list[StreamEvent], None]:
         """The events of each chunk that has any. Closing it ends the reply."""

@@ -57,6 +57,7 @@ def test_a_server_that_the_environment_names(monkeypatch: pytest.MonkeyPatch, tm
     assert address.wanted[0] == "diffusiongemma"
     assert "google/diffusiongemma-26B-A4B-it" in address.wanted
     assert not address.takes_any
+    assert address.variable == "LLM_DIFFUSIONGEMMA_SERVER"
     assert found(ModelEntry("mine", (Source(tmp_path),))).wanted == ("mine",)
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_KEY", "of the environment".replace(" ", "-"))
     assert found(BUILT_IN).key == "of-the-environment"

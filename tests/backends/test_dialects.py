@@ -14,6 +14,7 @@ from llm_diffusiongemma.backends.address import Address
 from llm_diffusiongemma.backends.dialects import Served, body_of, read_models
 from llm_diffusiongemma.backends.protocol import EXTENSION, OWNER
 from llm_diffusiongemma.backends.turn import Turn
+from llm_diffusiongemma.chat.declarations import declare
 from llm_diffusiongemma.errors import ServerError, UnsupportedByServerError
 from llm_diffusiongemma.options import Options
 
@@ -118,6 +119,13 @@ def test_others_are_told_what_they_know() -> None:
         assert "<turn|>" not in json.dumps(body)
     steps = body_of(turn(max_denoising_steps=7), VLLM)
     assert steps["vllm_xargs"] == {"diffusion_max_steps": 7}
+
+
+def test_others_are_told_of_tools_what_a_prompt_shows_of_them() -> None:
+    """A real vLLM made of the keywords of this one parameters of the tool."""
+    now = llm.Tool(name="now", input_schema={"type": "object", "additionalProperties": False})
+    for server in (VLLM, OTHER):
+        assert body_of(turn(tools=[now]), server)["tools"] == declare([now])
 
 
 @pytest.mark.parametrize("context_tokens", [None, 262_144, 2048])

@@ -9,8 +9,10 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import llm
@@ -21,6 +23,7 @@ from llm_diffusiongemma.backends import connection, remote
 from llm_diffusiongemma.backends.address import Address
 from llm_diffusiongemma.backends.protocol import EXTENSION, OWNER, error_to_wire, report_to_wire
 from llm_diffusiongemma.backends.remote import AsyncRemoteReply, RemoteReply
+from llm_diffusiongemma.backends.stream import ReplyStream
 from llm_diffusiongemma.backends.turn import ALWAYS_WANTED, BlockReport, Outcome, Report, Stop, StoppedError, Turn
 from llm_diffusiongemma.errors import (
     ConstraintError,
@@ -248,6 +251,39 @@ def test_what_ours_has_to_say_beside_the_reply(server: ScriptedServer, capsys: p
     assert capsys.readouterr().err == "It runs on the CPU.\\x1b[2J\n"
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_what_it_waits_for_is_shown_until_something_comes(
+    server: ScriptedServer, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    @contextmanager
+    def indicate(what: str) -> Iterator[Any]:
+        shown.append(what)
+        yield SimpleNamespace(describe=shown.append)
+        shown.append("over")
+
+    monkeypatch.setattr(remote, "indicate", indicate)
+    said = ReplyStream._said
+    monkeypatch.setattr(ReplyStream, "_said", lambda self, text: (shown.append(text), said(self, text))[1])
+    states = [
+        {"choices": [], EXTENSION: {"state": state}} for state in ("queued", "loading", "dreaming", "reading")
+    ]
+    server.models = models(OWNER, "tiny")
+    server.reply = Answer(sse(*states, delta(content="One"), {**delta("stop", content="Two"), **ours()}))
+    WAYS[way](address_of(server), turn())
+    assert shown == [
+        "Waiting for box",
+        "Waiting for other replies",
+        "Loading the model",
+        "Waiting for box",
+        "Reading the prompt",
+        "One",
+        "over",
+        "Two",
+    ]
+
+
 # --- streams that are no reply -------------------------------------------------------------------------------
 
 PAGE = b"<!DOCTYPE html><title>Welcome</title>"
@@ -296,6 +332,7 @@ FAILURES: dict[str, tuple[Answer, type[DiffusionGemmaError], str]] = {
     "nested deeply": (Answer(b"data: " + b"[" * 100_000 + b"\n\n"), ServerError, "can't be understood"),
     "a list": (Answer(sse([1])), ServerError, "no part of a reply"),
     "choices that are none": (Answer(sse({"choices": ["One"]})), ServerError, "no part of a reply"),
+    "a delta that is none": (Answer(sse({"choices": [{"delta": "One"}]})), ServerError, "no part of a reply"),
     "a text that is none": (Answer(sse(delta(content=["One"]))), ServerError, "no part of a reply: ['One']"),
     "calls that are none": (Answer(sse(delta(tool_calls=["add"]))), ServerError, "no part of a reply"),
     "a page": (Answer(PAGE, TEXT), ServerError, "text/html in place of text/event-stream"),
@@ -383,6 +420,8 @@ def test_nobody_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             reply_of(address, turn())
         with pytest.raises(ServerUnreachableError, match="nothing listens there"):
             async_reply_of(address, turn())
+    with pytest.raises(ServerUnreachableError, match=r"address\? LLM_DIFFUSIONGEMMA_SERVER names it\."):
+        reply_of(replace(known, variable="LLM_DIFFUSIONGEMMA_SERVER"), turn())
     with pytest.raises(ServerUnreachableError, match="nothing listens there"):
         reply_of(replace(known, socket=str(tmp_path / "socket")), turn())
 
@@ -483,9 +522,10 @@ def test_a_reply_that_is_closed_is_let_go(server: ScriptedServer) -> None:
 async def test_an_async_reply_that_is_cancelled_is_let_go(server: ScriptedServer) -> None:
     server.reply = Answer(sse(delta(content="One"), ends=False), stays=True)
     came = asyncio.Event()
+    reply = AsyncRemoteReply(address_of(server), turn())
 
     async def read() -> None:
-        async for _ in AsyncRemoteReply(address_of(server), turn()).steps():
+        async for _ in reply.steps():
             came.set()
 
     reading = asyncio.create_task(read())
@@ -494,6 +534,23 @@ async def test_an_async_reply_that_is_cancelled_is_let_go(server: ScriptedServer
     with pytest.raises(asyncio.CancelledError):
         await reading
     assert await asyncio.to_thread(server.left.wait, 30)
+    assert reply.report.finish_reason == "interrupted"
+
+
+def test_a_loop_may_end_behind_an_async_reply_that_is_closed(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It complains of generators that are left open within each other, as the client leaves them."""
+    server.reply = Answer(sse(delta(content="One"), delta(content="Two"), ends=False), stays=True)
+
+    async def first() -> None:
+        async with aclosing(AsyncRemoteReply(address_of(server), turn()).steps()) as steps:
+            async for _ in steps:
+                break
+
+    asyncio.run(first())
+    assert not caplog.records
+    assert server.left.wait(30)
 
 
 def test_a_stop_is_heard_between_chunks(server: ScriptedServer) -> None:

@@ -307,7 +307,7 @@ with_call = partial(said, None, "assistant")
         (said([picture("data:;base64,aaaa")]), f"{CONTENT}.image_url.url", "of type unknown"),
         (said([picture("data:image/tiff;base64,aaaa")]), f"{CONTENT}.image_url.url", "of type image/tiff"),
         (said([picture("data:video/mp4;base64,aaaa")]), f"{CONTENT}.image_url.url", "of a video send frames"),
-        (said([picture("data:image/png;base64,aa a")]), f"{CONTENT}.image_url.url", "no base64"),
+        (said([picture("data:image/png;base64,aa aa")]), f"{CONTENT}.image_url.url", "no base64"),
         (said([picture("data:image/png;base64,aaa")]), f"{CONTENT}.image_url.url", "no base64"),
         (said([picture("data:image/png;base64,äää=")]), f"{CONTENT}.image_url.url", "no base64"),
         (said([{**picture(), "diffusiongemma": {"timestamp": "1"}}]), f"{CONTENT}.diffusiongemma.timestamp", "1"),
