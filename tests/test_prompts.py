@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import llm
 import pytest
+from llm.parts import StreamEvent
 from PIL import Image
 
+from llm_diffusiongemma import models
 from llm_diffusiongemma.backends.engine import get_engine
+from llm_diffusiongemma.backends.turn import Report
 from llm_diffusiongemma.chat.messages import piped_picture
 from llm_diffusiongemma.diffusion.request import Request
 from llm_diffusiongemma.errors import PromptError
@@ -259,6 +263,22 @@ def test_a_thought_that_takes_all_tokens_is_no_answer(llm_command: Llm) -> None:
     assert "There is no answer: max_tokens (3) is used up. Set it higher with -o max_tokens 512" in result.stderr
     (turn,) = llm_command.logs()
     assert turn["response_json"]["finish_reason"] == "length"
+
+
+def test_a_cut_reply_of_a_server_that_counts_no_tokens(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cut:
+        report = Report("length", TINY, None, None, 0, None, None, 1.0, server="box")
+        has_text, tool_calls = False, ()
+
+        def steps(self) -> Iterator[list[StreamEvent]]:
+            yield [StreamEvent("reasoning", "hm")]
+
+    monkeypatch.setattr(models, "answer", lambda *_: Cut())
+    result = llm_command("-m", TINY, "Why?", "-o", "max_tokens", "3")
+    assert result.exit_code == 1
+    assert "There is no answer: max_tokens (3) is used up." in result.stderr
+    (turn,) = llm_command.logs()
+    assert (turn["input_tokens"], turn["output_tokens"]) == (None, None)
 
 
 def test_a_cut_reply_is_said_on_a_terminal(llm_command: Llm) -> None:

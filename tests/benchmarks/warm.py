@@ -66,7 +66,10 @@ def costs(repeats: int) -> dict[str, Cost]:
 
 
 def _run(*command: str, folder: str, **environment: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LLM_USER_PATH": folder, **environment}
+    # Compiled once, as what is installed is.
+    compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(Path(folder) / "compiled")}
+    ours = {"PYTHONPATH": str(ROOT), "LLM_USER_PATH": folder, **compiled}
+    environment = {**os.environ, **ours, **environment}
     line = [sys.executable, "-m", *command]
     done = subprocess.run(line, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     return done.stdout
