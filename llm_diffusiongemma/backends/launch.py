@@ -10,8 +10,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, get_args
@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 from ..catalog import MODEL_VARIABLE, SERVER_VARIABLE, ModelEntry
 from ..errors import ServerError
 from ..installation import install_command
-from ..view.progress import indicate
+from ..view.progress import Progress, indicate
 from ..wording import quoted, tell
 from . import protocol, running
 from .running import Running, identity_of
@@ -46,10 +46,10 @@ MODULE = "llm_diffusiongemma.server"
 _started: list[subprocess.Popen[bytes]] = []
 """What is let go of before it has ended, Python warns of."""
 
-Message = Literal["listening", "ready", "told", "taken", "failed"]
-"""A line that a detached server writes to who started it, `{"is": Message, …}`: it can be asked now; its weights
-are loaded; something it has to `tell`; another server is there already; its end, and the `error`, as in
-protocol.py."""
+Message = Literal["progress", "told", "ready", "taken", "failed"]
+"""A line that a detached server writes to who started it, `{"is": Message, …}`: what it is at `now`, and bytes of
+how many; a `text` that it has to tell; it can be asked, and has loaded; another server is there already; its end,
+and the `error`, as in protocol.py."""
 
 
 def start(entry: ModelEntry, settings: Settings) -> Running:
@@ -67,7 +67,7 @@ def start(entry: ModelEntry, settings: Settings) -> Running:
     command = [sys.executable, "-P", "-m", MODULE, entry.model_id]
     command += replace(settings, is_detached=True).arguments()
     with (
-        indicate(f"Starting a server for {entry.model_id}") as progress,
+        indicate(f"Starting a server for {entry.model_id}"),
         running.in_a_sentence(),
         open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as errors,
     ):
@@ -82,7 +82,7 @@ def start(entry: ModelEntry, settings: Settings) -> Running:
         )
         _started.append(server)
         try:
-            is_taken = _listen(server, lambda: progress.describe(f"Loading {entry.model_id} in a server"))
+            is_taken = _listen(server)
         except KeyboardInterrupt:
             server.terminate()  # nobody waits for it any more
             raise
@@ -94,13 +94,13 @@ def start(entry: ModelEntry, settings: Settings) -> Running:
     raise ServerError(_last_words(server, log))
 
 
-def _listen(server: subprocess.Popen[bytes], when_listening: Callable[[], object]) -> bool:
+def _listen(server: subprocess.Popen[bytes]) -> bool:
     """Until it is ready, or has ended. Whether another one was there before. Raises what it has failed of."""
     assert server.stdout is not None
-    with server.stdout as lines:
+    with server.stdout as lines, _Shown() as shown:
         for message in _messages(lines):
-            if message["is"] == "listening":
-                when_listening()
+            if message["is"] == "progress":
+                shown.show(*message["now"])
             elif message["is"] == "told":
                 tell(str(message["text"]))
             elif message["is"] == "failed":
@@ -112,6 +112,23 @@ def _listen(server: subprocess.Popen[bytes], when_listening: Callable[[], object
             else:
                 return bool(message["is"] == "taken")
     return False
+
+
+class _Shown(ExitStack):
+    """What takes long in another process, as if it were in this one."""
+
+    _what: tuple[str, int | None] | None = None
+    _num_bytes = 0
+    _progress: Progress
+
+    def show(self, what: str, num_bytes: int, total_bytes: int | None) -> None:
+        if (what, total_bytes) != self._what:
+            self.close()
+            self._what = (what, total_bytes)
+            self._progress = self.enter_context(indicate(quoted(what), total_bytes, num_bytes))
+        else:
+            self._progress.advance(num_bytes - self._num_bytes)
+        self._num_bytes = num_bytes
 
 
 def check_background() -> None:

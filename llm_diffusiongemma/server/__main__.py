@@ -17,6 +17,7 @@ from ..backends.launch import Message
 from ..backends.settings import Settings, settings_options
 from ..catalog import ModelEntry, built_in
 from ..errors import DiffusionGemmaError, RegistryError
+from ..view import progress
 from ..wording import quoted, told_to
 from .process import AlreadyRunningError, serve
 
@@ -28,21 +29,19 @@ def main(model_id: str, settings: Settings) -> None:
     """Serve a model. `llm diffusiongemma serve` says how."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     say = _say if settings.is_detached else _say_nothing
+    if settings.is_detached:
+        progress.report_to(lambda *now: say("progress", now=now))
     try:
         with told_to(lambda text: say("told", text=text)) if settings.is_detached else nullcontext():
-            status = serve(
-                _entry(model_id),
-                settings,
-                when_listening=lambda server: say("listening"),
-                when_ready=lambda server: say("ready"),
-            )
-    except AlreadyRunningError as error:
+            status = serve(_entry(model_id), settings, when_ready=lambda server: say("ready"))
+    except AlreadyRunningError:
         say("taken")
-        raise error
+        raise
     except DiffusionGemmaError as error:
         say("failed", error=protocol.error_to_wire(error, 500))
         raise
-    raise click.exceptions.Exit(status)
+    logging.shutdown()
+    os._exit(status)  # all is said and taken away: PyTorch need not be taken apart, which takes its time
 
 
 def _entry(model_id: str) -> ModelEntry:

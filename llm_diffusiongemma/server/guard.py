@@ -45,7 +45,12 @@ class Guard:
     def _check(self, request: Request) -> None:
         named = request.headers.getlist("host")
         if len(named) != 1 or _without_port(named[0]) not in self._hosts:
-            raise invalid(421, f"This server isn't called {quoted(', '.join(named)) or 'nothing'}.", param="Host")
+            name = quoted(", ".join(named))
+            raise invalid(
+                421,
+                f"This server isn't called {name!r}. If it should be: llm diffusiongemma serve --allow-host NAME",
+                param="Host",
+            )
         if request.url.path == HEALTH:
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")

@@ -60,24 +60,37 @@ def listen_on_tcp(host: str, port: int) -> socket.socket:
                 f"This user may not listen at port {port} of {quoted(host)}: choose another one with --port."
             ) from error
         raise ServerError(f"Nobody can listen at port {port} of {quoted(host)}: {quoted(error)}.") from error
+    except UnicodeError as error:
+        raise ServerError(f"{quoted(repr(host))} can't be the name of a machine.") from error
     return listener
 
 
 def listen_on_unix(folder: Path) -> socket.socket | None:
-    """A socket in the server's folder or, if that has too long a path, in a new one for temporary files, which is
-    this user's alone, too. None if the system has no such sockets. Raises `ServerError`."""
+    """A socket in the server's folder or, if that has too long a path or its disk no sockets, in a new one for
+    temporary files, which is this user's alone, too. None if the system has none there either."""
     if not hasattr(socket, "AF_UNIX") or sys.platform == "win32":
         return None
-    with running.in_a_sentence():
-        path = folder / running.SOCKET_FILE
-        if not _fits(path):
-            path = _temporary_folder() / running.SOCKET_FILE
-        # One of a server that was killed: the lock says that it isn't there any more.
-        path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with suppress(OSError):
+        return _bound(folder / running.SOCKET_FILE)
+    with suppress(OSError):
+        return _bound(_temporary_folder() / running.SOCKET_FILE)
+    return None
+
+
+def _bound(path: Path) -> socket.socket:
+    """Raises `OSError`."""
+    if not _fits(path):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    # One of a server that was killed: the lock says that it isn't there any more.
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(MAX_WAITING_CONNECTIONS)
+    except BaseException:
+        listener.close()
+        raise
     return listener
 
 
@@ -91,7 +104,7 @@ def _temporary_folder() -> Path:
             if _fits(made / running.SOCKET_FILE):
                 return made
             made.rmdir()
-    raise OSError(errno.ENAMETOOLONG, "no folder for temporary files has a path short enough for a socket")
+    raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
 
 
 def _fits(path: Path) -> bool:

@@ -31,12 +31,7 @@ from ..interrupts import INTERRUPTED_STATUS
 from ..wording import quoted
 from .app import make_app
 from .desk import Desk
-from .listening import (
-    MAX_HEAD_BYTES,
-    Connection,
-    listen_on_tcp,
-    listen_on_unix,
-)
+from .listening import MAX_HEAD_BYTES, Connection, listen_on_tcp, listen_on_unix
 
 if TYPE_CHECKING:
     import socket
@@ -57,12 +52,11 @@ class AlreadyRunningError(ServerError):
 
 
 def serve(
-    entry: ModelEntry,
-    settings: Settings,
-    when_listening: Callable[[Running], object] = lambda running: None,
-    when_ready: Callable[[Running], object] = lambda running: None,
+    entry: ModelEntry, settings: Settings, when_ready: Callable[[Running], object] = lambda running: None
 ) -> int:
     """Runs until it is ended; the exit status. The process has to end with it, which lets go of the lock.
+
+    It can be asked before it is ready: then the weights are loaded, unless that waits for the first prompt.
 
     Raises what keeps it from listening or loading.
     """
@@ -83,7 +77,7 @@ def serve(
     unix_listener = listen_on_unix(running.folder())
     sockets = [each for each in (listener, unix_listener) if each is not None]
     if not sockets:
-        raise ServerError("This system has no Unix sockets: start a server with `llm diffusiongemma serve`.")
+        raise ServerError("There can be no Unix socket here: run `llm diffusiongemma serve`, which needs none.")
     record = Running(
         identity=identity_of(entry),
         pid=os.getpid(),
@@ -95,9 +89,7 @@ def serve(
         ends_when_idle=settings.ends_when_idle,
     )
     try:
-        return Server(entry, settings, record, _accepts(_token(), key), when_listening, when_ready).serve_on(
-            sockets
-        )
+        return Server(entry, settings, record, _accepts(_token(), key), when_ready).serve_on(sockets)
     finally:
         running.take_away(record)
 
@@ -111,18 +103,13 @@ class Server(uvicorn.Server):
         settings: Settings,
         record: Running,
         token_is: Callable[[str], bool],
-        when_listening: Callable[[Running], object],
         when_ready: Callable[[Running], object],
     ) -> None:
-        self._desk = Desk(
-            entry,
-            settings.queue,
-            settings.keep_alive_seconds,
-            self.end if settings.ends_when_idle else None,
-        )
+        when_idle = self.end if settings.ends_when_idle else None
+        self._desk = Desk(entry, settings.queue, settings.keep_alive_seconds, when_idle)
         self._record = record
         self._settings = settings
-        self._when_listening, self._when_ready = when_listening, when_ready
+        self._when_ready = when_ready
         self._loading: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._ended_by: int | None = None
@@ -192,7 +179,6 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         _write(self._record)
-        self._when_listening(self._record)
         if self._settings.ends_when_idle:
             self._desk.rest()
             self._when_ready(self._record)

@@ -70,13 +70,12 @@ class Replying(Response):
             await JSONResponse(whole)(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
-        async for line in self._lines(early):
+        async for lines in self._lines(early):
             try:
                 async with asyncio.timeout(STALLED_SECONDS):
-                    await send({"type": "http.response.body", "body": line, "more_body": True})
+                    await send({"type": "http.response.body", "body": lines, "more_body": not self._is_told})
             except TimeoutError:
                 return
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _whole(self) -> dict[str, Any]:
         events: list[StreamEvent] = []
@@ -95,10 +94,9 @@ class Replying(Response):
         return early
 
     async def _lines(self, early: Iterable[News]) -> AsyncIterator[bytes]:
-        yield _data(self._response.beginning())
+        """What is sent at once."""
         try:
-            for news in early:
-                yield self._told(news)
+            yield b"".join([_data(self._response.beginning()), *map(self._told, early)])
             while not self._is_told:
                 try:
                     async with asyncio.timeout(COMMENT_SECONDS):
@@ -109,20 +107,18 @@ class Replying(Response):
                     yield self._told(news)
         except Exception as error:
             # The status is out. Without an end nobody takes what has come for all of it.
+            self._is_told = True
             yield _data(refusal_of(error).wire)
-        else:
-            yield DONE
 
     def _told(self, news: News) -> bytes:
         asked, response = self._asked, self._response
-        if isinstance(news, Written):
-            chunks = response.block(news.events, news.report if asked.progress else None)
-        elif isinstance(news, Ended):
-            self._is_told = True
+        if isinstance(news, Ended):
             chunks = response.end(news.report, self._warnings, asked.include_usage)
-        else:
-            chunks = iter([response.waiting(news)] if asked.progress else ())
-        return b"".join(map(_data, chunks))
+            self._is_told = True
+            return b"".join([*map(_data, chunks), DONE])
+        if isinstance(news, Written):
+            return b"".join(map(_data, response.block(news.events, news.report if asked.progress else None)))
+        return _data(response.waiting(news)) if asked.progress else b""
 
     @property
     def _warnings(self) -> list[str]:

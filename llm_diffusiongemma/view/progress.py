@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -82,12 +82,21 @@ def aside() -> Iterator[None]:
         yield
 
 
+def report_to(report: Callable[[str, int, int | None], object]) -> None:
+    """From now on, show nobody here what takes long, but say now and then what it is, and bytes of how many: in a
+    process that somebody watches from another one."""
+    global _line
+    _line = _ReportedLine(report)
+
+
 def dismiss() -> None:
     """Show nothing any more, whatever is still going on: the process is about to end."""
     _line.close()
 
 
 def _has_watcher() -> bool:
+    if isinstance(_line, _ReportedLine):
+        return True
     cli = getattr(sys.modules.get("llm.cli"), "cli", None)
     if cli is None or getattr(sys.modules.get("__main__"), "cli", None) is not cli:
         return False
@@ -180,6 +189,22 @@ class _Line:
             console.control(Control(ControlType.CARRIAGE_RETURN))
             console.print(Segments(rendered[0]), end="")
             console.control(Control((ControlType.ERASE_IN_LINE, 0)))
+
+
+class _ReportedLine(_Line):
+    """One that somebody else draws."""
+
+    def __init__(self, report: Callable[[str, int, int | None], object]) -> None:
+        super().__init__()
+        self._report = report
+
+    def _draw(self, is_over: threading.Event) -> None:
+        while not is_over.wait(DELAY_SECONDS):
+            with self.lock:
+                if is_over.is_set():
+                    return
+                now = self._waits[-1].now()
+            self._report(*now)
 
 
 def _bar(progress: Progress, console: Console) -> Bar:

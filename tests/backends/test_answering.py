@@ -143,6 +143,8 @@ async def test_the_loop_goes_on_while_a_server_starts(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(answering, "find", start)
     threads: list[threading.Thread] = []
+    failures: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: failures.append(context))
 
     def employ(thread: threading.Thread) -> None:
         threads.append(thread)
@@ -157,3 +159,4 @@ async def test_the_loop_goes_on_while_a_server_starts(monkeypatch: pytest.Monkey
     may_end.set()
     await asyncio.to_thread(threads[0].join)
     await asyncio.sleep(0)  # what it hands over is nobody's
+    assert failures == []

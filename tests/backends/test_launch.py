@@ -7,8 +7,11 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from llm_diffusiongemma.backends.running import identity_of
 from llm_diffusiongemma.backends.settings import Settings
 from llm_diffusiongemma.catalog import ModelEntry, Source
 from llm_diffusiongemma.errors import DeviceError, ServerError
+from llm_diffusiongemma.view.progress import Progress
 
 from ..conftest import TINY, Llm
 
@@ -75,6 +79,26 @@ def test_what_keeps_it_from_running_is_said(
     monkeypatch.setattr(launch, "MODULE", "nowhere")
     with pytest.raises(ServerError, match=r"ended with status 1 before it was ready: .*No module named nowhere\."):
         launch.start(entry, BY_A_PROMPT)
+
+
+def test_what_takes_long_in_a_server_is_shown_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Progress] = []
+
+    @contextmanager
+    def indicate(what: str, total_bytes: int | None, num_bytes: int) -> Iterator[Progress]:
+        shown.append(Progress(what, total_bytes, num_bytes))
+        yield shown[-1]
+        shown.append(Progress("over", None))
+
+    monkeypatch.setattr(launch, "indicate", indicate)
+    said = [["Importing", 0, None], ["Loading", 1, 9], ["Loading", 4, 9], ["Loading", 3, 9]]
+    lines = [json.dumps({"is": "progress", "now": now}) for now in said]
+    code = f"print({chr(10).join([*lines, 'not from us', json.dumps({'is': 'ready'})])!r})"
+    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert not launch._listen(server)
+    server.wait()
+    nothing, importing, loading = ("over", 0, None), ("Importing", 0, None), ("Loading", 3, 9)
+    assert [progress.now() for progress in shown] == [importing, nothing, loading, nothing]
 
 
 def test_what_it_needs_is_not_there(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
@@ -48,11 +49,13 @@ async def test_its_thread_ends(is_wanted: bool) -> None:
     reply = AsyncLocalReply(ENTRY, TURN, start_thread=start)
     await reply.ended()  # it has none yet
     await reply.start()
-    assert threads[0].is_alive()
+    ended = asyncio.ensure_future(reply.ended())
+    await asyncio.sleep(0)
+    assert not ended.done()
     if is_wanted:
         assert [events async for events in reply.steps()]
     else:
         reply.stop()
-    await reply.ended()
+    await ended
     threads[0].join(timeout=10)
     assert not threads[0].is_alive()

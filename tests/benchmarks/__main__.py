@@ -273,9 +273,9 @@ def print_deviations(
 def through_server(device: torch.device, repeats: int, sizes: Sizes) -> None:
     ways = server.ways(llm.get_model(TINY).entry, repeats)
     print(f"\n(j) A reply of {server.TOKENS} tokens, by turns: the embedded checkpoint\n")
-    print("| | Seconds | Of it neither encoding nor denoising |\n| --- | --- | --- |")
+    print("| | Seconds | Neither encoding nor denoising | Of the processor |\n| --- | --- | --- | --- |")
     for name, way in ways.items():
-        print(f"| {name} | {way.whole:.3f} | {way.beside * 1000:.1f} ms |")
+        print(f"| {name} | {way.whole:.3f} | {way.beside * 1000:.1f} ms | {way.processor:.3f} |")
     here, there = ways.values()
     print(f"\nThe server adds {(there.beside - here.beside) / here.whole:.1%} to the reply.")
 

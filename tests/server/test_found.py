@@ -118,6 +118,8 @@ def test_ctrl_c_in_a_chat(llm_command: Llm) -> None:
     chat.stdin.flush()
     read_first_canvas(chat)
     chat.send_signal(signal.SIGINT)
+    wait_until_free()
+    assert status()["replies"] == replies
     chat.stdin.write("exit\n")
     chat.stdin.close()
     _, errors = end(chat)
@@ -125,5 +127,3 @@ def test_ctrl_c_in_a_chat(llm_command: Llm) -> None:
     assert errors.strip() == "Interrupted: the reply ends here."
     (turn,) = llm_command.logs()
     assert turn["response_json"]["finish_reason"] == "interrupted"
-    wait_until_free()
-    assert status()["replies"] == replies

@@ -139,6 +139,20 @@ async def test_a_second_request_has_to_end_too(watched: Watched) -> None:
     assert watched.is_cut_after(b"GET / HT")
 
 
+async def test_small_pieces_go_out_at_once() -> None:
+    """Held back until what went before is acknowledged, they make each reply 40 ms longer. asyncio sees to it only
+    for a listener that was made with its protocol's number."""
+    accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+    listener = listen_on_tcp("127.0.0.1", 0)
+    async with await asyncio.start_server(lambda reader, writer: accepted.put_nowait(writer), sock=listener):
+        _, client = await asyncio.open_connection(*listener.getsockname())
+        server = await accepted.get()
+        connection = server.get_extra_info("socket")
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        server.close()
+        client.close()
+
+
 def test_a_port_in_use() -> None:
     with listen_on_tcp("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
@@ -149,6 +163,8 @@ def test_a_port_in_use() -> None:
 def test_an_address_of_another_machine() -> None:
     with pytest.raises(ServerError, match=r"Nobody can listen at port 0 of 192\.0\.2\.1: "):
         listen_on_tcp("192.0.2.1", 0)
+    with pytest.raises(ServerError, match="can't be the name of a machine"):
+        listen_on_tcp("x" * 64, 0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has none that Python knows")

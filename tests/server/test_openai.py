@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from llm_diffusiongemma.options import Options
 from llm_diffusiongemma.server.app import make_app
 from llm_diffusiongemma.server.desk import Desk
 from llm_diffusiongemma.server.guard import only
+from llm_diffusiongemma.server.listening import listen_on_tcp
 
 from ..conftest import PATIENCE_SECONDS, TINY
 
@@ -67,7 +67,7 @@ def running() -> Iterator[Running]:
     desk = Desk(ENTRY)
     app = make_app(desk, only(TOKEN), instance="this-one", stop=lambda: None)
     server = uvicorn.Server(uvicorn.Config(app, http="h11", lifespan="off", log_level="error"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen_on_tcp("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         yield Running(desk, f"http://127.0.0.1:{listener.getsockname()[1]}/v1")

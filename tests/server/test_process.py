@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -139,28 +140,24 @@ def found_entry() -> Any:
 
 
 class Served:
-    """A server in a thread."""
+    """A server in a thread, from when it can be asked."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.status: int | None = None
         self.failure: Exception | None = None
         self.record: Running | None = None
-        self._is_listening = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
-        self._is_listening.wait(PATIENCE_SECONDS)
+        while self.is_alive and self.record is None:
+            time.sleep(0.01)
+            self.record = running.recorded()
 
     def _run(self) -> None:
         try:
-            self.status = process.serve(found_entry(), self.settings, self._listens)
+            self.status = process.serve(found_entry(), self.settings)
         except Exception as error:
             self.failure = error
-        self._is_listening.set()
-
-    def _listens(self, record: Running) -> None:
-        self.record = record
-        self._is_listening.set()
 
     @property
     def is_alive(self) -> bool:

@@ -87,7 +87,7 @@ CONVERSATIONS: dict[str, list[Asked]] = {
     "a tool that isn't called": [Asked("What is entropy?", more={"tools": [weather]})],
     "a tool or a schema": [Asked(WEATHER, SURE, more={"tools": [weather], "schema": PERSON})],
     "pictures": [
-        Asked("What colour is this image?", {"image_tokens": 70}, lambda: [picture()]),
+        Asked("What colour is this image?", {"image_tokens": 140}, lambda: [picture()]),
         Asked(
             "", {"image_tokens": 70}, lambda: [picture("blue", (90, 30), "JPEG"), picture("green", kind="WEBP")]
         ),
@@ -98,16 +98,17 @@ CONVERSATIONS: dict[str, list[Asked]] = {
     "a schema that is lowered": [Asked("Why?", more={"schema": WIDE})],
     "a regular expression": [Asked("When?", {"regex": r"\d{4}-\d\d|“[à-ü]+”"})],
     "choices": [Asked("Which?", {"choices": ["yes", "no", "a, b"]})],
+    # Without any of them it would be another reply: the network is sure of nothing here.
     "every other option": [
         Asked(
-            "Why did Leo paint the harbour?",
+            "What is a canvas?",
             {
-                "max_denoising_steps": 7,
-                "entropy_bound": 0.7,
-                "t_max": 1.1,
+                "regex": "[b-z ]{60}",
+                "max_denoising_steps": 6,
+                "entropy_bound": 1.0,
+                "t_max": 2.0,
                 "t_min": 0.9,
-                "max_tokens": 300,
-                "confidence_threshold": 0.5,
+                "confidence_threshold": 0.3,
                 "stability_threshold": 0,
                 "seed": 2**53 + 1,
             },

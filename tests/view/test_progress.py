@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import llm.cli
 import pytest
@@ -190,3 +191,18 @@ def test_a_terminal_that_is_gone_ends_nothing(terminal: Terminal, monkeypatch: p
         drawing.join(PATIENCE_SECONDS)
         assert not drawing.is_alive()
     assert not failures
+
+
+def test_said_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_come = threading.Event()
+
+    def report(*now: Any) -> None:
+        if now == ("Downloading", 3, 10):
+            has_come.set()
+
+    monkeypatch.setattr(progress, "_line", progress._line)  # to have it back
+    monkeypatch.setattr(progress, "DELAY_SECONDS", 0.001)
+    progress.report_to(report)
+    with indicate("Loading"), indicate("Downloading", 10) as inner:
+        inner.advance(3)
+        assert has_come.wait(PATIENCE_SECONDS)
