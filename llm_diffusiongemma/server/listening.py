@@ -11,7 +11,6 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..backends import running
@@ -136,8 +135,8 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _is_waiting(self) -> bool:
-        """Whether it is the client's turn to send."""
-        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        """Whether it is the client's turn: to send a request, what is left of one, or the next one."""
+        return self.cycle is None or self.cycle.more_body or self.cycle.response_complete
 
     def _begin_to_watch(self) -> None:
         self._came = 0
