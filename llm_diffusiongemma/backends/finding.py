@@ -33,7 +33,7 @@ def find(entry: ModelEntry, may_start: bool) -> Address | None:
         return None
     server = running.recorded()
     is_there = server is not None and running.answers(server)
-    if not is_there and may_start and _is_warm():
+    if not is_there and may_start and not _cannot_start and _is_warm():
         return _started(entry)
     if server is not None and is_there:
         return _address(server, entry)
@@ -57,7 +57,7 @@ def _address(server: Running, entry: ModelEntry) -> Address | None:
         # By a socket the host is a formality.
         url = "http://localhost/v1" if server.socket is not None else str(server.url)
         return Address(url, token, server.socket, identity.model_id, is_ours=True, name=NAME)
-    if identity.model_id != entry.model_id and not sys.stderr.isatty():
+    if identity.model_id != entry.model_id and (sys.stderr is None or not sys.stderr.isatty()):
         # Who works with two models knows that, and a script that does would have its output full of it.
         return None
     tell_once(
@@ -94,13 +94,19 @@ def _is_warm() -> bool:
     return is_warm()
 
 
+_cannot_start = False
+"""It was tried: who chats needn't wait for that at every turn."""
+
+
 def _started(entry: ModelEntry) -> Address | None:
+    global _cannot_start
     from .launch import start
     from .settings import Settings
 
     try:
         server = start(entry, Settings(ends_when_idle=True))
     except DiffusionGemmaError as error:
+        _cannot_start = True
         tell(f"No server could be started, so this process answers. {error}")
         return None
     return _address(server, entry)

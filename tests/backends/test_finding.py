@@ -14,7 +14,7 @@ import llm
 import pytest
 
 from llm_diffusiongemma import wording
-from llm_diffusiongemma.backends import launch, running
+from llm_diffusiongemma.backends import finding, launch, running
 from llm_diffusiongemma.backends.address import Address
 from llm_diffusiongemma.backends.finding import NAME, find, has_gone
 from llm_diffusiongemma.backends.running import Running, identity_of
@@ -194,10 +194,13 @@ def test_warm(entry: ModelEntry, server: Running, told: Told, monkeypatch: pytes
 
 
 def test_warm_where_none_can_be_started(entry: ModelEntry, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried once, and said: a chat goes on with what it has loaded."""
+
     def start(*_: object) -> Running:
         raise ServerError("There are no sockets left.")
 
     monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(finding, "_cannot_start", False)
     launch.set_warm(True)
-    assert find(entry, may_start=True) is None
+    assert [find(entry, may_start=True) for _ in range(2)] == [None, None]
     assert told.lines == ["No server could be started, so this process answers. There are no sockets left."]
