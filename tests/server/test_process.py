@@ -35,7 +35,7 @@ PATIENCE_SECONDS = 60.0
 LONG = {
     "model": TINY,
     "messages": [{"role": "user", "content": "What is a canvas?"}],
-    "diffusiongemma": {"regex": "[a-z ]{1000}", "progress": True},
+    "diffusiongemma": {"regex": "[a-z ]{400}", "progress": True},
     "stream": True,
 }
 
