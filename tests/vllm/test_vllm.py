@@ -21,6 +21,7 @@ from PIL import Image
 
 from llm_diffusiongemma.errors import ServerError
 
+from ..chat.test_videos import film
 from ..conftest import TINY, Llm
 from ..test_tools import WEATHER
 from .serving import CONTEXT, KEY, MOST_IMAGES, SERVED_MODEL
@@ -149,6 +150,17 @@ def test_a_picture(box: Llm, tmp_path: Path) -> None:
     assert tokens(box.logs()[0]) == tokens(box.logs()[1])
     too_many = [argument for path in paths for argument in ("-a", str(path))]
     assert f"At most {MOST_IMAGES} image(s)" in box.fails("-m", BOX, "What is this?", *too_many)
+
+
+def test_a_video(box: Llm, tmp_path: Path) -> None:
+    """Pictures with their times before them."""
+    path = tmp_path / "video.mp4"
+    path.write_bytes(film([0, 1, 1.5]).content)
+    for model in (BOX, TINY):
+        box.ok("-m", model, "What is a canvas?", "-a", str(path))
+    there, here = box.logs()
+    # Of a blank beside a time there may be one more or less.
+    assert abs(there["input_tokens"] - here["input_tokens"]) <= 4
 
 
 def test_a_conversation_goes_on(box: Llm) -> None:
