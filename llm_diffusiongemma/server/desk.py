@@ -204,7 +204,7 @@ class Desk:
             self._reply = asyncio.create_task(self._answer(order))
             await asyncio.wait([self._reply])
             self._answered, self._running_since, self._last_used = None, None, time.time()
-            outcome = None if self._reply.cancelled() else self._reply.result()
+            outcome = _outcome(self._reply)
             self._reply = None
             if isinstance(outcome, Ended):
                 self._num_replies += 1
@@ -274,6 +274,16 @@ class _Loading(Stop):
 
     def is_set(self) -> bool:
         return self.stopped.is_set()
+
+
+def _outcome(reply: asyncio.Task[Ended | Exception]) -> Ended | Exception | None:
+    """None of one that nobody wanted any more."""
+    if reply.cancelled():
+        return None
+    try:
+        return reply.result()
+    except Exception as error:  # before or behind the reply itself
+        return error
 
 
 def _ending() -> ServerError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable
 
@@ -141,6 +142,17 @@ async def test_a_panic_ends_its_reply_only(scripted: Scripted) -> None:
     desk = Desk(ENTRY)
     assert isinstance((await heard(desk.order(turn("a"))))[-1], RuntimeError)
     scripted.failure = None
+    assert (await heard(desk.order(turn("b"))))[-2] == "Yes."
+
+
+async def test_what_cannot_be_imported_ends_its_reply_only(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the package is replaced under a server that has yet to load."""
+    desk = Desk(ENTRY)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, engines.__name__, None)  # type: ignore[arg-type]
+        assert isinstance((await heard(desk.order(turn("a"))))[-1], ImportError)
     assert (await heard(desk.order(turn("b"))))[-2] == "Yes."
 
 
