@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -81,7 +82,9 @@ class _Paths:
 
     async def complete(self, request: Request) -> Response:
         try:
-            asked = read_request(await self._read(request), self._desk.entry.model_id)
+            body = await self._read(request)
+            # A large one takes seconds, in which others are heard.
+            asked = await asyncio.to_thread(read_request, body, self._desk.entry.model_id)
             order = self._desk.order(asked.turn)
         except RequestError as error:
             raise invalid(error.status, error.message, param=error.param) from error
