@@ -134,14 +134,18 @@ def absolute(path: str) -> str:
 
 def folder() -> Path:
     """Where the server keeps what concerns it, there or not. Raises `OSError` where llm has no folder."""
-    return Path(llm.user_dir()) / "diffusiongemma" / "server"  # type: ignore[no-untyped-call]
+    user_folder = Path(llm.user_dir())  # type: ignore[no-untyped-call]
+    # What a server says of itself is read in other current folders.
+    return user_folder.absolute() / "diffusiongemma" / "server"
 
 
 def make_folder() -> Path:
     """The folder, which nobody else may look into. Raises `ServerError`."""
     with in_a_sentence():
         place = folder()
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Nor put another one in its place: parents are made by the process's mask, whatever that lets others do.
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.mkdir(mode=0o700, exist_ok=True)
         if stat.S_IMODE(place.stat().st_mode) & 0o077:
             place.chmod(0o700)
         return place
@@ -185,7 +189,7 @@ def answers(running: Running) -> bool:
     be anybody's by now: that is asked for the server's name, before it is shown a token.
     """
     if running.socket is not None:
-        return _listens(running.socket)
+        return not _is_taken_over(Path(running.socket).parent) and _listens(running.socket)
     if running.url is None:
         return False
     import httpx2
@@ -196,6 +200,16 @@ def answers(running: Running) -> bool:
         return bool(health.json()["instance"] == running.instance)
     except (httpx2.HTTPError, ValueError, KeyError, TypeError):
         return False
+
+
+def _is_taken_over(folder: Path) -> bool:
+    """Whether a folder for a socket is somebody else's: those for temporary files are cleared now and then, and
+    anybody may make one of that name again."""
+    if not folder.name.startswith(SOCKET_FOLDER_PREFIX):
+        return False
+    with suppress(OSError):
+        return folder.stat().st_uid != os.getuid()
+    return True
 
 
 def _listens(path: str) -> bool:
@@ -225,8 +239,8 @@ class Lock:
         with in_a_sentence():
             self._file = os.open(make_folder() / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
 
-    def take(self) -> bool:
-        """Whether nobody else has it. Raises `ServerError`."""
+    def take(self, shared: bool = False) -> bool:
+        """Whether nobody else has it, but who has it `shared` himself. Raises `ServerError`."""
         with in_a_sentence():
             try:
                 if sys.platform == "win32":
@@ -236,7 +250,7 @@ class Lock:
                 else:
                     import fcntl
 
-                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                     return False
@@ -252,7 +266,8 @@ def is_locked() -> bool:
     """Whether a server is there, starting, at work or ending. Raises `ServerError`."""
     lock = Lock()
     try:
-        return not lock.take()
+        # Who looks at the same time is no server.
+        return not lock.take(shared=True)
     finally:
         lock.close()
 
