@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import threading
 from collections.abc import Callable
@@ -83,7 +84,9 @@ async def test_no_more_wait_than_may(scripted: Scripted) -> None:
 
 async def test_who_has_to_come_again_is_told_when(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("llm_diffusiongemma.server.desk.time.time", lambda: now)
+    monkeypatch.setattr("llm_diffusiongemma.server.desk.monotonic", lambda: now)
+    since_1970 = itertools.cycle([2e9, 1e9])  # somebody sets the clock all the time
+    monkeypatch.setattr("llm_diffusiongemma.server.desk.time.time", lambda: next(since_1970))
     desk = Desk(ENTRY)
     scripted.let(0)
     orders = [desk.order(turn(name)) for name in "ab"]
