@@ -15,9 +15,11 @@ In a folder of its own (0700) are, all of them 0600:
 from __future__ import annotations
 
 import errno
+import hmac
 import importlib.metadata
 import json
 import os
+import secrets
 import socket
 import stat
 import sys
@@ -95,7 +97,7 @@ class Running:
     started: float
     """seconds since 1970"""
     instance: str
-    """A random name, which its `/health` says, so that nobody else is taken for it."""
+    """A random text that stands nowhere else: whoever knows it is that server (see `proof`)."""
     socket: str | None
     """The path of its Unix socket, where the system has such."""
     url: str | None
@@ -186,7 +188,7 @@ def answers(running: Running) -> bool:
     """Whether a server of which there is a record is still there. It may be hung.
 
     A socket in a folder of this user's own is nobody else's, and refuses at once if its server is dead. A port may
-    be anybody's by now: that is asked for the server's name, before it is shown a token.
+    be anybody's by now: who listens there has to prove who it is, before it is shown a token.
     """
     if running.socket is not None:
         return not _is_taken_over(Path(running.socket).parent) and _listens(running.socket)
@@ -194,12 +196,19 @@ def answers(running: Running) -> bool:
         return False
     import httpx2
 
+    challenge = secrets.token_hex(16)
     try:
         with httpx2.Client(timeout=HEALTH_SECONDS, trust_env=False) as client:
-            health = client.get(f"{running.url.removesuffix('/v1')}/health")
-        return bool(health.json()["instance"] == running.instance)
+            url = f"{running.url.removesuffix('/v1')}/health"
+            health = client.get(url, params={"challenge": challenge})
+        return bool(health.json()["proof"] == proof(running.instance, challenge))
     except (httpx2.HTTPError, ValueError, KeyError, TypeError):
         return False
+
+
+def proof(instance: str, challenge: str) -> str:
+    """What only that server answers to a challenge, and nobody who has heard it answer others."""
+    return hmac.digest(instance.encode(), challenge.encode(), "sha256").hex()
 
 
 def _is_taken_over(folder: Path) -> bool:

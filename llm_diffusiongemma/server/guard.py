@@ -51,7 +51,8 @@ class Guard:
                 f"This server isn't called {name!r}. If it should be: llm diffusiongemma serve --allow-host NAME",
                 param="Host",
             )
-        if request.url.path == HEALTH:
+        # As the paths are told apart behind this: a URL leaves some characters out.
+        if request.scope["path"] == HEALTH:
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not self._token_is(token.strip()):

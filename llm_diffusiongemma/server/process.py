@@ -82,7 +82,7 @@ def serve(
         identity=identity_of(entry),
         pid=os.getpid(),
         started=time.time(),
-        instance=secrets.token_hex(8),
+        instance=secrets.token_hex(16),
         socket=unix_listener.getsockname() if unix_listener is not None else None,
         url=_url(settings.host, listener) if listener is not None else None,
         keep_alive_seconds=settings.keep_alive_seconds,

@@ -17,6 +17,7 @@ from llm.parts import StreamEvent
 
 from llm_diffusiongemma import errors
 from llm_diffusiongemma.backends.protocol import error_from_wire, report_from_wire
+from llm_diffusiongemma.backends.running import proof
 from llm_diffusiongemma.errors import DiffusionGemmaError
 from llm_diffusiongemma.server import app as app_module
 from llm_diffusiongemma.server import replying
@@ -119,6 +120,7 @@ PATHS = {
     "/diffusiongemma/status": "GET",
     "/diffusiongemma/stop": "POST",
     "/nowhere": "GET",
+    "/%09health": "GET",
 }
 
 
@@ -137,7 +139,11 @@ async def test_nothing_without_the_token(client: httpx2.AsyncClient) -> None:
 async def test_whether_it_lives_anybody_may_ask(app: Any) -> None:
     transport = httpx2.ASGITransport(app=app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as stranger:
-        assert (await stranger.get("/health")).json() == {"status": "ok", "instance": "this-one"}
+        assert (await stranger.get("/health")).json() == {"status": "ok"}
+        # Nobody can say later what has been heard once.
+        said = [(await stranger.get(f"/health?challenge={each}")).json()["proof"] for each in "aba"]
+        assert said == [proof("this-one", each) for each in "aba"]
+        assert said[0] != said[1]
 
 
 async def test_no_page_may_read_an_answer(client: httpx2.AsyncClient) -> None:
