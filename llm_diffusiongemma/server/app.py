@@ -36,8 +36,8 @@ def make_app(
     hosts: Collection[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> ASGIApp:
-    """By `instance` `/health` proves which server this is, and `stop` begins its end. `hosts` are the names that it
-    is asked by, besides those that this machine has for itself."""
+    """By `instance` `/health` proves which server this is, and `stop` begins its end. `hosts` are the names by
+    which it is asked, besides those that this machine has for itself."""
     paths = _Paths(desk, instance, stop, max_body_bytes)
     app = Starlette(
         routes=[
