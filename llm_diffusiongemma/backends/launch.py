@@ -236,31 +236,44 @@ def stop() -> Running | None:
 
     Raises `ServerError` if it is still there.
     """
-    found = running.recorded()
     if not (running.folder() / running.LOCK_FILE).exists() or not running.is_locked():
         return None
-    if found is not None and running.answers(found):
-        with suppress(ServerError):  # if it is hung
-            ask(found, "POST", "/diffusiongemma/stop")
-            if _is_gone_within(END_SECONDS):
-                return found
-        for number, seconds in ((signal.SIGTERM, END_SECONDS), (KILL, KILL_SECONDS)):
-            pid = _peer(found)
-            if pid is None:
-                break
-            with suppress(OSError):
-                os.kill(pid, number)
-            if _is_gone_within(seconds):
-                return found
-    elif _is_gone_within(END_SECONDS):  # it was ending, or failed to start
-        return found
+    found = running.recorded()
+    deadline = time.monotonic() + END_SECONDS
+    while found is None or not running.answers(found):  # it is starting, or ending
+        if not running.is_locked():
+            return found
+        if time.monotonic() > deadline:
+            raise _endless(found)
+        time.sleep(LOOK_UP_SECONDS)
+        found = running.recorded() or found
+    with suppress(ServerError):  # if it is hung
+        ask(found, "POST", "/diffusiongemma/stop")
+        if _is_gone_within(found, END_SECONDS):
+            return found
+    for number, seconds in ((signal.SIGTERM, END_SECONDS), (KILL, KILL_SECONDS)):
+        pid = _peer(found)
+        if pid is None:
+            break
+        with suppress(OSError):
+            os.kill(pid, number)
+        if _is_gone_within(found, seconds):
+            return found
+    raise _endless(found)
+
+
+def _endless(found: Running | None) -> ServerError:
     process = f"process {found.pid}" if found is not None else "a process of yours"
-    raise ServerError(f"The server doesn't end, and it is not certain that it is {process}: end that yourself.")
+    return ServerError(f"The server doesn't end, and it is not certain that it is {process}: end that yourself.")
 
 
-def _is_gone_within(seconds: float) -> bool:
+def _is_gone_within(found: Running, seconds: float) -> bool:
+    """A server; there may be another one by then."""
     deadline = time.monotonic() + seconds
     while running.is_locked():
+        now = running.recorded()
+        if now is not None and now.instance != found.instance:
+            return True
         if time.monotonic() > deadline:
             return False
         time.sleep(LOOK_UP_SECONDS)

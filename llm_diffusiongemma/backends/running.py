@@ -15,9 +15,11 @@ In a folder of its own (0700) are, all of them 0600:
 from __future__ import annotations
 
 import errno
+import hmac
 import importlib.metadata
 import json
 import os
+import secrets
 import socket
 import stat
 import sys
@@ -95,7 +97,7 @@ class Running:
     started: float
     """seconds since 1970"""
     instance: str
-    """A random name, which its `/health` says, so that nobody else is taken for it."""
+    """A random text that stands nowhere else: whoever knows it is that server (see `proof`)."""
     socket: str | None
     """The path of its Unix socket, where the system has such."""
     url: str | None
@@ -134,14 +136,18 @@ def absolute(path: str) -> str:
 
 def folder() -> Path:
     """Where the server keeps what concerns it, there or not. Raises `OSError` where llm has no folder."""
-    return Path(llm.user_dir()) / "diffusiongemma" / "server"  # type: ignore[no-untyped-call]
+    user_folder = Path(llm.user_dir())  # type: ignore[no-untyped-call]
+    # What a server says of itself is read in other current folders.
+    return user_folder.absolute() / "diffusiongemma" / "server"
 
 
 def make_folder() -> Path:
     """The folder, which nobody else may look into. Raises `ServerError`."""
     with in_a_sentence():
         place = folder()
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Nor put another one in its place: parents are made by the process's mask, whatever that lets others do.
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.mkdir(mode=0o700, exist_ok=True)
         if stat.S_IMODE(place.stat().st_mode) & 0o077:
             place.chmod(0o700)
         return place
@@ -182,20 +188,37 @@ def answers(running: Running) -> bool:
     """Whether a server of which there is a record is still there. It may be hung.
 
     A socket in a folder of this user's own is nobody else's, and refuses at once if its server is dead. A port may
-    be anybody's by now: that is asked for the server's name, before it is shown a token.
+    be anybody's by now: who listens there has to prove who it is, before it is shown a token.
     """
     if running.socket is not None:
-        return _listens(running.socket)
+        return not _is_taken_over(Path(running.socket).parent) and _listens(running.socket)
     if running.url is None:
         return False
     import httpx2
 
+    challenge = secrets.token_hex(16)
     try:
         with httpx2.Client(timeout=HEALTH_SECONDS, trust_env=False) as client:
-            health = client.get(f"{running.url.removesuffix('/v1')}/health")
-        return bool(health.json()["instance"] == running.instance)
+            url = f"{running.url.removesuffix('/v1')}/health"
+            health = client.get(url, params={"challenge": challenge})
+        return bool(health.json()["proof"] == proof(running.instance, challenge))
     except (httpx2.HTTPError, ValueError, KeyError, TypeError):
         return False
+
+
+def proof(instance: str, challenge: str) -> str:
+    """What only that server answers to a challenge, and nobody who has heard it answer others."""
+    return hmac.digest(instance.encode(), challenge.encode(), "sha256").hex()
+
+
+def _is_taken_over(folder: Path) -> bool:
+    """Whether a folder for a socket is somebody else's: those for temporary files are cleared now and then, and
+    anybody may make one of that name again."""
+    if not folder.name.startswith(SOCKET_FOLDER_PREFIX):
+        return False
+    with suppress(OSError):
+        return folder.stat().st_uid != os.getuid()
+    return True
 
 
 def _listens(path: str) -> bool:
@@ -225,8 +248,8 @@ class Lock:
         with in_a_sentence():
             self._file = os.open(make_folder() / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
 
-    def take(self) -> bool:
-        """Whether nobody else has it. Raises `ServerError`."""
+    def take(self, shared: bool = False) -> bool:
+        """Whether nobody else has it, but who has it `shared` himself. Raises `ServerError`."""
         with in_a_sentence():
             try:
                 if sys.platform == "win32":
@@ -236,7 +259,7 @@ class Lock:
                 else:
                     import fcntl
 
-                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                     return False
@@ -252,7 +275,8 @@ def is_locked() -> bool:
     """Whether a server is there, starting, at work or ending. Raises `ServerError`."""
     lock = Lock()
     try:
-        return not lock.take()
+        # Who looks at the same time is no server.
+        return not lock.take(shared=True)
     finally:
         lock.close()
 

@@ -21,6 +21,11 @@ RESERVED = re.compile(r"<unused\d+>|<mask>|\[multimodal\]")
 # Tokens of a vocabulary with byte fallback for what it has no other token for.
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
+# A longer text takes so long that other threads have to go on meanwhile, as a server's do. The library lets them
+# in a batch only, but that has threads of its own, of which it complains in processes that fork: short texts, and
+# most are, do without.
+LONG_CHARACTERS = 50_000
+
 # The markers of Gemma 4's chat format. They are control tokens even if a tokenizer's file forgets to call
 # one of them special.
 MARKERS = frozenset(
@@ -52,6 +57,8 @@ class ChatTokenizer:
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, control tokens' names included. Raises `CheckpointError` if the library fails."""
         try:
+            if len(text) > LONG_CHARACTERS:
+                return self.backend.encode_batch([text], add_special_tokens=False)[0].ids
             return self.backend.encode(text, add_special_tokens=False).ids
         except BaseException as error:
             if not is_panic(error):

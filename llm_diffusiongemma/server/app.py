@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -14,6 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ..backends.protocol import OWNER
+from ..backends.running import proof
 from ..wording import quoted
 from .desk import Desk
 from .guard import HEALTH, Guard
@@ -34,8 +36,8 @@ def make_app(
     hosts: Collection[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> ASGIApp:
-    """`instance` is what `/health` calls this server, and `stop` begins its end. `hosts` are the names that it is
-    asked by, besides those that this machine has for itself."""
+    """By `instance` `/health` proves which server this is, and `stop` begins its end. `hosts` are the names by
+    which it is asked, besides those that this machine has for itself."""
     paths = _Paths(desk, instance, stop, max_body_bytes)
     app = Starlette(
         routes=[
@@ -61,7 +63,9 @@ class _Paths:
         self._created = int(time.time())
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok", "instance": self._instance})
+        challenge = request.query_params.get("challenge")
+        said = {} if challenge is None else {"proof": proof(self._instance, challenge)}
+        return JSONResponse({"status": "ok", **said})
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model()]})
@@ -81,7 +85,9 @@ class _Paths:
 
     async def complete(self, request: Request) -> Response:
         try:
-            asked = read_request(await self._read(request), self._desk.entry.model_id)
+            body = await self._read(request)
+            # A large one takes seconds, in which others are heard.
+            asked = await asyncio.to_thread(read_request, body, self._desk.entry.model_id)
             order = self._desk.order(asked.turn)
         except RequestError as error:
             raise invalid(error.status, error.message, param=error.param) from error
@@ -124,7 +130,7 @@ class _Paths:
 
 async def _no_path(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path = quoted(request.url.path)
+    path = quoted(request.scope["path"])
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow")
         return invalid(405, f"{path} is asked by {allow}, not {quoted(request.method)}.", allow=allow).response()

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 from llm.parts import StreamEvent
@@ -98,6 +99,8 @@ class Desk:
         self._started = time.time()
         self._last_used: float | None = None
         self._running_since: float | None = None
+        self._begun: float | None = None
+        """The same by a clock that nobody sets."""
         self._num_replies = 0
         self._lately: deque[float] = deque(maxlen=REPLIES_REMEMBERED)
 
@@ -135,8 +138,8 @@ class Desk:
     def retry_after(self) -> int:
         """In about so many seconds there is a place, by what replies have taken lately."""
         seconds = sum(self._lately) / len(self._lately) if self._lately else 1.0
-        if self._running_since is not None:
-            seconds = max(seconds - (time.time() - self._running_since), 0.0)
+        if self._begun is not None:
+            seconds = max(seconds - (monotonic() - self._begun), 0.0)
         return max(1, math.ceil(seconds))
 
     async def load(self) -> None:
@@ -199,16 +202,17 @@ class Desk:
     async def _answer_all(self) -> None:
         while self._waiting:
             order = self._waiting.popleft()
-            started = time.time()
-            self._answered, self._running_since = order, started
+            begun = monotonic()
+            self._answered, self._running_since, self._begun = order, time.time(), begun
             self._reply = asyncio.create_task(self._answer(order))
             await asyncio.wait([self._reply])
-            self._answered, self._running_since, self._last_used = None, None, time.time()
-            outcome = None if self._reply.cancelled() else self._reply.result()
+            self._answered, self._running_since, self._begun = None, None, None
+            self._last_used = time.time()
+            outcome = _outcome(self._reply)
             self._reply = None
             if isinstance(outcome, Ended):
                 self._num_replies += 1
-                self._lately.append(self._last_used - started)
+                self._lately.append(monotonic() - begun)
             if outcome is not None:
                 # The last of all: who has heard it finds nothing of it here any more.
                 order.say(outcome)
@@ -274,6 +278,16 @@ class _Loading(Stop):
 
     def is_set(self) -> bool:
         return self.stopped.is_set()
+
+
+def _outcome(reply: asyncio.Task[Ended | Exception]) -> Ended | Exception | None:
+    """None of one that nobody wanted any more."""
+    if reply.cancelled():
+        return None
+    try:
+        return reply.result()
+    except Exception as error:  # before or behind the reply itself
+        return error
 
 
 def _ending() -> ServerError:

@@ -25,7 +25,9 @@ MAX_SOCKET_BYTES = 103
 REQUEST_SECONDS = 10.0
 REQUEST_BYTES = 1 << 17
 MAX_HEAD_BYTES = 1 << 16
-# Far more than may wait for replies.
+# Who takes nothing for so long is gone.
+STALLED_SECONDS = 60.0
+# Far more than may wait for replies. By TCP and by the Unix socket so many each: nobody else's keep its user out.
 MAX_CONNECTIONS = 256
 MAX_WAITING_CONNECTIONS = 128
 
@@ -111,13 +113,21 @@ def _fits(path: Path) -> bool:
 
 
 class Connection(H11Protocol):
-    """One that closes by itself on a client that begins a request and doesn't go on with it."""
+    """One that closes by itself on a client that begins a request and doesn't go on with it, or that doesn't take
+    what it is answered."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._is_by_socket = isinstance(transport.get_extra_info("sockname"), str)
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._came = 0
+        # What the system doesn't take off us at once, the client doesn't take either.
+        self.transport.set_write_buffer_limits(0)
+        self._came = self._left = 0
         self._watch: asyncio.TimerHandle | None = None
-        if len(self.connections) > MAX_CONNECTIONS:
+        self._stall: asyncio.TimerHandle | None = None
+        alike = (
+            isinstance(each, Connection) and each._is_by_socket is self._is_by_socket for each in self.connections
+        )
+        if sum(alike) > MAX_CONNECTIONS:
             self.transport.abort()
         else:
             self._begin_to_watch()
@@ -130,9 +140,36 @@ class Connection(H11Protocol):
         elif self._watch is None:
             self._begin_to_watch()
 
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # it is answered already
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_until_taken()
+
+    def resume_writing(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
+        self.resume_writing()
         super().connection_lost(exc)
+
+    def _wait_until_taken(self) -> None:
+        self._left = self.transport.get_write_buffer_size()
+        self._stall = self.loop.call_later(STALLED_SECONDS, self._look_what_is_taken)
+
+    def _look_what_is_taken(self) -> None:
+        if self.transport.get_write_buffer_size() < self._left:
+            self._wait_until_taken()
+        else:
+            self.transport.abort()
 
     def _is_waiting(self) -> bool:
         """Whether it is the client's turn: to send a request, what is left of one, or the next one."""

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 ACCEPT_SECONDS = 3.0
 # Who hears nothing for a minute takes the server for dead.
 COMMENT_SECONDS = 5.0
-# Who takes nothing for so long is gone.
-STALLED_SECONDS = 60.0
 
 EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 COMMENT = b": waiting\n\n"
@@ -71,11 +69,7 @@ class Replying(Response):
             return
         await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
         async for lines in self._lines(early):
-            try:
-                async with asyncio.timeout(STALLED_SECONDS):
-                    await send({"type": "http.response.body", "body": lines, "more_body": not self._is_told})
-            except TimeoutError:
-                return
+            await send({"type": "http.response.body", "body": lines, "more_body": not self._is_told})
 
     async def _whole(self) -> dict[str, Any]:
         events: list[StreamEvent] = []

@@ -19,7 +19,7 @@ import llm
 import pytest
 
 from llm_diffusiongemma.backends import launch, running
-from llm_diffusiongemma.backends.running import identity_of
+from llm_diffusiongemma.backends.running import Running, identity_of
 from llm_diffusiongemma.backends.settings import Settings
 from llm_diffusiongemma.catalog import ModelEntry, Source
 from llm_diffusiongemma.errors import DeviceError, ServerError
@@ -120,6 +120,33 @@ def test_warm(llm_command: Llm) -> None:
 def test_nothing_to_stop(llm_command: Llm) -> None:
     assert llm_command.ok("diffusiongemma", "stop") == "No server is running."
     assert not running.folder().exists()
+
+
+def a_record(entry: ModelEntry, instance: str) -> Running:
+    return Running(identity_of(entry), 0, 0.0, instance, None, "http://127.0.0.1:1/v1", None, False)
+
+
+def test_one_that_is_just_starting_is_stopped_too(entry: ModelEntry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "LOOK_UP_SECONDS", 0.0)
+    record, lock = a_record(entry, "a"), running.Lock()
+    assert lock.take()
+    written = iter([None, None])
+    monkeypatch.setattr(running, "recorded", lambda: next(written, record))
+    monkeypatch.setattr(running, "answers", lambda server: True)
+    monkeypatch.setattr(launch, "ask", lambda *asked: lock.close())
+    assert launch.stop() == record
+
+
+def test_one_that_comes_next_is_not_stopped_for_it(entry: ModelEntry, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, lock = a_record(entry, "a"), running.Lock()
+    assert lock.take()
+    written = iter([record])
+    monkeypatch.setattr(running, "recorded", lambda: next(written, a_record(entry, "b")))
+    monkeypatch.setattr(running, "answers", lambda server: True)
+    monkeypatch.setattr(launch, "ask", lambda *asked: None)
+    monkeypatch.setattr(launch, "END_SECONDS", 2.0)
+    assert launch.stop() == record
+    lock.close()
 
 
 def test_the_environment_means_the_same_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

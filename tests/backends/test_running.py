@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import stat
+import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import llm
 import pytest
 
-from llm_diffusiongemma.backends.running import identity_of
+from llm_diffusiongemma.backends import running
+from llm_diffusiongemma.backends.running import Running, identity_of
 from llm_diffusiongemma.catalog import ModelEntry, Source
 
 from ..conftest import TINY
@@ -50,3 +56,43 @@ def test_a_folder_is_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     before = identity_of(entry)
     monkeypatch.chdir(tmp_path)
     assert identity_of(entry).difference(before) == "has other weights of that name"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks can't be shared there")
+def test_who_looks_for_a_server_is_none() -> None:
+    """Prompts that are started at once all look whether there is one."""
+    looking, other = running.Lock(), running.Lock()
+    assert looking.take(shared=True)
+    assert not running.is_locked()
+    looking.close()
+    assert other.take()
+    assert running.is_locked()
+    other.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no rights of that kind there")
+def test_nobody_else_can_put_another_folder_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLM_USER_PATH", "below")
+    before = os.umask(0)
+    try:
+        made = running.make_folder()
+    finally:
+        os.umask(before)
+    assert made == tmp_path / "below/diffusiongemma/server"  # also for who is in another one
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (made, made.parent)} == {0o700}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no sockets of that kind there")
+def test_a_socket_in_somebody_elses_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where this user's was, before it was cleared away: who has it would be shown the token."""
+    entry = llm.get_model(TINY).entry
+    with tempfile.TemporaryDirectory(prefix=running.SOCKET_FOLDER_PREFIX) as folder:
+        path = f"{folder}/socket"
+        server = Running(identity_of(entry), 1, 0.0, "", path, None, None, False)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            assert running.answers(server)
+            monkeypatch.setattr(os, "getuid", lambda: Path(folder).stat().st_uid + 1)
+            assert not running.answers(server)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from tokenizers import decoders
 
 from llm_diffusiongemma.chat.output import ReplyReader
-from llm_diffusiongemma.chat.tokenizer import MARKERS, ChatTokenizer, table_decoder, token_bytes
+from llm_diffusiongemma.chat.tokenizer import LONG_CHARACTERS, MARKERS, ChatTokenizer, table_decoder, token_bytes
 from llm_diffusiongemma.errors import CheckpointError, ConstraintError
 
 from ..tokenizers import HOSTILE, KINDS, TEXTS, PanicException, load, ours, theirs
@@ -35,6 +36,15 @@ def test_it_encodes_and_decodes_as_transformers_does(tokenizer: ChatTokenizer, k
     assert tokenizer.decode(ids) == witness.decode(ids, skip_special_tokens=False)
     for start in range(min(len(ids), 8)):
         assert tokenizer.decode(ids[start:]) == witness.decode(ids[start:], skip_special_tokens=False)
+
+
+def test_a_long_text_keeps_no_other_thread_waiting(tokenizer: ChatTokenizer, kind: str) -> None:
+    text = "".join(TEXTS).replace("▁", "")
+    text *= LONG_CHARACTERS // len(text) + 1
+    assert tokenizer.encode(text) == theirs(kind).encode(text, add_special_tokens=False)
+    backend = MagicMock()
+    backend.encode_batch.return_value = [MagicMock(ids=[1])]  # in which the library lets others go on
+    assert ChatTokenizer(backend, {}, "").encode(text) == [1]
 
 
 def test_each_token_is_what_it_is_for_transformers(tokenizer: ChatTokenizer, kind: str) -> None:

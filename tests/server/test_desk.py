@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import sys
 import threading
 from collections.abc import Callable
 
@@ -82,7 +84,9 @@ async def test_no_more_wait_than_may(scripted: Scripted) -> None:
 
 async def test_who_has_to_come_again_is_told_when(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("llm_diffusiongemma.server.desk.time.time", lambda: now)
+    monkeypatch.setattr("llm_diffusiongemma.server.desk.monotonic", lambda: now)
+    since_1970 = itertools.cycle([2e9, 1e9])  # somebody sets the clock all the time
+    monkeypatch.setattr("llm_diffusiongemma.server.desk.time.time", lambda: next(since_1970))
     desk = Desk(ENTRY)
     scripted.let(0)
     orders = [desk.order(turn(name)) for name in "ab"]
@@ -141,6 +145,17 @@ async def test_a_panic_ends_its_reply_only(scripted: Scripted) -> None:
     desk = Desk(ENTRY)
     assert isinstance((await heard(desk.order(turn("a"))))[-1], RuntimeError)
     scripted.failure = None
+    assert (await heard(desk.order(turn("b"))))[-2] == "Yes."
+
+
+async def test_what_cannot_be_imported_ends_its_reply_only(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the package is replaced under a server that has yet to load."""
+    desk = Desk(ENTRY)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, engines.__name__, None)  # type: ignore[arg-type]
+        assert isinstance((await heard(desk.order(turn("a"))))[-1], ImportError)
     assert (await heard(desk.order(turn("b"))))[-2] == "Yes."
 
 

@@ -28,8 +28,12 @@ HEAD = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
 
 
 async def app(scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
-    """Reads its request and answers with a word."""
-    while (message := await receive())["type"] != "http.disconnect" and message["more_body"]:
+    """Reads its request, if it is not asked at once, and answers with a word."""
+    while (
+        scope["path"] != "/at-once"
+        and (message := await receive())["type"] != "http.disconnect"
+        and message["more_body"]
+    ):
         pass
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
     await send({"type": "http.response.body", "body": b"read"})
@@ -94,12 +98,21 @@ def test_connections_are_bounded(port: int, monkeypatch: pytest.MonkeyPatch) -> 
 class Watched:
     """A connection whose time passes by hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: uvicorn.server.ServerState | None = None, by: str | None = None) -> None:
         self.transport = MagicMock(spec=asyncio.Transport)
         self.transport.is_closing.return_value = False
-        self.transport.get_extra_info.return_value = None
-        self.connection = Connection(config(), uvicorn.server.ServerState(), {})
+        self.transport.get_extra_info.side_effect = {"sockname": by}.get
+        self.connection = Connection(config(), state or uvicorn.server.ServerState(), {})
         self.connection.connection_made(self.transport)
+
+    def stalls(self, left: int) -> None:
+        """What is sent isn't taken; so much of it, when the time for that has passed."""
+        if self.connection._stall is None:
+            self.connection.pause_writing()
+        assert self.connection._stall is not None
+        self.connection._stall.cancel()
+        self.transport.get_write_buffer_size.return_value = left
+        self.connection._look_what_is_taken()
 
     def is_cut_after(self, *received: bytes) -> bool:
         """When the time for a request has passed once more."""
@@ -137,6 +150,35 @@ async def test_a_second_request_has_to_end_too(watched: Watched) -> None:
         await asyncio.sleep(0)
     assert not watched.is_cut_after()  # uvicorn closes what is idle
     assert watched.is_cut_after(b"GET / HT")
+
+
+async def test_who_takes_nothing_is_gone(watched: Watched) -> None:
+    watched.transport.get_write_buffer_size.return_value = 30
+    watched.stalls(left=20)
+    watched.connection.resume_writing()
+    assert watched.connection._stall is None
+    watched.stalls(left=10)
+    assert not watched.transport.abort.called
+    watched.stalls(left=10)
+    assert watched.transport.abort.called
+
+
+async def test_strangers_keep_the_user_out_of_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody on the machine may connect to a port, and stay for a while."""
+    monkeypatch.setattr(listening, "MAX_CONNECTIONS", 1)
+    state = uvicorn.server.ServerState()
+    places = [None, None, "/a/socket", "/a/socket"]
+    connections = [Watched(state, by) for by in places]
+    assert [each.transport.abort.called for each in connections] == [False, True, False, True]
+
+
+async def test_nonsense_behind_an_answer_ends_the_connection(watched: Watched) -> None:
+    head = b"POST /at-once HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert not watched.is_cut_after(head)
+    while not watched.connection.cycle.response_complete:
+        await asyncio.sleep(0)
+    watched.connection.data_received(b"no chunk\r\n")
+    assert watched.transport.close.called
 
 
 async def test_small_pieces_go_out_at_once() -> None:
