@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ..errors import (
 from ..wording import quoted
 from .address import Address
 from .protocol import error_from_wire
+from .sse import DataOnly
 
 if TYPE_CHECKING:
     import httpx2
@@ -34,8 +35,8 @@ SILENCE_SECONDS = 60.0
 # Others say nothing before the first canvas is done, and before that others' replies may be.
 FOREIGN_SILENCE_SECONDS = 600.0
 
-# Of one line of a stream: a canvas has some 4,000 characters, and a report of a thousand canvases some 200,000.
-MAX_LINE_BYTES = 16 << 20
+# Of one event of a stream: a canvas has some 4,000 characters, and a report of a thousand canvases some 200,000.
+MAX_EVENT_BYTES = 16 << 20
 # Of an answer that is no stream: a list of models, or an error.
 MAX_ANSWER_BYTES = 1 << 20
 
@@ -133,6 +134,8 @@ def _set_headers(request: httpx2.Request, address: Address) -> None:
 
 def _check_headers(response: httpx2.Response, address: Address) -> None:
     """Raises `ServerError` for what can't be the answer of such a server."""
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ServerError(f"{quoted(address.name)} compresses what was to come as it is.")
     if not response.is_success:
         return
     kind = response.headers.get("content-type", "")
@@ -142,8 +145,6 @@ def _check_headers(response: httpx2.Response, address: Address) -> None:
             f"{quoted(address.name)} is no OpenAI-compatible server: it answered with "
             f"{quoted(kind or 'data', 60)} in place of {expected}. {_right_url()}"
         )
-    if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ServerError(f"{quoted(address.name)} compresses what was to come as it is.")
 
 
 def _limited(response: httpx2.Response, address: Address) -> Any:
@@ -152,22 +153,20 @@ def _limited(response: httpx2.Response, address: Address) -> Any:
 
     inner = response.stream
     is_stream = response.is_success and response.request.method == "POST"
+    read = _stream_reader(address) if is_stream else _answer_reader(address)
 
     class Limited(httpx2.SyncByteStream, httpx2.AsyncByteStream):
-        def __init__(self) -> None:
-            self._num_bytes = 0
-
         def __iter__(self) -> Iterator[bytes]:
             assert isinstance(inner, httpx2.SyncByteStream)
             for piece in inner:
-                self._count(piece)
-                yield piece
+                yield read(piece)
+            yield read(None)
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             assert isinstance(inner, httpx2.AsyncByteStream)
             async for piece in inner:
-                self._count(piece)
-                yield piece
+                yield read(piece)
+            yield read(None)
 
         def close(self) -> None:
             assert isinstance(inner, httpx2.SyncByteStream)
@@ -177,15 +176,39 @@ def _limited(response: httpx2.Response, address: Address) -> Any:
             assert isinstance(inner, httpx2.AsyncByteStream)
             await inner.aclose()
 
-        def _count(self, piece: bytes) -> None:
-            end = piece.rfind(b"\n") if is_stream else -1
-            self._num_bytes = len(piece) - end - 1 + (0 if end >= 0 else self._num_bytes)
-            if self._num_bytes > (MAX_LINE_BYTES if is_stream else MAX_ANSWER_BYTES):
-                raise ServerError(
-                    f"{quoted(address.name)} sends more at once than any answer has. It was left there."
-                )
-
     return Limited()
+
+
+# From the next piece of an answer, or None behind the last, to what is passed on of it.
+Reader = Callable[[bytes | None], bytes]
+
+
+def _stream_reader(address: Address) -> Reader:
+    events = DataOnly()
+
+    def read(piece: bytes | None) -> bytes:
+        data = events.end() if piece is None else events.feed(piece)
+        _check_size(events.num_bytes, MAX_EVENT_BYTES, address)
+        return data
+
+    return read
+
+
+def _answer_reader(address: Address) -> Reader:
+    num_bytes = 0
+
+    def read(piece: bytes | None) -> bytes:
+        nonlocal num_bytes
+        num_bytes += len(piece or b"")
+        _check_size(num_bytes, MAX_ANSWER_BYTES, address)
+        return piece or b""
+
+    return read
+
+
+def _check_size(num_bytes: int, most: int, address: Address) -> None:
+    if num_bytes > most:
+        raise ServerError(f"{quoted(address.name)} sends more at once than any answer has. It was left there.")
 
 
 # --- failures ------------------------------------------------------------------------------------------------

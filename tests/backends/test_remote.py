@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import signal
@@ -197,6 +198,17 @@ STREAMS: dict[str, tuple[str, list[Any], list[tuple[str, str]], dict[str, Any]]]
         [("text", "Yes")],
         {},
     ),
+    "events with ids and of other kinds, a mark of the byte order": (
+        "somebody",
+        [
+            "\ufeffretry: 5",
+            f"id: 1\nevent: thread.message\ndata: {json.dumps(delta(content='Y'))}",
+            ": waiting",
+            f"id: 2\rdata:{json.dumps(delta('stop', content='es'))}",
+        ],
+        [("text", "Yes")],
+        {},
+    ),
     "ours": (
         OWNER,
         [
@@ -338,6 +350,11 @@ FAILURES: dict[str, tuple[Answer, type[DiffusionGemmaError], str]] = {
     "a page": (Answer(PAGE, TEXT), ServerError, "text/html in place of text/event-stream"),
     "a reply that is not streamed": (Answer(b"{}", JSON), ServerError, "application/json in place of"),
     "compressed": (Answer(b"", {**STREAM, "Content-Encoding": "gzip"}), ServerError, "compresses"),
+    "an error that is compressed": (
+        Answer(gzip.compress(b"x"), {**JSON, "Content-Encoding": "gzip"}, 500),
+        ServerError,
+        "compresses",
+    ),
     "no key": (error("Unauthorized", 401), ServerAccessError, "wants a key. Keep it with `llm keys set NAME`"),
     "forbidden": (error({"message": "No"}, 403), ServerAccessError, "(403: No)"),
     "unknown": (error({"message": "no such model"}, 404), ServerError, "no such model). It has: tiny."),
@@ -378,14 +395,20 @@ def test_what_is_no_reply(server: ScriptedServer, name: str) -> None:
     assert [asked.path for asked in server.prompts] == ["/v1/chat/completions"] * 2
 
 
-@pytest.mark.parametrize("answer", ["an answer", "a line"])
-def test_what_never_ends(server: ScriptedServer, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream may, but no line of it."""
+ENDLESS = {
+    "an answer": Answer(b"x" * 1_000_000, JSON, 500),
+    "a line": Answer(b"x" * 1_000_000),
+    "an event": Answer(b"data: {}\n" * 100_000),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_what_never_ends(server: ScriptedServer, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream may, but no event of it."""
     most = 200_000  # comes in several pieces
-    monkeypatch.setattr(connection, "MAX_LINE_BYTES", most)
+    monkeypatch.setattr(connection, "MAX_EVENT_BYTES", most)
     monkeypatch.setattr(connection, "MAX_ANSWER_BYTES", most)
-    lines = b"data: {}\n\n" * (most // 5)
-    server.reply = Answer(lines, JSON, 500) if answer == "an answer" else Answer(lines + b"x" * (most + 1))
+    server.reply = replace(ENDLESS[name], body=b"data: {}\n\n" * (most // 10) + ENDLESS[name].body)
     for way in WAYS.values():
         with pytest.raises(ServerError, match="more at once"):
             way(address_of(server), turn())
