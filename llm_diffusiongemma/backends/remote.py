@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import llm
 from llm.parts import StreamEvent
@@ -14,7 +14,7 @@ from ..view.progress import indicate
 from ..wording import quoted
 from .address import Address as Address
 from .connection import ASK_SECONDS, async_client, sync_client, telling
-from .dialects import Served, body_of, read_models, served_by_ours, unlisted
+from .dialects import Served, body_of, read_models, served_by_ours, to_json, unlisted
 from .stream import ReplyStream
 from .turn import Report, Stop, Turn
 
@@ -42,9 +42,10 @@ def ask_what_it_is(address: Address) -> Served:
     """
     if address.is_ours and address.model is not None:
         return served_by_ours(address)
-    if address not in _known:
-        _known[address] = _ask(address)
-    return _known[address]
+    served = _known.get(address)  # it may be forgotten at any time, in another thread
+    if served is None:
+        served = _known[address] = _ask(address)
+    return served
 
 
 def _ask(address: Address) -> Served:
@@ -60,10 +61,10 @@ def _ask(address: Address) -> Served:
     return read_models(listing, address)
 
 
-def _prepare(address: Address, turn: Turn) -> tuple[Served, dict[str, Any]]:
+def _prepare(address: Address, turn: Turn) -> tuple[Served, bytes]:
     """The server, and the body of the request to it."""
     served = ask_what_it_is(address)
-    return served, body_of(turn, served)
+    return served, to_json(body_of(turn, served))
 
 
 class _Begun:
@@ -128,7 +129,7 @@ class RemoteReply(_Begun):
         self._stop.check()
         with telling(self._address, served.models):
             self._stream: openai.Stream[object] = client.post(
-                PATH, body=body, cast_to=object, stream=True, stream_cls=openai.Stream[object]
+                PATH, content=body, cast_to=object, stream=True, stream_cls=openai.Stream[object]
             )
 
     def steps(self) -> Generator[list[StreamEvent], None, None]:
@@ -183,7 +184,7 @@ class AsyncRemoteReply(_Begun):
         client = await self._resources.enter_async_context(async_client(self._address))
         with telling(self._address, served.models):
             self._stream: openai.AsyncStream[object] = await client.post(
-                PATH, body=body, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
+                PATH, content=body, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
             )
         self._resources.push_async_callback(self._leave)
 

@@ -1,7 +1,7 @@
 """What a client that knows no more of server-sent events than their data is given of them.
 
-The `openai` client takes a comment for an event where there was one with an id before, and a `retry` always; and it
-collects the lines of an event without end.
+The `openai` client takes a comment for an event where there was one with an id before, and a `retry` always; and
+it collects the lines of an event without end.
 """
 
 from __future__ import annotations
