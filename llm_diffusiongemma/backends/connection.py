@@ -234,7 +234,7 @@ def _failure(error: Exception, address: Address, known: tuple[str, ...], has_beg
     if isinstance(error, openai.APIConnectionError):
         return _disconnection(list(_causes(error)), address, has_begun)
     if isinstance(error, openai.APIError):  # inside a stream
-        return _ours(error.body, address) or ServerError(f"{name} failed: {_words(error)}")
+        return _ours(error.body, address) or ServerError(f"{name} failed: {_words(error, address)}")
     if isinstance(error, (ValueError, RecursionError)):  # no JSON, no UTF-8, nested too deeply
         return ServerError(f"What {name} says can't be understood: {quoted(error, 200)}. {_right_url()}")
     return ServerError(f"{name} can't be asked: {quoted(error or type(error).__name__)}")
@@ -285,7 +285,7 @@ def _refusal(error: Any, address: Address, known: tuple[str, ...]) -> DiffusionG
     if 300 <= status < 400:
         where = error.response.headers.get("location", "nowhere")
         return ServerError(f"{name} sends on to {quoted(where, 200)}. If you trust that, give its URL.")
-    words = _words(error)
+    words = _words(error, address)
     if status in (401, 403):
         return ServerAccessError(f"{name} {_access(address)} ({status}: {words})")
     if status == 404:
@@ -314,15 +314,16 @@ def _ours(body: object, address: Address) -> DiffusionGemmaError | None:
     return error_from_wire(body) if address.is_ours and isinstance(body, Mapping) else None
 
 
-def _words(error: Any) -> str:
-    """What a server says of its failure, in whatever shape."""
+def _words(error: Any, address: Address) -> str:
+    """What a server says of its failure, in whatever shape; but some say the key that they were given."""
     body = error.body
     for key in ("message", "detail", "error"):
         if isinstance(body, Mapping) and body.get(key):
             body = body[key]
     if isinstance(body, str) and body.lstrip()[:1] == "<":
         return "a page of HTML"
-    return quoted(body) if body else "it doesn't say why"
+    text = str(body or "it doesn't say why")
+    return quoted(text if address.key is None else text.replace(address.key, "…"))
 
 
 def _right_url() -> str:

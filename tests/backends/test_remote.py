@@ -163,6 +163,26 @@ STREAMS: dict[str, tuple[str, list[Any], list[tuple[str, str]], dict[str, Any]]]
         [("tool_call_name", "add"), ("tool_call_args", "{}")],
         {"finish_reason": "tool_calls"},
     ),
+    "two calls by one index, and one that has another id in each piece": (
+        "somebody",
+        [
+            delta(tool_calls=[call(0, "add", '{"a": ', "1"), call(0, None, "1}", "2"), call(0, "add", "{", "3")]),
+            delta("tool_calls", tool_calls=[call(0, None, "}", None)]),
+        ],
+        [
+            ("tool_call_name", "add"),
+            ("tool_call_args", '{"a": 1}'),
+            ("tool_call_name", "add"),
+            ("tool_call_args", "{}"),
+        ],
+        {"finish_reason": "tool_calls"},
+    ),
+    "a call with half of a surrogate pair": (
+        "somebody",
+        [delta("tool_calls", tool_calls=[call(0, "add", '{"a": "\\ud83d"}')])],
+        [("tool_call_name", "add"), ("tool_call_args", '{"a": "\\ufffd"}')],
+        {},
+    ),
     "a call that was cut, and closed": (
         "vllm",
         [delta("length", tool_calls=[call(0, "add", '{"a": 1}')])],
@@ -495,6 +515,13 @@ def test_nothing_of_openai_is_sent(server: ScriptedServer, monkeypatch: pytest.M
     assert len(server.requests) == 6
     assert "secret" not in str(server.requests)
     assert {asked.headers.get("authorization") for asked in server.requests} == {None, "Bearer mine"}
+
+
+def test_a_key_is_not_shown_again(server: ScriptedServer) -> None:
+    for answer in (error("Who is mine?", 401), Answer(sse({"error": "Who is mine?"}))):
+        server.reply = answer
+        with pytest.raises(DiffusionGemmaError, match=r"Who is …\?"):
+            reply_of(address_of(server, key="mine"), turn())
 
 
 def test_a_server_is_asked_once_what_it_is(server: ScriptedServer) -> None:
