@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from .address import Address as Address
 from .connection import ASK_SECONDS, async_client, sync_client, telling
 from .dialects import Served, body_of, read_models, served_by_ours, to_json, unlisted
 from .stream import ReplyStream
+from .threads import StartThread, in_thread
 from .turn import Report, Stop, Turn
 
 if TYPE_CHECKING:
@@ -155,10 +156,10 @@ class RemoteReply(_Begun):
 class AsyncRemoteReply(_Begun):
     """The same for who has an event loop, which it never keeps from going on."""
 
-    def __init__(self, address: Address, turn: Turn) -> None:
+    def __init__(self, address: Address, turn: Turn, start_thread: StartThread = threading.Thread.start) -> None:
         """Nothing is done before `start` or `steps`."""
         super().__init__()
-        self._to_ask, self._turn = address, turn
+        self._to_ask, self._turn, self._start_thread = address, turn, start_thread
         self._resources = AsyncExitStack()
 
     async def start(self) -> None:
@@ -176,7 +177,7 @@ class AsyncRemoteReply(_Begun):
         self._waiting = self._resources.enter_context(ExitStack())
         progress = self._waiting.enter_context(indicate(_waiting_for(self._to_ask)))
         # Attachments are read there, and may be fetched.
-        served, body = await asyncio.to_thread(_prepare, self._to_ask, self._turn)
+        served, body = await in_thread(self._start_thread, lambda: _prepare(self._to_ask, self._turn))
         self._address = served.address
         self._reply = ReplyStream(
             served, bool(self._turn.tools), lambda state: progress.describe(_waits(state, self._address))

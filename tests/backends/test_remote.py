@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -585,6 +585,32 @@ async def test_an_async_reply_that_is_cancelled_is_let_go(server: ScriptedServer
         await reading
     assert await asyncio.to_thread(server.left.wait, 30)
     assert reply.report.finish_reason == "interrupted"
+
+
+def test_a_loop_may_end_while_a_server_thinks_about_what_it_is(server: ScriptedServer) -> None:
+    """Or while something that is attached is fetched: nobody waits for that any more."""
+    server.models = Answer(b"", JSON, stays=True)
+    threads: list[threading.Thread] = []
+
+    def employ(thread: threading.Thread) -> None:
+        threads.append(thread)
+        thread.start()
+
+    async def give_up() -> None:
+        asking = asyncio.ensure_future(AsyncRemoteReply(address_of(server), turn(), employ).start())
+        while not server.requests:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(give_up())
+    assert not server.left.is_set()
+    (thread,) = threads
+    assert thread.is_alive()
+    server.over.set()
+    thread.join(30)
+    server.over.clear()
 
 
 def test_a_loop_may_end_behind_an_async_reply_that_is_closed(
