@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..catalog import SERVER_VARIABLE
 from ..errors import (
     DiffusionGemmaError,
     ServerAccessError,
@@ -268,7 +269,8 @@ def _disconnection(causes: list[BaseException], address: Address, has_begun: boo
         (timeout,) = (cause for cause in causes if isinstance(cause, httpx2.TimeoutException))
         silence = timeout.request.extensions["timeout"]["read"]
         kind = ServerError if has_begun else ServerUnreachableError
-        return kind(f"{name} went silent: nothing came for {silence:.0f} s.")
+        end = " It may hang: llm diffusiongemma stop ends it." if address.was_found else ""
+        return kind(f"{name} went silent: nothing came for {silence:.0f} s.{end}{_without(address)}")
     if is_any(httpx2.ProxyError):
         return ServerUnreachableError(f"The proxy before {name} fails: {quoted(causes[-1])}")
     reason = quoted(causes[-1]) or "the connection was lost"
@@ -296,7 +298,7 @@ def _refusal(error: Any, address: Address, known: tuple[str, ...]) -> DiffusionG
         wait = f"Try again in {after} s." if after.isdecimal() else "Try again later."
         return ServerBusyError(f"{name} is busy ({words}). {wait}")
     if status < 500:
-        return ServerError(f"{name} refused the request ({status}): {words}")
+        return ServerError(f"{name} refused the request ({status}): {words}{_without(address)}")
     return ServerError(f"{name} failed ({status}): {words}")
 
 
@@ -324,6 +326,10 @@ def _words(error: Any, address: Address) -> str:
         return "a page of HTML"
     text = str(body or "it doesn't say why")
     return quoted(text if address.key is None else text.replace(address.key, "…"))
+
+
+def _without(address: Address) -> str:
+    return f" Set {SERVER_VARIABLE}=off to have this process answer." if address.was_found else ""
 
 
 def _right_url() -> str:

@@ -21,7 +21,7 @@ import pytest
 from llm.parts import Message, StreamEvent, TextPart
 
 from llm_diffusiongemma.backends import connection, remote
-from llm_diffusiongemma.backends.address import Address
+from llm_diffusiongemma.backends.address import LOCAL_SERVER, Address
 from llm_diffusiongemma.backends.protocol import EXTENSION, OWNER, error_to_wire, report_to_wire
 from llm_diffusiongemma.backends.remote import AsyncRemoteReply, RemoteReply
 from llm_diffusiongemma.backends.stream import ReplyStream
@@ -496,6 +496,20 @@ def test_a_server_that_goes_silent(server: ScriptedServer, monkeypatch: pytest.M
     for way in WAYS.values():
         with pytest.raises(ServerError, match="went silent"):
             way(address_of(server), turn())
+
+
+def test_without_a_server_that_was_found(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it refuses or can't do, this process may."""
+    monkeypatch.setattr(connection, "SILENCE_SECONDS", 0.05)
+    found = address_of(server, is_ours=True, model="tiny", name=LOCAL_SERVER)
+    server.reply = error("larger than 64 MiB.", 413)
+    with pytest.raises(
+        ServerError, match=r"64 MiB\. Set LLM_DIFFUSIONGEMMA_SERVER=off to have this process answer"
+    ):
+        reply_of(found, turn())
+    server.reply = Answer(b"", stays=True)
+    with pytest.raises(ServerError, match=r"llm diffusiongemma stop ends it\. Set LLM_DIFFUSIONGEMMA_SERVER=off"):
+        reply_of(found, turn())
 
 
 # --- what is sent --------------------------------------------------------------------------------------------
