@@ -194,7 +194,7 @@ def answers(running: Running) -> bool:
         with httpx2.Client(timeout=HEALTH_SECONDS, trust_env=False) as client:
             health = client.get(f"{running.url.removesuffix('/v1')}/health")
         return bool(health.json()["instance"] == running.instance)
-    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError):
         return False
 
 
@@ -291,9 +291,10 @@ def take_away(running: Running | None) -> None:
 def read(text: bytes) -> Running | None:
     """None if that is nothing a server of this version has written."""
     try:
-        return TypeAdapter(Running).validate_json(text)
+        running = TypeAdapter(Running).validate_json(text)
     except ValidationError:
         return None
+    return None if "\0" in (running.socket or "") else running  # no path has that
 
 
 def to_json(running: Running) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import llm
 import pytest
 
-from llm_diffusiongemma.backends.running import identity_of
+from llm_diffusiongemma.backends.running import Running, answers, identity_of, read
 from llm_diffusiongemma.catalog import ModelEntry, Source
 
 from ..conftest import TINY
@@ -50,3 +51,11 @@ def test_a_folder_is_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     before = identity_of(entry)
     monkeypatch.chdir(tmp_path)
     assert identity_of(entry).difference(before) == "has other weights of that name"
+
+
+def test_a_record_that_cannot_be() -> None:
+    """Whatever has written it: nothing answers there."""
+    record = Running(identity_of(ModelEntry("mine", ())), 1, 0.0, "x", None, "http://[::1", None, False)
+    assert read(json.dumps(asdict(record)).encode()) == record
+    assert not answers(record)
+    assert read(json.dumps(asdict(replace(record, socket="/a\0b"))).encode()) is None
