@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
@@ -204,16 +205,33 @@ class AsyncRemoteReply(_Begun):
         """The events of each chunk that has any. Closing it ends the reply."""
         if self._reply is None:
             await self.start()
-        async with self._resources:
-            while True:
-                with telling(self._address, has_begun=True):
-                    chunk = await anext(self._stream, NO_MORE)
-                    events = self._begun.finalize() if chunk is NO_MORE else self._begun.consume(chunk)
-                if events:
-                    self._waiting.close()
-                    yield events
-                if chunk is NO_MORE:
-                    return
+        came: asyncio.Queue[list[StreamEvent] | Exception | None] = asyncio.Queue(1)
+        # In a task of its own: a loop that ends complains of a generator that has to wait as it is closed.
+        reading = asyncio.ensure_future(self._read(came))
+        try:
+            while (events := await came.get()) is not None:
+                if isinstance(events, Exception):
+                    raise events
+                yield events
+        finally:
+            reading.cancel()
+
+    async def _read(self, came: asyncio.Queue[list[StreamEvent] | Exception | None]) -> None:
+        """Hands over the events of each chunk, and at last what went wrong, or None."""
+        failure = None
+        try:
+            async with self._resources:
+                chunk: object = None
+                while chunk is not NO_MORE:
+                    with telling(self._address, has_begun=True):
+                        chunk = await anext(self._stream, NO_MORE)
+                        events = self._begun.finalize() if chunk is NO_MORE else self._begun.consume(chunk)
+                    if events:
+                        self._waiting.close()
+                        await came.put(events)
+        except Exception as error:  # it is raised again where the reply is read
+            failure = error
+        await came.put(failure)
 
 
 def _waiting_for(address: Address) -> str:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -627,16 +627,25 @@ def test_a_loop_may_end_while_a_server_thinks_about_what_it_is(server: ScriptedS
     server.over.clear()
 
 
-def test_a_loop_may_end_behind_an_async_reply_that_is_closed(
-    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_loop_may_end_behind_an_async_reply(
+    server: ScriptedServer, is_closed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It complains of generators that are left open within each other, as the client leaves them."""
+    """It complains of generators that are left open within each other, as the client leaves them, and of those
+    that wait as they are closed."""
     server.reply = Answer(sse(delta(content="One"), delta(content="Two"), ends=False), stays=True)
 
+    async def within(steps: AsyncGenerator[list[StreamEvent], None]) -> AsyncGenerator[list[StreamEvent], None]:
+        async with aclosing(steps):
+            async for events in steps:
+                yield events
+
     async def first() -> None:
-        async with aclosing(AsyncRemoteReply(address_of(server), turn()).steps()) as steps:
-            async for _ in steps:
-                break
+        steps = within(AsyncRemoteReply(address_of(server), turn()).steps())
+        async for _ in steps:
+            break
+        if is_closed:
+            await steps.aclose()
 
     asyncio.run(first())
     assert not caplog.records
