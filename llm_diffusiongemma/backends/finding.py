@@ -7,11 +7,11 @@ little more than the reply.
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import suppress
 
 from ..catalog import SERVER_VARIABLE, ModelEntry
 from ..errors import DiffusionGemmaError, ServerError
+from ..view.progress import on_terminal
 from ..wording import quoted, tell, tell_once
 from . import running
 from .address import LOCAL_SERVER, Address, address_of
@@ -54,7 +54,7 @@ def _address(server: Running, entry: ModelEntry) -> Address | None:
         # By a socket the host is a formality.
         url = "http://localhost/v1" if server.socket is not None else str(server.url)
         return Address(url, token, server.socket, identity.model_id, is_ours=True, name=LOCAL_SERVER)
-    if identity.model_id != entry.model_id and not sys.stderr.isatty():
+    if identity.model_id != entry.model_id and not on_terminal():
         # Who works with two models knows that, and a script that does would have its output full of it.
         return None
     tell_once(
