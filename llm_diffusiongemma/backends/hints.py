@@ -6,7 +6,6 @@ import sys
 import time
 from contextlib import suppress
 
-from ..errors import ServerError
 from . import launch, running
 from .turn import Report
 
@@ -30,7 +29,7 @@ def on_loading(report: Report) -> str | None:
 
 def _is_due() -> bool:
     """Once a day, or never where that can't be noted down."""
-    with suppress(OSError, ServerError):
+    with suppress(OSError):
         stamp = running.make_folder() / STAMP_FILE
         if stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < DAY_SECONDS:
             return False

@@ -40,11 +40,6 @@ def test_once_a_day() -> None:
         assert (on_loading(SLOW) is not None) is is_said
 
 
-def test_never_where_that_cannot_be_noted_down() -> None:
-    running.folder().parent.write_text("a file in the place of the folder")
-    assert on_loading(SLOW) is None
-
-
 def test_where_it_would_be_no_help() -> None:
     for report in (
         replace(SLOW, load_seconds=9.9),
