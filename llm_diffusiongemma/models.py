@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
@@ -19,6 +18,7 @@ from .chat.images import ATTACHMENT_TYPES
 from .errors import DiffusionGemmaError
 from .interrupts import FAILED_STATUS, INTERRUPTED_STATUS, Command, Interrupts, current_command
 from .options import DEFAULT_MAX_TOKENS, Options
+from .view.progress import on_terminal
 
 # What holds a thought and an answer, as a rule.
 LEAST_ADVISED_TOKENS = 512
@@ -147,11 +147,11 @@ def _end(
     )
     response.set_resolved_model(report.resolved_model)
     response.response_json = report.as_json()
-    if report.lowered and sys.stderr.isatty():
+    if report.lowered and on_terminal():
         from .backends.form import lowered_note
 
         click.echo(f"\n{lowered_note(report.lowered)}", err=True)
-    if command is not None and sys.stderr.isatty():
+    if command is not None and on_terminal():
         from .backends.hints import on_loading
 
         if hint := on_loading(report):
@@ -171,7 +171,7 @@ def _end(
             click.echo(f"\nThere is no answer: {cause}", err=True)
             if command is not None:
                 command.end_with(FAILED_STATUS)
-        elif sys.stderr.isatty():
+        elif on_terminal():
             click.echo(f"\nThe reply was cut: {cause}", err=True)
     elif not has_answer:
         click.echo(

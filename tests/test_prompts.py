@@ -297,6 +297,14 @@ def test_a_cut_reply_is_said_on_a_terminal(llm_command: Llm) -> None:
     assert said.strip() == "The reply was cut: max_tokens (5) is used up. Set it higher with -o max_tokens 512"
 
 
+def test_a_reply_needs_no_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who starts a command may have closed it."""
+    response = llm.get_model(TINY).prompt("Count from 1 to 320", seed=1, max_tokens=20)
+    for _ in response:
+        monkeypatch.setattr("sys.stderr", None)  # not before: transformers puts something in its place
+    assert response.response_json["finish_reason"] == "length"
+
+
 def test_options_are_listed_with_their_ranges(llm_command: Llm) -> None:
     listed = llm_command.ok("models", "--options", "-m", TINY)
     for name in (

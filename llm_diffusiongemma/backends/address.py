@@ -18,6 +18,9 @@ from ..wording import quoted
 KEY_NAME = "diffusiongemma"
 KEY_VARIABLE = "LLM_DIFFUSIONGEMMA_KEY"
 
+#: What reports call the server that was found by itself.
+LOCAL_SERVER = "local server"
+
 # What a header can carry.
 KEY = re.compile(r"[!-~]+")
 
@@ -45,6 +48,11 @@ class Address:
     """Where the key is from, or would be: a name in `llm keys`."""
     variable: str | None = None
     """Of the environment, if that names it: who has set that may have forgotten it."""
+
+    @property
+    def was_found(self) -> bool:
+        """Whether nobody has named it: this process could answer, too."""
+        return self.name == LOCAL_SERVER
 
     @property
     def is_local(self) -> bool:

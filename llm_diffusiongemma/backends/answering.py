@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 
 import llm
 from llm.parts import StreamEvent
@@ -15,9 +13,8 @@ from ..errors import ServerError
 from ..wording import tell
 from .address import Address
 from .finding import find, has_gone
+from .threads import StartThread, in_thread
 from .turn import AsyncReply, Outcome, Reply, Report, Stop, Turn
-
-StartThread = Callable[[threading.Thread], None]
 
 
 def answer(entry: ModelEntry, turn: Turn, stop: Stop) -> Reply:
@@ -106,13 +103,14 @@ class _AsyncReply(_Delegate):
         self._owns_process, self._start_thread = owns_process, start_thread
 
     async def steps(self) -> AsyncGenerator[list[StreamEvent], None]:
-        address = await self._find()
+        # A server may have to be started.
+        address = await in_thread(self._start_thread, lambda: find(self._entry, may_start=self._owns_process))
         if address is not None:
             from .remote import AsyncRemoteReply
 
             has_come = False
             try:
-                self._reply = AsyncRemoteReply(address, self._turn)
+                self._reply = AsyncRemoteReply(address, self._turn, self._start_thread)
                 async with aclosing(self._reply.steps()) as steps:
                     async for events in steps:
                         has_come = True
@@ -128,28 +126,3 @@ class _AsyncReply(_Delegate):
         async with aclosing(self._reply.steps()) as steps:
             async for events in steps:
                 yield events
-
-    async def _find(self) -> Address | None:
-        """In a thread of its own: a server may have to be started."""
-        loop = asyncio.get_running_loop()
-        found: asyncio.Future[Address | None] = loop.create_future()
-
-        def run() -> None:
-            address, failure = None, None
-            try:
-                address = find(self._entry, may_start=self._owns_process)
-            except BaseException as error:  # it is raised again in the loop's thread, where it can be seen
-                failure = error
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(hand_over, address, failure)
-
-        def hand_over(address: Address | None, failure: BaseException | None) -> None:
-            if found.cancelled():
-                return
-            if failure is None:
-                found.set_result(address)
-            else:
-                found.set_exception(failure)
-
-        self._start_thread(threading.Thread(target=run, name="diffusiongemma-server"))
-        return await found

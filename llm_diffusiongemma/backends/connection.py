@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..catalog import SERVER_VARIABLE
 from ..errors import (
     DiffusionGemmaError,
     ServerAccessError,
@@ -21,6 +22,7 @@ from ..errors import (
 from ..wording import quoted
 from .address import Address
 from .protocol import error_from_wire
+from .sse import DataOnly
 
 if TYPE_CHECKING:
     import httpx2
@@ -34,8 +36,8 @@ SILENCE_SECONDS = 60.0
 # Others say nothing before the first canvas is done, and before that others' replies may be.
 FOREIGN_SILENCE_SECONDS = 600.0
 
-# Of one line of a stream: a canvas has some 4,000 characters, and a report of a thousand canvases some 200,000.
-MAX_LINE_BYTES = 16 << 20
+# Of one event of a stream: a canvas has some 4,000 characters, and a report of a thousand canvases some 200,000.
+MAX_EVENT_BYTES = 16 << 20
 # Of an answer that is no stream: a list of models, or an error.
 MAX_ANSWER_BYTES = 1 << 20
 
@@ -133,6 +135,8 @@ def _set_headers(request: httpx2.Request, address: Address) -> None:
 
 def _check_headers(response: httpx2.Response, address: Address) -> None:
     """Raises `ServerError` for what can't be the answer of such a server."""
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ServerError(f"{quoted(address.name)} compresses what was to come as it is.")
     if not response.is_success:
         return
     kind = response.headers.get("content-type", "")
@@ -142,8 +146,6 @@ def _check_headers(response: httpx2.Response, address: Address) -> None:
             f"{quoted(address.name)} is no OpenAI-compatible server: it answered with "
             f"{quoted(kind or 'data', 60)} in place of {expected}. {_right_url()}"
         )
-    if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ServerError(f"{quoted(address.name)} compresses what was to come as it is.")
 
 
 def _limited(response: httpx2.Response, address: Address) -> Any:
@@ -152,22 +154,20 @@ def _limited(response: httpx2.Response, address: Address) -> Any:
 
     inner = response.stream
     is_stream = response.is_success and response.request.method == "POST"
+    read = _stream_reader(address) if is_stream else _answer_reader(address)
 
     class Limited(httpx2.SyncByteStream, httpx2.AsyncByteStream):
-        def __init__(self) -> None:
-            self._num_bytes = 0
-
         def __iter__(self) -> Iterator[bytes]:
             assert isinstance(inner, httpx2.SyncByteStream)
             for piece in inner:
-                self._count(piece)
-                yield piece
+                yield read(piece)
+            yield read(None)
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             assert isinstance(inner, httpx2.AsyncByteStream)
             async for piece in inner:
-                self._count(piece)
-                yield piece
+                yield read(piece)
+            yield read(None)
 
         def close(self) -> None:
             assert isinstance(inner, httpx2.SyncByteStream)
@@ -177,15 +177,39 @@ def _limited(response: httpx2.Response, address: Address) -> Any:
             assert isinstance(inner, httpx2.AsyncByteStream)
             await inner.aclose()
 
-        def _count(self, piece: bytes) -> None:
-            end = piece.rfind(b"\n") if is_stream else -1
-            self._num_bytes = len(piece) - end - 1 + (0 if end >= 0 else self._num_bytes)
-            if self._num_bytes > (MAX_LINE_BYTES if is_stream else MAX_ANSWER_BYTES):
-                raise ServerError(
-                    f"{quoted(address.name)} sends more at once than any answer has. It was left there."
-                )
-
     return Limited()
+
+
+# From the next piece of an answer, or None behind the last, to what is passed on of it.
+Reader = Callable[[bytes | None], bytes]
+
+
+def _stream_reader(address: Address) -> Reader:
+    events = DataOnly()
+
+    def read(piece: bytes | None) -> bytes:
+        data = events.end() if piece is None else events.feed(piece)
+        _check_size(events.num_bytes, MAX_EVENT_BYTES, address)
+        return data
+
+    return read
+
+
+def _answer_reader(address: Address) -> Reader:
+    num_bytes = 0
+
+    def read(piece: bytes | None) -> bytes:
+        nonlocal num_bytes
+        num_bytes += len(piece or b"")
+        _check_size(num_bytes, MAX_ANSWER_BYTES, address)
+        return piece or b""
+
+    return read
+
+
+def _check_size(num_bytes: int, most: int, address: Address) -> None:
+    if num_bytes > most:
+        raise ServerError(f"{quoted(address.name)} sends more at once than any answer has. It was left there.")
 
 
 # --- failures ------------------------------------------------------------------------------------------------
@@ -211,7 +235,7 @@ def _failure(error: Exception, address: Address, known: tuple[str, ...], has_beg
     if isinstance(error, openai.APIConnectionError):
         return _disconnection(list(_causes(error)), address, has_begun)
     if isinstance(error, openai.APIError):  # inside a stream
-        return _ours(error.body, address) or ServerError(f"{name} failed: {_words(error)}")
+        return _ours(error.body, address) or ServerError(f"{name} failed: {_words(error, address)}")
     if isinstance(error, (ValueError, RecursionError)):  # no JSON, no UTF-8, nested too deeply
         return ServerError(f"What {name} says can't be understood: {quoted(error, 200)}. {_right_url()}")
     return ServerError(f"{name} can't be asked: {quoted(error or type(error).__name__)}")
@@ -245,7 +269,8 @@ def _disconnection(causes: list[BaseException], address: Address, has_begun: boo
         (timeout,) = (cause for cause in causes if isinstance(cause, httpx2.TimeoutException))
         silence = timeout.request.extensions["timeout"]["read"]
         kind = ServerError if has_begun else ServerUnreachableError
-        return kind(f"{name} went silent: nothing came for {silence:.0f} s.")
+        end = " It may hang: llm diffusiongemma stop ends it." if address.was_found else ""
+        return kind(f"{name} went silent: nothing came for {silence:.0f} s.{end}{_without(address)}")
     if is_any(httpx2.ProxyError):
         return ServerUnreachableError(f"The proxy before {name} fails: {quoted(causes[-1])}")
     reason = quoted(causes[-1]) or "the connection was lost"
@@ -262,7 +287,7 @@ def _refusal(error: Any, address: Address, known: tuple[str, ...]) -> DiffusionG
     if 300 <= status < 400:
         where = error.response.headers.get("location", "nowhere")
         return ServerError(f"{name} sends on to {quoted(where, 200)}. If you trust that, give its URL.")
-    words = _words(error)
+    words = _words(error, address)
     if status in (401, 403):
         return ServerAccessError(f"{name} {_access(address)} ({status}: {words})")
     if status == 404:
@@ -273,7 +298,7 @@ def _refusal(error: Any, address: Address, known: tuple[str, ...]) -> DiffusionG
         wait = f"Try again in {after} s." if after.isdecimal() else "Try again later."
         return ServerBusyError(f"{name} is busy ({words}). {wait}")
     if status < 500:
-        return ServerError(f"{name} refused the request ({status}): {words}")
+        return ServerError(f"{name} refused the request ({status}): {words}{_without(address)}")
     return ServerError(f"{name} failed ({status}): {words}")
 
 
@@ -291,15 +316,20 @@ def _ours(body: object, address: Address) -> DiffusionGemmaError | None:
     return error_from_wire(body) if address.is_ours and isinstance(body, Mapping) else None
 
 
-def _words(error: Any) -> str:
-    """What a server says of its failure, in whatever shape."""
+def _words(error: Any, address: Address) -> str:
+    """What a server says of its failure, in whatever shape; but some say the key that they were given."""
     body = error.body
     for key in ("message", "detail", "error"):
         if isinstance(body, Mapping) and body.get(key):
             body = body[key]
     if isinstance(body, str) and body.lstrip()[:1] == "<":
         return "a page of HTML"
-    return quoted(body) if body else "it doesn't say why"
+    text = str(body or "it doesn't say why")
+    return quoted(text if address.key is None else text.replace(address.key, "…"))
+
+
+def _without(address: Address) -> str:
+    return f" Set {SERVER_VARIABLE}=off to have this process answer." if address.was_found else ""
 
 
 def _right_url() -> str:

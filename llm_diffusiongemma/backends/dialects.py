@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -114,6 +115,11 @@ def body_of(turn: Turn, served: Served) -> dict[str, Any]:
     return body
 
 
+def to_json(body: Mapping[str, Any]) -> bytes:
+    """In ASCII, by which also half of a surrogate pair gets there."""
+    return json.dumps(body).encode()
+
+
 def _for_ours(turn: Turn) -> dict[str, Any]:
     given = turn.options.model_dump(exclude_none=True)
     extension = {name: value for name, value in given.items() if name in EXTENSION_OPTIONS}
@@ -125,11 +131,22 @@ def _for_ours(turn: Turn) -> dict[str, Any]:
     if turn.tools:
         body["tools"] = tools_to_wire(turn.tools)
     if turn.schema is not None:
+        _check_schema(turn.schema)
         body["response_format"] = {
             "type": "json_schema",
             "json_schema": {"name": "reply", "schema": turn.schema},
         }
     return body
+
+
+def _check_schema(schema: dict[str, Any]) -> None:
+    """Raises for one that is no JSON what a reply of this process raises."""
+    try:
+        json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        from .form import read_form
+
+        read_form(schema, None, None)
 
 
 def _for_others(turn: Turn, served: Served) -> dict[str, Any]:

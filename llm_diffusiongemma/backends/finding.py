@@ -7,18 +7,15 @@ little more than the reply.
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import suppress
 
 from ..catalog import SERVER_VARIABLE, ModelEntry
 from ..errors import DiffusionGemmaError, ServerError
+from ..view.progress import on_terminal
 from ..wording import quoted, tell, tell_once
 from . import running
-from .address import Address, address_of
+from .address import LOCAL_SERVER, Address, address_of
 from .running import Running, identity_of
-
-#: What reports call the server that was found by itself.
-NAME = "local server"
 
 
 def find(entry: ModelEntry, may_start: bool) -> Address | None:
@@ -45,7 +42,7 @@ def find(entry: ModelEntry, may_start: bool) -> Address | None:
 def has_gone(address: Address) -> bool:
     """Whether this is a server that was found by itself, and isn't there any more."""
     server = running.recorded()
-    return address.name == NAME and (server is None or not running.answers(server))
+    return address.was_found and (server is None or not running.answers(server))
 
 
 def _address(server: Running, entry: ModelEntry) -> Address | None:
@@ -56,8 +53,8 @@ def _address(server: Running, entry: ModelEntry) -> Address | None:
     if difference is None and token is not None:
         # By a socket the host is a formality.
         url = "http://localhost/v1" if server.socket is not None else str(server.url)
-        return Address(url, token, server.socket, identity.model_id, is_ours=True, name=NAME)
-    if identity.model_id != entry.model_id and (sys.stderr is None or not sys.stderr.isatty()):
+        return Address(url, token, server.socket, identity.model_id, is_ours=True, name=LOCAL_SERVER)
+    if identity.model_id != entry.model_id and not on_terminal():
         # Who works with two models knows that, and a script that does would have its output full of it.
         return None
     tell_once(

@@ -12,6 +12,7 @@ All of it stands in one field, `diffusiongemma`:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
@@ -20,6 +21,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from .. import errors
+from ..chat.texts import is_text
 from ..chat.wire import EXTENSION as EXTENSION
 from ..errors import DiffusionGemmaError, ServerError
 from ..options import Options
@@ -33,6 +35,9 @@ OWNER = "llm-diffusiongemma"
 STANDARD_OPTIONS = frozenset({"max_tokens", "seed"})
 EXTENSION_OPTIONS = frozenset(Options.model_fields) - STANDARD_OPTIONS
 
+# One more than the largest that llm's log can hold.
+MAX_NUMBER = 2**63
+
 #: What a reply waits for: its turn, the weights, or its first canvas.
 State = Literal["queued", "loading", "reading"]
 
@@ -44,12 +49,31 @@ def report_to_wire(report: Report) -> dict[str, Any]:
 def report_from_wire(value: object) -> Report:
     """Raises `ServerError` if it is none."""
     try:
-        return _reports().validate_python(value)
+        report = _reports().validate_python(value)
     except ValidationError as error:
-        raise ServerError(
-            "The server's report of the reply can't be understood: it may be of another version of "
-            f"llm-diffusiongemma. {quoted(error)}"
-        ) from error
+        raise _not_understood(error) from error
+    if not _can_be_kept(value):
+        raise _not_understood("It holds what can't be kept in a log.")
+    return report
+
+
+def _not_understood(why: object) -> ServerError:
+    return ServerError(
+        "The server's report of the reply can't be understood: it may be of another version of "
+        f"llm-diffusiongemma. {quoted(why)}"
+    )
+
+
+def _can_be_kept(value: object) -> bool:
+    """Whether it is JSON and SQLite has room for each number."""
+    if isinstance(value, (dict, list, tuple)):
+        items = (*value, *value.values()) if isinstance(value, dict) else value
+        return all(map(_can_be_kept, items))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, int):
+        return -MAX_NUMBER <= value < MAX_NUMBER
+    return not isinstance(value, str) or is_text(value)
 
 
 def error_to_wire(error: DiffusionGemmaError, status: int) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import llm
 from llm.parts import StreamEvent
@@ -14,8 +15,9 @@ from ..view.progress import indicate
 from ..wording import quoted
 from .address import Address as Address
 from .connection import ASK_SECONDS, async_client, sync_client, telling
-from .dialects import Served, body_of, read_models, served_by_ours, unlisted
+from .dialects import Served, body_of, read_models, served_by_ours, to_json, unlisted
 from .stream import ReplyStream
+from .threads import StartThread, in_thread
 from .turn import Report, Stop, Turn
 
 if TYPE_CHECKING:
@@ -42,9 +44,10 @@ def ask_what_it_is(address: Address) -> Served:
     """
     if address.is_ours and address.model is not None:
         return served_by_ours(address)
-    if address not in _known:
-        _known[address] = _ask(address)
-    return _known[address]
+    served = _known.get(address)  # it may be forgotten at any time, in another thread
+    if served is None:
+        served = _known[address] = _ask(address)
+    return served
 
 
 def _ask(address: Address) -> Served:
@@ -60,10 +63,10 @@ def _ask(address: Address) -> Served:
     return read_models(listing, address)
 
 
-def _prepare(address: Address, turn: Turn) -> tuple[Served, dict[str, Any]]:
+def _prepare(address: Address, turn: Turn) -> tuple[Served, bytes]:
     """The server, and the body of the request to it."""
     served = ask_what_it_is(address)
-    return served, body_of(turn, served)
+    return served, to_json(body_of(turn, served))
 
 
 class _Begun:
@@ -128,7 +131,7 @@ class RemoteReply(_Begun):
         self._stop.check()
         with telling(self._address, served.models):
             self._stream: openai.Stream[object] = client.post(
-                PATH, body=body, cast_to=object, stream=True, stream_cls=openai.Stream[object]
+                PATH, content=body, cast_to=object, stream=True, stream_cls=openai.Stream[object]
             )
 
     def steps(self) -> Generator[list[StreamEvent], None, None]:
@@ -154,10 +157,10 @@ class RemoteReply(_Begun):
 class AsyncRemoteReply(_Begun):
     """The same for who has an event loop, which it never keeps from going on."""
 
-    def __init__(self, address: Address, turn: Turn) -> None:
+    def __init__(self, address: Address, turn: Turn, start_thread: StartThread = threading.Thread.start) -> None:
         """Nothing is done before `start` or `steps`."""
         super().__init__()
-        self._to_ask, self._turn = address, turn
+        self._to_ask, self._turn, self._start_thread = address, turn, start_thread
         self._resources = AsyncExitStack()
 
     async def start(self) -> None:
@@ -175,7 +178,7 @@ class AsyncRemoteReply(_Begun):
         self._waiting = self._resources.enter_context(ExitStack())
         progress = self._waiting.enter_context(indicate(_waiting_for(self._to_ask)))
         # Attachments are read there, and may be fetched.
-        served, body = await asyncio.to_thread(_prepare, self._to_ask, self._turn)
+        served, body = await in_thread(self._start_thread, lambda: _prepare(self._to_ask, self._turn))
         self._address = served.address
         self._reply = ReplyStream(
             served, bool(self._turn.tools), lambda state: progress.describe(_waits(state, self._address))
@@ -183,7 +186,7 @@ class AsyncRemoteReply(_Begun):
         client = await self._resources.enter_async_context(async_client(self._address))
         with telling(self._address, served.models):
             self._stream: openai.AsyncStream[object] = await client.post(
-                PATH, body=body, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
+                PATH, content=body, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
             )
         self._resources.push_async_callback(self._leave)
 
@@ -202,16 +205,33 @@ class AsyncRemoteReply(_Begun):
         """The events of each chunk that has any. Closing it ends the reply."""
         if self._reply is None:
             await self.start()
-        async with self._resources:
-            while True:
-                with telling(self._address, has_begun=True):
-                    chunk = await anext(self._stream, NO_MORE)
-                    events = self._begun.finalize() if chunk is NO_MORE else self._begun.consume(chunk)
-                if events:
-                    self._waiting.close()
-                    yield events
-                if chunk is NO_MORE:
-                    return
+        came: asyncio.Queue[list[StreamEvent] | Exception | None] = asyncio.Queue(1)
+        # In a task of its own: a loop that ends complains of a generator that has to wait as it is closed.
+        reading = asyncio.ensure_future(self._read(came))
+        try:
+            while (events := await came.get()) is not None:
+                if isinstance(events, Exception):
+                    raise events
+                yield events
+        finally:
+            reading.cancel()
+
+    async def _read(self, came: asyncio.Queue[list[StreamEvent] | Exception | None]) -> None:
+        """Hands over the events of each chunk, and at last what went wrong, or None."""
+        failure = None
+        try:
+            async with self._resources:
+                chunk: object = None
+                while chunk is not NO_MORE:
+                    with telling(self._address, has_begun=True):
+                        chunk = await anext(self._stream, NO_MORE)
+                        events = self._begun.finalize() if chunk is NO_MORE else self._begun.consume(chunk)
+                    if events:
+                        self._waiting.close()
+                        await came.put(events)
+        except Exception as error:  # it is raised again where the reply is read
+            failure = error
+        await came.put(failure)
 
 
 def _waiting_for(address: Address) -> str:

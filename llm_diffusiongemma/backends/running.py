@@ -202,7 +202,7 @@ def answers(running: Running) -> bool:
             url = f"{running.url.removesuffix('/v1')}/health"
             health = client.get(url, params={"challenge": challenge})
         return bool(health.json()["proof"] == proof(running.instance, challenge))
-    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError):
         return False
 
 
@@ -315,9 +315,10 @@ def take_away(running: Running | None) -> None:
 def read(text: bytes) -> Running | None:
     """None if that is nothing a server of this version has written."""
     try:
-        return TypeAdapter(Running).validate_json(text)
+        running = TypeAdapter(Running).validate_json(text)
     except ValidationError:
         return None
+    return None if "\0" in (running.socket or "") else running  # no path has that
 
 
 def to_json(running: Running) -> str:

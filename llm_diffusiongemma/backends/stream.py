@@ -12,7 +12,7 @@ from llm import ToolCall
 from llm.parts import StreamEvent
 from llm.utils import monotonic_ulid
 
-from ..chat.texts import is_text
+from ..chat.texts import whole_text
 from ..errors import ServerError
 from ..wording import quoted, tell
 from .dialects import Served
@@ -44,7 +44,10 @@ class _Call:
             arguments = json.loads(self.arguments or "{}", parse_constant=_no_number)
         except (ValueError, RecursionError):
             return None
-        return arguments if self.name and isinstance(arguments, dict) else None
+        if not (self.name and isinstance(arguments, dict)):
+            return None
+        text = whole_text(json.dumps(arguments, ensure_ascii=False))  # JSON in JSON can spell it, too
+        return dict(json.loads(text))
 
 
 class ReplyStream:
@@ -66,7 +69,9 @@ class ReplyStream:
         self._say_state = say_state
         self._started = time.perf_counter()
         self._seconds = 0.0
-        self._calls: dict[int, _Call] = {}
+        self._calls: list[_Call] = []
+        self._open: dict[int, _Call] = {}
+        """The last of the calls of each index."""
         self._has_thought = False
         self._finish_reason: str | None = None
         self._is_over = False
@@ -84,7 +89,7 @@ class ReplyStream:
         if isinstance(chunk.get("usage"), Mapping):
             self._usage = chunk["usage"]
         if isinstance(chunk.get("model"), str):
-            self._model = chunk["model"]
+            self._model = quoted(chunk["model"])
         choices = chunk.get("choices") or []
         if not isinstance(choices, list) or not all(isinstance(choice, Mapping) for choice in choices):
             raise self._not_understood(chunk)
@@ -189,28 +194,31 @@ class ReplyStream:
             return ""
         if not isinstance(text, str):
             raise self._not_understood(text)
-        if is_text(text):
-            return text
-        # JSON can spell half of a surrogate pair. Two halves that fit are one character.
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return whole_text(text)  # JSON can spell half of a surrogate pair
 
     def _gather(self, piece: Mapping[str, Any]) -> None:
         """One entry of a delta's calls, of which several may belong to one call."""
         function = piece.get("function") or {}
         if not isinstance(function, Mapping):
             raise self._not_understood(function)
+        call_id, name = self._text(piece, "id") or None, self._text(function, "name")
         index = piece.get("index")
         if not isinstance(index, int):  # some leave it out where each entry is a whole call
-            index = max(self._calls, default=-1) + 1
-        call = self._calls.setdefault(index, _Call())
-        call.id = call.id or self._text(piece, "id") or None
-        call.name += self._text(function, "name")
+            index = len(self._calls)
+        call = self._open.get(index)
+        # Others give all of them the same.
+        is_another = call is not None and bool(name and call_id and call.id) and call_id != call.id
+        if call is None or is_another:
+            call = self._open[index] = _Call(call_id)
+            self._calls.append(call)
+        call.id = call.id or call_id
+        call.name += name
         call.arguments += self._text(function, "arguments")
 
     def _end_calls(self, is_cut: bool) -> list[StreamEvent]:
         """The events of the calls that have come. One that was cut, or that nobody could run, is text."""
         events: list[StreamEvent] = []
-        for call in self._calls.values():
+        for call in self._calls:
             arguments = call.read()
             if arguments is None or is_cut or not self._has_tools:
                 events.append(self._said(f"call:{call.name}{call.arguments}"))
@@ -222,7 +230,7 @@ class ReplyStream:
                 StreamEvent("tool_call_name", call.name, tool_call_id=call_id),
                 StreamEvent("tool_call_args", json.dumps(arguments), tool_call_id=call_id),
             ]
-        self._calls = {}
+        self._calls, self._open = [], {}
         return events
 
     def _said(self, text: str) -> StreamEvent:

@@ -13,7 +13,7 @@ from llm.parts import AttachmentPart, Message, Part, ReasoningPart, TextPart, To
 from ..errors import ImageError, PromptError
 from ..wording import quoted, tell
 from .images import Picture, pictures, what_is
-from .texts import is_text
+from .texts import is_text, whole_text
 
 TemplateMessage = dict[str, Any]
 
@@ -83,8 +83,7 @@ def _whole_text(output: str, tool: str) -> str:
     if is_text(output):
         return output
     tell(f"What the tool {quoted(tool)} returned is not all text: what is none of it is shown as \ufffd.")
-    # Two halves that fit are one character.
-    return output.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return whole_text(output)
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:

@@ -15,6 +15,11 @@ def is_text(value: Any) -> bool:
     return True
 
 
+def whole_text(text: str) -> str:
+    """With U+FFFD for each half of a surrogate pair that is alone. Two halves that fit are one character."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def texts_of(value: Any) -> Iterable[str]:
     if isinstance(value, str):
         yield value

@@ -167,7 +167,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def tools_to_wire(tools: Sequence[llm.Tool]) -> list[WireMessage]:
-    """Raises `PromptError` if a declaration holds what is no text."""
+    """Raises `PromptError` if a declaration holds what is no text, or no JSON."""
     wire = [{"type": "function", "function": _wire_function(tool)} for tool in tools]
     check_texts(wire)
     return wire
@@ -178,6 +178,12 @@ def _wire_function(tool: llm.Tool) -> WireMessage:
     if tool.description:
         function["description"] = tool.description
     if tool.input_schema:
-        # What isn't JSON in it is shown as a text, as `declare` shows it.
-        function["parameters"] = json.loads(json.dumps(tool.input_schema, default=str))
+        try:
+            # What isn't JSON in it is shown as a text, as `declare` shows it.
+            function["parameters"] = json.loads(json.dumps(tool.input_schema, default=str, allow_nan=False))
+        except (ValueError, RecursionError) as error:
+            raise PromptError(
+                f"The declaration of the tool {quoted(tool.name)} holds parameters that are no JSON: "
+                f"{quoted(error)}"
+            ) from error
     return function

@@ -28,6 +28,11 @@ BAR_CHARACTERS = 20
 WIDEST_LINE = 1000
 
 
+def on_terminal() -> bool:
+    """Whether people read stderr. Whoever started the process may have closed it."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 class Progress:
     """What is being waited for, and how much of it there is. Threads may share one."""
 
@@ -106,7 +111,7 @@ def _has_watcher() -> bool:
     if cli is None or getattr(sys.modules.get("__main__"), "cli", None) is not cli:
         return False
     # Python has none where it runs without a console.
-    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "").lower() != "dumb"
+    return on_terminal() and os.environ.get("TERM", "").lower() != "dumb"
 
 
 class _Line:

@@ -13,15 +13,14 @@ import pytest
 from llm.parts import StreamEvent
 
 from llm_diffusiongemma.backends import answering, local, remote, worker
-from llm_diffusiongemma.backends.address import Address
-from llm_diffusiongemma.backends.finding import NAME
+from llm_diffusiongemma.backends.address import LOCAL_SERVER, Address
 from llm_diffusiongemma.backends.turn import Stop, Turn
 from llm_diffusiongemma.errors import RegistryError, ServerError
 from llm_diffusiongemma.options import Options
 
 from ..conftest import TINY
 
-ADDRESS = Address("http://localhost/v1", None, None, TINY, is_ours=True, name=NAME)
+ADDRESS = Address("http://localhost/v1", None, None, TINY, is_ours=True, name=LOCAL_SERVER)
 TURN = Turn([], Options())
 
 

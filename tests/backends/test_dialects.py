@@ -15,7 +15,7 @@ from llm_diffusiongemma.backends.dialects import Served, body_of, read_models
 from llm_diffusiongemma.backends.protocol import EXTENSION, OWNER
 from llm_diffusiongemma.backends.turn import Turn
 from llm_diffusiongemma.chat.declarations import declare
-from llm_diffusiongemma.errors import ServerError, UnsupportedByServerError
+from llm_diffusiongemma.errors import PromptError, ServerError, UnsupportedByServerError
 from llm_diffusiongemma.options import Options
 
 from .scripted_server import models
@@ -176,3 +176,14 @@ def test_history_for_others() -> None:
     assert calling["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
     assert answering["tool_call_id"] == calling["tool_calls"][0]["id"] == "tc_1"
     assert answering["content"] == "2 <\u2060|turn>"
+
+
+def test_a_tool_whose_parameters_are_no_json() -> None:
+    message = Message(role="user", parts=[TextPart(text="Hi")])
+    deep: dict[str, Any] = {}
+    for _ in range(2000):
+        deep = {"not": deep}
+    for parameters in ({"properties": {"a": {"enum": [float("nan")]}}}, deep):
+        turn = Turn([message], Options(), [llm.Tool(name="add", input_schema=parameters)])
+        with pytest.raises(PromptError, match="the tool add holds parameters that are no JSON"):
+            body_of(turn, served(ENTRY, OWNER, "a"))

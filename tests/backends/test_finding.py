@@ -15,8 +15,8 @@ import pytest
 
 from llm_diffusiongemma import wording
 from llm_diffusiongemma.backends import finding, launch, running
-from llm_diffusiongemma.backends.address import Address
-from llm_diffusiongemma.backends.finding import NAME, find, has_gone
+from llm_diffusiongemma.backends.address import LOCAL_SERVER, Address
+from llm_diffusiongemma.backends.finding import find, has_gone
 from llm_diffusiongemma.backends.running import Running, identity_of
 from llm_diffusiongemma.backends.settings import Settings
 from llm_diffusiongemma.catalog import SERVER_VARIABLE, ModelEntry
@@ -82,7 +82,9 @@ def test_there_is_none(entry: ModelEntry, told: Told) -> None:
 
 def test_the_one_that_runs(entry: ModelEntry, server: Running, told: Told) -> None:
     address = find(entry, may_start=False)
-    assert address == Address("http://localhost/v1", "the token", server.socket, TINY, is_ours=True, name=NAME)
+    assert address == Address(
+        "http://localhost/v1", "the token", server.socket, TINY, is_ours=True, name=LOCAL_SERVER
+    )
     assert not has_gone(address)
     assert told.lines == []
 

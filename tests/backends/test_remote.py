@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ import pytest
 from llm.parts import Message, StreamEvent, TextPart
 
 from llm_diffusiongemma.backends import connection, remote
-from llm_diffusiongemma.backends.address import Address
+from llm_diffusiongemma.backends.address import LOCAL_SERVER, Address
 from llm_diffusiongemma.backends.protocol import EXTENSION, OWNER, error_to_wire, report_to_wire
 from llm_diffusiongemma.backends.remote import AsyncRemoteReply, RemoteReply
 from llm_diffusiongemma.backends.stream import ReplyStream
@@ -162,6 +163,26 @@ STREAMS: dict[str, tuple[str, list[Any], list[tuple[str, str]], dict[str, Any]]]
         [("tool_call_name", "add"), ("tool_call_args", "{}")],
         {"finish_reason": "tool_calls"},
     ),
+    "two calls by one index, and one that has another id in each piece": (
+        "somebody",
+        [
+            delta(tool_calls=[call(0, "add", '{"a": ', "1"), call(0, None, "1}", "2"), call(0, "add", "{", "3")]),
+            delta("tool_calls", tool_calls=[call(0, None, "}", None)]),
+        ],
+        [
+            ("tool_call_name", "add"),
+            ("tool_call_args", '{"a": 1}'),
+            ("tool_call_name", "add"),
+            ("tool_call_args", "{}"),
+        ],
+        {"finish_reason": "tool_calls"},
+    ),
+    "a call with half of a surrogate pair": (
+        "somebody",
+        [delta("tool_calls", tool_calls=[call(0, "add", '{"a": "\\ud83d"}')])],
+        [("tool_call_name", "add"), ("tool_call_args", '{"a": "\\ufffd"}')],
+        {},
+    ),
     "a call that was cut, and closed": (
         "vllm",
         [delta("length", tool_calls=[call(0, "add", '{"a": 1}')])],
@@ -194,6 +215,17 @@ STREAMS: dict[str, tuple[str, list[Any], list[tuple[str, str]], dict[str, Any]]]
     "comments, other events, odd line ends": (
         "somebody",
         [": waiting", f"retry: 5\r\nevent: message\r\ndata: {json.dumps(delta('stop', content='Yes'))}"],
+        [("text", "Yes")],
+        {},
+    ),
+    "events with ids and of other kinds, a mark of the byte order": (
+        "somebody",
+        [
+            "\ufeffretry: 5",
+            f"id: 1\nevent: thread.message\ndata: {json.dumps(delta(content='Y'))}",
+            ": waiting",
+            f"id: 2\rdata:{json.dumps(delta('stop', content='es'))}",
+        ],
         [("text", "Yes")],
         {},
     ),
@@ -338,6 +370,11 @@ FAILURES: dict[str, tuple[Answer, type[DiffusionGemmaError], str]] = {
     "a page": (Answer(PAGE, TEXT), ServerError, "text/html in place of text/event-stream"),
     "a reply that is not streamed": (Answer(b"{}", JSON), ServerError, "application/json in place of"),
     "compressed": (Answer(b"", {**STREAM, "Content-Encoding": "gzip"}), ServerError, "compresses"),
+    "an error that is compressed": (
+        Answer(gzip.compress(b"x"), {**JSON, "Content-Encoding": "gzip"}, 500),
+        ServerError,
+        "compresses",
+    ),
     "no key": (error("Unauthorized", 401), ServerAccessError, "wants a key. Keep it with `llm keys set NAME`"),
     "forbidden": (error({"message": "No"}, 403), ServerAccessError, "(403: No)"),
     "unknown": (error({"message": "no such model"}, 404), ServerError, "no such model). It has: tiny."),
@@ -378,14 +415,20 @@ def test_what_is_no_reply(server: ScriptedServer, name: str) -> None:
     assert [asked.path for asked in server.prompts] == ["/v1/chat/completions"] * 2
 
 
-@pytest.mark.parametrize("answer", ["an answer", "a line"])
-def test_what_never_ends(server: ScriptedServer, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream may, but no line of it."""
+ENDLESS = {
+    "an answer": Answer(b"x" * 1_000_000, JSON, 500),
+    "a line": Answer(b"x" * 1_000_000),
+    "an event": Answer(b"data: {}\n" * 100_000),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_what_never_ends(server: ScriptedServer, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream may, but no event of it."""
     most = 200_000  # comes in several pieces
-    monkeypatch.setattr(connection, "MAX_LINE_BYTES", most)
+    monkeypatch.setattr(connection, "MAX_EVENT_BYTES", most)
     monkeypatch.setattr(connection, "MAX_ANSWER_BYTES", most)
-    lines = b"data: {}\n\n" * (most // 5)
-    server.reply = Answer(lines, JSON, 500) if answer == "an answer" else Answer(lines + b"x" * (most + 1))
+    server.reply = replace(ENDLESS[name], body=b"data: {}\n\n" * (most // 10) + ENDLESS[name].body)
     for way in WAYS.values():
         with pytest.raises(ServerError, match="more at once"):
             way(address_of(server), turn())
@@ -455,6 +498,20 @@ def test_a_server_that_goes_silent(server: ScriptedServer, monkeypatch: pytest.M
             way(address_of(server), turn())
 
 
+def test_without_a_server_that_was_found(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it refuses or can't do, this process may."""
+    monkeypatch.setattr(connection, "SILENCE_SECONDS", 0.05)
+    found = address_of(server, is_ours=True, model="tiny", name=LOCAL_SERVER)
+    server.reply = error("larger than 64 MiB.", 413)
+    with pytest.raises(
+        ServerError, match=r"64 MiB\. Set LLM_DIFFUSIONGEMMA_SERVER=off to have this process answer"
+    ):
+        reply_of(found, turn())
+    server.reply = Answer(b"", stays=True)
+    with pytest.raises(ServerError, match=r"llm diffusiongemma stop ends it\. Set LLM_DIFFUSIONGEMMA_SERVER=off"):
+        reply_of(found, turn())
+
+
 # --- what is sent --------------------------------------------------------------------------------------------
 
 
@@ -472,6 +529,13 @@ def test_nothing_of_openai_is_sent(server: ScriptedServer, monkeypatch: pytest.M
     assert len(server.requests) == 6
     assert "secret" not in str(server.requests)
     assert {asked.headers.get("authorization") for asked in server.requests} == {None, "Bearer mine"}
+
+
+def test_a_key_is_not_shown_again(server: ScriptedServer) -> None:
+    for answer in (error("Who is mine?", 401), Answer(sse({"error": "Who is mine?"}))):
+        server.reply = answer
+        with pytest.raises(DiffusionGemmaError, match=r"Who is …\?"):
+            reply_of(address_of(server, key="mine"), turn())
 
 
 def test_a_server_is_asked_once_what_it_is(server: ScriptedServer) -> None:
@@ -537,16 +601,51 @@ async def test_an_async_reply_that_is_cancelled_is_let_go(server: ScriptedServer
     assert reply.report.finish_reason == "interrupted"
 
 
-def test_a_loop_may_end_behind_an_async_reply_that_is_closed(
-    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+def test_a_loop_may_end_while_a_server_thinks_about_what_it_is(server: ScriptedServer) -> None:
+    """Or while something that is attached is fetched: nobody waits for that any more."""
+    server.models = Answer(b"", JSON, stays=True)
+    threads: list[threading.Thread] = []
+
+    def employ(thread: threading.Thread) -> None:
+        threads.append(thread)
+        thread.start()
+
+    async def give_up() -> None:
+        asking = asyncio.ensure_future(AsyncRemoteReply(address_of(server), turn(), employ).start())
+        while not server.requests:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(give_up())
+    assert not server.left.is_set()
+    (thread,) = threads
+    assert thread.is_alive()
+    server.over.set()
+    thread.join(30)
+    server.over.clear()
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_loop_may_end_behind_an_async_reply(
+    server: ScriptedServer, is_closed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It complains of generators that are left open within each other, as the client leaves them."""
+    """It complains of generators that are left open within each other, as the client leaves them, and of those
+    that wait as they are closed."""
     server.reply = Answer(sse(delta(content="One"), delta(content="Two"), ends=False), stays=True)
 
+    async def within(steps: AsyncGenerator[list[StreamEvent], None]) -> AsyncGenerator[list[StreamEvent], None]:
+        async with aclosing(steps):
+            async for events in steps:
+                yield events
+
     async def first() -> None:
-        async with aclosing(AsyncRemoteReply(address_of(server), turn()).steps()) as steps:
-            async for _ in steps:
-                break
+        steps = within(AsyncRemoteReply(address_of(server), turn()).steps())
+        async for _ in steps:
+            break
+        if is_closed:
+            await steps.aclose()
 
     asyncio.run(first())
     assert not caplog.records

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import llm
 import pytest
 
 from llm_diffusiongemma.backends import running
-from llm_diffusiongemma.backends.running import Running, identity_of
+from llm_diffusiongemma.backends.running import Running, answers, identity_of, read
 from llm_diffusiongemma.catalog import ModelEntry, Source
 
 from ..conftest import TINY
@@ -96,3 +97,11 @@ def test_a_socket_in_somebody_elses_folder(monkeypatch: pytest.MonkeyPatch) -> N
             assert running.answers(server)
             monkeypatch.setattr(os, "getuid", lambda: Path(folder).stat().st_uid + 1)
             assert not running.answers(server)
+
+
+def test_a_record_that_cannot_be() -> None:
+    """Whatever has written it: nothing answers there."""
+    record = Running(identity_of(ModelEntry("mine", ())), 1, 0.0, "x", None, "http://[::1", None, False)
+    assert read(json.dumps(asdict(record)).encode()) == record
+    assert not answers(record)
+    assert read(json.dumps(asdict(replace(record, socket="/a\0b"))).encode()) is None

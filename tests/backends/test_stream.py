@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_diffusiongemma.backends.address import Address
 from llm_diffusiongemma.backends.dialects import Served
-from llm_diffusiongemma.backends.protocol import EXTENSION
+from llm_diffusiongemma.backends.protocol import EXTENSION, report_to_wire
 from llm_diffusiongemma.backends.stream import ReplyStream
+from llm_diffusiongemma.backends.turn import Report
 from llm_diffusiongemma.errors import ServerError
 
 from .scripted_server import call, delta
@@ -36,6 +39,7 @@ def like(value: Any) -> st.SearchStrategy[Any]:
 
 CHUNK = {
     **delta("stop", content="a", reasoning="b", reasoning_content="c", tool_calls=[call(0, "f", '{"a": 1}')]),
+    "model": "a",
     "usage": {"prompt_tokens": 1, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}},
     "warnings": [],
     EXTENSION: {"state": "queued", "report": {"finish_reason": "stop"}},
@@ -53,7 +57,27 @@ def test_nothing_but_a_sentence(chunks: list[Any], kind: Any) -> None:
         events += reply.finalize()
     # What llm keeps, and what it shows.
     "".join(event.chunk for event in events).encode()
+    reply.report.resolved_model.encode()
     json.dumps(reply.report.as_json())
     counts = (reply.report.input_tokens, reply.report.output_tokens, reply.report.cached_tokens)
     assert all(count is None or (type(count) is int and 0 <= count < 2**63) for count in counts)
     assert all(isinstance(call.arguments, dict) for call in reply.tool_calls)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"input_tokens": 2**63},
+        {"seed": -(2**64)},
+        {"generate_seconds": float("nan")},
+        {"load_seconds": float("inf")},
+        {"resolved_model": "\ud800"},
+    ],
+)
+def test_a_report_that_no_log_can_hold(odd: dict[str, Any]) -> None:
+    report = Report("stop", "tiny", 9, 7, 0, 1, 0.0, 0.5)
+    reply = ReplyStream(Served(ADDRESS, "ours"), has_tools=False)
+    reply.consume({EXTENSION: {"report": report_to_wire(report)}})
+    with pytest.raises(ServerError, match="can't be kept in a log"):
+        reply.consume({EXTENSION: {"report": report_to_wire(replace(report, **odd))}})
+    assert reply.report == replace(report, server="box")
