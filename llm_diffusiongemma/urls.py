@@ -52,7 +52,7 @@ def _is_host(parts: SplitResult) -> bool:
         ipaddress.ip_address(host)
     except ValueError:
         try:
-            return HOST_NAME.fullmatch(host if host.isascii() else host.encode("idna").decode()) is not None
+            return HOST_NAME.fullmatch(host.encode("idna").decode()) is not None
         except UnicodeError:
             return False
     return True

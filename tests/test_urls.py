@@ -44,6 +44,8 @@ def test_one_form(text: str, url: str) -> None:
         "http://host/v1?key=1",
         "http://host/v1#1",
         "http://-/v1",
+        "http://a..b/v1",
+        f"http://{'a' * 64}/v1",
         "http://ho\ud800st/v1",
     ],
 )

@@ -242,6 +242,8 @@ def _failure(error: Exception, address: Address, known: tuple[str, ...], has_beg
 
 
 def _disconnection(causes: list[BaseException], address: Address, has_begun: bool) -> ServerError:
+    from urllib.request import getproxies
+
     import httpx2
 
     name = quoted(address.name)
@@ -264,6 +266,8 @@ def _disconnection(causes: list[BaseException], address: Address, has_begun: boo
             reason = quoted(causes[-1])
         if address.variable is not None:
             way_out += f" {address.variable} names it."
+        if not address.is_local and getproxies().keys() - {"no"}:
+            way_out += " Or is it a proxy? See what HTTP_PROXY, HTTPS_PROXY and ALL_PROXY say."
         return ServerUnreachableError(f"{name} can't be reached: {reason}. {way_out}")
     if is_any(httpx2.TimeoutException):
         (timeout,) = (cause for cause in causes if isinstance(cause, httpx2.TimeoutException))

@@ -484,6 +484,13 @@ def test_a_proxy_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
             way(address, turn())
 
 
+def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    address = Address("http://192.0.2.1/v1", None, None, "tiny", True, "box")
+    with pytest.raises(ServerUnreachableError, match=r"nothing listens there.* Or is it a proxy"):
+        reply_of(address, turn())
+
+
 def test_no_tls_there(server: ScriptedServer) -> None:
     address = address_of(server)
     with pytest.raises(ServerUnreachableError, match="encrypted connection fails"):
