@@ -62,7 +62,10 @@ def replies() -> list[tuple[str, object]]:
 
 @pytest.fixture(scope="module")
 def expected() -> list[tuple[str, object]]:
-    return replies()
+    # By an engine that has read nothing before: what is cached of a prompt rounds otherwise.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "_engines", {})
+        return replies()
 
 
 @pytest.fixture(autouse=True)
