@@ -55,6 +55,13 @@ class Address:
         return self.name == LOCAL_SERVER
 
     @property
+    def which_model(self) -> str:
+        """How the user says which of the server's models is meant."""
+        if self.takes_any:
+            return "Add it with --served-model and one of these names."
+        return "Add the one that you mean as a model: llm diffusiongemma add NAME URL --served-model NAME"
+
+    @property
     def is_local(self) -> bool:
         """Whether it is on this machine, so that no proxy is in between."""
         return self.socket is not None or is_loopback(urlsplit(self.url).hostname or "")

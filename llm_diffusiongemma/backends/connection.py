@@ -291,8 +291,11 @@ def _refusal(error: Any, address: Address, known: tuple[str, ...]) -> DiffusionG
     if status in (401, 403):
         return ServerAccessError(f"{name} {_access(address)} ({status}: {words})")
     if status == 404:
+        is_unlisted = bool(known) and address.model not in known
+        is_model = is_unlisted or error.param == "model" or error.code == "model_not_found"
         models = f" It has: {', '.join(quoted(model, 100) for model in known)}." if known else ""
-        return ServerError(f"{name} doesn't know what it was asked for (404: {words}).{models} {_right_url()}")
+        way_out = address.which_model if is_model else _right_url()
+        return ServerError(f"{name} doesn't know what it was asked for (404: {words}).{models} {way_out}")
     if status == 429:
         after = error.response.headers.get("retry-after", "")
         wait = f"Try again in {after} s." if after.isdecimal() else "Try again later."

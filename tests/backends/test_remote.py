@@ -377,7 +377,12 @@ FAILURES: dict[str, tuple[Answer, type[DiffusionGemmaError], str]] = {
     ),
     "no key": (error("Unauthorized", 401), ServerAccessError, "wants a key. Keep it with `llm keys set NAME`"),
     "forbidden": (error({"message": "No"}, 403), ServerAccessError, "(403: No)"),
-    "unknown": (error({"message": "no such model"}, 404), ServerError, "no such model). It has: tiny."),
+    "unknown": (error({"message": "no such"}, 404), ServerError, "no such). It has: tiny. Is the URL right?"),
+    "unknown, it says what": (
+        error({"message": "no such model", "param": "model"}, 404),
+        ServerError,
+        "no such model). It has: tiny. Add it with --served-model",
+    ),
     "a page of an error": (Answer(PAGE, TEXT, 404), ServerError, "a page of HTML"),
     "busy": (error({"message": "full"}, 429, **{"Retry-After": "7"}), ServerBusyError, "Try again in 7 s."),
     "busy for long": (error({"message": "full"}, 429, **{"Retry-After": "soon"}), ServerBusyError, "later."),
@@ -551,6 +556,8 @@ def test_a_server_is_asked_once_what_it_is(server: ScriptedServer) -> None:
     server.reply = error({"message": "no such model"}, 404)
     with pytest.raises(ServerError):
         reply_of(address_of(server), turn())
+    with pytest.raises(ServerError, match=r"It has: tiny\. Add it with --served-model"):
+        reply_of(address_of(server, model="mine"), turn())
     server.models, server.reply = models("vllm", "other"), Answer(sse(delta("stop", content="Yes")))
     reply_of(address_of(server), turn())
     assert server.prompts[-1].body["model"] == "other"
