@@ -187,10 +187,10 @@ def add(
     entry = registry.new_entry(model_id, source, revision, device, served_model, key_name)
     is_again = any(each.model_id == model_id and each.asks_the_same(entry) for each in _entries())
     if not is_again and model_id in _names():
-        way_out = f", or take that one out first: llm diffusiongemma remove {model_id}"
+        is_own = registry.holds(model_id)
+        way_out = f", or take that one out first: llm diffusiongemma remove {model_id}" if is_own else "."
         raise RegistryError(
-            f"There is a model {model_id!r} already: `llm models` has it. Choose another name"
-            f"{way_out if registry.holds(model_id) else ''}."
+            f"There is a model {model_id!r} already: `llm models` has it. Choose another name{way_out}"
         )
     if entry.server is not None:
         found_there = _ask_server(entry)

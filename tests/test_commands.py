@@ -447,7 +447,7 @@ def test_a_server_as_a_model(command: Command) -> None:
         # What was forgotten can be said later: the key, or which of its models.
         refused = command.fails("add", "box", "http://elsewhere/v1")
         assert "already" in refused
-        assert refused.endswith("llm diffusiongemma remove box.")
+        assert refused.endswith("llm diffusiongemma remove box")
         server.models = models("vllm", "tiny")
         changed = command.ok("add", "box", f"{server.url}", "--served-model", "tiny")
         assert changed.startswith(f"Changed: `llm -m box` asks {server.url} without a key. That is vLLM")
