@@ -71,6 +71,10 @@ class ModelEntry:
     """A torch device; None takes the best there is."""
     server: Server | None = None
 
+    def asks_the_same(self, other: ModelEntry) -> bool:
+        """Whether both are of one server, be it with another key or another model of it."""
+        return self.server is not None and other.server is not None and self.server.url == other.server.url
+
     def __str__(self) -> str:
         """How `llm models` shows it."""
         return f"DiffusionGemma: {self.model_id}"

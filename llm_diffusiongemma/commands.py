@@ -178,18 +178,28 @@ def add(
     Hugging Face Hub. A repository's weights come with the first prompt, or with `llm diffusiongemma download ID`.
 
     Or it is the URL of an OpenAI-compatible server that has such a model, like http://host:8000/v1: one of vLLM's,
-    or what `llm diffusiongemma serve` runs on another machine.
+    or what `llm diffusiongemma serve` runs on another machine. The same ID and URL again change its --key and
+    --served-model.
     """
     from . import hub, registry
     from .view.progress import indicate
 
     entry = registry.new_entry(model_id, source, revision, device, served_model, key_name)
-    if entry.model_id in _names():
-        raise RegistryError(f"There is a model {model_id!r} already: `llm models` has it. Choose another name.")
+    is_again = any(each.model_id == model_id and each.asks_the_same(entry) for each in _entries())
+    if not is_again and model_id in _names():
+        is_own = registry.holds(model_id)
+        way_out = f", or take that one out first: llm diffusiongemma remove {model_id}" if is_own else "."
+        raise RegistryError(
+            f"There is a model {model_id!r} already: `llm models` has it. Choose another name{way_out}"
+        )
     if entry.server is not None:
         found_there = _ask_server(entry)
-        registry.add(entry)
-        click.echo(printable(f"Added: `llm -m {model_id}` asks {quoted(entry.server.url)}. {found_there}"))
+        done, how = "Added", ""
+        if registry.add(entry):
+            key_name = entry.server.key_name
+            done = "Changed"
+            how = f" with the key that `llm keys` has as {quoted(key_name)}" if key_name else " without a key"
+        click.echo(printable(f"{done}: `llm -m {model_id}` asks {quoted(entry.server.url)}{how}. {found_there}"))
         return
     (found,) = entry.sources
     with indicate("Looking at it"):
@@ -210,6 +220,7 @@ def add(
 def _ask_server(entry: ModelEntry) -> str:
     """What a server says it is, or why it doesn't yet. Raises what is wrong with it if it answers."""
     from .backends.address import address_of
+    from .backends.dialects import no_model
     from .backends.remote import ask_what_it_is
     from .view.progress import indicate
 
@@ -221,6 +232,12 @@ def _ask_server(entry: ModelEntry) -> str:
     except (ServerUnreachableError, ServerAccessError, ServerBusyError) as error:
         return f"It can't be asked now: {error}"
     kinds = {"ours": "llm-diffusiongemma", "vllm": "vLLM", "other": "an OpenAI-compatible server"}
+    if served.models and served.model not in served.models:
+        refusal = no_model(served.model, served.models, address)
+        if served.kind != "other":
+            raise refusal
+        # mlx-vlm's list is of what is in the Hub's cache, and it serves folders, too.
+        return f"That is {kinds[served.kind]}, and its list hasn't that model, which may be right: {refusal}"
     return f"That is {kinds[served.kind]}, which has the model as {quoted(served.model)}."
 
 
@@ -396,14 +413,17 @@ def _names() -> set[str]:
 
 def _entry(model_id: str) -> ModelEntry:
     """Raises `RegistryError` if there is no such model."""
+    import difflib
+
     entries = _entries()
     for entry in entries:
         if entry.model_id == model_id:
             return entry
     problems = "".join(f"\n{problem}" for problem in _problems(entries))
+    ids = [entry.model_id for entry in entries]
+    close = "".join(f" Did you mean {each}?" for each in difflib.get_close_matches(model_id, ids, 1))
     raise RegistryError(
-        f"There is no DiffusionGemma {quoted(repr(model_id), 100)}. Here are: "
-        f"{', '.join(entry.model_id for entry in entries)}.{problems}"
+        f"There is no DiffusionGemma {quoted(repr(model_id), 100)}.{close} Here are: {', '.join(ids)}.{problems}"
     )
 
 

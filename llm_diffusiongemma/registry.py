@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import llm
 from pydantic import ConfigDict
@@ -41,6 +41,8 @@ MODEL_ID = re.compile(r"[A-Za-z0-9][\w.:@+/-]{0,99}", re.ASCII)
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 # Not one of the Hub's own pages, which name a repository.
 SERVER = re.compile(r"https?://(?!(www\.)?(hf|huggingface)\.co(/|$))", re.IGNORECASE)
+
+Altered = TypeVar("Altered")
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,11 @@ def new_entry(
     return ModelEntry(model_id, (_of_the_hub(source, revision),), device)
 
 
-def add(entry: ModelEntry) -> None:
-    """Write a model down. Raises `RegistryError` if its id is taken there, or the file can't be used."""
+def add(entry: ModelEntry) -> bool:
+    """Write a model down; whether one of that id that asks the same server has gone for it.
+
+    Raises `RegistryError` if its id is taken there otherwise, or the file can't be used.
+    """
     model: dict[str, str | None]
     if entry.server is not None:
         server = entry.server
@@ -174,12 +179,24 @@ def add(entry: ModelEntry) -> None:
         kind = "repository" if isinstance(source.where, str) else "folder"
         model = {kind: str(source.where), "revision": source.revision, "device": entry.device}
 
-    def put(models: dict[str, Any]) -> None:
-        if entry.model_id in models:
-            raise RegistryError(f"There is a model {entry.model_id!r} in {quoted(path())} already.")
+    def put(models: dict[str, Any]) -> bool:
+        is_there = entry.model_id in models
+        if is_there and not _asks_the_same(models[entry.model_id], entry):
+            raise RegistryError(
+                f"There is a model {entry.model_id!r} in {quoted(path())} already. Choose another name, or take "
+                f"that one out first: llm diffusiongemma remove {entry.model_id}"
+            )
         models[entry.model_id] = {key: value for key, value in model.items() if value is not None}
+        return is_there
 
-    _change(put)
+    return _change(put)
+
+
+def _asks_the_same(model: Any, entry: ModelEntry) -> bool:
+    try:
+        return entry.asks_the_same(_entry(entry.model_id, model, ()))
+    except DocumentError:
+        return False
 
 
 def take_out(model_id: str) -> None:
@@ -243,8 +260,11 @@ def _unusable(reason: str) -> RegistryError:
     )
 
 
-def _change(alter: Callable[[dict[str, Any]], object]) -> None:
-    """Read the file, alter its models and write it whole, while nobody else does. Raises `RegistryError`."""
+def _change(alter: Callable[[dict[str, Any]], Altered]) -> Altered:
+    """Read the file, alter its models and write it whole, while nobody else does. What `alter` returns.
+
+    Raises `RegistryError`.
+    """
     from huggingface_hub.utils import WeakFileLock
 
     from .hub.disk import write_whole
@@ -255,9 +275,10 @@ def _change(alter: Callable[[dict[str, Any]], object]) -> None:
         with WeakFileLock(file.with_name(f".{FILE_NAME}.lock"), timeout=LOCK_SECONDS):
             document = _read(file)
             document.setdefault("models", {})
-            alter(_models(document))
+            altered = alter(_models(document))
             # It may be a link to where somebody keeps all such files.
             write_whole(file.resolve(), json.dumps(document, indent=2) + "\n")
+    return altered
 
 
 @contextmanager

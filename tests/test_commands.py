@@ -259,8 +259,9 @@ def test_download_of_what_this_machine_refuses(command: Command, monkeypatch: py
 
 @pytest.mark.parametrize("name", ["download", "remove"])
 def test_no_such_model(command: Command, name: str) -> None:
-    message = command.fails(name, "diffusiongemma-huge")
-    assert "'diffusiongemma-huge'" in message
+    message = command.fails(name, "diffusiongemma-tinny")
+    assert "'diffusiongemma-tinny'. Did you mean diffusiongemma-tiny? Here are: " in message
+    assert "Did you mean" not in command.fails(name, "xyz")
     assert ", ".join(OURS) in message
 
 
@@ -434,9 +435,26 @@ def test_a_server_as_a_model(command: Command) -> None:
         # Nothing is added of which it is clear that it can't be meant.
         server.models = models("vllm", "a", "b")
         assert "It has: a, b." in command.fails("add", "other", server.url)
+        assert "has no model c. It has: a, b. Add it with --served-model" in command.fails(
+            "add", "other", server.url, "--served-model", "c"
+        )
+        # Somebody's list may be of something else than what it serves.
+        server.models = models("somebody", "a", "b")
+        assert "has no model c. It has: a, b." in command.ok("add", "third", server.url, "--served-model", "c")
         server.models = Answer(b"<html>", {"Content-Type": "text/html"})
         assert "no OpenAI-compatible server" in command.fails("add", "other", server.url)
         assert "vLLM" not in command.ok("add", "other", f"{server.url}", "--served-model", "a", "--key", "gone")
+        # What was forgotten can be said later: the key, or which of its models.
+        refused = command.fails("add", "box", "http://elsewhere/v1")
+        assert "already" in refused
+        assert refused.endswith("llm diffusiongemma remove box")
+        server.models = models("vllm", "tiny")
+        changed = command.ok("add", "box", f"{server.url}", "--served-model", "tiny")
+        assert changed.startswith(f"Changed: `llm -m box` asks {server.url} without a key. That is vLLM")
+        changed = command.ok("add", "box", f"{server.url}/", "--key", "mine")
+        assert changed.startswith(
+            f"Changed: `llm -m box` asks {server.url} with the key that `llm keys` has as mine."
+        )
         server.requests.clear()
 
         found = command.status()

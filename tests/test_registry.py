@@ -63,6 +63,12 @@ def test_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.add(bare := registry.new_entry("bare", "http://[::1]:8000/v1", served_model="", key_name=""))
     assert registry.read() == registry.Registry((entry, bare), ())
     assert json.loads(registry.path().read_text())["models"]["bare"] == {"server": "http://[::1]:8000/v1"}
+    # Again with another key it is another key; what another server or source has stays.
+    assert registry.add(again := registry.new_entry("box", "https://host:8000/v1", key_name="other"))
+    assert registry.read().entries == (again, bare)
+    for other in ("http://host:8000/v1", "somebody/tuned"):
+        with pytest.raises(RegistryError, match=r"already.*remove box"):
+            registry.add(registry.new_entry("box", other))
     with pytest.raises(RegistryError, match="leave --revision and --device out"):
         registry.new_entry("box", "http://host/v1", device="cpu")
     with pytest.raises(RegistryError, match="are for a server"):

@@ -46,6 +46,8 @@ class Address:
     """Whether a server's only model is meant, whatever its name."""
     key_name: str | None = None
     """Where the key is from, or would be: a name in `llm keys`."""
+    key_variable: str | None = None
+    """Of the environment, if the key is from there."""
     variable: str | None = None
     """Of the environment, if that names it: who has set that may have forgotten it."""
 
@@ -53,6 +55,18 @@ class Address:
     def was_found(self) -> bool:
         """Whether nobody has named it: this process could answer, too."""
         return self.name == LOCAL_SERVER
+
+    @property
+    def subject(self) -> str:
+        """It, where a sentence about it begins."""
+        return "The local server" if self.was_found else quoted(self.name)
+
+    @property
+    def which_model(self) -> str:
+        """How the user says which of the server's models is meant."""
+        if self.takes_any:
+            return "Add it with --served-model and one of these names."
+        return "Add the one that you mean as a model: llm diffusiongemma add NAME URL --served-model NAME"
 
     @property
     def is_local(self) -> bool:
@@ -86,16 +100,19 @@ def address_of(entry: ModelEntry) -> Address | None:
         url = parse_url(named)
     except RegistryError as error:
         raise RegistryError(f"{SERVER_VARIABLE} is neither off nor the URL of a server. {error}") from error
-    key = llm.get_key(alias=KEY_NAME, env=KEY_VARIABLE)
+    kept, given = llm.get_key(alias=KEY_NAME), os.environ.get(KEY_VARIABLE, "").strip()
+    if not kept and given and not KEY.fullmatch(given):
+        raise ServerAccessError(f"{KEY_VARIABLE} holds blanks, line ends or characters that no key has.")
     return Address(
         url=url,
-        key=_checked(key, KEY_NAME) if key else None,
+        key=_checked(kept, KEY_NAME) if kept else given or None,
         socket=None,
         model=None,
         is_ours=False,
         name=url,
         wanted=(entry.model_id, *(str(source) for source in entry.sources if isinstance(source.where, str))),
         key_name=KEY_NAME,
+        key_variable=KEY_VARIABLE if given and not kept else None,
         variable=SERVER_VARIABLE,
     )
 

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ..catalog import SERVER_VARIABLE
 from ..errors import (
@@ -20,6 +21,7 @@ from ..errors import (
     ServerUnreachableError,
 )
 from ..wording import quoted
+from . import running
 from .address import Address
 from .protocol import error_from_wire
 from .sse import DataOnly
@@ -106,7 +108,7 @@ def _setting_up(address: Address) -> Iterator[None]:
         yield
     except Exception as error:  # as many kinds as there are settings
         raise ServerError(
-            f"{quoted(address.name)} can't be asked: {quoted(error)}. See what HTTP_PROXY, HTTPS_PROXY, ALL_PROXY "
+            f"{address.subject} can't be asked: {quoted(error)}. See what HTTP_PROXY, HTTPS_PROXY, ALL_PROXY "
             "and SSL_CERT_FILE say."
         ) from error
 
@@ -136,14 +138,14 @@ def _set_headers(request: httpx2.Request, address: Address) -> None:
 def _check_headers(response: httpx2.Response, address: Address) -> None:
     """Raises `ServerError` for what can't be the answer of such a server."""
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ServerError(f"{quoted(address.name)} compresses what was to come as it is.")
+        raise ServerError(f"{address.subject} compresses what was to come as it is.")
     if not response.is_success:
         return
     kind = response.headers.get("content-type", "")
     expected = STREAM_TYPE if response.request.method == "POST" else "application/json"
     if expected not in kind.lower():
         raise ServerError(
-            f"{quoted(address.name)} is no OpenAI-compatible server: it answered with "
+            f"{address.subject} is no OpenAI-compatible server: it answered with "
             f"{quoted(kind or 'data', 60)} in place of {expected}. {_right_url()}"
         )
 
@@ -209,7 +211,7 @@ def _answer_reader(address: Address) -> Reader:
 
 def _check_size(num_bytes: int, most: int, address: Address) -> None:
     if num_bytes > most:
-        raise ServerError(f"{quoted(address.name)} sends more at once than any answer has. It was left there.")
+        raise ServerError(f"{address.subject} sends more at once than any answer has. It was left there.")
 
 
 # --- failures ------------------------------------------------------------------------------------------------
@@ -229,7 +231,7 @@ def telling(address: Address, known: tuple[str, ...] = (), has_begun: bool = Fal
 def _failure(error: Exception, address: Address, known: tuple[str, ...], has_begun: bool) -> DiffusionGemmaError:
     import openai
 
-    name = quoted(address.name)
+    name = address.subject
     if isinstance(error, openai.APIStatusError):
         return _refusal(error, address, known)
     if isinstance(error, openai.APIConnectionError):
@@ -237,7 +239,7 @@ def _failure(error: Exception, address: Address, known: tuple[str, ...], has_beg
     if isinstance(error, openai.APIError):  # inside a stream
         return _ours(error.body, address) or ServerError(f"{name} failed: {_words(error, address)}")
     if isinstance(error, (ValueError, RecursionError)):  # no JSON, no UTF-8, nested too deeply
-        return ServerError(f"What {name} says can't be understood: {quoted(error, 200)}. {_right_url()}")
+        return ServerError(f"{name} says what can't be understood: {quoted(error, 200)}. {_right_url()}")
     return ServerError(f"{name} can't be asked: {quoted(error or type(error).__name__)}")
 
 
@@ -246,7 +248,7 @@ def _disconnection(causes: list[BaseException], address: Address, has_begun: boo
 
     import httpx2
 
-    name = quoted(address.name)
+    name = address.subject
 
     def is_any(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
@@ -285,7 +287,7 @@ def _disconnection(causes: list[BaseException], address: Address, has_begun: boo
 
 def _refusal(error: Any, address: Address, known: tuple[str, ...]) -> DiffusionGemmaError:
     """For an answer with another status than 200."""
-    name, status = quoted(address.name), error.status_code
+    name, status = address.subject, error.status_code
     if ours := _ours(error.body, address):
         return ours
     if 300 <= status < 400:
@@ -295,8 +297,11 @@ def _refusal(error: Any, address: Address, known: tuple[str, ...]) -> DiffusionG
     if status in (401, 403):
         return ServerAccessError(f"{name} {_access(address)} ({status}: {words})")
     if status == 404:
+        is_unlisted = bool(known) and address.model not in known
+        is_model = is_unlisted or error.param == "model" or error.code == "model_not_found"
         models = f" It has: {', '.join(quoted(model, 100) for model in known)}." if known else ""
-        return ServerError(f"{name} doesn't know what it was asked for (404: {words}).{models} {_right_url()}")
+        way_out = address.which_model if is_model else _right_url()
+        return ServerError(f"{name} doesn't know what it was asked for (404: {words}).{models} {way_out}")
     if status == 429:
         after = error.response.headers.get("retry-after", "")
         wait = f"Try again in {after} s." if after.isdecimal() else "Try again later."
@@ -307,12 +312,28 @@ def _refusal(error: Any, address: Address, known: tuple[str, ...]) -> DiffusionG
 
 
 def _access(address: Address) -> str:
+    own = _own_server(address)
+    if address.key_variable is not None:
+        return f"doesn't accept the key of {address.key_variable}.{own}"
     if address.key is not None:
         known_as = f"the key that `llm keys` has as {quoted(address.key_name)}" if address.key_name else "its key"
-        return f"doesn't accept {known_as}."
+        return f"doesn't accept {known_as}.{own}"
+    if own:
+        return f"wants its token.{own}"
     if address.key_name is None:
         return "wants a key. Keep it with `llm keys set NAME`, and add the model again with --key NAME."
     return f"wants a key. Set it: llm keys set {quoted(address.key_name)}"
+
+
+def _own_server(address: Address) -> str:
+    """What to do where somebody has named the server that would have been found."""
+    server = running.recorded()
+    if address.was_found or not address.is_local or server is None or server.url is None:
+        return ""
+    if urlsplit(server.url).port != urlsplit(address.url).port or not running.answers(server):
+        return ""
+    way_out = "" if address.variable is None else f", without {address.variable}"
+    return f" It is your own server: `llm -m {quoted(server.identity.model_id, 100)}` finds it by itself{way_out}."
 
 
 def _ours(body: object, address: Address) -> DiffusionGemmaError | None:

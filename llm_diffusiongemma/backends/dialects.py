@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -80,21 +80,21 @@ def unlisted(address: Address) -> Served:
     return Served(address, "other")
 
 
-def _name(models: Sequence[str], address: Address, kind: Kind) -> str:
+def _name(models: tuple[str, ...], address: Address, kind: Kind) -> str:
     for name in address.wanted:
         if name in models:
             return name
     if len(models) == 1 and (address.takes_any or kind != "ours"):
         return models[0]
+    raise no_model(address.wanted[0], models, address)
+
+
+def no_model(name: str, models: tuple[str, ...], address: Address) -> ServerError:
+    """Of a server whose list hasn't what it would be asked for."""
     shown = [quoted(model, 100) for model in models[:MAX_LISTED]]
     listed = ", ".join(shown) + (" …" if len(models) > MAX_LISTED else "") if models else "none"
-    way_out = (
-        "Add it with --served-model and one of these names."
-        if address.takes_any
-        else "Add the one that you mean as a model: llm diffusiongemma add NAME URL --served-model NAME"
-    )
-    raise ServerError(
-        f"{quoted(address.name)} has no model {quoted(address.wanted[0])}. It has: {listed}. {way_out}"
+    return ServerError(
+        f"{quoted(address.name)} has no model {quoted(name, 100)}. It has: {listed}. {address.which_model}"
     )
 
 

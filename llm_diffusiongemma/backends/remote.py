@@ -235,7 +235,7 @@ class AsyncRemoteReply(_Begun):
 
 
 def _waiting_for(address: Address) -> str:
-    return f"Waiting for {quoted(address.name, 60)}"
+    return f"Waiting for {'the ' if address.was_found else ''}{quoted(address.name, 60)}"
 
 
 def _waits(state: str, address: Address) -> str:

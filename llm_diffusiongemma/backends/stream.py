@@ -72,7 +72,7 @@ class ReplyStream:
         self._calls: list[_Call] = []
         self._open: dict[int, _Call] = {}
         """The last of the calls of each index."""
-        self._has_thought = False
+        self._thought = ""
         self._finish_reason: str | None = None
         self._is_over = False
         self._model: str | None = None
@@ -115,13 +115,15 @@ class ReplyStream:
         is_cut = FINISH_REASONS[self._finish_reason] == "length"
         events = self._end_calls(is_cut)
         self._is_over = True
-        is_empty = not (self.has_text or self._has_thought or self.tool_calls or is_cut)
-        if is_empty and self._served.kind != "ours":
+        if self._served.kind == "ours" or self.has_text or self.tool_calls or is_cut:
+            return events
+        if not self._thought:
             raise ServerError(
                 f"{self._name} ended the reply before it had begun: there is nothing in it. Ask again, or for a "
                 "whole sentence."
             )
-        return events
+        # It was never closed, and the answer is in there: as in a reply of this process.
+        return [*events, self._said(self._thought)]
 
     def cut_short(self) -> list[StreamEvent]:
         """What was held back of a reply that ends here. Calls are not run then, and half of one is nothing."""
@@ -175,7 +177,7 @@ class ReplyStream:
         events = []
         thought = next((text for name in REASONING if (text := self._text(delta, name))), "")
         if thought:
-            self._has_thought = True
+            self._thought += thought
             events.append(StreamEvent("reasoning", thought))
         if text := self._text(delta, "content"):
             events.append(self._said(text))
@@ -239,7 +241,7 @@ class ReplyStream:
 
     @property
     def _name(self) -> str:
-        return quoted(self._served.address.name)
+        return self._served.address.subject
 
     def _not_understood(self, what: object) -> ServerError:
         return ServerError(f"{self._name} sent what is no part of a reply: {quoted(what, 100)}")

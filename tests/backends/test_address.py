@@ -60,9 +60,14 @@ def test_a_server_that_the_environment_names(monkeypatch: pytest.MonkeyPatch, tm
     assert address.variable == "LLM_DIFFUSIONGEMMA_SERVER"
     assert found(ModelEntry("mine", (Source(tmp_path),))).wanted == ("mine",)
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_KEY", "of the environment".replace(" ", "-"))
-    assert found(BUILT_IN).key == "of-the-environment"
+    address = found(BUILT_IN)
+    assert (address.key, address.key_variable) == ("of-the-environment", "LLM_DIFFUSIONGEMMA_KEY")
+    monkeypatch.setenv("LLM_DIFFUSIONGEMMA_KEY", "a b")
+    with pytest.raises(ServerAccessError, match=r"^LLM_DIFFUSIONGEMMA_KEY holds blanks"):
+        address_of(BUILT_IN)
     set_keys(diffusiongemma="kept")
-    assert found(BUILT_IN).key == "kept"
+    address = found(BUILT_IN)
+    assert (address.key, address.key_variable) == ("kept", None)
     monkeypatch.setenv("LLM_DIFFUSIONGEMMA_SERVER", "on")
     with pytest.raises(RegistryError, match="LLM_DIFFUSIONGEMMA_SERVER is neither off nor the URL"):
         address_of(BUILT_IN)

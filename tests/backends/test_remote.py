@@ -20,7 +20,7 @@ import llm
 import pytest
 from llm.parts import Message, StreamEvent, TextPart
 
-from llm_diffusiongemma.backends import connection, remote
+from llm_diffusiongemma.backends import connection, remote, running
 from llm_diffusiongemma.backends.address import LOCAL_SERVER, Address
 from llm_diffusiongemma.backends.protocol import EXTENSION, OWNER, error_to_wire, report_to_wire
 from llm_diffusiongemma.backends.remote import AsyncRemoteReply, RemoteReply
@@ -150,6 +150,18 @@ STREAMS: dict[str, tuple[str, list[Any], list[tuple[str, str]], dict[str, Any]]]
         [delta(reasoning_content="Hm."), delta(content="Yes"), delta("stop")],
         [("reasoning", "Hm."), ("text", "Yes")],
         {"finish_reason": "stop"},
+    ),
+    "a thought that was never closed": (
+        "somebody",
+        [delta(reasoning="It is "), delta("stop", reasoning="5.")],
+        [("reasoning", "It is 5."), ("text", "It is 5.")],
+        {"finish_reason": "stop"},
+    ),
+    "a thought that was cut": (
+        "somebody",
+        [delta("length", reasoning="It is")],
+        [("reasoning", "It is")],
+        {"finish_reason": "length"},
     ),
     "both names for the same thought": (
         "somebody",
@@ -377,7 +389,12 @@ FAILURES: dict[str, tuple[Answer, type[DiffusionGemmaError], str]] = {
     ),
     "no key": (error("Unauthorized", 401), ServerAccessError, "wants a key. Keep it with `llm keys set NAME`"),
     "forbidden": (error({"message": "No"}, 403), ServerAccessError, "(403: No)"),
-    "unknown": (error({"message": "no such model"}, 404), ServerError, "no such model). It has: tiny."),
+    "unknown": (error({"message": "no such"}, 404), ServerError, "no such). It has: tiny. Is the URL right?"),
+    "unknown, it says what": (
+        error({"message": "no such model", "param": "model"}, 404),
+        ServerError,
+        "no such model). It has: tiny. Add it with --served-model",
+    ),
     "a page of an error": (Answer(PAGE, TEXT, 404), ServerError, "a page of HTML"),
     "busy": (error({"message": "full"}, 429, **{"Retry-After": "7"}), ServerBusyError, "Try again in 7 s."),
     "busy for long": (error({"message": "full"}, 429, **{"Retry-After": "soon"}), ServerBusyError, "later."),
@@ -511,7 +528,8 @@ def test_without_a_server_that_was_found(server: ScriptedServer, monkeypatch: py
     found = address_of(server, is_ours=True, model="tiny", name=LOCAL_SERVER)
     server.reply = error("larger than 64 MiB.", 413)
     with pytest.raises(
-        ServerError, match=r"64 MiB\. Set LLM_DIFFUSIONGEMMA_SERVER=off to have this process answer"
+        ServerError,
+        match=r"^The local server refused .*64 MiB\. Set LLM_DIFFUSIONGEMMA_SERVER=off to have this process",
     ):
         reply_of(found, turn())
     server.reply = Answer(b"", stays=True)
@@ -545,6 +563,26 @@ def test_a_key_is_not_shown_again(server: ScriptedServer) -> None:
             reply_of(address_of(server, key="mine"), turn())
 
 
+def test_whose_key_is_not_accepted(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.reply = error("No", 401)
+    of_the_environment = address_of(
+        server, key="x", key_name="diffusiongemma", key_variable="LLM_DIFFUSIONGEMMA_KEY", variable="LLM_D_SERVER"
+    )
+    with pytest.raises(ServerAccessError, match=r"doesn't accept the key of LLM_DIFFUSIONGEMMA_KEY\. \(401: No\)"):
+        reply_of(of_the_environment, turn())
+    with pytest.raises(ServerAccessError, match="the key that `llm keys` has as mine"):
+        reply_of(address_of(server, key="x", key_name="mine"), turn())
+    # That of this user would have been found, and shown its token.
+    mine = SimpleNamespace(url=server.url, identity=SimpleNamespace(model_id="tiny"))
+    monkeypatch.setattr(running, "recorded", lambda: mine)
+    monkeypatch.setattr(running, "answers", lambda server: server is mine)
+    with pytest.raises(
+        ServerAccessError,
+        match=r"wants its token\. It is your own server: `llm -m tiny` finds it by itself, without LLM_",
+    ):
+        reply_of(replace(of_the_environment, key=None, key_variable=None), turn())
+
+
 def test_a_server_is_asked_once_what_it_is(server: ScriptedServer) -> None:
     server.reply = Answer(sse(delta("stop", content="Yes")))
     for _ in range(2):
@@ -558,6 +596,8 @@ def test_a_server_is_asked_once_what_it_is(server: ScriptedServer) -> None:
     server.reply = error({"message": "no such model"}, 404)
     with pytest.raises(ServerError):
         reply_of(address_of(server), turn())
+    with pytest.raises(ServerError, match=r"It has: tiny\. Add it with --served-model"):
+        reply_of(address_of(server, model="mine"), turn())
     server.models, server.reply = models("vllm", "other"), Answer(sse(delta("stop", content="Yes")))
     reply_of(address_of(server), turn())
     assert server.prompts[-1].body["model"] == "other"
