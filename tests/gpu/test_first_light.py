@@ -9,7 +9,7 @@ from .bench import Bench
 from .first_light import SECTIONS, Section
 
 # Replies, commands and test runs, half a minute each. What they are made of is tested elsewhere.
-SLOW = {"replies", "features", "command", "tests", "load_packed", "limit", "serve"}
+SLOW = {"replies", "features", "command", "tests", "load_packed", "limit", "streamed", "unload", "serve"}
 
 
 @pytest.fixture(scope="module")
