@@ -74,10 +74,13 @@ def served_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if sys.platform == "win32":
         pytest.skip("no server in the background there")
     user_path = tmp_path_factory.mktemp("served")
+    # Not in between: what other fixtures of that scope ask for would be answered by it.
     with pytest.MonkeyPatch.context() as patch:
         set_environment(user_path, patch)
         launch.start(llm.get_model(TINY).entry, Settings(port=0))
-        yield user_path
+    yield user_path
+    with pytest.MonkeyPatch.context() as patch:
+        set_environment(user_path, patch)
         launch.stop()
 
 
