@@ -29,14 +29,24 @@ def find(entry: ModelEntry, may_start: bool) -> Address | None:
     if os.environ.get(SERVER_VARIABLE, "").strip().lower() == "off":
         return None
     server = running.recorded()
-    is_there = server is not None and running.answers(server)
-    if not is_there and may_start and not _cannot_start and _is_warm():
+    there = server if server is not None and running.answers(server) else None
+    if may_start and not _cannot_start and _has_to_start(there, entry):
         return _started(entry)
-    if server is not None and is_there:
-        return _address(server, entry)
+    if there is not None:
+        return _address(there, entry)
     if server is not None or running.has_record():
         _tell_why_not(server, entry)
     return None
+
+
+def _has_to_start(there: Running | None, entry: ModelEntry) -> bool:
+    """Whether prompts start servers, and there is none: or one that a prompt has started for something else, and
+    that has made way now."""
+    if there is not None and (not there.ends_when_idle or there.identity.difference(identity_of(entry)) is None):
+        return False
+    from .launch import give_way, is_warm
+
+    return is_warm() and (there is None or give_way(there))
 
 
 def has_gone(address: Address) -> bool:
@@ -83,12 +93,6 @@ def _tell_why_not(server: Running | None, entry: ModelEntry) -> None:
 
 def _anew(entry: ModelEntry) -> str:
     return f"llm diffusiongemma stop, then llm diffusiongemma serve {entry.model_id}"
-
-
-def _is_warm() -> bool:
-    from .launch import is_warm
-
-    return is_warm()
 
 
 _cannot_start = False

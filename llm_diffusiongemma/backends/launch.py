@@ -262,6 +262,15 @@ def stop() -> Running | None:
     raise _endless(found)
 
 
+def give_way(found: Running) -> bool:
+    """Has a server end if it is idle. Whether it is gone."""
+    with suppress(ServerError):
+        return bool(ask(found, "POST", "/diffusiongemma/give-way").get("gives_way")) and _is_gone_within(
+            found, END_SECONDS
+        )
+    return False
+
+
 def _endless(found: Running | None) -> ServerError:
     process = f"process {found.pid}" if found is not None else "a process of yours"
     return ServerError(f"The server doesn't end, and it is not certain that it is {process}: end that yourself.")

@@ -113,11 +113,12 @@ class Server(uvicorn.Server):
         self._loading: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._ended_by: int | None = None
+        self._is_stopped = False
         app = make_app(
             self._desk,
             token_is,
             instance=record.instance,
-            stop=self.end,
+            stop=self.stop,
             hosts=[f"[{settings.host}]" if ":" in settings.host else settings.host, *settings.allowed_hosts],
         )
         super().__init__(
@@ -146,6 +147,11 @@ class Server(uvicorn.Server):
             raise self._failure
         return INTERRUPTED_STATUS if self._ended_by == signal.SIGINT else 0
 
+    def stop(self) -> None:
+        """Somebody wants it to end."""
+        self._is_stopped = True
+        self.end()
+
     def end(self) -> None:
         """From whatever thread, or a signal."""
         if not self.should_exit:
@@ -157,7 +163,7 @@ class Server(uvicorn.Server):
         self._ended_by = self._ended_by or sig
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True  # who presses twice doesn't want to wait
-        self.end()
+        self.stop()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -200,7 +206,7 @@ class Server(uvicorn.Server):
             server.close()
         if self._loading is not None:
             self._loading.cancel()
-        closing = asyncio.create_task(self._desk.close(REPLY_SECONDS))
+        closing = asyncio.create_task(self._desk.close(REPLY_SECONDS, self._is_stopped))
         while not closing.done() and not self.force_exit:
             await asyncio.wait([closing], timeout=LOOK_UP_SECONDS)
         if not closing.done():

@@ -195,6 +195,42 @@ def test_warm(entry: ModelEntry, server: Running, told: Told, monkeypatch: pytes
     assert told.lines == []
 
 
+def test_one_for_another_model_gives_way(
+    entry: ModelEntry, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a prompt has started it, and it has nothing to do."""
+    other = llm.get_model("diffusiongemma-bf16").entry
+    of_a_prompt = replace(server, ends_when_idle=True)
+    asked: list[Running] = []
+    gives_way = False
+
+    def give_way(found: Running) -> bool:
+        asked.append(found)
+        return gives_way
+
+    def start(wanted: ModelEntry, settings: Settings) -> Running:
+        return replace(server, identity=identity_of(wanted))
+
+    monkeypatch.setattr(launch, "give_way", give_way)
+    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(finding, "_cannot_start", False)
+    write_down(of_a_prompt)
+    assert find(other, may_start=True) is None
+    launch.set_warm(True)
+    assert find(other, may_start=False) is None
+    assert find(entry, may_start=True) is not None
+    assert not asked
+    assert find(other, may_start=True) is None
+    gives_way = True
+    found = find(other, may_start=True)
+    assert found is not None
+    assert found.model == "diffusiongemma-bf16"
+    assert asked == [of_a_prompt] * 2
+    write_down(server)  # which somebody has started for it to stay
+    assert find(other, may_start=True) is None
+    assert len(asked) == 2
+
+
 def test_warm_where_none_can_be_started(entry: ModelEntry, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried once, and said: a chat goes on with what it has loaded."""
 

@@ -192,7 +192,7 @@ def test_stopped_with_a_reply_at_work(serve: Callable[..., Served]) -> None:
     with long_reply(served.record) as reply:
         launch.ask(served.record, "POST", "/diffusiongemma/stop")
         *_, last = reply
-    assert "being stopped" in json.loads(last.removeprefix("data: "))["error"]["message"]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "ServerStoppedError"
     assert served.wait() == 0
     assert files() == {"lock", "token"}
 
