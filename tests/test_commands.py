@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from llm_diffusiongemma import registry
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry, Source
+from llm_diffusiongemma.backends import launch
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, SERVER_VARIABLE, ModelEntry, Source
 from llm_diffusiongemma.diffusion import devices
+from llm_diffusiongemma.errors import ServerError
 from llm_diffusiongemma.hub.failures import size
 from llm_diffusiongemma.status import _prompts
 
@@ -142,6 +144,22 @@ def test_settings_that_mean_nothing_are_said_once(
     text = command.ok("status")
     assert text.count("'much'") == 1
     assert f"{', '.join(OURS[:3])}, " in text
+
+
+def test_status_says_who_would_answer(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed() -> None:
+        raise ServerError("A server needs two more libraries: pip install them")
+
+    monkeypatch.setenv(SERVER_VARIABLE, "http://box:8000/v1")
+    text = " ".join(command.ok("status").split())
+    assert f"diffusiongemma-tiny: the server http://box:8000/v1 is asked ({SERVER_VARIABLE})." in text
+    monkeypatch.setenv(SERVER_VARIABLE, "on")
+    assert f"diffusiongemma-tiny: {SERVER_VARIABLE} is neither off nor" in " ".join(command.ok("status").split())
+    monkeypatch.setenv(SERVER_VARIABLE, "off")
+    monkeypatch.setattr(launch, "check_installed", not_installed)
+    text = " ".join(command.ok("status").partition("\nServer\n")[2].split())
+    assert text.startswith("None is running. A server needs two more libraries: ")
+    assert text.endswith(f"{SERVER_VARIABLE} is off: prompts from here ask none.")
 
 
 def test_of_what_differs_in_numbers_only_the_numbers_are_said_again(

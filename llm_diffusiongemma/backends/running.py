@@ -106,6 +106,10 @@ class Running:
     """After so long without a prompt it lets the weights go; None: never."""
     ends_when_idle: bool
     """It was started by a prompt, and goes itself, too."""
+    url_of_others: str | None = None
+    """`http://gpu-box:8642/v1`, by which other machines can ask it."""
+    key_name: str | None = None
+    """A key of `llm keys` that it takes besides the token."""
 
 
 def identity_of(entry: ModelEntry) -> Identity:

@@ -115,10 +115,7 @@ class Desk:
             raise self._closed
         # One that has just come is about to be answered.
         if len(self._waiting) >= self._places + (self._answered is None):
-            raise ServerBusyError(
-                f"The server is busy: {len(self._waiting)} others wait for their replies. Try again in about "
-                f"{self.retry_after} seconds."
-            )
+            raise ServerBusyError(self._busy())
         order = Order(turn)
         if self._answered is not None or self._waiting:
             order.say("queued")
@@ -135,6 +132,13 @@ class Desk:
         elif order is self._answered and self._reply is not None:
             self._answered = None
             self._reply.cancel()
+
+    def _busy(self) -> str:
+        number, seconds = len(self._waiting), self.retry_after
+        few = {0: "it is writing another reply", 1: "1 other waits for its reply"}
+        who = few.get(number, f"{number} others wait for their replies")
+        when = f"in about {seconds} {'second' if seconds == 1 else 'seconds'}" if self._lately else "later"
+        return f"The server is busy: {who}. Try again {when}."
 
     @property
     def retry_after(self) -> int:

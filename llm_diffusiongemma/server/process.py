@@ -87,6 +87,8 @@ def serve(
         url=_url(settings.host, listener) if listener is not None else None,
         keep_alive_seconds=settings.keep_alive_seconds,
         ends_when_idle=settings.ends_when_idle,
+        url_of_others=_url_of_others(settings, listener) if listener is not None else None,
+        key_name=settings.key_name,
     )
     try:
         return Server(entry, settings, record, only(_token(), key), when_ready).serve_on(sockets)
@@ -259,8 +261,18 @@ def _token() -> str:
 def _url(host: str, listener: socket.socket) -> str:
     address, port = listener.getsockname()[:2]
     # Who listens everywhere is asked at home.
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    return f"http://[{shown}]:{port}/v1" if ":" in shown else f"http://{shown}:{port}/v1"
+    return _at({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address), port)
+
+
+def _url_of_others(settings: Settings, listener: socket.socket) -> str | None:
+    """None if only this machine can ask."""
+    if settings.is_local:
+        return None
+    return _at(next(iter(settings.allowed_hosts), settings.host), listener.getsockname()[1])
+
+
+def _at(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
 def _write(record: Running) -> None:

@@ -105,6 +105,8 @@ def test_from_the_first_to_the_next(llm_command: Llm) -> None:
     assert server["state"]["loaded"]["device"] == "cpu"
     text = " ".join(" ".join(lines(status)).split())
     assert f"{TINY} (process {command.pid}) at {url} since " in text
+    assert f"{TINY}: the local server answers." in text
+    assert f"Programs show it the token in {running.folder() / running.TOKEN_FILE}." in text
     assert "are loaded on cpu. Replies so far: 0. It has had nothing to do for " in text
 
     with pytest.raises(httpx2.RemoteProtocolError), long_reply(found) as reply:  # noqa: PT012
