@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import torch
 
 from llm_diffusiongemma import registry
 from llm_diffusiongemma.backends import launch
+from llm_diffusiongemma.backends.running import Running, identity_of
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, SERVER_VARIABLE, ModelEntry, Source
+from llm_diffusiongemma.commands import _say_served
 from llm_diffusiongemma.diffusion import devices
 from llm_diffusiongemma.errors import ServerError
 from llm_diffusiongemma.hub.failures import size
+from llm_diffusiongemma.server import process
 from llm_diffusiongemma.status import _prompts
 
 from .backends.scripted_server import Answer, ScriptedServer, free_port, models
@@ -436,6 +440,42 @@ def test_help_says_what_there_is(command: Command) -> None:
         f"  {name} " in help_text for name in ("add", "download", "remove", "serve", "status", "stop", "warm")
     )
     assert "..." not in help_text.partition("Commands:")[2]  # of a sentence that is too long for its place
+
+
+@pytest.mark.parametrize(
+    ("keep_alive", "weights"),
+    [
+        (None, "The weights stay until it ends."),
+        (0.0, "The weights go after each reply that nobody waits behind, "),
+        (600.0, "The weights go after 10m without a prompt, "),
+    ],
+)
+def test_a_server_says_how_it_is_asked(
+    keep_alive: float | None, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = llm.get_model("diffusiongemma-tiny").entry
+    server = Running(identity_of(entry), 1, 0.0, "a", None, "http://127.0.0.1:1/v1", keep_alive, False)
+    _say_served(server, "", "Ctrl-C ends it.")
+    text = capsys.readouterr().out
+    assert "`llm -m diffusiongemma-tiny` finds it by itself." in text
+    assert weights in text
+    assert "Other machines" not in text
+    _say_served(replace(server, url_of_others="http://box:1/v1", key_name="mine"), "off", "Ctrl-C ends it.")
+    text = capsys.readouterr().out
+    assert "  llm diffusiongemma add NAME http://box:1/v1 --key mine\n" in text
+    assert f"Prompts from here don't ask it: {SERVER_VARIABLE} is 'off'." in text
+    assert "finds it by itself" not in text
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(130, "\nThe server is stopped.\n"), (0, "The server is stopped.\n")]
+)
+def test_the_end_of_a_server_is_said(
+    command: Command, status: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "serve", lambda *_, **__: status)
+    result = command.llm("diffusiongemma", "serve", "diffusiongemma-tiny")
+    assert (result.exit_code, result.stderr) == (status, said)
 
 
 # --- models that a server has --------------------------------------------------------------------------------

@@ -247,6 +247,7 @@ def test_a_key_of_ones_own(serve: Callable[..., Served]) -> None:
     (Path(os.environ["LLM_USER_PATH"]) / "keys.json").write_text(json.dumps({"mine": "open sesame"}))
     served = serve(key_name="mine", allowed_hosts=("box.example",))
     assert served.record is not None
+    assert (served.record.url_of_others, served.record.key_name) == (None, "mine")
     url = f"{served.record.url}/models"
     for key, host, expected in [
         ("open sesame", "box.example", 200),
@@ -258,6 +259,18 @@ def test_a_key_of_ones_own(serve: Callable[..., Served]) -> None:
         assert httpx2.get(url, headers=headers, trust_env=False).status_code == expected
     launch.ask(served.record, "POST", "/diffusiongemma/stop")
     assert served.wait() == 0
+
+
+def test_how_other_machines_ask() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        for host, names, expected in [
+            ("0.0.0.0", ("box", "other"), f"http://box:{port}/v1"),
+            ("192.0.2.1", (), f"http://192.0.2.1:{port}/v1"),
+            ("2001:db8::1", (), f"http://[2001:db8::1]:{port}/v1"),
+            ("127.0.0.1", ("box",), None),
+        ]:
+            assert process._url_of_others(Settings(host, allowed_hosts=names), listener) == expected
 
 
 def test_a_token_that_others_could_read_is_none() -> None:
