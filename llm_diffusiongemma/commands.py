@@ -315,16 +315,20 @@ def warm(state: str | None) -> None:
     It runs in the background, and goes by itself after ten minutes without a prompt. Without on or off this says
     which it is.
     """
-    from .backends import launch
+    from .backends import launch, running
 
     if state == "on":
         launch.check_background()
     if state is not None:
         launch.set_warm(state == "on")
-    elif launch.is_warm():
+    if launch.is_warm():
         click.echo("on: a prompt that finds no server starts one, which goes after ten minutes without any.")
-    else:
-        click.echo("off: each prompt loads the model anew, unless a server is running.")
+        return
+    click.echo("off: each prompt loads the model anew, unless a server is running.")
+    found = running.recorded()
+    if found is not None and running.answers(found):
+        model_id = quoted(found.identity.model_id)
+        click.echo(f"One for {model_id} is running: `llm diffusiongemma stop` ends it.")
 
 
 def _entries() -> list[ModelEntry]:

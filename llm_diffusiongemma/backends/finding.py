@@ -82,7 +82,7 @@ def _tell_why_not(server: Running | None, entry: ModelEntry) -> None:
             model_id = server.identity.model_id if server is not None else entry.model_id
             tell(
                 f"The local server{process} has ended without a word, so this process answers. To start it again: "
-                f"llm diffusiongemma serve {quoted(model_id)} --detach"
+                + _serve(model_id)
             )
         elif server is None:
             tell_once(
@@ -92,7 +92,15 @@ def _tell_why_not(server: Running | None, entry: ModelEntry) -> None:
 
 
 def _anew(entry: ModelEntry) -> str:
-    return f"llm diffusiongemma stop, then llm diffusiongemma serve {entry.model_id}"
+    from .launch import is_warm
+
+    stop = "llm diffusiongemma stop"
+    # The next prompt starts one.
+    return stop if is_warm() else f"{stop}, then {_serve(entry.model_id)}"
+
+
+def _serve(model_id: str) -> str:
+    return f"llm diffusiongemma serve {quoted(model_id)}" + ("" if os.name == "nt" else " --detach")
 
 
 _cannot_start = False

@@ -116,7 +116,8 @@ def test_what_differs_is_said_once(entry: ModelEntry, server: Running, told: Tol
     assert [find(entry, may_start=True) for _ in range(2)] == [None, None]
     (line,) = told.lines
     assert line.startswith("The local server is of version 0.0.1 of llm-diffusiongemma, and this is ")
-    assert line.endswith(f"llm diffusiongemma stop, then llm diffusiongemma serve {TINY}")
+    detach = "" if os.name == "nt" else " --detach"
+    assert line.endswith(f": llm diffusiongemma stop, then llm diffusiongemma serve {TINY}{detach}")
 
 
 def test_another_model_is_news_on_a_terminal_only(server: Running, told: Told) -> None:
@@ -125,8 +126,11 @@ def test_another_model_is_news_on_a_terminal_only(server: Running, told: Told) -
     assert told.lines == []
     told.to_a_terminal()
     assert find(other, may_start=False) is None
-    (line,) = told.lines
-    assert line.startswith(f"The local server has {TINY}, so this process answers.")
+    launch.set_warm(True)  # then the next prompt starts one
+    assert find(other, may_start=False) is None
+    first, second = told.lines
+    assert first.startswith(f"The local server has {TINY}, so this process answers.")
+    assert second == f"{first.partition(' To have')[0]} To have one for this: llm diffusiongemma stop"
 
 
 @pytest.mark.usefixtures("server")

@@ -112,9 +112,23 @@ def test_what_it_needs_is_not_there(llm_command: Llm, monkeypatch: pytest.Monkey
 
 def test_warm(llm_command: Llm) -> None:
     for state in ("off", "on", "on", "off", "off"):
-        assert llm_command.ok("diffusiongemma", "warm", state) == ""
-        assert llm_command.ok("diffusiongemma", "warm").startswith(f"{state}: ")
+        said = llm_command.ok("diffusiongemma", "warm", state)
+        assert said.startswith(f"{state}: ")
+        assert llm_command.ok("diffusiongemma", "warm") == said
         assert launch.is_warm() is (state == "on")
+
+
+def test_warm_off_names_one_that_runs(
+    entry: ModelEntry, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "recorded", lambda: a_record(entry, "a"))
+    for is_there, said in (
+        (False, ""),
+        (True, f"\nOne for {TINY} is running: `llm diffusiongemma stop` ends it."),
+    ):
+        monkeypatch.setattr(running, "answers", lambda found, is_there=is_there: is_there)
+        text = llm_command.ok("diffusiongemma", "warm", "off")
+        assert text.partition(".")[2].rstrip() == said
 
 
 def test_nothing_to_stop(llm_command: Llm) -> None:
