@@ -215,11 +215,23 @@ def ask(found: Running, method: str, path: str) -> dict[str, Any]:
         with _client(found) as client:
             answer = client.request(method, path)
             value = answer.raise_for_status().json()
-    except (httpx2.HTTPError, ValueError) as error:
-        raise ServerError(f"The server (process {found.pid}) doesn't answer: {quoted(error)}.") from error
+    except httpx2.HTTPError as error:
+        raise ServerError(f"The server (process {found.pid}) doesn't answer: {_why(error)}.") from error
+    except ValueError:
+        value = None
     if not isinstance(value, dict):
         raise ServerError(f"The server (process {found.pid}) answers what can't be understood.")
     return value
+
+
+def _why(error: httpx2.HTTPError) -> str:
+    import httpx2
+
+    if isinstance(error, httpx2.HTTPStatusError):
+        return f"its status is {error.response.status_code}"
+    if isinstance(error, httpx2.TimeoutException):
+        return f"nothing came for {ASK_SECONDS:g} s, and `llm diffusiongemma stop` ends it"
+    return "the connection to it breaks off"
 
 
 def _client(found: Running) -> httpx2.Client:

@@ -166,9 +166,14 @@ def in_a_sentence() -> Iterator[None]:
         raise
     except OSError as error:
         raise ServerError(
-            f"The server's folder can't be used: {quoted(error)}. Check the rights of llm's folder and the disk "
+            f"The server's folder can't be used: {_reason(error)}. Check the rights of llm's folder and the disk "
             "that it is on."
         ) from error
+
+
+def _reason(error: OSError) -> str:
+    where = f" ({quoted(error.filename)})" if error.filename is not None else ""
+    return quoted(error.strerror or error) + where
 
 
 def recorded() -> Running | None:
