@@ -24,7 +24,7 @@ from llm_diffusiongemma.diffusion import devices
 from llm_diffusiongemma.errors import ServerError
 from llm_diffusiongemma.hub.failures import size
 from llm_diffusiongemma.server import process
-from llm_diffusiongemma.status import _prompts
+from llm_diffusiongemma.status import _prompts, _server_state
 
 from .backends.scripted_server import Answer, ScriptedServer, free_port, models
 from .conftest import Llm
@@ -164,6 +164,12 @@ def test_status_says_who_would_answer(command: Command, monkeypatch: pytest.Monk
     text = " ".join(command.ok("status").partition("\nServer\n")[2].split())
     assert text.startswith("None is running. A server needs two more libraries: ")
     assert text.endswith(f"{SERVER_VARIABLE} is off: prompts from here ask none.")
+
+
+def test_status_of_a_server_at_work() -> None:
+    state = {"loaded": None, "replies": 1, "running_since": 1.0}
+    said = [_server_state({**state, "waiting": number}, None, False) for number in range(3)]
+    assert [text.partition("is writing ")[2] for text in said] == ["one.", "one, and 1 waits.", "one, and 2 wait."]
 
 
 def test_of_what_differs_in_numbers_only_the_numbers_are_said_again(

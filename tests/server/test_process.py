@@ -215,6 +215,21 @@ def test_one_that_a_prompt_has_started_goes_by_itself(serve: Callable[..., Serve
     assert files() == {"lock", "token"}
 
 
+def test_one_that_a_prompt_has_started_gives_way(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_is_gone_within", lambda found, seconds: True)  # the lock is this process's
+    served = serve(ends_when_idle=True)
+    assert served.record is not None
+    assert not launch.give_way(served.record)  # who has started it is about to ask
+    with launch._client(served.record) as client:
+        body = {**LONG, "stream": False, "diffusiongemma": {}, "max_tokens": 1}
+        assert client.post("/v1/chat/completions", json=body, timeout=PATIENCE_SECONDS).status_code == 200
+    assert launch.give_way(served.record)
+    assert served.wait() == 0
+    assert not launch.give_way(served.record)
+
+
 def test_who_does_not_read_keeps_nobody_from_ending(
     serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
