@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 
 from ..catalog import SERVER_VARIABLE, ModelEntry
-from ..errors import DiffusionGemmaError, ServerError
+from ..errors import DiffusionGemmaError, ServerError, ServerStoppedError
 from ..view.progress import on_terminal
 from ..wording import quoted, tell, tell_once
 from . import running
@@ -22,7 +22,7 @@ def find(entry: ModelEntry, may_start: bool) -> Address | None:
     """Where a model is asked: of the server that is named for it, or of this user's that is running, or of one
     that is started now, if `may_start` and the user has it so. None if this process answers.
 
-    Raises what `address_of` raises.
+    Raises what `address_of` raises, and `ServerStoppedError` if somebody ends the one that is started.
     """
     if (named := address_of(entry)) is not None:
         return named
@@ -114,6 +114,8 @@ def _started(entry: ModelEntry) -> Address | None:
 
     try:
         server = start(entry, Settings(ends_when_idle=True))
+    except ServerStoppedError:
+        raise
     except DiffusionGemmaError as error:
         _cannot_start = True
         tell(f"No server could be started, so this process answers. {error}")

@@ -20,7 +20,7 @@ from llm_diffusiongemma.backends.finding import find, has_gone
 from llm_diffusiongemma.backends.running import Running, identity_of
 from llm_diffusiongemma.backends.settings import Settings
 from llm_diffusiongemma.catalog import SERVER_VARIABLE, ModelEntry
-from llm_diffusiongemma.errors import RegistryError, ServerError
+from llm_diffusiongemma.errors import RegistryError, ServerError, ServerStoppedError
 
 from ..conftest import TINY
 
@@ -246,3 +246,14 @@ def test_warm_where_none_can_be_started(entry: ModelEntry, told: Told, monkeypat
     launch.set_warm(True)
     assert [find(entry, may_start=True) for _ in range(2)] == [None, None]
     assert told.lines == ["No server could be started, so this process answers. There are no sockets left."]
+
+
+def test_warm_where_somebody_stops_it(entry: ModelEntry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object) -> Running:
+        raise ServerStoppedError("It was stopped.")
+
+    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(finding, "_cannot_start", False)
+    launch.set_warm(True)
+    with pytest.raises(ServerStoppedError):
+        find(entry, may_start=True)

@@ -22,7 +22,7 @@ from llm_diffusiongemma.backends import launch, running
 from llm_diffusiongemma.backends.running import Running, identity_of
 from llm_diffusiongemma.backends.settings import Settings
 from llm_diffusiongemma.catalog import ModelEntry, Source
-from llm_diffusiongemma.errors import DeviceError, ServerError
+from llm_diffusiongemma.errors import DeviceError, ServerError, ServerStoppedError
 from llm_diffusiongemma.view.progress import Progress
 
 from ..conftest import TINY, Llm
@@ -79,6 +79,11 @@ def test_what_keeps_it_from_running_is_said(
     monkeypatch.setattr(launch, "MODULE", "nowhere")
     with pytest.raises(ServerError, match=r"ended with status 1 before it was ready: .*No module named nowhere\."):
         launch.start(entry, BY_A_PROMPT)
+
+
+def test_one_that_somebody_stops_as_it_starts(tmp_path: Path) -> None:
+    stopped = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    assert isinstance(launch._ended(stopped, tmp_path / "log"), ServerStoppedError)
 
 
 def test_what_takes_long_in_a_server_is_shown_here(monkeypatch: pytest.MonkeyPatch) -> None:
