@@ -15,6 +15,7 @@ import click
 import llm
 
 from .backends.settings import Settings, settings_options
+from .catalog import SERVER_VARIABLE
 from .errors import (
     CheckpointNotFoundError,
     DeviceError,
@@ -26,7 +27,7 @@ from .errors import (
     ServerError,
     ServerUnreachableError,
 )
-from .interrupts import FAILED_STATUS, Interrupts, current_command
+from .interrupts import FAILED_STATUS, INTERRUPTED_STATUS, Interrupts, current_command
 from .wording import printable, quoted, tell
 
 if TYPE_CHECKING:
@@ -262,16 +263,20 @@ def serve(model_id: str, settings: Settings, detach: bool) -> None:
             f"What goes between {quoted(settings.host)} and other machines is not encrypted: who is in between "
             "can read prompts, replies and the key. An SSH tunnel, or a proxy with TLS, keeps them private."
         )
+    variable = os.environ.get(SERVER_VARIABLE, "").strip()
     if detach:
-        _say_served(launch.start(entry, settings), "`llm diffusiongemma stop` ends it.")
+        _say_served(launch.start(entry, settings), variable, "`llm diffusiongemma stop` ends it.")
         return
     from .server.process import serve as run
 
-    status = run(entry, settings, when_ready=lambda server: _say_served(server, "Ctrl-C ends it."))
+    status = run(entry, settings, when_ready=lambda server: _say_served(server, variable, "Ctrl-C ends it."))
+    # Behind the terminal's ^C.
+    click.echo(("\n" if status == INTERRUPTED_STATUS else "") + "The server is stopped.", err=True)
     raise click.exceptions.Exit(status)
 
 
-def _say_served(server: Running, end: str) -> None:
+def _say_served(server: Running, variable: str, end: str) -> None:
+    """`variable` is what the environment says of servers for prompts."""
     import shlex
 
     from .backends import running
@@ -279,16 +284,29 @@ def _say_served(server: Running, end: str) -> None:
 
     model_id, token = server.identity.model_id, running.folder() / running.TOKEN_FILE
     body = {"model": model_id, "messages": [{"role": "user", "content": "What is a canvas?"}]}
-    keep_alive = server.keep_alive_seconds
     curl = f'curl {server.url}/chat/completions -H "Authorization: Bearer $(cat {shlex.quote(str(token))})"'
     lines = [
         f"{curl} -H 'Content-Type: application/json' -d '{json.dumps(body)}'",
         "",
-        f"{model_id} is served at {server.url} in OpenAI's format; `llm -m {model_id}` finds it by itself.",
-        f"The token that others need is in {quoted(token)}.",
+        f"{model_id} is served at {server.url} in OpenAI's format"
+        + ("." if variable else f"; `llm -m {model_id}` finds it by itself."),
     ]
-    if keep_alive is not None:
-        lines.append(f"The weights go after {duration_text(keep_alive)} without a prompt, and come with the next.")
+    if variable:
+        lines.append(f"Prompts from here don't ask it: {SERVER_VARIABLE} is {quoted(repr(variable))}.")
+    lines.append(f"The token that programs need is in {quoted(token)}.")
+    if server.url_of_others is not None:
+        key = shlex.quote(str(server.key_name))
+        lines += [
+            f"Other machines, with the key {key} in their `llm keys`, know it by:",
+            f"  llm diffusiongemma add NAME {shlex.quote(server.url_of_others)} --key {key}",
+        ]
+    if server.keep_alive_seconds is None:
+        lines.append("The weights stay until it ends.")
+    elif server.keep_alive_seconds == 0:
+        lines.append("The weights go after each reply that nobody waits behind, and come with the next prompt.")
+    else:
+        after = duration_text(server.keep_alive_seconds)
+        lines.append(f"The weights go after {after} without a prompt, and come with the next.")
     click.echo(printable("\n".join([*lines, end])))
 
 
@@ -314,16 +332,20 @@ def warm(state: str | None) -> None:
     It runs in the background, and goes by itself after ten minutes without a prompt. Without on or off this says
     which it is.
     """
-    from .backends import launch
+    from .backends import launch, running
 
     if state == "on":
         launch.check_background()
     if state is not None:
         launch.set_warm(state == "on")
-    elif launch.is_warm():
+    if launch.is_warm():
         click.echo("on: a prompt that finds no server starts one, which goes after ten minutes without any.")
-    else:
-        click.echo("off: each prompt loads the model anew, unless a server is running.")
+        return
+    click.echo("off: each prompt loads the model anew, unless a server is running.")
+    found = running.recorded()
+    if found is not None and running.answers(found):
+        model_id = quoted(found.identity.model_id)
+        click.echo(f"One for {model_id} is running: `llm diffusiongemma stop` ends it.")
 
 
 def _entries() -> list[ModelEntry]:

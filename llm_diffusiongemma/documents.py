@@ -78,8 +78,14 @@ def parse_object(content: bytes, *, strict: bool = False) -> dict[str, Any]:
         value = json.loads(content.decode("utf-8"), **hooks)
     except RecursionError:
         raise DocumentError("it is nested too deeply") from None
-    except ValueError as error:  # of the encoding, the syntax, or an integer of thousands of digits
-        raise DocumentError(quoted(error)) from error
+    except DocumentError:
+        raise
+    except json.JSONDecodeError as error:
+        raise DocumentError(f"it is no JSON from line {error.lineno}, column {error.colno} on") from error
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"it is no UTF-8 from byte {error.start + 1:,} on") from error
+    except ValueError as error:
+        raise DocumentError("it has a number of thousands of digits") from error
     if not isinstance(value, dict):
         raise DocumentError("it is no JSON object")
     return value
@@ -120,8 +126,13 @@ def conform(schema: type[AnyDocument], value: Any, at: str = "") -> AnyDocument:
         elif first["type"] in EXPECTED:
             reason = f"it has to be {EXPECTED[first['type']].format_map(first.get('ctx', {}))}"
         raise DocumentError(
-            f"{where} is {quoted(repr(first['input']), SHOWN_VALUE_CHARACTERS)}: {reason}", where
+            f"{where} is {quoted(_shown(first['input']), SHOWN_VALUE_CHARACTERS)}: {reason}", where
         ) from error
+
+
+def _shown(value: Any) -> str:
+    """Who has written JSON needn't know what Python makes of it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def refuse_unless(condition: bool, rule: str) -> None:

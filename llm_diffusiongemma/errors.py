@@ -73,6 +73,10 @@ class ServerUnreachableError(ServerError):
     """A server that nothing at all has come from: so nothing has been answered, and another one may be asked."""
 
 
+class ServerStoppedError(ServerError):
+    """A server that somebody has ended before it had answered: he may not want the prompt answered elsewhere."""
+
+
 class ServerAccessError(DiffusionGemmaError, PermissionError):
     """A server that wants a key, or another one."""
 

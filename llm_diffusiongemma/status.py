@@ -21,6 +21,7 @@ import torch
 
 from . import hub
 from .backends import launch, running
+from .backends.address import LOCAL_SERVER, address_of
 from .backends.choice import choose
 from .backends.engine import telling_how_to_mend
 from .backends.running import Running
@@ -28,7 +29,7 @@ from .backends.settings import duration_text
 from .catalog import MEMORY_VARIABLE, SERVER_VARIABLE, ModelEntry, Source
 from .diffusion import devices
 from .diffusion.loading import describe
-from .errors import DeviceError, DiffusionGemmaError, HubConnectionError
+from .errors import DeviceError, DiffusionGemmaError, HubConnectionError, ServerError
 from .hub.failures import size
 from .wording import gib, quoted
 
@@ -44,13 +45,17 @@ def gather(entries: Sequence[ModelEntry], problems: Sequence[str], updates: bool
     weights = [_weights(source) for source in sources]
     if updates:
         _ask_for_updates(weights, sources, entries)
+    models, server = [_model(entry) for entry in entries], _server(entries)
+    for model, entry in zip(models, entries, strict=True):
+        if entry.server is None:
+            model.update(_answered_elsewhere(entry, server))
     return {
         "cache": _cache(),
         "devices": [_device(name) for name in devices.available_devices()],
         "memory_limit_bytes": _memory_limit(),
         "weights": weights,
-        "models": [_model(entry) for entry in entries],
-        "server": _server(entries),
+        "models": models,
+        "server": server,
         "problems": list(problems),
     }
 
@@ -186,6 +191,10 @@ def _server(entries: Sequence[ModelEntry]) -> dict[str, Any]:
     variable = os.environ.get(SERVER_VARIABLE, "").strip()
     result: dict[str, Any] = {"is_warm": launch.is_warm(), "variable": variable or None, "running": None}
     try:
+        launch.check_installed()
+    except ServerError as error:
+        result["not_installed"] = str(error)
+    try:
         found = running.recorded()
         if found is None:
             if (running.folder() / running.LOCK_FILE).exists() and running.is_locked():
@@ -204,6 +213,9 @@ def _server(entries: Sequence[ModelEntry]) -> dict[str, Any]:
             "started": found.started,
             "url": found.url,
             "socket": found.socket,
+            "token_file": str(running.folder() / running.TOKEN_FILE),
+            "url_of_others": found.url_of_others,
+            "key_name": found.key_name,
             "keep_alive_seconds": found.keep_alive_seconds,
             "ends_when_idle": found.ends_when_idle,
             "difference": _difference(found, entries),
@@ -220,6 +232,20 @@ def _difference(found: Running, entries: Sequence[ModelEntry]) -> str | None:
         if entry.model_id == found.identity.model_id:
             return found.identity.difference(running.identity_of(entry))
     return "has a model that isn't known here"
+
+
+def _answered_elsewhere(entry: ModelEntry, server: dict[str, Any]) -> dict[str, str]:
+    """`answered_by`, if that isn't this process, or the `error` of the variable that names a server."""
+    try:
+        if (named := address_of(entry)) is not None:
+            return {"answered_by": named.name}
+    except DiffusionGemmaError as error:
+        return {"error": str(error)}
+    found = server["running"]
+    is_off = (server["variable"] or "").lower() == "off"
+    if is_off or found is None or found["model"] != entry.model_id or found["difference"] is not None:
+        return {}
+    return {"answered_by": LOCAL_SERVER}
 
 
 def has_failed(found: dict[str, Any]) -> bool:
@@ -255,20 +281,27 @@ def _server_lines(server: dict[str, Any]) -> Iterator[str]:
         where = found["url"] or quoted(found["socket"])
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(found["started"]))
         yield f"{quoted(found['model'])} (process {found['process']}) at {where} since {since}."
+        yield f"Programs show it the token in {quoted(found['token_file'])}."
+        if found["url"] is None:
+            yield f"With curl: --unix-socket {quoted(found['socket'])} http://localhost/v1/chat/completions"
+        if found["url_of_others"] is not None:
+            key = f"the key that `llm keys` has here as {quoted(found['key_name'])}"
+            yield f"Other machines ask it at {quoted(found['url_of_others'])}, with {key}."
         if "state" in found:
             yield _server_state(found["state"], found["keep_alive_seconds"], found["ends_when_idle"])
         if found["difference"] is not None:
             yield f"Prompts from here don't use it: it {found['difference']}."
     elif "problem" not in server:
-        yield "None is running: `llm diffusiongemma serve` starts one."
+        if "not_installed" in server:
+            yield f"None is running. {server['not_installed']}"
+        else:
+            yield "None is running: `llm diffusiongemma serve` starts one."
     if "problem" in server:
         yield server["problem"]
     if server["is_warm"]:
         yield "Prompts that find none start one (`llm diffusiongemma warm on`)."
-    if server["variable"]:
-        value = server["variable"]
-        asked = "ask none" if value.lower() == "off" else "ask that one"
-        yield f"{SERVER_VARIABLE} is {quoted(repr(value))}: prompts from here {asked}."
+    if (server["variable"] or "").lower() == "off":
+        yield f"{SERVER_VARIABLE} is off: prompts from here ask none."
 
 
 def _server_state(state: dict[str, Any], keep_alive_seconds: float | None, ends_when_idle: bool) -> str:
@@ -278,7 +311,8 @@ def _server_state(state: dict[str, Any], keep_alive_seconds: float | None, ends_
         text = f"Its weights ({loaded['representation']}) are loaded on {loaded['device']}."
     text += f" Replies so far: {state['replies']}."
     if state["running_since"] is not None:
-        return f"{text} It is writing one, and {state['waiting']} wait."
+        waiting = {0: "", 1: ", and 1 waits"}.get(state["waiting"], f", and {state['waiting']} wait")
+        return f"{text} It is writing one{waiting}."
     text += f" It has had nothing to do for {_about(time.time() - (state['last_used'] or state['started']))}"
     if keep_alive_seconds is None or (loaded is None and not ends_when_idle):
         return f"{text}."
@@ -357,6 +391,10 @@ def _prompts(models: Sequence[dict[str, Any]]) -> Iterator[str]:
 def _prompt(model: dict[str, Any]) -> str:
     if "error" in model:
         return str(model["error"])
+    if "answered_by" in model:
+        if model["answered_by"] == LOCAL_SERVER:
+            return "the local server answers."
+        return f"the server {quoted(model['answered_by'])} is asked ({SERVER_VARIABLE})."
     if "server" in model:
         server = model["server"]
         named = f" for its model {quoted(server['served_model'])}" if server["served_model"] else ""

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ import pytest
 import torch
 
 from llm_diffusiongemma import registry
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry, Source
+from llm_diffusiongemma.backends import launch
+from llm_diffusiongemma.backends.running import Running, identity_of
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, SERVER_VARIABLE, ModelEntry, Source
+from llm_diffusiongemma.commands import _say_served
 from llm_diffusiongemma.diffusion import devices
+from llm_diffusiongemma.errors import ServerError
 from llm_diffusiongemma.hub.failures import size
-from llm_diffusiongemma.status import _prompts
+from llm_diffusiongemma.server import process
+from llm_diffusiongemma.status import _prompts, _server_state
 
 from .backends.scripted_server import Answer, ScriptedServer, free_port, models
 from .conftest import Llm
@@ -142,6 +148,28 @@ def test_settings_that_mean_nothing_are_said_once(
     text = command.ok("status")
     assert text.count("'much'") == 1
     assert f"{', '.join(OURS[:3])}, " in text
+
+
+def test_status_says_who_would_answer(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed() -> None:
+        raise ServerError("A server needs two more libraries: pip install them")
+
+    monkeypatch.setenv(SERVER_VARIABLE, "http://box:8000/v1")
+    text = " ".join(command.ok("status").split())
+    assert f"diffusiongemma-tiny: the server http://box:8000/v1 is asked ({SERVER_VARIABLE})." in text
+    monkeypatch.setenv(SERVER_VARIABLE, "on")
+    assert f"diffusiongemma-tiny: {SERVER_VARIABLE} is neither off nor" in " ".join(command.ok("status").split())
+    monkeypatch.setenv(SERVER_VARIABLE, "off")
+    monkeypatch.setattr(launch, "check_installed", not_installed)
+    text = " ".join(command.ok("status").partition("\nServer\n")[2].split())
+    assert text.startswith("None is running. A server needs two more libraries: ")
+    assert text.endswith(f"{SERVER_VARIABLE} is off: prompts from here ask none.")
+
+
+def test_status_of_a_server_at_work() -> None:
+    state = {"loaded": None, "replies": 1, "running_since": 1.0}
+    said = [_server_state({**state, "waiting": number}, None, False) for number in range(3)]
+    assert [text.partition("is writing ")[2] for text in said] == ["one.", "one, and 1 waits.", "one, and 2 wait."]
 
 
 def test_of_what_differs_in_numbers_only_the_numbers_are_said_again(
@@ -419,6 +447,42 @@ def test_help_says_what_there_is(command: Command) -> None:
         f"  {name} " in help_text for name in ("add", "download", "remove", "serve", "status", "stop", "warm")
     )
     assert "..." not in help_text.partition("Commands:")[2]  # of a sentence that is too long for its place
+
+
+@pytest.mark.parametrize(
+    ("keep_alive", "weights"),
+    [
+        (None, "The weights stay until it ends."),
+        (0.0, "The weights go after each reply that nobody waits behind, "),
+        (600.0, "The weights go after 10m without a prompt, "),
+    ],
+)
+def test_a_server_says_how_it_is_asked(
+    keep_alive: float | None, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = llm.get_model("diffusiongemma-tiny").entry
+    server = Running(identity_of(entry), 1, 0.0, "a", None, "http://127.0.0.1:1/v1", keep_alive, False)
+    _say_served(server, "", "Ctrl-C ends it.")
+    text = capsys.readouterr().out
+    assert "`llm -m diffusiongemma-tiny` finds it by itself." in text
+    assert weights in text
+    assert "Other machines" not in text
+    _say_served(replace(server, url_of_others="http://box:1/v1", key_name="mine"), "off", "Ctrl-C ends it.")
+    text = capsys.readouterr().out
+    assert "  llm diffusiongemma add NAME http://box:1/v1 --key mine\n" in text
+    assert f"Prompts from here don't ask it: {SERVER_VARIABLE} is 'off'." in text
+    assert "finds it by itself" not in text
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(130, "\nThe server is stopped.\n"), (0, "The server is stopped.\n")]
+)
+def test_the_end_of_a_server_is_said(
+    command: Command, status: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "serve", lambda *_, **__: status)
+    result = command.llm("diffusiongemma", "serve", "diffusiongemma-tiny")
+    assert (result.exit_code, result.stderr) == (status, said)
 
 
 # --- models that a server has --------------------------------------------------------------------------------

@@ -812,7 +812,7 @@ def test_a_list_that_cannot_be_believed(changed: dict[str, Any], hub: LoopbackHu
         (b'{"error": "no"}', "not a Hugging Face Hub"),
         (b'{"sha": "../..", "siblings": []}', "not 40 hexadecimal digits"),
         (b'{"sha": 7, "siblings": []}', "sha is 7"),
-        (b'{"sha": "%s", "siblings": null}' % COMMIT.encode(), "siblings is None"),
+        (b'{"sha": "%s", "siblings": null}' % COMMIT.encode(), "siblings is null"),
         (b'{"sha": "%s", "siblings": [7]}' % COMMIT.encode(), "can't be used"),
         (b'{"sha": "%s", "siblings": [{}]}' % COMMIT.encode(), "has no siblings.0.rfilename"),
         (b" " * (listing.MAX_LISTING_BYTES + 1), "has no end"),

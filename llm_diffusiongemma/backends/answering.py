@@ -9,7 +9,7 @@ import llm
 from llm.parts import StreamEvent
 
 from ..catalog import ModelEntry
-from ..errors import ServerError
+from ..errors import ServerError, ServerStoppedError
 from ..wording import tell
 from .address import Address
 from .finding import find, has_gone
@@ -24,6 +24,8 @@ def answer(entry: ModelEntry, turn: Turn, stop: Stop) -> Reply:
     if address is not None:
         try:
             return _Reply(address, entry, turn, stop)
+        except ServerStoppedError:
+            raise
         except ServerError:
             if not has_gone(address):
                 raise
@@ -82,6 +84,8 @@ class _Reply(_Delegate):
                 has_come = True
                 yield events
             return
+        except ServerStoppedError:
+            raise
         except ServerError:
             if has_come or not has_gone(self._address):
                 raise
@@ -116,6 +120,8 @@ class _AsyncReply(_Delegate):
                         has_come = True
                         yield events
                 return
+            except ServerStoppedError:
+                raise
             except ServerError:
                 if has_come or not has_gone(address):
                     raise

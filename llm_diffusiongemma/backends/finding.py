@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 
 from ..catalog import SERVER_VARIABLE, ModelEntry
-from ..errors import DiffusionGemmaError, ServerError
+from ..errors import DiffusionGemmaError, ServerError, ServerStoppedError
 from ..view.progress import on_terminal
 from ..wording import quoted, tell, tell_once
 from . import running
@@ -22,21 +22,31 @@ def find(entry: ModelEntry, may_start: bool) -> Address | None:
     """Where a model is asked: of the server that is named for it, or of this user's that is running, or of one
     that is started now, if `may_start` and the user has it so. None if this process answers.
 
-    Raises what `address_of` raises.
+    Raises what `address_of` raises, and `ServerStoppedError` if somebody ends the one that is started.
     """
     if (named := address_of(entry)) is not None:
         return named
     if os.environ.get(SERVER_VARIABLE, "").strip().lower() == "off":
         return None
     server = running.recorded()
-    is_there = server is not None and running.answers(server)
-    if not is_there and may_start and not _cannot_start and _is_warm():
+    there = server if server is not None and running.answers(server) else None
+    if may_start and not _cannot_start and _has_to_start(there, entry):
         return _started(entry)
-    if server is not None and is_there:
-        return _address(server, entry)
+    if there is not None:
+        return _address(there, entry)
     if server is not None or running.has_record():
         _tell_why_not(server, entry)
     return None
+
+
+def _has_to_start(there: Running | None, entry: ModelEntry) -> bool:
+    """Whether prompts start servers, and there is none: or one that a prompt has started for something else, and
+    that has made way now."""
+    if there is not None and (not there.ends_when_idle or there.identity.difference(identity_of(entry)) is None):
+        return False
+    from .launch import give_way, is_warm
+
+    return is_warm() and (there is None or give_way(there))
 
 
 def has_gone(address: Address) -> bool:
@@ -72,7 +82,7 @@ def _tell_why_not(server: Running | None, entry: ModelEntry) -> None:
             model_id = server.identity.model_id if server is not None else entry.model_id
             tell(
                 f"The local server{process} has ended without a word, so this process answers. To start it again: "
-                f"llm diffusiongemma serve {quoted(model_id)} --detach"
+                + _serve(model_id)
             )
         elif server is None:
             tell_once(
@@ -82,13 +92,15 @@ def _tell_why_not(server: Running | None, entry: ModelEntry) -> None:
 
 
 def _anew(entry: ModelEntry) -> str:
-    return f"llm diffusiongemma stop, then llm diffusiongemma serve {entry.model_id}"
-
-
-def _is_warm() -> bool:
     from .launch import is_warm
 
-    return is_warm()
+    stop = "llm diffusiongemma stop"
+    # The next prompt starts one.
+    return stop if is_warm() else f"{stop}, then {_serve(entry.model_id)}"
+
+
+def _serve(model_id: str) -> str:
+    return f"llm diffusiongemma serve {quoted(model_id)}" + ("" if os.name == "nt" else " --detach")
 
 
 _cannot_start = False
@@ -102,6 +114,8 @@ def _started(entry: ModelEntry) -> Address | None:
 
     try:
         server = start(entry, Settings(ends_when_idle=True))
+    except ServerStoppedError:
+        raise
     except DiffusionGemmaError as error:
         _cannot_start = True
         tell(f"No server could be started, so this process answers. {error}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
 from ..catalog import MODEL_VARIABLE, SERVER_VARIABLE, ModelEntry
-from ..errors import ServerError
+from ..errors import ServerError, ServerStoppedError
 from ..installation import install_command
 from ..view.progress import Progress, indicate
 from ..wording import quoted, tell
@@ -91,7 +91,7 @@ def start(entry: ModelEntry, settings: Settings) -> Running:
     found = running.recorded()
     if found is not None and found.pid == server.pid and server.poll() is None:
         return found
-    raise ServerError(_last_words(server, log))
+    raise _ended(server, log)
 
 
 def _listen(server: subprocess.Popen[bytes]) -> bool:
@@ -192,10 +192,12 @@ def already_running(found: Running | None) -> ServerError:
     )
 
 
-def _last_words(server: subprocess.Popen[bytes], log: Path) -> str:
-    """Of a server that has ended, or is about to, without a word."""
+def _ended(server: subprocess.Popen[bytes], log: Path) -> ServerError:
+    """What is said of a server that has ended, or is about to, without a word."""
     try:
         status = server.wait(END_SECONDS)
+        if status == 0:
+            return ServerStoppedError("The server was stopped while it was starting. Run the command again.")
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
     except subprocess.TimeoutExpired:
         how = "doesn't answer"
@@ -203,8 +205,10 @@ def _last_words(server: subprocess.Popen[bytes], log: Path) -> str:
         stream.seek(max(0, log.stat().st_size - LAST_WORDS_BYTES))
         lines = stream.read().decode("utf-8", "replace").splitlines()
         if lines:
-            return f"The server {how} before it was ready: {quoted(lines[-1])}. {quoted(log)} has all it has said."
-    return f"The server {how} before it was ready, and has said nothing."
+            return ServerError(
+                f"The server {how} before it was ready: {quoted(lines[-1])}. {quoted(log)} has all it has said."
+            )
+    return ServerError(f"The server {how} before it was ready, and has said nothing.")
 
 
 def ask(found: Running, method: str, path: str) -> dict[str, Any]:
@@ -215,11 +219,23 @@ def ask(found: Running, method: str, path: str) -> dict[str, Any]:
         with _client(found) as client:
             answer = client.request(method, path)
             value = answer.raise_for_status().json()
-    except (httpx2.HTTPError, ValueError) as error:
-        raise ServerError(f"The server (process {found.pid}) doesn't answer: {quoted(error)}.") from error
+    except httpx2.HTTPError as error:
+        raise ServerError(f"The server (process {found.pid}) doesn't answer: {_why(error)}.") from error
+    except ValueError:
+        value = None
     if not isinstance(value, dict):
         raise ServerError(f"The server (process {found.pid}) answers what can't be understood.")
     return value
+
+
+def _why(error: httpx2.HTTPError) -> str:
+    import httpx2
+
+    if isinstance(error, httpx2.HTTPStatusError):
+        return f"its status is {error.response.status_code}"
+    if isinstance(error, httpx2.TimeoutException):
+        return f"nothing came for {ASK_SECONDS:g} s, and `llm diffusiongemma stop` ends it"
+    return "the connection to it breaks off"
 
 
 def _client(found: Running) -> httpx2.Client:
@@ -260,6 +276,15 @@ def stop() -> Running | None:
         if _is_gone_within(found, seconds):
             return found
     raise _endless(found)
+
+
+def give_way(found: Running) -> bool:
+    """Has a server end if it is idle. Whether it is gone."""
+    with suppress(ServerError):
+        return bool(ask(found, "POST", "/diffusiongemma/give-way").get("gives_way")) and _is_gone_within(
+            found, END_SECONDS
+        )
+    return False
 
 
 def _endless(found: Running | None) -> ServerError:

@@ -106,6 +106,10 @@ class Running:
     """After so long without a prompt it lets the weights go; None: never."""
     ends_when_idle: bool
     """It was started by a prompt, and goes itself, too."""
+    url_of_others: str | None = None
+    """`http://gpu-box:8642/v1`, by which other machines can ask it."""
+    key_name: str | None = None
+    """A key of `llm keys` that it takes besides the token."""
 
 
 def identity_of(entry: ModelEntry) -> Identity:
@@ -162,9 +166,14 @@ def in_a_sentence() -> Iterator[None]:
         raise
     except OSError as error:
         raise ServerError(
-            f"The server's folder can't be used: {quoted(error)}. Check the rights of llm's folder and the disk "
+            f"The server's folder can't be used: {_reason(error)}. Check the rights of llm's folder and the disk "
             "that it is on."
         ) from error
+
+
+def _reason(error: OSError) -> str:
+    where = f" ({quoted(error.filename)})" if error.filename is not None else ""
+    return quoted(error.strerror or error) + where
 
 
 def recorded() -> Running | None:

@@ -62,7 +62,7 @@ class Settings:
             return False
 
     def arguments(self) -> list[str]:
-        """The same for a command line."""
+        """The same for the command line of `python -m llm_diffusiongemma.server`."""
         return [
             *("--host", self.host, "--port", str(self.port), "--queue", str(self.queue)),
             *("--keep-alive", duration_text(self.keep_alive_seconds)),
@@ -104,7 +104,7 @@ class _Duration(click.ParamType[float | None]):
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say how a server is to run, made one argument `settings`."""
+    """The options by which a user says how a server is to run, made one argument `settings`."""
 
     @click.option("--host", default=DEFAULT_HOST, show_default=True, help="The address that it listens at")
     @click.option(
@@ -139,8 +139,6 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         help="A name that it is asked by, besides its address",
     )
-    @click.option("--ends-when-idle", is_flag=True, hidden=True)
-    @click.option("--detached", "is_detached", is_flag=True, hidden=True)
     @functools.wraps(command)
     def with_settings(
         *arguments: Any,
@@ -150,13 +148,9 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         keep_alive_seconds: float | None,
         queue: int,
         allowed_hosts: tuple[str, ...],
-        ends_when_idle: bool,
-        is_detached: bool,
         **others: Any,
     ) -> Any:
-        settings = Settings(
-            host, port, key_name, keep_alive_seconds, queue, allowed_hosts, ends_when_idle, is_detached
-        )
+        settings = Settings(host, port, key_name, keep_alive_seconds, queue, allowed_hosts)
         return command(*arguments, settings=settings, **others)
 
     return with_settings

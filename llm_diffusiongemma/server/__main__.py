@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -25,8 +26,11 @@ from .process import AlreadyRunningError, serve
 @click.command()
 @click.argument("model_id", metavar="MODEL")
 @settings_options
-def main(model_id: str, settings: Settings) -> None:
+@click.option("--ends-when-idle", is_flag=True)
+@click.option("--detached", "is_detached", is_flag=True)
+def main(model_id: str, settings: Settings, ends_when_idle: bool, is_detached: bool) -> None:
     """Serve a model. `llm diffusiongemma serve` says how."""
+    settings = replace(settings, ends_when_idle=ends_when_idle, is_detached=is_detached)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     say = _say if settings.is_detached else _say_nothing
     if settings.is_detached:

@@ -47,6 +47,7 @@ def make_app(
             Route("/v1/chat/completions", paths.complete, methods=["POST"]),
             Route("/diffusiongemma/status", paths.status),
             Route("/diffusiongemma/stop", paths.stop, methods=["POST"]),
+            Route("/diffusiongemma/give-way", paths.give_way, methods=["POST"]),
         ],
         exception_handlers={HTTPException: _no_path, RefusalError: _refused},
     )
@@ -82,6 +83,9 @@ class _Paths:
     async def stop(self, request: Request) -> Response:
         self._stop()
         return JSONResponse({"status": "stopping"})
+
+    async def give_way(self, request: Request) -> Response:
+        return JSONResponse({"gives_way": self._desk.give_way()})
 
     async def complete(self, request: Request) -> Response:
         try:

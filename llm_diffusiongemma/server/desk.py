@@ -21,7 +21,7 @@ from ..backends.settings import DEFAULT_KEEP_ALIVE_SECONDS, DEFAULT_QUEUE
 from ..backends.turn import Report, Stop, Turn
 from ..backends.worker import AsyncLocalReply
 from ..catalog import ModelEntry
-from ..errors import ServerBusyError, ServerError
+from ..errors import ServerBusyError, ServerError, ServerStoppedError
 from ..wording import told_to
 
 # By so many replies it is judged how long the next ones will take.
@@ -95,13 +95,15 @@ class Desk:
         self._work: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._letting_go: asyncio.Task[None] | None = None
-        self._is_closed = False
+        self._closed: ServerError | None = None
+        """What is said to who comes behind the end."""
         self._started = time.time()
         self._last_used: float | None = None
         self._running_since: float | None = None
         self._begun: float | None = None
         """The same by a clock that nobody sets."""
         self._num_replies = 0
+        self._has_loaded = False
         self._lately: deque[float] = deque(maxlen=REPLIES_REMEMBERED)
 
     def order(self, turn: Turn) -> Order:
@@ -109,14 +111,11 @@ class Desk:
 
         Raises `ServerBusyError` if all places are taken, and `ServerError` at the end of the server.
         """
-        if self._is_closed:
-            raise _ending()
+        if self._closed is not None:
+            raise self._closed
         # One that has just come is about to be answered.
         if len(self._waiting) >= self._places + (self._answered is None):
-            raise ServerBusyError(
-                f"The server is busy: {len(self._waiting)} others wait for their replies. Try again in about "
-                f"{self.retry_after} seconds."
-            )
+            raise ServerBusyError(self._busy())
         order = Order(turn)
         if self._answered is not None or self._waiting:
             order.say("queued")
@@ -133,6 +132,13 @@ class Desk:
         elif order is self._answered and self._reply is not None:
             self._answered = None
             self._reply.cancel()
+
+    def _busy(self) -> str:
+        number, seconds = len(self._waiting), self.retry_after
+        few = {0: "it is writing another reply", 1: "1 other waits for its reply"}
+        who = few.get(number, f"{number} others wait for their replies")
+        when = f"in about {seconds} {'second' if seconds == 1 else 'seconds'}" if self._lately else "later"
+        return f"The server is busy: {who}. Try again {when}."
 
     @property
     def retry_after(self) -> int:
@@ -157,21 +163,28 @@ class Desk:
     def rest(self) -> None:
         """Nobody has come yet, or nobody is here any more: the time until the weights are let go begins."""
         self._stop_timer()
-        if self._keep_alive_seconds is not None and self._work is None and not self._is_closed:
+        if self._keep_alive_seconds is not None and self._work is None and self._closed is None:
             self._timer = asyncio.get_running_loop().call_later(self._keep_alive_seconds, self._begin_to_let_go)
 
-    async def close(self, grace_seconds: float = 0.0) -> None:
+    def give_way(self) -> bool:
+        """To another server, if somebody has used this one, and nobody does now. Whether it does."""
+        if self._when_idle is None or self._work is not None or self._last_used is None:
+            return False
+        self._when_idle()
+        return True
+
+    async def close(self, grace_seconds: float = 0.0, is_stopped: bool = True) -> None:
         """Takes no orders any more, and sends away who waits. The reply that is being written has so many seconds
-        to end."""
-        self._is_closed = True
+        to end. `is_stopped` if somebody has it so."""
+        self._closed = _stopped() if is_stopped else _ending()
         self._stop_timer()
         while self._waiting:
-            self._waiting.popleft().say(_ending())
+            self._waiting.popleft().say(self._closed)
         if self._reply is not None:
             await asyncio.wait([self._reply], timeout=grace_seconds)
         if (order := self._answered) is not None:
             self.drop(order)
-            order.say(_ending())
+            order.say(self._closed)
         if self._work is not None:
             await asyncio.wait([self._work])
 
@@ -200,6 +213,7 @@ class Desk:
         return status
 
     async def _answer_all(self) -> None:
+        outcome: Ended | Exception | None = None
         while self._waiting:
             order = self._waiting.popleft()
             begun = monotonic()
@@ -217,7 +231,11 @@ class Desk:
                 # The last of all: who has heard it finds nothing of it here any more.
                 order.say(outcome)
         self._work = None
-        self.rest()
+        if isinstance(outcome, Exception) and self._when_idle is not None and not self._has_loaded:
+            # Of what can't be loaded nobody has anything, and it would keep other models from a server.
+            self._when_idle()
+        else:
+            self.rest()
 
     async def _answer(self, order: Order) -> Ended | Exception:
         from ..backends.engine import loaded_engines
@@ -248,6 +266,7 @@ class Desk:
 
         if engine := next(iter(loaded_engines()), None):
             self.context_tokens = engine.context_tokens
+            self._has_loaded = True
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -290,5 +309,12 @@ def _outcome(reply: asyncio.Task[Ended | Exception]) -> Ended | Exception | None
         return error
 
 
+def _stopped() -> ServerError:
+    return ServerStoppedError(
+        "The server was stopped before it had answered. Ask again to have the prompt answered without it, or "
+        "start another one: llm diffusiongemma serve"
+    )
+
+
 def _ending() -> ServerError:
-    return ServerError("The server is being stopped, and answers nobody any more.")
+    return ServerError("The server is ending, and answers nobody any more.")

@@ -60,7 +60,7 @@ class Guard:
             error = ServerAccessError(
                 "This server wants its token (Authorization: Bearer …), and "
                 + ("got none." if not token else "got another one.")
-                + " `llm diffusiongemma serve` says where it stands."
+                + " `llm diffusiongemma status` says where it stands."
             )
             raise refusal_of(error)
 

@@ -61,7 +61,16 @@ def listen_on_tcp(host: str, port: int) -> socket.socket:
             raise ServerError(
                 f"This user may not listen at port {port} of {quoted(host)}: choose another one with --port."
             ) from error
-        raise ServerError(f"Nobody can listen at port {port} of {quoted(host)}: {quoted(error)}.") from error
+        if isinstance(error, socket.gaierror):
+            reason = "there is no machine of that name"
+        elif error.errno == errno.EADDRNOTAVAIL:
+            reason = "that is no address of this machine"
+        else:
+            reason = quoted(error.strerror or error)
+        raise ServerError(
+            f"Nobody can listen at port {port} of {quoted(host)}: {reason}. --host is one of this machine's own "
+            "addresses, 127.0.0.1 for itself alone, or 0.0.0.0 for all of them."
+        ) from error
     except UnicodeError as error:
         raise ServerError(f"{quoted(repr(host))} can't be the name of a machine.") from error
     return listener

@@ -243,7 +243,7 @@ def _from_data_uri(url: str, where: str) -> tuple[str, bytes]:
     try:
         return kind, base64.b64decode(url[len(head) + 1 :], validate=True)
     except (ValueError, binascii.Error) as error:
-        raise DocumentError(f"{where} is no base64: {quoted(error)}", where) from error
+        raise DocumentError(f"{where} has something behind the comma that is no base64", where) from error
 
 
 def tools_from_wire(values: Sequence[Any], ignore: Ignore = lambda field: None) -> list[llm.Tool]:

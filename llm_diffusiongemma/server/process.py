@@ -87,6 +87,8 @@ def serve(
         url=_url(settings.host, listener) if listener is not None else None,
         keep_alive_seconds=settings.keep_alive_seconds,
         ends_when_idle=settings.ends_when_idle,
+        url_of_others=_url_of_others(settings, listener) if listener is not None else None,
+        key_name=settings.key_name,
     )
     try:
         return Server(entry, settings, record, only(_token(), key), when_ready).serve_on(sockets)
@@ -113,11 +115,12 @@ class Server(uvicorn.Server):
         self._loading: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._ended_by: int | None = None
+        self._is_stopped = False
         app = make_app(
             self._desk,
             token_is,
             instance=record.instance,
-            stop=self.end,
+            stop=self.stop,
             hosts=[f"[{settings.host}]" if ":" in settings.host else settings.host, *settings.allowed_hosts],
         )
         super().__init__(
@@ -146,6 +149,11 @@ class Server(uvicorn.Server):
             raise self._failure
         return INTERRUPTED_STATUS if self._ended_by == signal.SIGINT else 0
 
+    def stop(self) -> None:
+        """Somebody wants it to end."""
+        self._is_stopped = True
+        self.end()
+
     def end(self) -> None:
         """From whatever thread, or a signal."""
         if not self.should_exit:
@@ -157,7 +165,7 @@ class Server(uvicorn.Server):
         self._ended_by = self._ended_by or sig
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True  # who presses twice doesn't want to wait
-        self.end()
+        self.stop()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -200,7 +208,7 @@ class Server(uvicorn.Server):
             server.close()
         if self._loading is not None:
             self._loading.cancel()
-        closing = asyncio.create_task(self._desk.close(REPLY_SECONDS))
+        closing = asyncio.create_task(self._desk.close(REPLY_SECONDS, self._is_stopped))
         while not closing.done() and not self.force_exit:
             await asyncio.wait([closing], timeout=LOOK_UP_SECONDS)
         if not closing.done():
@@ -253,8 +261,18 @@ def _token() -> str:
 def _url(host: str, listener: socket.socket) -> str:
     address, port = listener.getsockname()[:2]
     # Who listens everywhere is asked at home.
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    return f"http://[{shown}]:{port}/v1" if ":" in shown else f"http://{shown}:{port}/v1"
+    return _at({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address), port)
+
+
+def _url_of_others(settings: Settings, listener: socket.socket) -> str | None:
+    """None if only this machine can ask."""
+    if settings.is_local:
+        return None
+    return _at(next(iter(settings.allowed_hosts), settings.host), listener.getsockname()[1])
+
+
+def _at(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
 def _write(record: Running) -> None:

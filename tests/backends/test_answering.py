@@ -15,7 +15,7 @@ from llm.parts import StreamEvent
 from llm_diffusiongemma.backends import answering, local, remote, worker
 from llm_diffusiongemma.backends.address import LOCAL_SERVER, Address
 from llm_diffusiongemma.backends.turn import Stop, Turn
-from llm_diffusiongemma.errors import RegistryError, ServerError
+from llm_diffusiongemma.errors import RegistryError, ServerError, ServerStoppedError
 from llm_diffusiongemma.options import Options
 
 from ..conftest import TINY
@@ -29,19 +29,20 @@ class Scripted:
 
     who = "this process"
     breaks = ""
+    failure = ServerError("It broke off.")
     has_text, tool_calls = True, ()
 
     def __init__(self, *_: Any) -> None:
         self.report = self.who
         if self.breaks == "at once":
-            raise ServerError("It broke off.")
+            raise self.failure
 
     def steps(self) -> Iterator[list[StreamEvent]]:
         if self.breaks == "before anything":
-            raise ServerError("It broke off.")
+            raise self.failure
         yield [StreamEvent("text", f"{self.who} ")]
         if self.breaks == "behind a block":
-            raise ServerError("It broke off.")
+            raise self.failure
         yield [StreamEvent("text", "to its end")]
 
     def cut_short(self) -> list[StreamEvent]:
@@ -120,6 +121,15 @@ def test_one_that_breaks_off(asked: Any, breaks: str, has_gone: bool, monkeypatc
     """What has come is shown already; and a server that is there has its reasons."""
     found(monkeypatch, breaks, has_gone)
     with pytest.raises(ServerError, match="It broke off"):
+        asked()
+
+
+@pytest.mark.parametrize("breaks", ["at once", "before anything"])
+def test_one_that_is_stopped(asked: Any, breaks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stops it doesn't want all who wait to load the model themselves."""
+    monkeypatch.setattr(Scripted, "failure", ServerStoppedError("It was stopped."))
+    found(monkeypatch, breaks, has_gone=True)
+    with pytest.raises(ServerStoppedError):
         asked()
 
 

@@ -20,7 +20,7 @@ from llm_diffusiongemma.backends.finding import find, has_gone
 from llm_diffusiongemma.backends.running import Running, identity_of
 from llm_diffusiongemma.backends.settings import Settings
 from llm_diffusiongemma.catalog import SERVER_VARIABLE, ModelEntry
-from llm_diffusiongemma.errors import RegistryError, ServerError
+from llm_diffusiongemma.errors import RegistryError, ServerError, ServerStoppedError
 
 from ..conftest import TINY
 
@@ -116,7 +116,8 @@ def test_what_differs_is_said_once(entry: ModelEntry, server: Running, told: Tol
     assert [find(entry, may_start=True) for _ in range(2)] == [None, None]
     (line,) = told.lines
     assert line.startswith("The local server is of version 0.0.1 of llm-diffusiongemma, and this is ")
-    assert line.endswith(f"llm diffusiongemma stop, then llm diffusiongemma serve {TINY}")
+    detach = "" if os.name == "nt" else " --detach"
+    assert line.endswith(f": llm diffusiongemma stop, then llm diffusiongemma serve {TINY}{detach}")
 
 
 def test_another_model_is_news_on_a_terminal_only(server: Running, told: Told) -> None:
@@ -125,8 +126,11 @@ def test_another_model_is_news_on_a_terminal_only(server: Running, told: Told) -
     assert told.lines == []
     told.to_a_terminal()
     assert find(other, may_start=False) is None
-    (line,) = told.lines
-    assert line.startswith(f"The local server has {TINY}, so this process answers.")
+    launch.set_warm(True)  # then the next prompt starts one
+    assert find(other, may_start=False) is None
+    first, second = told.lines
+    assert first.startswith(f"The local server has {TINY}, so this process answers.")
+    assert second == f"{first.partition(' To have')[0]} To have one for this: llm diffusiongemma stop"
 
 
 @pytest.mark.usefixtures("server")
@@ -195,6 +199,42 @@ def test_warm(entry: ModelEntry, server: Running, told: Told, monkeypatch: pytes
     assert told.lines == []
 
 
+def test_one_for_another_model_gives_way(
+    entry: ModelEntry, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a prompt has started it, and it has nothing to do."""
+    other = llm.get_model("diffusiongemma-bf16").entry
+    of_a_prompt = replace(server, ends_when_idle=True)
+    asked: list[Running] = []
+    gives_way = False
+
+    def give_way(found: Running) -> bool:
+        asked.append(found)
+        return gives_way
+
+    def start(wanted: ModelEntry, settings: Settings) -> Running:
+        return replace(server, identity=identity_of(wanted))
+
+    monkeypatch.setattr(launch, "give_way", give_way)
+    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(finding, "_cannot_start", False)
+    write_down(of_a_prompt)
+    assert find(other, may_start=True) is None
+    launch.set_warm(True)
+    assert find(other, may_start=False) is None
+    assert find(entry, may_start=True) is not None
+    assert not asked
+    assert find(other, may_start=True) is None
+    gives_way = True
+    found = find(other, may_start=True)
+    assert found is not None
+    assert found.model == "diffusiongemma-bf16"
+    assert asked == [of_a_prompt] * 2
+    write_down(server)  # which somebody has started for it to stay
+    assert find(other, may_start=True) is None
+    assert len(asked) == 2
+
+
 def test_warm_where_none_can_be_started(entry: ModelEntry, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried once, and said: a chat goes on with what it has loaded."""
 
@@ -206,3 +246,14 @@ def test_warm_where_none_can_be_started(entry: ModelEntry, told: Told, monkeypat
     launch.set_warm(True)
     assert [find(entry, may_start=True) for _ in range(2)] == [None, None]
     assert told.lines == ["No server could be started, so this process answers. There are no sockets left."]
+
+
+def test_warm_where_somebody_stops_it(entry: ModelEntry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object) -> Running:
+        raise ServerStoppedError("It was stopped.")
+
+    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(finding, "_cannot_start", False)
+    launch.set_warm(True)
+    with pytest.raises(ServerStoppedError):
+        find(entry, may_start=True)

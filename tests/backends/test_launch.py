@@ -22,7 +22,7 @@ from llm_diffusiongemma.backends import launch, running
 from llm_diffusiongemma.backends.running import Running, identity_of
 from llm_diffusiongemma.backends.settings import Settings
 from llm_diffusiongemma.catalog import ModelEntry, Source
-from llm_diffusiongemma.errors import DeviceError, ServerError
+from llm_diffusiongemma.errors import DeviceError, ServerError, ServerStoppedError
 from llm_diffusiongemma.view.progress import Progress
 
 from ..conftest import TINY, Llm
@@ -56,7 +56,7 @@ def test_two_started_at_once_are_one(entry: ModelEntry, monkeypatch: pytest.Monk
         monkeypatch.setattr(launch, name, 0.05)
     os.kill(first.pid, signal.SIGSTOP)
     assert running.answers(first)
-    with pytest.raises(ServerError, match=f"The server \\(process {first.pid}\\) doesn't answer: "):
+    with pytest.raises(ServerError, match=f"process {first.pid}\\) doesn't answer: nothing came for 0"):
         launch.ask(first, "GET", "/health")
     assert launch.stop() == first
     assert launch.stop() is None
@@ -79,6 +79,11 @@ def test_what_keeps_it_from_running_is_said(
     monkeypatch.setattr(launch, "MODULE", "nowhere")
     with pytest.raises(ServerError, match=r"ended with status 1 before it was ready: .*No module named nowhere\."):
         launch.start(entry, BY_A_PROMPT)
+
+
+def test_one_that_somebody_stops_as_it_starts(tmp_path: Path) -> None:
+    stopped = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    assert isinstance(launch._ended(stopped, tmp_path / "log"), ServerStoppedError)
 
 
 def test_what_takes_long_in_a_server_is_shown_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +117,23 @@ def test_what_it_needs_is_not_there(llm_command: Llm, monkeypatch: pytest.Monkey
 
 def test_warm(llm_command: Llm) -> None:
     for state in ("off", "on", "on", "off", "off"):
-        assert llm_command.ok("diffusiongemma", "warm", state) == ""
-        assert llm_command.ok("diffusiongemma", "warm").startswith(f"{state}: ")
+        said = llm_command.ok("diffusiongemma", "warm", state)
+        assert said.startswith(f"{state}: ")
+        assert llm_command.ok("diffusiongemma", "warm") == said
         assert launch.is_warm() is (state == "on")
+
+
+def test_warm_off_names_one_that_runs(
+    entry: ModelEntry, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "recorded", lambda: a_record(entry, "a"))
+    for is_there, said in (
+        (False, ""),
+        (True, f"\nOne for {TINY} is running: `llm diffusiongemma stop` ends it."),
+    ):
+        monkeypatch.setattr(running, "answers", lambda found, is_there=is_there: is_there)
+        text = llm_command.ok("diffusiongemma", "warm", "off")
+        assert text.partition(".")[2].rstrip() == said
 
 
 def test_nothing_to_stop(llm_command: Llm) -> None:

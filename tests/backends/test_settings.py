@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from llm_diffusiongemma.backends.settings import Settings, duration_text, read_duration, settings_options
+from llm_diffusiongemma.server.__main__ import main
 
 
 @pytest.mark.parametrize(
@@ -47,8 +48,14 @@ def test_what_is_no_duration(text: str) -> None:
     ],
 )
 def test_a_command_line_says_the_same(settings: Settings) -> None:
-    result = CliRunner().invoke(_command, settings.arguments(), standalone_mode=False)
-    assert result.return_value == settings
+    values = main.make_context("server", ["a-model", *settings.arguments()]).params
+    assert values.pop("model_id") == "a-model"
+    assert Settings(**values) == settings
+
+
+@pytest.mark.parametrize("option", ["--ends-when-idle", "--detached"])
+def test_what_is_no_users_to_say(option: str) -> None:
+    assert f"No such option '{option}'" in CliRunner().invoke(_command, [option]).stderr
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ DISAGREE = "not of one checkpoint"
         ),
         ("tokenizer_config.json", lambda c: c.update(bos_token=3), "bos_token is 3"),
         ("tokenizer_config.json", lambda c: c.update(added_tokens_decoder={"x": {"content": "a"}}), "decoder"),
-        ("tokenizer_config.json", lambda c: c.update(extra_special_tokens=[None]), r"special_tokens\.0 is None"),
+        ("tokenizer_config.json", lambda c: c.update(extra_special_tokens=[None]), r"special_tokens\.0 is null"),
         ("tokenizer.json", lambda c: c["model"].update(type="Unigram"), "model.type is 'Unigram'"),
         ("tokenizer.json", lambda c: c["model"].update(dropout=0.1), "model.dropout is 0.1"),
         ("tokenizer.json", lambda c: c["model"].update(continuing_subword_prefix="##"), "subword_prefix is '##'"),

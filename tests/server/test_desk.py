@@ -15,7 +15,7 @@ from llm.parts import StreamEvent
 from llm_diffusiongemma.backends import engine as engines
 from llm_diffusiongemma.backends.engine import get_engine, loaded_engines
 from llm_diffusiongemma.backends.turn import Turn
-from llm_diffusiongemma.errors import PromptError, ServerBusyError, ServerError
+from llm_diffusiongemma.errors import DeviceError, PromptError, ServerBusyError, ServerError, ServerStoppedError
 from llm_diffusiongemma.options import Options
 from llm_diffusiongemma.server.desk import Desk, Ended, Order, Written
 
@@ -68,7 +68,7 @@ async def test_no_more_wait_than_may(scripted: Scripted) -> None:
     orders = [desk.order(turn("a"))]
     await until(lambda: scripted.begun == ["a"])
     orders += [desk.order(turn(name)) for name in "bc"]
-    with pytest.raises(ServerBusyError, match="2 others wait"):
+    with pytest.raises(ServerBusyError, match=r"2 others wait for their replies\. Try again later"):
         desk.order(turn("d"))
     assert desk.retry_after >= 1
     # There is a place again when one has gone, and when one is through.
@@ -99,7 +99,11 @@ async def test_who_has_to_come_again_is_told_when(scripted: Scripted, monkeypatc
     assert desk.retry_after == 20  # of the 30 that the last one took
     now = 1090.0
     assert desk.retry_after == 1
-    desk.drop(orders[1])
+    desk._places = 1
+    desk.order(turn("c"))
+    with pytest.raises(ServerBusyError, match=r"1 other waits for its reply\. Try again in about 1 second\."):
+        desk.order(turn("d"))
+    await desk.close()
 
 
 async def test_an_order_dropped_while_it_is_answered_makes_way(scripted: Scripted) -> None:
@@ -177,8 +181,8 @@ async def test_the_end_sends_away_who_waits_and_lets_the_one_finish(scripted: Sc
     await until(lambda: scripted.begun == ["a"])
     closing = asyncio.create_task(desk.close(PATIENCE_SECONDS))
     for order in orders[1:]:
-        assert isinstance((await heard(order))[-1], ServerError)
-    with pytest.raises(ServerError, match="being stopped"):
+        assert isinstance((await heard(order))[-1], ServerStoppedError)
+    with pytest.raises(ServerStoppedError, match="The server was stopped"):
         desk.order(turn("d"))
     scripted.writing.release()
     await closing
@@ -191,8 +195,9 @@ async def test_the_end_waits_no_longer_than_it_is_told(scripted: Scripted) -> No
     scripted.let(0)
     order = desk.order(turn("a"))
     await until(lambda: scripted.begun == ["a"])
-    await asyncio.wait_for(desk.close(0.01), PATIENCE_SECONDS)
-    assert isinstance((await heard(order))[-1], ServerError)
+    await asyncio.wait_for(desk.close(0.01, is_stopped=False), PATIENCE_SECONDS)
+    # Nobody wanted that: who waits may do without it.
+    assert type((await heard(order))[-1]) is ServerError
     assert scripted.stopped == ["a"]
 
 
@@ -246,6 +251,41 @@ async def test_weights_stay_while_somebody_comes(scripted: Scripted, monkeypatch
     scripted.writing.release()
     await heard(order)
     await until(lambda: times_idle == 1)
+
+
+async def test_one_that_has_never_loaded_ends_with_the_failure(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that a prompt has started for what can't run here would keep other models from having one."""
+    monkeypatch.setattr(engines, "_engines", {})
+    ended: list[bool] = []
+    desk = Desk(ENTRY, when_idle=lambda: ended.append(True))
+    scripted.refusal = DeviceError("There is no GPU.")
+    orders = [desk.order(turn(name)) for name in "ab"]
+    assert [(await heard(order))[-1] for order in orders] == [scripted.refusal] * 2
+    assert ended == [True]
+    # What has run once may again.
+    desk._has_loaded = True
+    await heard(desk.order(turn("c")))
+    assert ended == [True]
+    desk._stop_timer()
+
+
+async def test_who_has_nothing_to_do_gives_way(scripted: Scripted) -> None:
+    ended: list[bool] = []
+    desk = Desk(ENTRY, when_idle=lambda: ended.append(True))
+    assert not desk.give_way()  # who has had it started is about to ask
+    order = desk.order(turn("a"))
+    assert not desk.give_way()
+    await heard(order)
+    assert not ended
+    assert desk.give_way()
+    assert ended == [True]
+    desk._stop_timer()
+    for_good = Desk(ENTRY)
+    await heard(for_good.order(turn("a")))
+    assert not for_good.give_way()
+    for_good._stop_timer()
 
 
 async def test_a_server_for_good_is_never_idle(scripted: Scripted) -> None:

@@ -202,11 +202,17 @@ def test_a_port_in_use() -> None:
             listen_on_tcp("127.0.0.1", port)
 
 
-def test_an_address_of_another_machine() -> None:
-    with pytest.raises(ServerError, match=r"Nobody can listen at port 0 of 192\.0\.2\.1: "):
+def test_an_address_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with pytest.raises(ServerError, match=r"0 of 192\.0\.2\.1: that is no address of this machine\. --host is"):
         listen_on_tcp("192.0.2.1", 0)
     with pytest.raises(ServerError, match="can't be the name of a machine"):
         listen_on_tcp("x" * 64, 0)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(ServerError, match=r"0 of nowhere: there is no machine of that name\. --host is"):
+        listen_on_tcp("nowhere", 0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has none that Python knows")

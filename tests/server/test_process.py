@@ -105,6 +105,8 @@ def test_from_the_first_to_the_next(llm_command: Llm) -> None:
     assert server["state"]["loaded"]["device"] == "cpu"
     text = " ".join(" ".join(lines(status)).split())
     assert f"{TINY} (process {command.pid}) at {url} since " in text
+    assert f"{TINY}: the local server answers." in text
+    assert f"Programs show it the token in {running.folder() / running.TOKEN_FILE}." in text
     assert "are loaded on cpu. Replies so far: 0. It has had nothing to do for " in text
 
     with pytest.raises(httpx2.RemoteProtocolError), long_reply(found) as reply:  # noqa: PT012
@@ -192,7 +194,7 @@ def test_stopped_with_a_reply_at_work(serve: Callable[..., Served]) -> None:
     with long_reply(served.record) as reply:
         launch.ask(served.record, "POST", "/diffusiongemma/stop")
         *_, last = reply
-    assert "being stopped" in json.loads(last.removeprefix("data: "))["error"]["message"]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "ServerStoppedError"
     assert served.wait() == 0
     assert files() == {"lock", "token"}
 
@@ -211,6 +213,21 @@ def test_a_model_that_cannot_be_loaded(serve: Callable[..., Served], monkeypatch
 def test_one_that_a_prompt_has_started_goes_by_itself(serve: Callable[..., Served]) -> None:
     assert serve(ends_when_idle=True, keep_alive_seconds=0.01).wait() == 0
     assert files() == {"lock", "token"}
+
+
+def test_one_that_a_prompt_has_started_gives_way(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_is_gone_within", lambda found, seconds: True)  # the lock is this process's
+    served = serve(ends_when_idle=True)
+    assert served.record is not None
+    assert not launch.give_way(served.record)  # who has started it is about to ask
+    with launch._client(served.record) as client:
+        body = {**LONG, "stream": False, "diffusiongemma": {}, "max_tokens": 1}
+        assert client.post("/v1/chat/completions", json=body, timeout=PATIENCE_SECONDS).status_code == 200
+    assert launch.give_way(served.record)
+    assert served.wait() == 0
+    assert not launch.give_way(served.record)
 
 
 def test_who_does_not_read_keeps_nobody_from_ending(
@@ -245,6 +262,7 @@ def test_a_key_of_ones_own(serve: Callable[..., Served]) -> None:
     (Path(os.environ["LLM_USER_PATH"]) / "keys.json").write_text(json.dumps({"mine": "open sesame"}))
     served = serve(key_name="mine", allowed_hosts=("box.example",))
     assert served.record is not None
+    assert (served.record.url_of_others, served.record.key_name) == (None, "mine")
     url = f"{served.record.url}/models"
     for key, host, expected in [
         ("open sesame", "box.example", 200),
@@ -256,6 +274,18 @@ def test_a_key_of_ones_own(serve: Callable[..., Served]) -> None:
         assert httpx2.get(url, headers=headers, trust_env=False).status_code == expected
     launch.ask(served.record, "POST", "/diffusiongemma/stop")
     assert served.wait() == 0
+
+
+def test_how_other_machines_ask() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        for host, names, expected in [
+            ("0.0.0.0", ("box", "other"), f"http://box:{port}/v1"),
+            ("192.0.2.1", (), f"http://192.0.2.1:{port}/v1"),
+            ("2001:db8::1", (), f"http://[2001:db8::1]:{port}/v1"),
+            ("127.0.0.1", ("box",), None),
+        ]:
+            assert process._url_of_others(Settings(host, allowed_hosts=names), listener) == expected
 
 
 def test_a_token_that_others_could_read_is_none() -> None:

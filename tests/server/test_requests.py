@@ -147,7 +147,7 @@ def test_a_warning_is_not_long() -> None:
         ({"stop": ["a"]}, "stop", "not by a text in it"),
         ({"stop": "a"}, "stop", "not by a text in it"),
         ({"n": 2}, "n", "one reply"),
-        ({"logprobs": True}, "logprobs", "probability"),
+        ({"logprobs": True}, "logprobs", "logprobs is true: the tokens"),
         ({"top_logprobs": 5}, "top_logprobs", "probability"),
         ({"modalities": ["text", "audio"]}, "modalities", "texts"),
         ({"audio": {"voice": "x"}}, "audio", "nothing of that name"),
@@ -215,9 +215,9 @@ def test_another_model() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "Expecting value"),
+        (b"", "it is no JSON from line 1, column 1 on"),
         (b"[]", "no JSON object"),
-        (b'{"model": "\xff"}', "utf-8"),
+        (b'{"model": "\xff"}', "no UTF-8 from byte"),
         (b'{"seed": NaN}', "NaN is no number"),
         (b'{"seed": 1, "seed": 2}', "seed stands twice"),
         (b'{"seed": ' + b"1" * 5000 + b"}", "digits"),
