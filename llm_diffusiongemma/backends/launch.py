@@ -274,6 +274,7 @@ def stop() -> Running | None:
         with suppress(OSError):
             os.kill(pid, number)
         if _is_gone_within(found, seconds):
+            running.forget_dead()  # one that was killed has left its record
             return found
     raise _endless(found)
 

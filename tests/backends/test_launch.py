@@ -59,6 +59,7 @@ def test_two_started_at_once_are_one(entry: ModelEntry, monkeypatch: pytest.Monk
     with pytest.raises(ServerError, match=f"process {first.pid}\\) doesn't answer: nothing came for 0"):
         launch.ask(first, "GET", "/health")
     assert launch.stop() == first
+    assert not running.has_record()  # or the next prompt would take it for one that died
     assert launch.stop() is None
 
 
