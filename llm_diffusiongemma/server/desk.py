@@ -18,6 +18,7 @@ from llm.parts import StreamEvent
 
 from ..backends.protocol import State
 from ..backends.settings import DEFAULT_KEEP_ALIVE_SECONDS, DEFAULT_QUEUE
+from ..backends.threads import in_thread
 from ..backends.turn import Report, Stop, Turn
 from ..backends.worker import AsyncLocalReply
 from ..catalog import ModelEntry
@@ -154,7 +155,9 @@ class Desk:
 
         loading = _Loading()
         try:
-            await asyncio.to_thread(get_engine, self.entry, loading)
+            # In a thread that ends: one of asyncio's would keep threads of OpenMP, beside which those of a reply's
+            # have too few cores, and a step on the CPU takes twice as long.
+            await in_thread(threading.Thread.start, lambda: get_engine(self.entry, loading))
         finally:
             loading.stopped.set()
         self._look_at_engine()
