@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
-import llm
 from llm.parts import StreamEvent
 
 from ..catalog import ModelEntry
@@ -14,7 +13,7 @@ from ..wording import tell
 from .address import Address
 from .finding import find, has_gone
 from .threads import StartThread, in_thread
-from .turn import AsyncReply, Outcome, Reply, Report, Stop, Turn
+from .turn import AsyncReply, Delegate, Reply, Stop, Turn
 
 
 def answer(entry: ModelEntry, turn: Turn, stop: Stop) -> Reply:
@@ -48,28 +47,8 @@ def _tell_gone() -> None:
     tell("The local server ended before it could answer, so this process does.")
 
 
-class _Delegate:
-    """What there is of a reply is what there is of the one at work."""
-
-    _reply: Outcome
-
-    @property
-    def report(self) -> Report:
-        return self._reply.report
-
-    @property
-    def has_text(self) -> bool:
-        return self._reply.has_text
-
-    @property
-    def tool_calls(self) -> Sequence[llm.ToolCall]:
-        return self._reply.tool_calls
-
-
-class _Reply(_Delegate):
+class _Reply(Delegate[Reply]):
     """A server's; or this process's, if that was found by itself and is gone before anything has come of it."""
-
-    _reply: Reply
 
     def __init__(self, address: Address, entry: ModelEntry, turn: Turn, stop: Stop) -> None:
         from .remote import RemoteReply
@@ -80,7 +59,7 @@ class _Reply(_Delegate):
     def steps(self) -> Iterator[list[StreamEvent]]:
         has_come = False
         try:
-            for events in self._reply.steps():
+            for events in self._begun.steps():
                 has_come = True
                 yield events
             return
@@ -94,13 +73,11 @@ class _Reply(_Delegate):
         yield from self._reply.steps()
 
     def cut_short(self) -> list[StreamEvent]:
-        return self._reply.cut_short()
+        return self._begun.cut_short()
 
 
-class _AsyncReply(_Delegate):
+class _AsyncReply(Delegate[AsyncReply]):
     """Either, as it turns out."""
-
-    _reply: AsyncReply
 
     def __init__(self, entry: ModelEntry, turn: Turn, owns_process: bool, start_thread: StartThread) -> None:
         self._entry, self._turn = entry, turn

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING
 
-import llm
 from llm.parts import StreamEvent
 
 from ..view.progress import indicate
@@ -18,7 +17,7 @@ from .connection import ASK_SECONDS, async_client, sync_client, telling
 from .dialects import Served, body_of, read_models, served_by_ours, to_json, unlisted
 from .stream import ReplyStream
 from .threads import StartThread, in_thread
-from .turn import Report, Stop, Turn
+from .turn import Delegate, Stop, Turn
 
 if TYPE_CHECKING:
     import openai
@@ -69,34 +68,7 @@ def _prepare(address: Address, turn: Turn) -> tuple[Served, bytes]:
     return served, to_json(body_of(turn, served))
 
 
-class _Begun:
-    """What there is of a reply that a server has begun."""
-
-    def __init__(self) -> None:
-        self._reply: ReplyStream | None = None
-
-    @property
-    def report(self) -> Report:
-        """What has happened so far."""
-        return self._begun.report
-
-    @property
-    def has_text(self) -> bool:
-        """Whether anything but blanks and thoughts has been written."""
-        return self._begun.has_text
-
-    @property
-    def tool_calls(self) -> Sequence[llm.ToolCall]:
-        """What the model wants to have run, with the ids that the events have."""
-        return self._begun.tool_calls
-
-    @property
-    def _begun(self) -> ReplyStream:
-        assert self._reply is not None  # nobody asks before
-        return self._reply
-
-
-class RemoteReply(_Begun):
+class RemoteReply(Delegate[ReplyStream]):
     """One turn being answered by a server: iterate `steps`, then read `report`."""
 
     def __init__(self, address: Address, turn: Turn, stop: Stop) -> None:
@@ -106,7 +78,6 @@ class RemoteReply(_Begun):
         all came back, and the other errors of servers; of a server of ours what a reply of this process raises,
         too; and what `stop` raises.
         """
-        super().__init__()
         self._stop = stop
         self._resources = ExitStack()
         try:
@@ -154,12 +125,11 @@ class RemoteReply(_Begun):
         return self._begun.cut_short()
 
 
-class AsyncRemoteReply(_Begun):
+class AsyncRemoteReply(Delegate[ReplyStream]):
     """The same for who has an event loop, which it never keeps from going on."""
 
     def __init__(self, address: Address, turn: Turn, start_thread: StartThread = threading.Thread.start) -> None:
         """Nothing is done before `start` or `steps`."""
-        super().__init__()
         self._to_ask, self._turn, self._start_thread = address, turn, start_thread
         self._resources = AsyncExitStack()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import llm
 from llm.parts import Message, StreamEvent
@@ -142,6 +142,32 @@ class Outcome(Protocol):
     @property
     def tool_calls(self) -> Sequence[llm.ToolCall]:
         """What the model wants to have run, with the ids that the events have."""
+
+
+AnyOutcome = TypeVar("AnyOutcome", bound=Outcome)
+
+
+class Delegate(Generic[AnyOutcome]):
+    """What there is of a reply is what there is of another one, which has begun by the time that anybody asks."""
+
+    _reply: AnyOutcome | None = None
+
+    @property
+    def report(self) -> Report:
+        return self._begun.report
+
+    @property
+    def has_text(self) -> bool:
+        return self._begun.has_text
+
+    @property
+    def tool_calls(self) -> Sequence[llm.ToolCall]:
+        return self._begun.tool_calls
+
+    @property
+    def _begun(self) -> AnyOutcome:
+        assert self._reply is not None
+        return self._reply
 
 
 class Reply(Outcome, Protocol):

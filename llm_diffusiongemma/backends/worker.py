@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING
 
-import llm
 from llm.parts import StreamEvent
 
 from ..catalog import ModelEntry
-from .turn import Report, Stop, StoppedError, Turn
+from .turn import Delegate, Stop, StoppedError, Turn
 
 if TYPE_CHECKING:
     from .engine import ReentrantLock
     from .local import LocalReply
 
 
-class AsyncLocalReply(Stop):
+class AsyncLocalReply(Delegate["LocalReply"], Stop):
     """One reply, handed over block by block.
 
     Its thread holds the engine for the whole reply, so that replies queue; but not while nobody asks for the next
@@ -46,7 +45,6 @@ class AsyncLocalReply(Stop):
         self._stopped = threading.Event()
         self._ended = asyncio.Event()
         self._ended.set()
-        self._reply: LocalReply | None = None
 
     async def start(self) -> None:
         """Loads the model if need be. Raises what `LocalReply` raises."""
@@ -79,23 +77,6 @@ class AsyncLocalReply(Stop):
     async def ended(self) -> None:
         """Waits until its thread is done with it: soon after its last step, or after `stop`."""
         await self._ended.wait()
-
-    @property
-    def report(self) -> Report:
-        return self._begun.report
-
-    @property
-    def has_text(self) -> bool:
-        return self._begun.has_text
-
-    @property
-    def tool_calls(self) -> Sequence[llm.ToolCall]:
-        return self._begun.tool_calls
-
-    @property
-    def _begun(self) -> LocalReply:
-        assert self._reply is not None  # nobody asks before
-        return self._reply
 
     async def _next(self) -> LocalReply | list[StreamEvent] | None:
         result = await self._results.get()
