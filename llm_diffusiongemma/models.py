@@ -19,6 +19,7 @@ from .errors import DiffusionGemmaError
 from .interrupts import FAILED_STATUS, INTERRUPTED_STATUS, Command, Interrupts, current_command
 from .options import DEFAULT_MAX_TOKENS, Options
 from .view.progress import on_terminal
+from .view.watching import Watching
 
 # What holds a thought and an answer, as a rule.
 LEAST_ADVISED_TOKENS = 512
@@ -41,17 +42,21 @@ class _DiffusionGemma:
     def __str__(self) -> str:
         return str(self.entry)
 
-    def _turn(self, prompt: llm.Prompt) -> Turn:
+    def _turn(self, prompt: llm.Prompt, watching: Watching) -> Turn:
         from .chat.messages import settle_results
 
-        options = prompt.options
-        assert isinstance(options, Options)
+        options = _options(prompt)
         # llm has refused a server's own tools already: this model claims none.
         tools = [tool for tool in prompt.tools if isinstance(tool, llm.Tool)]
         # llm has made a dict of a Pydantic model by now.
         schema = prompt.schema if isinstance(prompt.schema, dict) else None
         settle_results(prompt.messages, prompt.tool_results)
-        return Turn(_with_system(prompt), options, tools, schema)
+        return Turn(_with_system(prompt), options, tools, schema, watching.watch)
+
+
+def _options(prompt: llm.Prompt) -> Options:
+    assert isinstance(prompt.options, Options)
+    return prompt.options
 
 
 def _with_system(prompt: llm.Prompt) -> list[Message]:
@@ -78,11 +83,12 @@ class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
         goes_on = command is not None and command.goes_on
         reply: Reply | None = None
         interrupts = Interrupts(command)
+        watching = Watching(prompt, _options(prompt), is_command=command is not None)
         try:
-            with interrupts:
-                reply = answer(self.entry, self._turn(prompt), interrupts)
+            with interrupts, watching:
+                reply = answer(self.entry, self._turn(prompt, watching), interrupts)
                 for events in reply.steps():
-                    with interrupts.printing():
+                    with interrupts.printing(), watching.printing(events):
                         yield from events
                 interrupts.check()
         except KeyboardInterrupt:
@@ -119,11 +125,13 @@ class AsyncDiffusionGemma(_DiffusionGemma, llm.AsyncModel):  # type: ignore[misc
         command = current_command()
         owns_process = command is not None and command.owns_process
         start_thread = threading.Thread.start if command is None else command.employ
-        reply = answer_async(self.entry, self._turn(prompt), owns_process, start_thread)
-        async with aclosing(reply.steps()) as steps:
-            async for events in steps:
-                for event in events:
-                    yield event
+        with Watching(prompt, _options(prompt), is_command=command is not None) as watching:
+            reply = answer_async(self.entry, self._turn(prompt, watching), owns_process, start_thread)
+            async with aclosing(reply.steps()) as steps:
+                async for events in steps:
+                    with watching.printing(events):
+                        for event in events:
+                            yield event
         for event in _end(response, reply, command, prompt):
             yield event
 

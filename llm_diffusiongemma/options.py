@@ -88,6 +88,15 @@ class Options(llm.Options):
         description="What the reply is sure to be one of: a,b,c or a JSON list of strings",
     )
 
+    watch: Optional[bool] = Field(  # noqa: UP045
+        default=None,
+        description="Show the canvas on the terminal while it converges (default: if standard output is one, too)",
+    )
+    replay: Optional[str] = Field(  # noqa: UP045
+        default=None,
+        description="A file for a page that shows every denoising step of the reply, such as out.html",
+    )
+
     @field_validator("choices", mode="before")
     @classmethod
     def _is_text(cls, value: object) -> object:

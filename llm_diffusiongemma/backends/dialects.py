@@ -14,7 +14,7 @@ from ..errors import ServerError, UnsupportedByServerError
 from ..options import DEFAULT_MAX_TOKENS
 from ..wording import quoted
 from .address import Address
-from .protocol import EXTENSION, EXTENSION_OPTIONS, OWNER
+from .protocol import EXTENSION, EXTENSION_OPTIONS, OWNER, VIEW_OPTIONS
 from .turn import Turn
 
 Kind = Literal["ours", "vllm", "other"]
@@ -121,7 +121,7 @@ def to_json(body: Mapping[str, Any]) -> bytes:
 
 
 def _for_ours(turn: Turn) -> dict[str, Any]:
-    given = turn.options.model_dump(exclude_none=True)
+    given = turn.options.model_dump(exclude_none=True, exclude=set(VIEW_OPTIONS))
     extension = {name: value for name, value in given.items() if name in EXTENSION_OPTIONS}
     body: dict[str, Any] = {
         "messages": to_wire(turn.messages),
@@ -174,7 +174,7 @@ def _for_others(turn: Turn, served: Served) -> dict[str, Any]:
 
 def _refuse_what_it_cannot(turn: Turn, served: Served) -> None:
     """Raises `UnsupportedByServerError`: what it would ignore, or refuse in words of its own."""
-    given = turn.options.model_dump(exclude_none=True)
+    given = turn.options.model_dump(exclude_none=True, exclude={"watch"})
     able = FOREIGN_OPTIONS[served.kind] | {"max_tokens"}
     refused = [f"the option {name}" for name in given if name not in able]
     if turn.schema is not None:

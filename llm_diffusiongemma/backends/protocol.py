@@ -33,7 +33,9 @@ OWNER = "llm-diffusiongemma"
 
 #: What OpenAI's format has fields of its own for.
 STANDARD_OPTIONS = frozenset({"max_tokens", "seed"})
-EXTENSION_OPTIONS = frozenset(Options.model_fields) - STANDARD_OPTIONS
+#: What is the client's alone: what somebody sees of a reply.
+VIEW_OPTIONS = frozenset({"watch", "replay"})
+EXTENSION_OPTIONS = frozenset(Options.model_fields) - STANDARD_OPTIONS - VIEW_OPTIONS
 
 # One more than the largest that llm's log can hold.
 MAX_NUMBER = 2**63

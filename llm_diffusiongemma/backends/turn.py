@@ -13,6 +13,7 @@ from llm.parts import Message, StreamEvent
 from ..catalog import Representation
 from ..grammar.records import ConstraintReport, Lowered
 from ..options import Options
+from ..view.records import Watch
 
 FinishReason = Literal["stop", "tool_calls", "length", "interrupted"]
 
@@ -25,6 +26,8 @@ class Turn:
     options: Options
     tools: Sequence[llm.Tool] = ()
     schema: dict[str, Any] | None = None
+    watch: Watch | None = None
+    """Who is told how it goes, if anybody is."""
 
 
 class StoppedError(Exception):

@@ -12,7 +12,7 @@ from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResult
 
 from llm_diffusiongemma.backends.address import Address
 from llm_diffusiongemma.backends.dialects import Served, body_of, read_models
-from llm_diffusiongemma.backends.protocol import EXTENSION, OWNER
+from llm_diffusiongemma.backends.protocol import EXTENSION, OWNER, VIEW_OPTIONS
 from llm_diffusiongemma.backends.turn import Turn
 from llm_diffusiongemma.chat.declarations import declare
 from llm_diffusiongemma.errors import PromptError, ServerError, UnsupportedByServerError
@@ -94,7 +94,7 @@ def test_ours_is_told_everything() -> None:
         "regex": "a+",
         "choices": "a,b",
     }
-    assert set(options) == set(Options.model_fields)
+    assert set(options) == set(Options.model_fields) - VIEW_OPTIONS
     body = body_of(turn(SCHEMA, [TOOL], **options), OURS)
     assert (body["model"], body["stream"], body["max_tokens"], body["seed"]) == ("a", True, 5, 0)
     others = {name: value for name, value in options.items() if name not in ("max_tokens", "seed")}
