@@ -1,4 +1,4 @@
-"""docs/servers.md says what is so: its tables against the commands, and against what is made of requests."""
+"""Tables of docs/ say what is so: against the options, the commands, and what is made of requests."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ import pytest
 
 from llm_diffusiongemma.backends.protocol import EXTENSION, EXTENSION_OPTIONS
 from llm_diffusiongemma.commands import diffusiongemma
+from llm_diffusiongemma.options import Options
 from llm_diffusiongemma.server.requests import Asked, RequestError, read_request
 
 from .conftest import TINY
 
-SERVERS = (Path(__file__).parent.parent / "docs" / "servers.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parent.parent / "docs"
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-def rows(beginning: str) -> list[tuple[str, str]]:
-    """The first and the last cell of each row of the table whose head begins so."""
-    table = SERVERS[SERVERS.index(f"| {beginning} |") :].partition("\n\n")[0]
+def rows(page: str, beginning: str) -> list[tuple[str, str]]:
+    """The first and the last cell of each row of a page's table whose head begins so."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    table = text[text.index(f"| {beginning} |") :].partition("\n\n")[0]
     cells = [line.strip("|").split("|") for line in table.splitlines()[2:]]
     return [(row[0].strip(), row[-1].strip()) for row in cells]
 
@@ -35,10 +37,19 @@ def ask(**fields: Any) -> Asked:
     return read_request(json.dumps({"model": TINY, "messages": HELLO, **fields}).encode(), TINY)
 
 
+def test_the_options_of_a_prompt() -> None:
+    """To renew the table, put what this test expects between the two comments."""
+    text = (DOCS / "options.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- options -->\n")[2].partition("<!-- /options -->")[0]
+    lines = [f"| `{name}` | {field.description} |" for name, field in Options.model_fields.items()]
+    assert table == "\n".join(["| Option | Meaning |", "| --- | --- |", *lines, ""])
+
+
 def test_the_options_of_serve() -> None:
     options = [each for each in diffusiongemma.commands["serve"].params if isinstance(each, click.Option)]
     parameters = {name: each for each in options if not each.hidden for name in each.opts}
-    said = re.findall(r"`(--[\w-]+)(?: (\w+))?`", " ".join(cell for cell, _ in rows("Option of `serve`")))
+    cells = [cell for cell, _ in rows("servers.md", "Option of `serve`")]
+    said = re.findall(r"`(--[\w-]+)(?: (\w+))?`", " ".join(cells))
     assert {name for name, _ in said} == set(parameters)
     for name, default in said:
         if default:
@@ -47,7 +58,7 @@ def test_the_options_of_serve() -> None:
 
 def fields(meaning: str) -> list[str]:
     """Those of requests of which that is said."""
-    (cell,) = [cell for cell, said in rows("Field of a request") if said.startswith(meaning)]
+    (cell,) = [cell for cell, said in rows("api.md", "Field of a request") if said.startswith(meaning)]
     return names(cell)
 
 

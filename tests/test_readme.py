@@ -1,67 +1,162 @@
-"""The README says what is so: its tables are generated, its commands run as printed."""
+"""What the README and the pages in docs/ print can be typed as it stands, and their links lead somewhere."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import click.testing
+import llm.cli
 import pytest
 
-from llm_diffusiongemma.options import Options
+from .conftest import Llm
 
-from .conftest import TINY, Llm
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [README, *DOCS]
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-
-
-def block(name: str) -> str:
-    match = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.DOTALL)
-    assert match, f"README.md has no block {name}"
-    return match[1]
-
-
-def test_option_table() -> None:
-    """To renew it, put what this test expects between the two comments."""
-    rows = [f"| `{name}` | {field.description} |" for name, field in Options.model_fields.items()]
-    assert block("options") == "\n".join(["| Option | Meaning |", "| --- | --- |", *rows, ""])
+FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+EXAMPLE = re.compile(
+    r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>bash|python)\n(?P<code>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
 
 
-def commands() -> list[list[str]]:
-    """The words of every command that the README's examples give, a command at a time.
+@dataclass(frozen=True)
+class Example:
+    language: str
+    code: str
+    why_not_run: str | None
 
-    A quoted argument may go on over several lines. What is piped into a command is left out, and `&&` ends one.
+
+def examples(page: Path) -> list[Example]:
+    found = EXAMPLE.finditer(page.read_text(encoding="utf-8"))
+    return [Example(match["language"], match["code"], match["why"]) for match in found]
+
+
+def commands(code: str) -> list[list[str]]:
+    """The words of each command, of which the ends of `a && b` and the beginnings of `a | b` are ones, too.
+
+    A quoted argument may go on over several lines. `|` is the last word of a command that is piped on.
     """
     found = []
-    for fenced in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
+    pending = ""
+    for line in code.replace("\\\n", "").splitlines():
+        pending += line
+        try:
+            words = shlex.split(pending, comments=True)
+        except ValueError:  # a quotation that is not closed yet
+            pending += "\n"
+            continue
         pending = ""
-        for line in fenced.splitlines():
-            pending += line
-            try:
-                words = shlex.split(pending)
-            except ValueError:  # a quotation that is not closed yet
-                pending += "\n"
-                continue
-            pending = ""
-            ends = [index for index, word in enumerate(words) if word in ("&&", "|")]
-            found += [words[i + 1 : j] for i, j in zip([-1, *ends], [*ends, len(words)], strict=True)]
+        command: list[str] = []
+        for word in words:
+            if word != "&&":
+                command.append(word)
+            if word in ("&&", "|"):
+                found.append(command)
+                command = []
+        if command:
+            found.append(command)
+    assert not pending, code
     return found
 
 
-# Those that need nothing but the embedded checkpoint and what is printed before them.
-RUN = [words for words in commands() if words[:3] == ["llm", "-m", TINY] and len(words) > 3]
+def run(words: list[str], given: str | None, llm_command: Llm) -> str | None:
+    """What a command prints; None if it prints nothing that the next one could be given."""
+    match words:
+        case ["pip", "install", "-e", *_]:
+            return None  # whoever runs this has done that
+        case ["echo", text, "|"]:
+            return text + "\n"
+        case ["python", "-c", program]:
+            exec(compile(program, "<printed>", "exec"), {})
+            return None
+        case ["llm", "chat", *rest]:
+            return llm_command.ok("chat", *rest, input="exit\n")
+        case ["llm", *rest]:
+            return llm_command.ok(*rest, input=given)
+    pytest.fail(f"Nothing here runs {shlex.join(words)}. Say why before its block: <!-- not run: because -->")
 
 
-def test_commands_were_found() -> None:
-    assert len(RUN) >= 8
+@cache
+def run_on_its_page() -> dict[Path, list[Example]]:
+    """What is run of each page: what stands on several is run on the first of them."""
+    seen: set[str] = set()
+    kept: dict[Path, list[Example]] = {page: [] for page in PAGES}
+    for page, on_page in kept.items():
+        for example in examples(page):
+            if example.why_not_run is None and example.code not in seen:
+                seen.add(example.code)
+                on_page.append(example)
+    return kept
 
 
-@pytest.mark.parametrize("words", RUN, ids=" ".join)
-def test_command_runs_as_printed(
-    llm_command: Llm, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_examples_were_found() -> None:
+    assert len(run_on_its_page()[README]) >= 4
+    assert sum(map(len, run_on_its_page().values())) >= 20
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if run_on_its_page()[page]], ids=lambda page: page.name)
+def test_examples_run_as_printed(
+    page: Path, llm_command: Llm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One after the other, as by somebody who reads the page."""
     monkeypatch.chdir(tmp_path)
-    if "red.png" in words:
-        (program,) = [words[2] for words in commands() if words[:2] == ["python", "-c"] and "red.png" in words[2]]
-        exec(compile(program, "README.md", "exec"), {})
-    assert llm_command.ok(*words[1:])
+    for example in run_on_its_page()[page]:
+        if example.language == "python":
+            exec(compile(example.code, page.name, "exec"), {"__name__": "__main__"})
+            continue
+        given = None
+        for words in commands(example.code):
+            given = run(words, given, llm_command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_is_not_run_can_be_read(page: Path) -> None:
+    """Commands and options of that name exist, at least."""
+    for example in examples(page):
+        if example.language == "python":
+            compile(example.code, page.name, "exec")
+        elif example.why_not_run is not None:
+            for words in commands(example.code):
+                if words[0] == "llm":
+                    command: click.Command = llm.cli.cli
+                    rest = words[1:]
+                    while isinstance(command, click.Group):
+                        name = rest.pop(0) if rest[0] in command.commands else "prompt"
+                        command = command.commands[name]
+                    with click.testing.CliRunner().isolation(input="a key\n"):
+                        command.make_context("llm", rest)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").split()) <= 900
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them: words and hyphens of each heading."""
+    found = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "tests/gpu/README.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"`[^`]*`", "", FENCED.sub("", page.read_text(encoding="utf-8")))
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    dead = []
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        if not file.exists() or (anchor and anchor not in headings(file)):
+            dead.append(target)
+    assert dead == []
+
+
+def test_every_page_can_be_found() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert [page.name for page in DOCS if f"](docs/{page.name})" not in text] == []
