@@ -1,4 +1,4 @@
-"""Prints the tables of the README's "Speed" and of docs/quality.md: `python -m tests.benchmarks`.
+"""Prints the tables of docs/speed.md and of docs/quality.md: `python -m tests.benchmarks`.
 
 diffusers takes part with the `benchmark` extra. Everything in a table ran in one process, side by side; read
 the ratios, and have nothing else run on the machine.

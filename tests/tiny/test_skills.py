@@ -14,7 +14,7 @@ from llm_diffusiongemma.tiny.evaluate import Examiner
 
 QUESTIONS = 6
 # (as in training, never seen): the least right of 6, with room below the measured score for the rounding of
-# another processor. A skill that was not learned well has a low number here, and the README says so.
+# another processor. A skill that was not learned well has a low number here, and docs/tiny.md says so.
 LEAST_RIGHT: dict[str, tuple[int, int]] = {
     "question": (5, 4),
     "unknown": (5, 5),
