@@ -79,7 +79,9 @@ def run(words: list[str], given: str | None, llm_command: Llm) -> str | None:
         case ["llm", "chat", *rest]:
             return llm_command.ok("chat", *rest, input="exit\n")
         case ["llm", *rest]:
-            return llm_command.ok(*rest, input=given)
+            printed = llm_command.ok(*rest, input=given)
+            assert printed or "-m" not in rest
+            return printed
     pytest.fail(f"Nothing here runs {shlex.join(words)}. Say why before its block: <!-- not run: because -->")
 
 
