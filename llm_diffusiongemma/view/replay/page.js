@@ -107,15 +107,18 @@ function candidatesOf(canvas, position, i) {
 
 // --- words ---------------------------------------------------------------------------------------------------------
 
-// What isn't seen, or changes what is beside it, but for what joins characters that aren't Latin: see wording.py.
-const UNSEEN = /(?<=[^\x00-\x7f]|[#*0-9])[\u200c\u200d\ufe0e\ufe0f]|[\p{C}\p{DI}\p{Zl}\p{Zp}]/gu;
+// What isn't seen, or changes what is beside it: see wording.py. Of these the joiners stay between characters that
+// aren't Latin, which need them.
+const UNSEEN = /[\p{C}\p{DI}\p{Zl}\p{Zp}]/gu;
 const JOINERS = "\u200c\u200d\ufe0e\ufe0f";
+const JOINABLE = /[^\x00-\x7f]|[#*0-9]/;
 const SHORT_ESCAPES = new Map([["\t", "\\t"], ["\r", "\\r"], ["\n", "\n"]]);
 
-/** A text with nothing in it that a reader can't see: that is written out as an escape. Line feeds stay. */
-function visible(text) {
+/** A text with nothing in it that a reader can't see: that is written out as an escape. Line feeds stay. `before` is
+ * the character that stands before it, if any. */
+function visible(text, before = "") {
   return text.replace(UNSEEN, (character, offset) => {
-    if (JOINERS.includes(character) && offset > 0 && /[^\x00-\x7f]|[#*0-9]/.test(text[offset - 1])) return character;
+    if (JOINERS.includes(character) && JOINABLE.test(offset ? text[offset - 1] : before)) return character;
     return SHORT_ESCAPES.get(character) ?? escaped(character.codePointAt(0));
   });
 }
@@ -126,8 +129,8 @@ function escaped(code) {
   return code < 0x10000 ? "\\u" + digits.padStart(4, "0") : "\\U" + digits.padStart(8, "0");
 }
 
-function short(text) {
-  if (text.length <= MOST_SHOWN) return visible(text);
+function short(text, before = "") {
+  if (text.length <= MOST_SHOWN) return visible(text, before);
   const kept = text.slice(0, MOST_SHOWN).replace(/[\ud800-\udbff]$/, "");
   return `${visible(kept)}… (${(text.length - kept.length).toLocaleString("en")} more)`;
 }
@@ -302,16 +305,20 @@ function showTokens(canvas, i) {
   const { end } = canvas.steps[i];
   const isLast = i === canvas.steps.length - 1;
   const length = isLast ? canvas.length : (end ?? canvas.size);
+  let before = ""; // the last character
   for (let position = 0; position < canvas.size; position++) {
     const token = tokens[position];
     const piece = pieceOf(canvas, position, i);
-    if (shownPieces[position] !== piece) {
+    const string = strings[piece];
+    const joins = string !== "" && JOINERS.includes(string[0]);
+    if (shownPieces[position] !== piece || joins) {
       shownPieces[position] = piece;
-      const text = (texts[piece] ??= short(strings[piece]).replaceAll("\n", "↵\n"));
+      const text = inCanvas(piece, joins ? before : "");
       token.textContent = text;
       if (text.trim()) token.removeAttribute("aria-label");
       else token.setAttribute("aria-label", text ? "blank" : "part of a character");
     }
+    before = string.at(-1) ?? before;
     const classes = ["t", stateOf(canvas, position, i), kindOf(canvas, position, i)];
     classes.push("e" + entropyLevel(entropyOf(canvas, position, i)));
     if (kept[position] >= 0 && kept[position] <= i) classes.push("k" + keptLevel(canvas, kept[position]));
@@ -320,6 +327,11 @@ function showTokens(canvas, i) {
     const className = classes.join(" ");
     if (token.className !== className) token.className = className;
   }
+}
+
+function inCanvas(piece, before) {
+  const text = () => short(strings[piece], before).replaceAll("\n", "↵\n");
+  return before ? text() : (texts[piece] ??= text());
 }
 
 function entropyLevel(thousandths) {

@@ -55,7 +55,7 @@ def page(replies: Sequence[RecordedReply]) -> str:
         ),
         style=style,
         script=script,
-        data=base64.b64encode(zlib.compress(_pack(replies), level=9)).decode("ascii"),
+        data=base64.b64encode(zlib.compress(_pack(replies))).decode("ascii"),
     )
 
 
