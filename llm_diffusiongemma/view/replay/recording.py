@@ -18,12 +18,13 @@ class RecordedReply:
     """(role, text) of each message, oldest first. Roles are those of llm: system, user, assistant, tool. What is
     attached is named in brackets, and calls of tools are written out."""
     settings: dict[str, Any]
-    """The options that somebody has set, and the reply's seed, with which it can be made again."""
+    """What somebody has set, as JSON has it: options by their names, the reply's `seed`, with which it can be made
+    again, `schema`, and `tools` by their names."""
     figures: dict[str, Any]
     """Plain values that JSON has, by the names that `llm logs --json` shows: `finish_reason`, `blocks`,
     `generate_seconds`, `device` and so on, and beside them `resolved_model`, `input_tokens`, `output_tokens`,
-    `cached_tokens`, and `form` if the reply was held to one. `finish_reason` is always there; a reply that was
-    interrupted ("interrupted") or ended by an error ("error", with its sentence as `error`) may have no other.
+    `cached_tokens`. `finish_reason` is always there; a reply that was interrupted ("interrupted") or ended by an
+    error ("error", with its sentence as `error`) may have no other.
 
     `blocks` are those of the last attempt among the snapshots, in their order. Entry i has `tokens`: so many
     positions at the start of canvas i are part of the reply, and what is behind them is not (its end of sequence,
