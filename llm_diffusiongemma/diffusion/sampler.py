@@ -204,6 +204,13 @@ class VocabularyBlock(NamedTuple):
     """Its tokens, and in the last block the padding behind them."""
 
 
+class Likeliest(NamedTuple):
+    """A few tokens of each position and their probabilities: int64 and fp32 `[256, n]`."""
+
+    tokens: torch.Tensor
+    probabilities: torch.Tensor
+
+
 class Distributions:
     """What a network says of each position: softmax(z) of the tempered logits z, by blocks of the vocabulary.
 
@@ -297,6 +304,26 @@ class Distributions:
         # `gap` may be so large that it must meet a scale of zero first.
         deviation = (scale * self._deviation + scale * gap * sums).sum(-1)
         return total.log() + deviation / total
+
+    def likeliest(self, most: int) -> Likeliest:
+        """The `most` likeliest tokens of each position, fewer if the vocabulary is smaller, in no order.
+
+        They are in the blocks with the largest maxima.
+        """
+        best_blocks = self._block_max.topk(min(most, len(self.blocks))).indices  # [256, n]
+        blocks = self._columns.view(len(self._columns), len(self.blocks), -1)  # [256, blocks, width]
+        most, width = min(most, self.logits.shape[1]), blocks.shape[-1]
+        rows_per_chunk = max(1, chunk_bytes(blocks.device) // (best_blocks.shape[1] * width * 4))
+        z, tokens = [], []
+        for start in range(0, len(blocks), rows_per_chunk):
+            best = best_blocks[start : start + rows_per_chunk]  # [rows, n]
+            of_best = best[..., None].expand(-1, -1, width)
+            top = blocks[start : start + rows_per_chunk].gather(1, of_best).flatten(1).topk(most)
+            z.append(top.values)
+            tokens.append(best.gather(1, top.indices // width) * width + top.indices % width)
+        scale = (self._reference - self._maximum[:, None]).exp_()
+        total = (scale * self._part_sum.sum(-1)).sum(-1)
+        return Likeliest(torch.cat(tokens), (torch.cat(z) - self._maximum[:, None]).exp_().div_(total[:, None]))
 
     def soft_embeddings(self) -> torch.Tensor:
         """softmax(z) @ embedding, without the embedding's factor: fp32 `[256, H]`, valid until `start`."""
@@ -473,6 +500,10 @@ class EntropyBoundSampler:
         if not is_sane:
             raise NotANumberError()
         return DenoisingStep(canvas, argmax, accepted, entropy, converged, soft_embeddings)
+
+    def likeliest(self, most: int) -> Likeliest:
+        """Of what the last `step` has drawn from, for who watches: see `Distributions.likeliest`."""
+        return self._distributions.likeliest(most)
 
     def _constrain(self, constraint: Constraint, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Make the constraint's view of the logits, **in place**: see `Constraint.decide` for what it returns."""
