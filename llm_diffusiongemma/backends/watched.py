@@ -1,0 +1,87 @@
+"""What somebody who watches a reply is told of it by a server, as JSON. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..chat.texts import is_text
+from ..view.records import ACCEPTED, CALL, CONTROL, NOISE, SETTLED, TEXT, THOUGHT, Reading, Snapshot
+from .protocol import MAX_NUMBER
+
+READING, SNAPSHOT = "reading", "snapshot"
+
+# Values and characters of one record. A canvas of 256 with five candidates for each position comes to 15,000.
+MAX_SIZE = 250_000
+
+KINDS = frozenset((TEXT, THOUGHT, CALL, CONTROL))
+STATES = frozenset((NOISE, ACCEPTED, SETTLED))
+
+
+def seen_to_wire(seen: Reading | Snapshot) -> dict[str, Any]:
+    """For the extension of a chunk. The record's own tuples: who writes JSON takes them for lists."""
+    if isinstance(seen, Reading):
+        return {READING: vars(seen)}
+    return {SNAPSHOT: {**vars(seen), "likely": None if seen.likely is None else vars(seen.likely)}}
+
+
+def seen_from_wire(extension: Mapping[str, Any]) -> Reading | Snapshot | None:
+    """What the extension of a chunk shows of a reply; None if nothing, or nothing that can be understood.
+
+    It only serves to be looked at, and a reply is no worse without it: so it is left out, and no error.
+    """
+    kind = next((kind for kind in (READING, SNAPSHOT) if kind in extension), None)
+    if kind is None or not _is_small(extension[kind]):
+        return None
+    try:
+        seen = _records(kind).validate_python(extension[kind])
+    except ValidationError:
+        return None
+    is_sound = _is_sound_reading(seen) if isinstance(seen, Reading) else _is_sound_snapshot(seen)
+    return seen if is_sound and is_text(extension[kind]) else None
+
+
+def _is_small(value: object) -> bool:
+    """Else all that is wrong with it, a million times, would be found out first."""
+    left, size = [value], 0
+    while left and size <= MAX_SIZE:
+        value = left.pop()
+        if isinstance(value, (str, list, dict)):
+            size += len(value)
+        if isinstance(value, (list, dict)):
+            left += value if isinstance(value, list) else value.values()
+    return size <= MAX_SIZE
+
+
+def _is_sound_reading(reading: Reading) -> bool:
+    return 0 <= reading.tokens <= reading.of < MAX_NUMBER
+
+
+def _is_sound_snapshot(snapshot: Snapshot) -> bool:
+    length, likely = len(snapshot.pieces), snapshot.likely
+    numbers = [snapshot.mean_entropy, snapshot.seconds]
+    lengths = [len(snapshot.kinds), len(snapshot.states)]
+    if likely is not None:
+        lengths += [len(likely.entropies), len(likely.candidates)]
+        numbers += likely.entropies
+        numbers += (probability for each in likely.candidates for _, probability in each)
+    return (
+        length > 0
+        and all(each == length for each in lengths)
+        and KINDS.issuperset(snapshot.kinds)
+        and STATES.issuperset(snapshot.states)
+        and (snapshot.end is None or 0 <= snapshot.end < length)
+        and 1 <= snapshot.step <= snapshot.max_steps < MAX_NUMBER
+        and all(0 <= each < MAX_NUMBER for each in (snapshot.attempt, snapshot.block, snapshot.tokens_before))
+        and snapshot.seconds >= 0
+        and all(map(math.isfinite, numbers))
+    )
+
+
+@cache
+def _records(kind: str) -> TypeAdapter[Any]:
+    return TypeAdapter(Reading if kind == READING else Snapshot)
