@@ -11,7 +11,7 @@ from ...backends.protocol import VIEW_OPTIONS
 from ...backends.turn import Report, Turn
 from ...errors import ReplayError
 from ...wording import quoted, tell
-from ..progress import on_terminal
+from ..screen import on_terminal
 from ..records import Reading, Snapshot
 from .packing import Snapshots
 from .place import check, place_of, write
