@@ -11,8 +11,8 @@ from ...backends.protocol import VIEW_OPTIONS
 from ...backends.turn import Report, Turn
 from ...errors import ReplayError
 from ...wording import quoted, tell
-from ..screen import on_terminal
 from ..records import Reading, Snapshot
+from ..screen import on_terminal
 from .packing import Snapshots
 from .place import check, place_of, write
 from .prompts import prompt_of
