@@ -11,7 +11,8 @@ from ...backends.protocol import VIEW_OPTIONS
 from ...backends.turn import Report, Turn
 from ...errors import ReplayError
 from ...wording import quoted, tell
-from ..records import Reading, Snapshot
+from ..progress import indicate
+from ..records import Reading, Snapshot, Wants
 from ..screen import on_terminal
 from .packing import Snapshots
 from .place import check, place_of, write
@@ -57,7 +58,8 @@ class Page:
         from .page import page
 
         self._replies.append(reply)
-        write(self.place, page(self._replies))
+        with indicate("Writing the replay"):
+            write(self.place, page(self._replies))
         self._is_written = True
 
     def _tell(self) -> None:
@@ -67,6 +69,8 @@ class Page:
 
 class Recorder:
     """One reply being recorded: what is seen of it and what it says, until it ends or breaks off."""
+
+    wants: Wants = "candidates"
 
     def __init__(self, model: str, page: Page) -> None:
         """Raises `ReplayError` if the page could not be written, before anything is done for the reply."""
@@ -106,17 +110,20 @@ class Recorder:
         }
         self._write(report.as_json() | counted, report.seed)
 
-    def break_off(self, error: BaseException) -> None:
-        """The same for one that has no report: there was an error, or nobody wants it any more."""
-        if not self._snapshots:
+    def close(self, error: BaseException | None) -> None:
+        """Of a reply that was broken off and has no report the page shows what there is.
+
+        One that Ctrl-C ends in this thread has a report.
+        """
+        if not self._snapshots or error is None or isinstance(error, KeyboardInterrupt):
             return
-        is_failure = isinstance(error, Exception)
+        figures = {"finish_reason": "interrupted"}
+        if isinstance(error, Exception):
+            figures = {"finish_reason": "error", "error": str(error)}
         try:
-            self._write(
-                {"finish_reason": "error", "error": str(error)} if is_failure else {"finish_reason": "interrupted"}
-            )
+            self._write(figures)
         except ReplayError as why:
-            tell(str(why))
+            tell(str(why))  # the error itself is on its way
 
     def _write(self, figures: dict[str, Any], seed: int | None = None) -> None:
         assert self.turn is not None
