@@ -114,10 +114,11 @@ def test_from_python(out: Path) -> None:
 
 
 async def test_async(out: Path) -> None:
-    response = llm.get_async_model(TINY).prompt("Count from 1 to 20", seed=1, replay=out)
+    response = llm.get_async_model(TINY).prompt("Count from 1 to 20", replay=out)
     text = await response.text()
     (reply,) = read(out).replies
     assert reply["text"] == text
+    assert reply["settings"] == {"seed": response.response_json["seed"]}
 
 
 def test_a_schema_is_told(llm_command: Llm, out: Path) -> None:
