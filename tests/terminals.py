@@ -49,6 +49,7 @@ class Terminal:
         """By the few sequences that are used, on a screen without end: anything else is seen as it is."""
         rows, row, column, saved, wraps = [""], 0, 0, (0, 0), True
         for part in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|\x1b[D78]|[^\x1b]|\x1b", self.written):
+            rows += [""] * (row + 1 - len(rows))
             line = rows[row]
             if part.startswith("\x1b[") and part.endswith("m"):
                 continue
@@ -56,7 +57,6 @@ class Terminal:
                 column = 0
             elif part in ("\n", "\x1bD"):
                 row, column = row + 1, column if part == "\x1bD" else 0
-                rows += [""] * (row + 1 - len(rows))
             elif match := re.fullmatch(r"\x1b\[(\d*)([AB])", part):
                 row += int(match[1] or 1) * (-1 if match[2] == "A" else 1)
             elif part == "\x1b7":
@@ -72,6 +72,7 @@ class Terminal:
             else:
                 rows[row] = line[:column].ljust(column) + part + line[column + 1 :]
                 column = column + 1 if wraps else min(column + 1, self._columns - 1)
+        rows += [""] * (row + 1 - len(rows))
         while len(rows) > row + 1 and not rows[-1]:
             del rows[-1]
         return "\n".join(rows)

@@ -43,6 +43,8 @@ UP, DOWN = "\x1b[{}A", "\x1b[B"
 SAVE_CURSOR, RESTORE_CURSOR = "\x1b7", "\x1b8"
 ERASE_LINE, ERASE_SCREEN = "\x1b[K", "\x1b[J"
 """from the cursor on"""
+# In the first corner of the screen tmux takes the latter for clearing all, of which it keeps a copy.
+ERASE_FROM_OWN_ROW = ERASE_LINE + SAVE_CURSOR + DOWN + ERASE_SCREEN + RESTORE_CURSOR
 WRAP, NO_WRAP = "\x1b[?7h", "\x1b[?7l"
 
 _OBEYED = re.compile("[\0-\x1f\x7f-\x9f]")
@@ -186,8 +188,8 @@ class _Screen:
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
         self._size: Size | None = None
-        self._frame = ""
-        """what has been written last to lie below the cursor"""
+        self._frame: _Frame | None = None
+        """what lies below the cursor"""
 
     def begin(self, entry: _Entry) -> None:
         with self._entries_lock:
@@ -227,8 +229,8 @@ class _Screen:
         """To be called with the lock."""
         if self._frame and may_draw():
             with suppress(OSError, ValueError):  # the terminal is gone
-                _write(WRAP + ERASE_SCREEN)
-        self._frame = ""
+                _write(WRAP + self._frame.erasing)
+        self._frame = None
 
     def _draw(self, is_over: threading.Event) -> None:
         console: Console | None = None
@@ -262,17 +264,18 @@ class _Screen:
             return
         is_own_row = columns == {0}
         console.size = room = size.room(is_own_row)
-        lines, is_new = self._lines(console, is_anew=size != self._size or not self._frame)
-        self._size = size
+        is_resized, self._size = size != self._size, size
+        lines, is_new = self._lines(console, is_anew=is_resized or not self._frame)
         if not is_new:
             return
         if not lines or not room.height:
             self.erase()
             return
-        frame = _frame(lines[: room.height], is_own_row, console)
-        if frame != self._frame:
+        before, frame = self._frame, _Frame([_written(line, console) for line in lines[: room.height]], is_own_row)
+        if frame != before or is_resized:
             self._frame = frame
-            _write(frame)
+            has_remains = before is not None and (is_resized or len(before.lines) > len(frame.lines))
+            _write((frame.erasing if has_remains else "") + frame.drawing)
 
     def _lines(self, console: Console, is_anew: bool) -> tuple[Sequence[Sequence[Segment]], bool]:
         """Those of the innermost that has some, and whether they may be others than before."""
@@ -308,18 +311,30 @@ def _size() -> Size:
     return Size(columns, rows) if columns and rows else Size(UNKNOWN_COLUMNS, 0)
 
 
-def _frame(lines: Sequence[Sequence[Segment]], is_own_row: bool, console: Console) -> str:
-    """All that is written to have these lines below the cursor: at least one, and no more than have room."""
-    num_rows = len(lines) - is_own_row
-    # Without these rows at the bottom of the screen there would be nothing to come back to.
-    parts = [INDEX * num_rows, UP.format(num_rows)] if num_rows else []
-    parts += [SAVE_CURSOR, NO_WRAP]
-    for index, line in enumerate(lines):
-        if index or not is_own_row:
-            parts += [DOWN, "\r"]
-        # Before it, as a line may end in the last column; of what was there longer than this nothing stays.
-        parts += [ERASE_SCREEN if index == len(lines) - 1 else ERASE_LINE, _written(line, console)]
-    return "".join([*parts, WRAP, RESTORE_CURSOR])
+class _Frame(NamedTuple):
+    """Lines as a terminal gets them."""
+
+    lines: Sequence[str]
+    is_own_row: bool
+    """Whether the first is on the cursor's own row, in whose first column that is, and not below it."""
+
+    @property
+    def drawing(self) -> str:
+        """What puts them below the cursor, in place of a frame that was not longer."""
+        num_rows = len(self.lines) - self.is_own_row
+        # Without these rows at the bottom of the screen there would be nothing to come back to.
+        parts = [INDEX * num_rows, UP.format(num_rows)] if num_rows else []
+        parts += [SAVE_CURSOR, NO_WRAP]
+        for index, line in enumerate(self.lines):
+            if index or not self.is_own_row:
+                parts += [DOWN, "\r"]
+            # Before the line, which may end in the last column.
+            parts += [ERASE_LINE, line]
+        return "".join([*parts, WRAP, RESTORE_CURSOR])
+
+    @property
+    def erasing(self) -> str:
+        return ERASE_FROM_OWN_ROW if self.is_own_row else ERASE_SCREEN
 
 
 def _written(line: Sequence[Segment], console: Console) -> str:
