@@ -22,6 +22,7 @@ import llm
 from .. import hub
 from ..catalog import DEVICE_VARIABLE, ModelEntry, Source
 from ..chat.checkpoint import NetworkTokens, load_tokenizer
+from ..chat.drafts import Spelling
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
 from ..chat.prompt import PromptEncoder
 from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
@@ -151,6 +152,11 @@ class Engine:
     def decode_bytes(self) -> Callable[[list[int]], str]:
         """`decode` for a reply of a form: by what the tokens stand for in the form's automaton."""
         return table_decoder(self._tokenizer, self._token_bytes)
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """What tokens stand for, for who watches a reply. It grows with what is asked of it."""
+        return Spelling(self._tokenizer)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

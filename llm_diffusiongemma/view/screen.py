@@ -7,8 +7,8 @@ that are broken anew make a difference.
 
 The cursor is never hidden, there is no other screen, and rich's `Live` is not used: whoever is killed could bring
 nothing back. Only one thread draws: whoever works changes what is to be shown and goes on, even if the terminal is
-stopped. Nothing is shown on a pipe, nor in a program of somebody else's, whose terminal it is: only where the
-process was started as `llm`.
+stopped. Nothing is shown on a pipe; and in a program of somebody else's, whose terminal it is, nothing but what it
+asks for.
 """
 
 from __future__ import annotations
@@ -63,12 +63,15 @@ def on_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def is_watched() -> bool:
-    """Whether there is a terminal to show something on, and it is ours."""
-    cli = getattr(sys.modules.get("llm.cli"), "cli", None)
-    if cli is None or getattr(sys.modules.get("__main__"), "cli", None) is not cli:
-        return False
+def can_show() -> bool:
+    """Whether there is a terminal to show something on."""
     return on_terminal() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+def is_watched() -> bool:
+    """Whether there is one, and it is ours."""
+    cli = getattr(sys.modules.get("llm.cli"), "cli", None)
+    return cli is not None and getattr(sys.modules.get("__main__"), "cli", None) is cli and can_show()
 
 
 def may_draw() -> bool:
@@ -90,13 +93,17 @@ def may_draw() -> bool:
 
 
 @contextmanager
-def shown(what: Showable, delay: float = 0.0, every: float = FRAME_SECONDS) -> Iterator[None]:
+def shown(
+    what: Showable, delay: float = 0.0, every: float = FRAME_SECONDS, *, is_asked_for: bool = False
+) -> Iterator[None]:
     """Have a terminal show something while this lasts. Leaving it leaves nothing on the terminal.
+
+    A program's terminal shows only what the program has asked for.
 
     Of several inside each other the innermost is shown of those that have lines. Nothing is asked for its lines
     before `delay` seconds have passed; then it is after `every` seconds again, and sooner after a `refresh`.
     """
-    if not is_watched():
+    if not (can_show() if is_asked_for else is_watched()):
         yield
         return
     entry = _Entry(what, time.monotonic() + delay, every)
@@ -134,7 +141,7 @@ def begin_line() -> None:
 
 def printed(text: str, err: bool = False) -> None:
     """What has been, or will be, written in this `aside`, to stdout or to stderr."""
-    if not text or not is_watched():
+    if not text or not can_show():
         return
     stream = sys.stderr if err else sys.stdout
     with _screen.lock:
