@@ -21,7 +21,7 @@ import click
 from click.globals import pop_context
 
 from .backends.turn import Stop
-from .view import progress
+from .view import screen
 
 #: What shells call a command that was ended by SIGINT.
 INTERRUPTED_STATUS = 130
@@ -132,7 +132,7 @@ class Command:
 
 
 def _say_last() -> None:
-    progress.dismiss()  # of a thread that can't be stopped
+    screen.dismiss()  # of a thread that can't be stopped
     click.echo("\nInterrupted.", err=True)
     click.echo(nl=False)  # flushes
 

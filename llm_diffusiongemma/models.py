@@ -18,7 +18,7 @@ from .chat.images import ATTACHMENT_TYPES
 from .errors import DiffusionGemmaError
 from .interrupts import FAILED_STATUS, INTERRUPTED_STATUS, Command, Interrupts, current_command
 from .options import DEFAULT_MAX_TOKENS, Options
-from .view.progress import on_terminal
+from .view.screen import on_terminal
 from .view.watching import Watching
 
 # What holds a thought and an answer, as a rule.
