@@ -76,7 +76,8 @@ class Tmux:
 class Drawing:
     """`tests.drawing` in a pane: it does one thing after another, and says when it is done."""
 
-    def __init__(self, tmux: Tmux, folder: Path) -> None:
+    def __init__(self, tmux: Tmux, folder: Path, pipe: str = "") -> None:
+        """`pipe` is a shell's words behind the program, such as "| less"."""
         self.tmux = tmux
         self._count = 0
         self._paths = folder / "orders", folder / "answers"
@@ -84,7 +85,7 @@ class Drawing:
             path.unlink(missing_ok=True)
             os.mkfifo(path)
         # tmux hides the cursor of a pane whose program has ended.
-        and_wait = ("sh", "-c", '"$@"; echo "<ended>"; exec sleep 1000000', "sh")
+        and_wait = ("sh", "-c", f'"$@" {pipe}; echo "<ended>"; exec sleep 1000000', "sh")
         tmux.run(*and_wait, sys.executable, "-m", "tests.drawing", *map(str, self._paths))
         self._orders = self._paths[0].open("w")
         self._answers = self._paths[1].open()

@@ -206,9 +206,9 @@ def _stream_of(served: Served, turn: Turn, progress: Progress, end_waiting: Call
     watch, address = turn.watch, served.address
 
     def see(seen: Reading | Snapshot) -> None:
-        end_waiting()
         assert watch is not None
         watch.see(seen)
+        end_waiting()  # behind what is shown now: who ends the last that is shown waits for the terminal
 
     return ReplyStream(
         served,

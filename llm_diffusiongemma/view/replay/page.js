@@ -319,7 +319,7 @@ function showTokens(canvas, i) {
       else token.setAttribute("aria-label", text ? "blank" : "part of a character");
     }
     before = string.at(-1) ?? before;
-    const classes = ["t", stateOf(canvas, position, i), kindOf(canvas, position, i)];
+    const classes = ["tk", stateOf(canvas, position, i), kindOf(canvas, position, i)];
     classes.push("e" + entropyLevel(entropyOf(canvas, position, i)));
     if (kept[position] >= 0 && kept[position] <= i) classes.push("k" + keptLevel(canvas, kept[position]));
     if (position >= length && position !== end) classes.push("z");
@@ -605,12 +605,13 @@ function showPrompt() {
 function showKinds() {
   const found = new Set();
   for (const canvas of reply.canvases) {
-    for (let position = 0; position < canvas.length; position++) found.add(kindOf(canvas, position, canvas.steps.length - 1));
+    for (let position = 0; position < Math.min(canvas.size, canvas.length + 1); position++)
+      found.add(kindOf(canvas, position, canvas.steps.length - 1));
   }
   $("key-kinds").replaceChildren();
   $("key-end").hidden = reply.canvases.every((canvas) => canvas.length === canvas.size);
   for (const kind of ["r", "c", "x"])
-    if (found.has(kind)) $("key-kinds").append(make("span", `t ${kind}`, KINDS[kind]));
+    if (found.has(kind)) $("key-kinds").append(make("span", `tk ${kind}`, KINDS[kind]));
 }
 
 const named = (name) => visible(name).replaceAll("_", " ");
