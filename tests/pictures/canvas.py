@@ -1,7 +1,7 @@
 """A terminal in which a reply of the embedded checkpoint converges, as an SVG that moves.
 
-The snapshots are those of a real reply, laid out as the terminal shows them, and slowed down, which is why it doesn't
-say how many tokens a second there are. Text is text, in whatever monospaced font there is: each line is made as long
+The snapshots are those of a real reply, laid out as the terminal shows them. They are slowed down, which is why it
+doesn't say how many tokens a second there are. Text is text, in whatever monospaced font there is, each line as long
 as its columns are. Who wants no motion sees the end.
 """
 
@@ -40,7 +40,10 @@ svg {{ color-scheme: light dark; --back: #f6f8fa; --edge: #d0d7de; --plain: #1f2
 svg {{ --back: #0d1117; --edge: #30363d; --plain: #d4dbe3; --dim: #7d8590 }}
 }}
 rect {{ fill: var(--back); stroke: var(--edge) }}
-text {{ fill: var(--plain); font: {FONT_SIZE}px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace }}
+text {{
+fill: var(--plain); white-space: pre;
+font: {FONT_SIZE}px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace
+}}
 .dim {{ fill: var(--dim) }}
 .bold {{ font-weight: bold }}
 .passing {{ visibility: hidden }}
