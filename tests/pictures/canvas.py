@@ -1,8 +1,8 @@
 """A terminal in which a reply of the embedded checkpoint converges, as an SVG that moves.
 
 The snapshots are those of a real reply, laid out as the terminal shows them. They are slowed down, which is why it
-doesn't say how many tokens a second there are. Text is text, in whatever monospaced font there is, each line as long
-as its columns are. Who wants no motion sees the end.
+doesn't say how many tokens a second there are. Text is text, in whatever monospaced font there is: each line is as
+long as its columns are. Who wants no motion sees the end.
 """
 
 from __future__ import annotations
