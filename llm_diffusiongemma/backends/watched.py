@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,8 +16,9 @@ from .protocol import MAX_NUMBER
 
 READING, SNAPSHOT = "reading", "snapshot"
 
-# Values and characters of one record. A canvas of 256 with five candidates for each position comes to 15,000.
-MAX_SIZE = 250_000
+# Of one record. A canvas of 256 with five candidates for each position has 5,000 values, and 10,000 characters.
+MAX_VALUES = 100_000
+MAX_CHARACTERS = 100_000
 
 KINDS = frozenset((TEXT, THOUGHT, CALL, CONTROL))
 STATES = frozenset((NOISE, ACCEPTED, SETTLED))
@@ -42,19 +44,19 @@ def seen_from_wire(extension: Mapping[str, Any]) -> Reading | Snapshot | None:
     except ValidationError:
         return None
     is_sound = _is_sound_reading(seen) if isinstance(seen, Reading) else _is_sound_snapshot(seen)
-    return seen if is_sound and is_text(extension[kind]) else None
+    return seen if is_sound else None
 
 
 def _is_small(value: object) -> bool:
-    """Else all that is wrong with it, a million times, would be found out first."""
-    left, size = [value], 0
-    while left and size <= MAX_SIZE:
-        value = left.pop()
-        if isinstance(value, (str, list, dict)):
-            size += len(value)
-        if isinstance(value, (list, dict)):
-            left += value if isinstance(value, list) else value.values()
-    return size <= MAX_SIZE
+    """Else each of a million values that are wrong would be an error of its own."""
+    level, size = [value], 0
+    while level and size <= MAX_VALUES:
+        lists = [
+            each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list))
+        ]
+        level = list(chain.from_iterable(lists))
+        size += len(level)
+    return size <= MAX_VALUES
 
 
 def _is_sound_reading(reading: Reading) -> bool:
@@ -63,12 +65,15 @@ def _is_sound_reading(reading: Reading) -> bool:
 
 def _is_sound_snapshot(snapshot: Snapshot) -> bool:
     length, likely = len(snapshot.pieces), snapshot.likely
-    numbers = [snapshot.mean_entropy, snapshot.seconds]
+    numbers, texts = [snapshot.mean_entropy, snapshot.seconds], list(snapshot.pieces)
     lengths = [len(snapshot.kinds), len(snapshot.states)]
     if likely is not None:
         lengths += [len(likely.entropies), len(likely.candidates)]
         numbers += likely.entropies
-        numbers += (probability for each in likely.candidates for _, probability in each)
+        for of_position in likely.candidates:
+            numbers += (probability for _, probability in of_position)
+            texts += (text for text, _ in of_position)
+    text = "".join(texts)
     return (
         length > 0
         and all(each == length for each in lengths)
@@ -79,6 +84,8 @@ def _is_sound_snapshot(snapshot: Snapshot) -> bool:
         and all(0 <= each < MAX_NUMBER for each in (snapshot.attempt, snapshot.block, snapshot.tokens_before))
         and snapshot.seconds >= 0
         and all(map(math.isfinite, numbers))
+        and len(text) <= MAX_CHARACTERS
+        and is_text(text)
     )
 
 

@@ -76,7 +76,7 @@ def test_resized_in_the_middle(drawing: Drawing) -> None:
 def test_killed_with_something_shown(drawing: Drawing) -> None:
     assert drawing.do("draw", 3)
     os.kill(drawing.do("pid"), signal.SIGKILL)
-    drawing.tmux.wait_for("<ended>")
+    drawing.tmux.wait_for("<ended ")
     assert drawing.tmux.flag("cursor_flag") == drawing.tmux.flag("wrap_flag") == "1"
 
 
