@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Playwright
 
-# As Debian, others and Google call it.
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+# What there may be on the PATH.
+NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 class MissingBrowserError(Exception):
@@ -21,22 +21,25 @@ class MissingBrowserError(Exception):
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A headless one: that of the machine, else Playwright's own. Raises `MissingBrowserError`."""
+    """A headless one: on the PATH, or Chrome where its installer puts it, or Playwright's own. Raises
+    `MissingBrowserError`."""
     try:
-        from playwright.sync_api import Error, sync_playwright
+        from playwright.sync_api import sync_playwright
     except ImportError:
         raise MissingBrowserError("needs playwright: the extra named browser") from None
-    with sync_playwright() as playwright:
-        try:
-            browser = _launch(playwright)
-        except Error as error:
-            raise MissingBrowserError(f"needs Chromium or Chrome: {str(error).splitlines()[0]}") from None
-        with browser:
-            yield browser
+    with sync_playwright() as playwright, _launch(playwright) as browser:
+        yield browser
 
 
 def _launch(playwright: Playwright) -> Browser:
-    found = next(filter(None, map(shutil.which, NAMES)), None)
+    from playwright.sync_api import Error
+
+    on_path = next(filter(None, map(shutil.which, NAMES)), None)
     # Its sandbox refuses root.
-    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
-    return playwright.chromium.launch(executable_path=found, args=["--no-sandbox"] if is_root else [])
+    args = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    if on_path is not None:
+        return playwright.chromium.launch(executable_path=on_path, args=args)
+    for channel in ("chrome", None):
+        with suppress(Error):
+            return playwright.chromium.launch(channel=channel, args=args)
+    raise MissingBrowserError("needs Chromium or Chrome")
