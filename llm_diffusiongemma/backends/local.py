@@ -66,6 +66,8 @@ class LocalReply:
     the form first, which nobody sees unless it calls a tool, and then again if it does not.
     """
 
+    has_begun = True
+
     def __init__(self, entry: ModelEntry, turn: Turn, stop: Stop) -> None:
         """Loads the model if need be.
 

@@ -23,6 +23,7 @@ from .records import Reading, Snapshot, Wants, Watch
 if TYPE_CHECKING:
     from llm.models import _BaseConversation
 
+    from ..backends.turn import Outcome, Turn
     from .replay.recorder import Recorder
 
 #: Whether llm's commands show the canvas, if no option says so.
@@ -86,6 +87,11 @@ class Watching:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         for watcher in self._watchers:
             watcher.close(error)
+
+    def follow(self, turn: Turn, reply: Outcome) -> None:
+        """What is answered, and what will be known of how it went."""
+        if self.recorder is not None:
+            self.recorder.follow(turn, reply)
 
     def see(self, seen: Reading | Snapshot) -> None:
         """What is new of the reply."""

@@ -1,4 +1,4 @@
-"""`python -m tests.pictures canvas|replay`: draws a picture again, where it stands in docs/. Each has a module here."""
+"""`python -m tests.pictures canvas replay`: draws pictures of docs/ again. Each has a module here."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import llm
@@ -13,8 +12,9 @@ import pytest
 
 from llm_diffusiongemma.backends import engine
 from llm_diffusiongemma.backends.engine import get_engine
-from llm_diffusiongemma.backends.turn import Report
+from llm_diffusiongemma.backends.turn import FinishReason, Report, Turn
 from llm_diffusiongemma.errors import CheckpointError, NotANumberError, ReplayError
+from llm_diffusiongemma.options import Options
 from llm_diffusiongemma.view.records import Reading
 from llm_diffusiongemma.view.replay import recorder
 from llm_diffusiongemma.view.replay.place import write
@@ -184,7 +184,9 @@ def test_an_error_leaves_what_there_is(out: Path, in_step_five: list[BaseExcepti
     with pytest.raises(CheckpointError, match="is not a number") as raised:
         llm.get_model(TINY).prompt("Count from 1 to 20", **HARD, replay=out).text()
     (reply,) = read(out).replies
-    assert reply["figures"] == {"finish_reason": "error", "error": str(raised.value)}
+    assert reply["figures"]["finish_reason"] == "error"
+    assert reply["figures"]["error"] == str(raised.value)
+    assert reply["blocks"] == []
     assert [len(canvas["steps"]) for canvas in reply["canvases"]] == [4]
 
 
@@ -193,12 +195,17 @@ def test_a_reply_that_nobody_reads_on(out: Path) -> None:
     first = next(events)
     events.close()
     (reply,) = read(out).replies
-    assert reply["figures"] == {"finish_reason": "interrupted"}
+    assert reply["figures"]["finish_reason"] == "interrupted"
     assert reply["text"] == first.chunk
+    assert [each["tokens"] for each in reply["blocks"]] == [256]
 
 
 async def test_cancelled_async(out: Path) -> None:
-    asking = asyncio.ensure_future(_ask(out))
+    async def ask() -> str:
+        model = llm.get_async_model(TINY)
+        return str(await model.prompt("Count from 1 to 20", **HARD, seed=1, replay=out).text())
+
+    asking = asyncio.ensure_future(ask())
     loop = asyncio.get_running_loop()
     forwards: list[None] = []
 
@@ -211,11 +218,8 @@ async def test_cancelled_async(out: Path) -> None:
     with after_each_forward(loaded, cancel_in_step_five), pytest.raises(asyncio.CancelledError):
         await asking
     (reply,) = read(out).replies
-    assert reply["figures"] == {"finish_reason": "interrupted"}
-
-
-async def _ask(out: Path) -> str:
-    return str(await llm.get_async_model(TINY).prompt("Count from 1 to 20", **HARD, replay=out).text())
+    assert reply["figures"]["finish_reason"] == "interrupted"
+    assert reply["canvases"][0]["steps"]
 
 
 def test_interrupted_while_it_is_written(llm_command: Llm, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,17 +246,47 @@ def test_a_terminal_is_told_once(llm_command: Llm, out: Path, monkeypatch: pytes
 
 def test_a_reply_that_begins_anew(out: Path) -> None:
     """By another backend, because the server went before it had said anything."""
-    recording = Recorder("m", Page(str(out)))
+    anew = Recorder("m", Page(str(out)))
     for text, step in (("a", 1), ("b", 2), ("c", 1)):
-        recording.see(Reading(1, 2))
-        recording.see(snapshot(text, step=step))
-    assert [each.pieces for each in recording._snapshots] == [("c",)]
+        anew.see(Reading(1, 2))
+        anew.see(snapshot(text, step=step))
+    assert [each.pieces for each in anew._snapshots] == [("c",)]
+
+
+class Ended:
+    """A reply that has come to an end, or has not begun."""
+
+    has_text, tool_calls = True, ()
+
+    def __init__(self, finish_reason: FinishReason | None) -> None:
+        self.has_begun = finish_reason is not None
+        self._finish_reason = finish_reason
+
+    @property
+    def report(self) -> Report:
+        assert self._finish_reason is not None
+        return Report(self._finish_reason, "m", 1, 1, 0, 1, 0.0, 0.1)
+
+
+def recording(out: Path, finish_reason: FinishReason | None) -> Recorder:
+    made = Recorder("m", Page(str(out)))
+    made.follow(Turn([], Options()), Ended(finish_reason))
+    return made
 
 
 def test_a_reply_of_which_nothing_was_told(out: Path) -> None:
-    """As a server may do that doesn't know what is wanted."""
-    report = Report("stop", "m", 1, 1, 0, 1, 0.0, 0.1)
+    """As by a server that doesn't know what is wanted."""
     with pytest.raises(ReplayError, match="There is no replay"):
-        Recorder("m", Page(str(out))).end(report)
-    Recorder("m", Page(str(out))).end(replace(report, finish_reason="interrupted"))
+        recording(out, "stop").end()
+    recording(out, "interrupted").end()
+    recording(out, "interrupted").close(GeneratorExit())
+    Recorder("m", Page(str(out))).end()
     assert not out.exists()
+
+
+def test_a_reply_that_nobody_can_report_yet(out: Path) -> None:
+    """Cancelled in the moment in which its first step was done in another thread."""
+    begun = recording(out, None)
+    begun.see(snapshot("a"))
+    begun.close(asyncio.CancelledError())
+    assert read(out).replies[0]["figures"] == {"finish_reason": "interrupted"}
