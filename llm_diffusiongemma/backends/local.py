@@ -257,7 +257,7 @@ class _Attempt:
         """Until the last block says otherwise."""
         self.blocks: list[BlockReport] = []
         self.seconds = 0.0
-        """Whatever it takes, and who watches it."""
+        """See `Report.generate_seconds`."""
         self.text = ""
         self._engine, self._source, self._teller = asked.engine, asked.source, teller
         options = asked.options

@@ -105,6 +105,7 @@ class Report:
     load_seconds: float | None
     """0 if the model was loaded already."""
     generate_seconds: float
+    """Of computing, with what it took to tell who watches. The blocks' seconds are without that."""
     blocks: tuple[BlockReport, ...] = ()
     weights: WeightsReport | None = None
     lowered: tuple[Lowered, ...] = ()
