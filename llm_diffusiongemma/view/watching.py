@@ -51,7 +51,11 @@ class Watching:
     """One reply being watched. Enter it around all of the reply; leaving it leaves nothing on the terminal."""
 
     def __init__(
-        self, prompt: llm.Prompt, options: Options, is_command: bool, conversation: _BaseConversation | None
+        self,
+        prompt: llm.Prompt,
+        options: Options,
+        is_command: bool,
+        conversation: _BaseConversation | None = None,
     ) -> None:
         """`is_command` says that the reply is for a command of llm's own, and not for a program.
 
@@ -68,8 +72,13 @@ class Watching:
             screen.begin_line()
         self.recorder: Recorder | None = None
         """If a replay is asked for."""
-        self.watch: Watch | None = None
-        """For the reply's turn."""
+
+    @property
+    def watch(self) -> Watch | None:
+        """For the reply's turn, once this has been entered."""
+        if not self._watchers:
+            return None
+        return Watch(self.see, max((watcher.wants for watcher in self._watchers), key=get_args(Wants).index))
 
     def __enter__(self) -> Watching:
         """Raises `ReplayError` before anything is done for a reply whose replay could not be written."""
@@ -79,9 +88,6 @@ class Watching:
             page = Page.shared(self._options.replay, self._conversation, self._is_command)
             self.recorder = Recorder(self._prompt.model.model_id, page)
             self._watchers.append(self.recorder)
-        if self._watchers:
-            wants = max((watcher.wants for watcher in self._watchers), key=get_args(Wants).index)
-            self.watch = Watch(self.see, wants)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -73,7 +74,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(sys.modules["__main__"], "cli", llm.cli.cli, raising=False)
     screen.begin_line()
+    handle = signal.getsignal(signal.SIGINT)
     yield terminal
+    signal.signal(signal.SIGINT, handle)  # a command that owns its process leaves the default behind
     terminal.close()
 
 
