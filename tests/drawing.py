@@ -77,6 +77,9 @@ class Program:
             time.sleep(0.001)
         return bool(screen._screen._frame)
 
+    def size(self) -> tuple[int, int]:
+        return tuple(os.get_terminal_size(sys.stderr.fileno()))
+
     def pid(self) -> int:
         return os.getpid()
 

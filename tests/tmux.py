@@ -99,6 +99,14 @@ class Drawing:
         self._orders.flush()
         return json.loads(self._answers.readline())
 
+    def resize(self, columns: int, rows: int) -> None:
+        """And wait until the program has it: tmux tells it a while later."""
+        self.tmux.resize(columns, rows)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self.do("size") != [columns, rows]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     def printed(self) -> str:
         """The pane once it has got all that was written. Before the mark that shows it."""
         self._count += 1

@@ -12,6 +12,8 @@ import unicodedata
 from functools import lru_cache
 
 TAB_COLUMNS = 8
+VIRAMA = 9
+"""the combining class of what takes a letter's vowel, and joins it to the next one"""
 
 # All of one column, and what else stands beside them.
 _RUNS = re.compile(r"[ -~]+|[^ -~]", re.DOTALL)
@@ -43,8 +45,8 @@ class Cursor:
         _, line_feed, line = text.rpartition("\n")
         if line_feed:
             self._line, self._columns = "", frozenset({0})
+        self._columns = _after(self._columns, line, width, self._line[-1:])
         self._line += line
-        self._columns = _after(self._columns, line, width)
         # What the terminal may obey; a line feed is all that is known of it.
         self._is_lost = self._is_lost or any(_is_obeyed(character) for character in text)
 
@@ -62,12 +64,11 @@ class Cursor:
         self._width = width
 
 
-def _after(columns: frozenset[int], text: str, width: int) -> frozenset[int]:
-    """Where a cursor is that was in one of these columns, behind a text without line feeds."""
+def _after(columns: frozenset[int], text: str, width: int, before: str = "") -> frozenset[int]:
+    """Where a cursor is that was in one of these columns, behind a text without line feeds that follows another
+    character, if any."""
     for run in _RUNS.findall(text):
-        if run.isascii() and run.isprintable():
-            columns = frozenset((column + len(run) - 1) % width + 1 for column in columns)
-        elif run == "\r":
+        if run == "\r":
             columns = frozenset({0})
         elif run == "\t":
             columns = frozenset(
@@ -75,25 +76,46 @@ def _after(columns: frozenset[int], text: str, width: int) -> frozenset[int]:
             )
         else:
             columns = frozenset(
-                column + cells if column + cells <= width else cells for column in columns for cells in _cells(run)
+                _forward(column, cells, width) for column in columns for cells in _cells(run[0], before)
             )
+            if len(run) > 1:  # each of one column
+                columns = frozenset((column + len(run) - 2) % width + 1 for column in columns)
+        before = run[-1]
     return columns
 
 
+def _forward(column: int, cells: int, width: int) -> int:
+    """Behind a character of so many columns, which is in the next row if it has no room."""
+    return column + cells if column + cells <= width else cells
+
+
 @lru_cache(maxsize=4096)
-def _cells(character: str) -> tuple[int, ...]:
-    """How many columns terminals give it. They differ where one sign is made of several characters."""
+def _cells(character: str, before: str) -> tuple[int, ...]:
+    """How many columns terminals give it behind another: they differ where one sign has several characters."""
+    cells = _own_cells(character)
+    return (0, *cells) if before and _joins(before, character) and cells[0] else cells
+
+
+def _own_cells(character: str) -> tuple[int, ...]:
     category = unicodedata.category(character)
-    if category[0] in "MC" or category in ("Zl", "Zp"):
-        return (0, 1, 2) if category in ("Mc", "Cn", "Co") else (0, 1)
-    if "\u1160" <= character <= "\u11ff":  # vowels and ends of Korean syllables
+    # What stands beside letters, what nobody knows yet, an emoji's tone of skin; or an end of a Korean syllable.
+    if (category in ("Mc", "Cn", "Co", "Sk") and not character.isascii()) or "\u1160" <= character <= "\u11ff":
         return (0, 1, 2)
+    if category[0] in "MC" or category in ("Zl", "Zp"):
+        return (0, 1)
+    if category == "So":  # emoji
+        return (1, 2)
     width = unicodedata.east_asian_width(character)
-    if category == "So" or category == "Sk":  # emoji, and the tones of their skin
-        return (0, 1, 2) if category == "Sk" else (1, 2)
     if width in "WF":
         return (2,)
     return (1, 2) if width == "A" and _is_east_asian() else (1,)
+
+
+def _joins(before: str, character: str) -> bool:
+    """Whether there are terminals that make one sign of both."""
+    flag = range(0x1F1E6, 0x1F200)  # of two letters
+    is_flag = ord(before) in flag and ord(character) in flag
+    return before == "\u200d" or unicodedata.combining(before) == VIRAMA or is_flag
 
 
 def _is_obeyed(character: str) -> bool:

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, get_args
 
 import llm
@@ -66,7 +66,7 @@ class Watching:
         self._watchers: list[Watcher] = []
         self._terminal: Terminal | None = None
         if (how := _how(options.watch, is_command)) is not None:
-            self._terminal = Terminal(how, hides_thoughts=bool(prompt.hide_reasoning))
+            self._terminal = Terminal(how, hides_thoughts=bool(prompt.hide_reasoning), is_command=is_command)
             self._watchers.append(self._terminal)
         if is_command and not prompt.tool_results:
             screen.begin_line()
@@ -107,17 +107,17 @@ class Watching:
     @contextmanager
     def printing(self, events: Sequence[StreamEvent]) -> Iterator[None]:
         """While who asked for the reply has the word, and may print these: nothing else is on the terminal."""
-        if self._terminal is not None:
-            self._terminal.make_way(events)
         if self.recorder is not None:
             self.recorder.say(events)
-        yield
+        with nullcontext() if self._terminal is None else self._terminal.making_way(events):
+            yield
 
 
 class Terminal:
     """Shows a reply below what is printed, until it is printed itself."""
 
-    def __init__(self, how: How, *, hides_thoughts: bool) -> None:
+    def __init__(self, how: How, *, hides_thoughts: bool, is_command: bool) -> None:
+        self._is_command = is_command
         self.wants: Wants = "readings" if how == "readings" else "drafts"
         self._hides_thoughts = hides_thoughts
         self._canvas = Canvas(hides_thoughts=hides_thoughts, only_status=how == "status")
@@ -136,10 +136,21 @@ class Terminal:
             else:
                 self._see_reading(seen)
 
-    def make_way(self, events: Sequence[StreamEvent]) -> None:
-        """For these to be printed, as llm's commands do."""
+    @contextmanager
+    def making_way(self, events: Sequence[StreamEvent]) -> Iterator[None]:
+        """While these are printed, as llm's commands do."""
         with self._lock:
             self._clear()
+        # The next canvas may be begun in another thread. A program may do anything here, and wait for that thread.
+        with screen.aside() if self._is_command else nullcontext():
+            self._count_on(events)
+            yield
+        with self._lock:
+            if not self._is_over and self._shown is None and self.wants != "readings":
+                self._shown = self._show(indicate("Denoising the next canvas"))
+
+    def _count_on(self, events: Sequence[StreamEvent]) -> None:
+        """On what will have been printed."""
         global _is_behind_thought
         for event in events:
             if event.type == "text":
@@ -164,10 +175,12 @@ class Terminal:
         screen.refresh()
 
     def _see_reading(self, reading: Reading) -> None:
-        if reading.tokens >= reading.of:
-            self._clear()
-            return
         what = f"Reading the prompt: {reading.tokens:,} of {reading.of:,} tokens"
+        if reading.tokens >= reading.of:
+            if self.wants == "readings":
+                self._clear()
+                return
+            what = "Denoising the first canvas"
         if isinstance(self._shown, Progress):
             self._shown.describe(what)
         else:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -258,12 +259,12 @@ def test_a_long_prompt_being_read(
         terminal.wait_for("Reading the prompt: 1,024 of 60,000 tokens")
         watched.see(Reading(2048, 60_000))
         terminal.wait_for("Reading the prompt: 2,048 of 60,000 tokens")
+        watched.see(Reading(60_000, 60_000))
         if watch:
+            terminal.wait_for("Denoising the first canvas")
             watched.see(snapshot("Yes", step=1))
             terminal.wait_for("Yes\ncanvas 1 ")
-        else:
-            watched.see(Reading(60_000, 60_000))
-        assert "Reading" not in terminal.settle()
+        assert "ing" not in terminal.settle()
     assert terminal.settle() == ""
     indicate.assert_called_once()
 
@@ -275,14 +276,19 @@ def test_nothing_comes_while_llm_prints_nor_after_the_end(terminal: Terminal, st
         terminal.wait_for("Yes\ncanvas 1 ")
         with watched.printing([StreamEvent("text", "Yes")]):
             terminal.stream.write("Yes")
+            # A worker may be at the next canvas by now.
+            seeing = threading.Thread(target=watched.see, args=(snapshot(" and no", block=1),))
+            seeing.start()
+            seeing.join()
+            time.sleep(3 * screen.FRAME_SECONDS)
             assert terminal.settle() == "Yes"
-            assert "screen" not in {thread.name for thread in threading.enumerate()}
-        # Below what has been printed.
-        watched.see(snapshot(" and no", block=1))
         terminal.wait_for("Yes\n and no\ncanvas 2 ")
+        with watched.printing([StreamEvent("text", " and no")]):
+            terminal.stream.write(" and no")
+        terminal.wait_for("Yes and no\n⠋ Denoising the next canvas")
     watched.see(snapshot("late", block=2))
     assert "screen" not in {thread.name for thread in threading.enumerate()}
-    assert terminal.settle() == "Yes"
+    assert terminal.settle() == "Yes and no"
 
 
 def test_the_terminal_is_told_what_llm_prints(
