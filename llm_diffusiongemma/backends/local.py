@@ -15,15 +15,19 @@ from llm.parts import AttachmentPart, Message, StreamEvent, ToolResultPart
 
 from ..catalog import ModelEntry
 from ..chat.declarations import declare
+from ..chat.drafts import CanvasReader
 from ..chat.images import VIDEO_TYPES
 from ..chat.messages import Conversation, read_conversation
 from ..chat.output import THOUGHT_CLOSES, ReplyReader
 from ..diffusion.request import ConstrainedText, Part, Prompt, Request, Text, Thought
 from ..options import DEFAULT_MAX_TOKENS, Options
+from ..view.progress import indicate
+from ..view.records import Watch
 from .engine import Engine, ReentrantLock, get_engine, import_vision, telling_how_to_mend
 from .forks import importing
 from .form import Form, read_form
 from .isolation import isolated, isolated_numbers
+from .telling import CANDIDATES, Teller
 from .turn import BlockReport, FinishReason, Report, Stop, Turn, WeightsReport
 
 if TYPE_CHECKING:
@@ -44,6 +48,15 @@ class _Asked:
     options: Options
     seed: int
     stop: Stop
+    watch: Watch | None
+
+    def teller(self, attempt: int, *, in_thought: bool, has_calls: bool) -> Teller | None:
+        """For an attempt whose prompt may have opened a thought, and which may call tools."""
+        if self.watch is None:
+            return None
+        engine = self.engine
+        reader = CanvasReader(engine.spelling, engine.control_tokens, in_thought=in_thought, has_calls=has_calls)
+        return Teller(self.watch, reader, attempt)
 
 
 class LocalReply:
@@ -53,6 +66,8 @@ class LocalReply:
     the form first, which nobody sees unless it calls a tool, and then again if it does not.
     """
 
+    has_begun = True
+
     def __init__(self, entry: ModelEntry, turn: Turn, stop: Stop) -> None:
         """Loads the model if need be.
 
@@ -61,20 +76,21 @@ class LocalReply:
         """
         options = turn.options
         # Before the model is loaded: these need none of it.
-        with stop.importing(), importing("forms"), isolated_numbers():
+        with indicate("Reading the form"), stop.importing(), importing("forms"), isolated_numbers():
             self._form = read_form(turn.schema, options.regex, options.choices)
             _import_video_reader(turn.messages)
-        with isolated_numbers():
+        with indicate("Reading the attachments"), isolated_numbers():
             conversation = read_conversation(turn.messages)
         stop.check()
         self._ready = get_engine(entry, stop)
         self._seed = options.seed if options.seed is not None else secrets.randbits(32)
-        asked = _Asked(self._ready.source.where, self._ready.engine, options, self._seed, stop)
+        asked = _Asked(self._ready.source.where, self._ready.engine, options, self._seed, stop, turn.watch)
         with isolated():
             prompts = _PromptReader(asked, conversation, turn)
             # What can't be guaranteed is refused before anything is written.
-            self._formed = None if self._form is None else _formed(asked, prompts, self._form)
-            self._free = _free(asked, prompts, turn) if self._form is None or turn.tools else None
+            is_second = bool(turn.tools)
+            self._formed = None if self._form is None else _formed(asked, prompts, self._form, int(is_second))
+            self._free = _free(asked, prompts, turn) if self._form is None or is_second else None
         # The one at work, or whose outcome counts, is the last.
         self._tried = [attempt for attempt in (self._free, self._formed) if attempt is not None][:1]
 
@@ -93,7 +109,7 @@ class LocalReply:
             if free.finish_reason == "interrupted":
                 return
             self._tried.append(formed)
-        for events in formed.events():
+        for events in formed.events(seconds_before=0.0 if free is None else free.seconds):
             if formed.finish_reason != "interrupted":
                 form.check(formed.text)
             yield events
@@ -155,7 +171,7 @@ def _import_video_reader(messages: Sequence[Message]) -> None:
     for part in parts:
         attachments += part.attachments if isinstance(part, ToolResultPart) else []
     if any(attachment is not None and attachment.type in VIDEO_TYPES for attachment in attachments):
-        with suppress(ImportError):  # who reads the video says what to install
+        with indicate("Importing PyAV"), suppress(ImportError):  # who reads the video says what to install
             import av  # noqa: F401
 
 
@@ -167,9 +183,10 @@ class _PromptReader:
         self._tools = declare(turn.tools)
         self._conversation = conversation
         if conversation.pictures:
-            with asked.stop.importing():
+            with indicate("Importing transformers"), asked.stop.importing():
                 import_vision(asked.stop.owns_process)
-        self._pictures = [self._cut(picture) for picture in conversation.pictures]
+        with indicate("Cutting the images"):
+            self._pictures = [self._cut(picture) for picture in conversation.pictures]
 
     def _cut(self, picture: Picture) -> Patches:
         engine, options = self._asked.engine, self._asked.options
@@ -191,16 +208,18 @@ def _free(asked: _Asked, prompts: _PromptReader, turn: Turn) -> _Attempt:
     """A reply that may be anything."""
     engine = asked.engine
     prompt = prompts.read()
+    in_thought = engine.opens_thought(prompt.token_ids)
     reader = ReplyReader(
         engine.decode,
         engine.control_tokens,
-        in_thought=engine.opens_thought(prompt.token_ids),
+        in_thought=in_thought,
         tools={tool.name: tool.input_schema or {} for tool in turn.tools},
     )
-    return _Attempt(asked, prompt, reader, (Text(),))
+    teller = asked.teller(0, in_thought=in_thought, has_calls=bool(turn.tools))
+    return _Attempt(asked, prompt, reader, (Text(),), teller)
 
 
-def _formed(asked: _Asked, prompts: _PromptReader, form: Form) -> _Attempt:
+def _formed(asked: _Asked, prompts: _PromptReader, form: Form, attempt: int) -> _Attempt:
     """A reply held to a form, its thought excepted. Raises `ConstraintError`."""
     engine = asked.engine
     prompt = prompts.read(form)
@@ -211,13 +230,21 @@ def _formed(asked: _Asked, prompts: _PromptReader, form: Form) -> _Attempt:
     reader = ReplyReader(engine.decode_bytes, engine.control_tokens, in_thought=thinking, verbatim=True)
     thought_closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES) if thinking else None
     thought = () if thought_closes is None else (Thought(thought_closes),)
-    return _Attempt(asked, prompt, reader, (*thought, ConstrainedText(engine.hold_to(form))))
+    teller = asked.teller(attempt, in_thought=thinking, has_calls=False)
+    return _Attempt(asked, prompt, reader, (*thought, ConstrainedText(engine.hold_to(form))), teller)
 
 
 class _Attempt:
     """A prompt being answered, and what has come of it so far."""
 
-    def __init__(self, asked: _Asked, prompt: Prompt, reader: ReplyReader, parts: tuple[Part, ...]) -> None:
+    def __init__(
+        self,
+        asked: _Asked,
+        prompt: Prompt,
+        reader: ReplyReader,
+        parts: tuple[Part, ...],
+        teller: Teller | None,
+    ) -> None:
         """Nothing is computed yet. Raises what a prompt or constraint can't be."""
         import torch
 
@@ -230,8 +257,9 @@ class _Attempt:
         """Until the last block says otherwise."""
         self.blocks: list[BlockReport] = []
         self.seconds = 0.0
+        """See `Report.generate_seconds`."""
         self.text = ""
-        self._engine, self._source = asked.engine, asked.source
+        self._engine, self._source, self._teller = asked.engine, asked.source, teller
         options = asked.options
         settings = SamplerSettings.from_generation_config(
             asked.engine.loaded.generation,
@@ -246,32 +274,48 @@ class _Attempt:
             Request(prompt, settings, options.max_tokens or DEFAULT_MAX_TOKENS, parts),
             # On the CPU whatever the model runs on: a seed then draws the same numbers everywhere.
             randomness=GeneratorRandomness(torch.Generator().manual_seed(asked.seed)),
+            readings=teller is not None,
+            drafts=asked.watch is not None and asked.watch.wants != "readings",
+            candidates=CANDIDATES if asked.watch is not None and asked.watch.wants == "candidates" else 0,
             should_stop=asked.stop.is_set,
         )
 
-    def events(self) -> Generator[list[StreamEvent], None, None]:
-        """The events of each converged block. Closing it ends the attempt."""
-        from ..diffusion.pipeline import Block
-
+    def events(self, seconds_before: float = 0.0) -> Generator[list[StreamEvent], None, None]:
+        """The events of each converged block. Closing it ends the attempt, which has been begun so long after the
+        reply was, of computing."""
         try:
             while True:
                 # An image may be what first asks for the vision tower.
                 with self._engine.at_work(), telling_how_to_mend(self._source, self._engine.folder):
                     started = time.perf_counter()
                     try:
-                        record = next(self._records, None)
+                        block = self._next_block(started - self.seconds - seconds_before)
                     finally:
                         self.seconds += time.perf_counter() - started
-                    if record is None:
+                    if block is None:
                         break
-                    assert isinstance(record, Block)  # no drafts were asked for
-                    events = self._take(record)
+                    events = self._take(block)
                 yield events
         finally:
             self.close()
 
     def close(self) -> None:
         self._records.close()
+
+    def _next_block(self, began: float) -> Block | None:
+        """The next one, if there is one. Who watches is told how it comes to be: the time is counted from when the
+        clock said `began`."""
+        from ..diffusion.pipeline import Block, Prefill
+
+        for record in self._records:
+            if isinstance(record, Block):
+                return record
+            assert self._teller is not None
+            if isinstance(record, Prefill):
+                self._teller.read(record)
+            else:
+                self._teller.drafted(record, time.perf_counter() - began)
+        return None
 
     def _take(self, block: Block) -> list[StreamEvent]:
         if not self.blocks:
@@ -286,6 +330,8 @@ class _Attempt:
                 constraint=block.constraint,
             )
         )
+        if self._teller is not None:
+            self._teller.committed(block)
         events = self.reader.consume(block.tokens)
         if block.finish_reason is not None:
             events += self.reader.finalize(is_whole=block.finish_reason == "stop")

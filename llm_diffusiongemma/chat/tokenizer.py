@@ -84,17 +84,28 @@ def token_bytes(tokenizer: ChatTokenizer) -> list[bytes | None]:
     Byte-level BPE and Gemma's kind of SentencePiece BPE (`▁` for a blank, `<0xNN>` for a byte) stand for
     bytes one by one, whatever surrounds them. Raises `ConstraintError` for a tokenizer of another kind.
     """
-    spell = _speller(tokenizer.backend)
-    control = tokenizer.control_tokens
-    added = tokenizer.backend.get_added_tokens_decoder()
+    spell = token_speller(tokenizer)
     vocabulary = tokenizer.backend.get_vocab()
     table: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
     for token, token_id in vocabulary.items():
-        if token_id in control or RESERVED.fullmatch(token):
-            continue
-        # Added tokens, runs of blanks and HTML tags, are spelled as they are written.
-        table[token_id] = token.replace("▁", " ").encode() if token_id in added else spell(token)
+        table[token_id] = spell(token, token_id)
     return table
+
+
+def token_speller(tokenizer: ChatTokenizer) -> Callable[[str, int], bytes | None]:
+    """What turns a token, as the vocabulary writes it, and its id into the bytes that `token_bytes` has for it.
+    Raises as that does."""
+    spell = _speller(tokenizer.backend)
+    control = tokenizer.control_tokens
+    added = tokenizer.backend.get_added_tokens_decoder()
+
+    def to_bytes(token: str, token_id: int) -> bytes | None:
+        if token_id in control or RESERVED.fullmatch(token):
+            return None
+        # Added tokens, runs of blanks and HTML tags, are spelled as they are written.
+        return token.replace("▁", " ").encode() if token_id in added else spell(token)
+
+    return to_bytes
 
 
 def table_decoder(tokenizer: ChatTokenizer, table: Sequence[bytes | None]) -> Callable[[list[int]], str]:

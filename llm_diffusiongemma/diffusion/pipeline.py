@@ -35,17 +35,37 @@ MAX_PREFILL_TOKENS = 1024
 
 
 @dataclass(frozen=True)
+class Prefill:
+    """How far the encoder is with the prompt, for somebody who watches."""
+
+    tokens: int
+    """that it has read, those from the cache included"""
+    of: int
+
+
+@dataclass(frozen=True)
 class Draft:
     """A canvas after one denoising step, for somebody who watches."""
 
     block_index: int
     step: int
     """Denoising steps done on this canvas, from 1."""
+    max_steps: int
     tokens: list[int]
-    """The most likely token of every position of the canvas, whatever comes after an end of sequence."""
+    """The most likely token of every position of the canvas, whatever comes after an end of sequence. Of a canvas
+    that is held to a constraint: the most likely canvas that is allowed."""
+    end: int | None
+    """From here on nothing would be part of the reply, were this the last step; None if all of it would be."""
     accepted: list[bool]
+    entropies: list[float]
+    """nats"""
     mean_entropy: float
     """nats"""
+    candidates: list[list[tuple[int, float]]] | None = None
+    """Of every position the likeliest tokens with their probabilities, the likeliest first, of equal ones the
+    lowest; None if nobody wants them. They are what the step has drawn from: behind softcap and temperature, and
+    where a constraint holds the canvas, the share of all allowed canvases that have the token there. The most
+    likely of those canvases may have another token than the likeliest there."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +86,8 @@ class Block:
     encoded_tokens: int
     """Tokens that the encoder read before this canvas: of the prompt what no cache held, or the block before."""
     seconds: float
-    """Wall time of encoding what stood before the canvas and of denoising it, without the time the
-    consumer spent on drafts."""
+    """Wall time of encoding what stood before the canvas and of denoising it, without what drafts took: to make
+    them, and the consumer."""
     constraint: ConstraintReport | None = None
     """What the constraint did here; None if the canvas was free."""
 
@@ -100,13 +120,18 @@ class BlockDiffusionPipeline:
         request: Request,
         *,
         randomness: Randomness,
+        readings: bool = False,
         drafts: bool = False,
+        candidates: int = 0,
         should_stop: Callable[[], bool] | None = None,
-    ) -> Generator[Draft | Block, None, None]:
+    ) -> Generator[Prefill | Draft | Block, None, None]:
         """Reply to a request: yields each block when done.
 
-        With `drafts` a `Draft` comes after every denoising step, before the `Block` it leads to. Closing
-        the generator ends the reply. So does `should_stop`, asked before every denoising step and between
+        With `readings` a `Prefill` comes before the prompt is read and after each chunk of it. With `drafts` a
+        `Draft` comes after every denoising step, before the `Block` it leads to, with so many `candidates`. What
+        nobody asks for is not made, and asking changes no reply.
+
+        Closing the generator ends the reply. So does `should_stop`, asked before every denoising step and between
         the chunks of a long prompt: a generator can't be closed from another thread while it runs.
 
         What the prompt has in common with the last reply's prompt and text is not encoded again.
@@ -115,7 +140,7 @@ class BlockDiffusionPipeline:
         `DeviceMemoryError`, `NotANumberError`, and what an image's soft tokens raise.
         """
         room = request.room(self.context_length, self.canvas_length, self._context_tokens)
-        return self._reply(request, room, randomness, drafts, should_stop or (lambda: False))
+        return self._reply(request, room, randomness, readings, drafts, candidates, should_stop or (lambda: False))
 
     # As a decorator of a generator `no_grad` lasts while the generator runs, and the consumer has its own
     # grad mode back whenever it is suspended; a `with` around the yields would leak into the consumer.
@@ -125,9 +150,11 @@ class BlockDiffusionPipeline:
         request: Request,
         room: Room,
         randomness: Randomness,
+        readings: bool,
         drafts: bool,
+        candidates: int,
         should_stop: Callable[[], bool],
-    ) -> Generator[Draft | Block, None, None]:
+    ) -> Generator[Prefill | Draft | Block, None, None]:
         network, endings = self._network, Endings(self.eos_token_ids, self.pad_token_id)
         prefix = self.prefix_cache.take(request.prompt.identities)
         if prefix is None:
@@ -149,7 +176,11 @@ class BlockDiffusionPipeline:
                 started = time.perf_counter()
                 before = len(prefix)
                 if index == 0:
-                    self._prefill(request.prompt, prefix, should_stop)
+                    for reading in self._prefill(request.prompt, prefix, should_stop):
+                        if readings:
+                            suspended = time.perf_counter()
+                            yield reading
+                            started += time.perf_counter() - suspended
                     if len(prefix) < len(request.prompt.token_ids):
                         return
                 elif unread:
@@ -161,9 +192,19 @@ class BlockDiffusionPipeline:
                 denoising = self._denoise(canvas, prefix.cache, sampler, request.settings.max_denoising_steps)
                 for steps_done, step in enumerate(denoising, start=1):
                     if drafts:
-                        draft = _draft(index, steps_done, step)
                         suspended = time.perf_counter()
-                        yield draft
+                        tokens, accepted, entropies, mean_entropy = _copied(step)
+                        yield Draft(
+                            block_index=index,
+                            step=steps_done,
+                            max_steps=request.settings.max_denoising_steps,
+                            tokens=tokens,
+                            end=part.end(tokens, own_room, endings),
+                            accepted=accepted,
+                            entropies=entropies,
+                            mean_entropy=mean_entropy,
+                            candidates=_candidates(sampler, candidates) if candidates else None,
+                        )
                         started += time.perf_counter() - suspended
                     if should_stop():
                         return
@@ -216,9 +257,12 @@ class BlockDiffusionPipeline:
                 return
             canvas, soft_embeddings = step.canvas, step.soft_embeddings
 
-    def _prefill(self, prompt: Prompt, prefix: EncodedPrefix, should_stop: Callable[[], bool]) -> None:
+    def _prefill(
+        self, prompt: Prompt, prefix: EncodedPrefix, should_stop: Callable[[], bool]
+    ) -> Iterator[Prefill]:
         """Read what `prefix` does not hold of a prompt, or up to where `should_stop` says so."""
         length = len(prompt.token_ids)
+        yield Prefill(len(prefix), length)
         while (start := len(prefix)) < length and not should_stop():
             stop = min(start + MAX_PREFILL_TOKENS, length)
             if start < prompt.stable_length < stop:
@@ -230,6 +274,7 @@ class BlockDiffusionPipeline:
             self._encode(prompt.token_ids[start:stop], prompt.identities[start:stop], prefix, prompt.images)
             if stop == prompt.stable_length:
                 prefix.cache.mark()
+            yield Prefill(stop, length)
 
     def _encode(
         self,
@@ -248,15 +293,23 @@ class BlockDiffusionPipeline:
         prefix.identities += identities
 
 
-def _draft(block_index: int, steps_done: int, step: DenoisingStep) -> Draft:
-    # In one copy from the device: each is a wait. fp32 holds every token below 2^24 exactly.
-    packed = torch.cat((step.argmax.float(), step.accepted.float(), step.entropy.mean()[None]))
-    *values, mean_entropy = packed.tolist()
-    half = len(step.argmax)
-    return Draft(
-        block_index=block_index,
-        step=steps_done,
-        tokens=[int(token) for token in values[:half]],
-        accepted=[bool(accepted) for accepted in values[half:]],
-        mean_entropy=mean_entropy,
-    )
+def _copied(step: DenoisingStep) -> tuple[list[int], list[bool], list[float], float]:
+    """What a draft tells of a step: tokens, accepted, entropies, and their mean.
+
+    In one copy from the device: each is a wait. fp32 holds every token below 2^24 exactly.
+    """
+    rows = torch.stack((step.argmax.float(), step.accepted.float(), step.entropy))
+    *values, mean_entropy = torch.cat((rows.flatten(), step.entropy.mean()[None])).tolist()
+    length = len(step.argmax)
+    tokens, accepted, entropies = (values[i * length : (i + 1) * length] for i in range(3))
+    return list(map(int, tokens)), list(map(bool, accepted)), entropies, mean_entropy
+
+
+def _candidates(sampler: EntropyBoundSampler, most: int) -> list[list[tuple[int, float]]]:
+    """See `Draft`."""
+    likeliest = sampler.likeliest(most)
+    # In one copy, as above.
+    tokens, probabilities = torch.stack((likeliest.tokens.float(), likeliest.probabilities)).tolist()
+    return [
+        list(zip(map(int, ids), shares, strict=True)) for ids, shares in zip(tokens, probabilities, strict=True)
+    ]

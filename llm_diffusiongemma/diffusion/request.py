@@ -143,6 +143,9 @@ class Part(Protocol):
     def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> torch.Tensor:
         """What its next canvas is denoised from, int64 `[256]`. `room` is what the parts behind it leave it."""
 
+    def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
+        """Where the part would end in a canvas as it is now, if it would: what stands there does not count."""
+
     def commit(self, canvas: list[int], room: Room, endings: Endings) -> Piece:
         """What a denoised canvas comes to, in the room that it was started with."""
 
@@ -155,6 +158,12 @@ class Text:
     def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> torch.Tensor:
         """See `Part`."""
         return sampler.start_canvas()
+
+    def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
+        """See `Part`."""
+        end = 0 if endings.is_padding(canvas) else endings.first(canvas)
+        ends = [each for each in (end, room.tokens) if each is not None and each < len(canvas)]
+        return min(ends, default=None)
 
     def commit(self, canvas: list[int], room: Room, endings: Endings) -> Piece:
         """See `Part`. A canvas of nothing but padding ends the text, too."""
@@ -185,6 +194,10 @@ class ConstrainedText:
         self._constraint.start_canvas(room.canvas_length, room.positions)
         return sampler.start_canvas(self._constraint)
 
+    def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
+        """See `Part`."""
+        return endings.first(canvas)
+
     def commit(self, canvas: list[int], room: Room, endings: Endings) -> Piece:
         """See `Part`."""
         report = self._constraint.commit(canvas)
@@ -210,14 +223,19 @@ class Thought:
         """See `Part`."""
         return sampler.start_canvas()
 
-    def commit(self, canvas: list[int], room: Room, endings: Endings) -> Piece:
-        """See `Part`. It also ends where the model ended its reply instead, and with its room."""
+    def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
+        """See `Part`: where what closes the thought stands, or has to be put."""
         whole = len(canvas)
         ends = (i for i, token in enumerate(canvas) if token == self._closes or token in endings.eos_token_ids)
         end = 0 if endings.is_padding(canvas) else next(ends, whole)
         if end == whole < room.tokens and room.canvases > 1:
-            return Piece(canvas)
-        return Piece([*canvas[: min(end, whole - 1, room.tokens - 1)], self._closes], "stop")
+            return None
+        return min(end, whole - 1, room.tokens - 1)
+
+    def commit(self, canvas: list[int], room: Room, endings: Endings) -> Piece:
+        """See `Part`. It also ends where the model ended its reply instead, and with its room."""
+        end = self.end(canvas, room, endings)
+        return Piece(canvas) if end is None else Piece([*canvas[:end], self._closes], "stop")
 
 
 # --- all of it -------------------------------------------------------------------------------------------

@@ -204,6 +204,13 @@ class VocabularyBlock(NamedTuple):
     """Its tokens, and in the last block the padding behind them."""
 
 
+class Likeliest(NamedTuple):
+    """A few tokens of each position and their probabilities: int64 and fp32 `[256, n]`."""
+
+    tokens: torch.Tensor
+    probabilities: torch.Tensor
+
+
 class Distributions:
     """What a network says of each position: softmax(z) of the tempered logits z, by blocks of the vocabulary.
 
@@ -298,6 +305,27 @@ class Distributions:
         deviation = (scale * self._deviation + scale * gap * sums).sum(-1)
         return total.log() + deviation / total
 
+    def likeliest(self, most: int) -> Likeliest:
+        """The `most` likeliest tokens of each position, the likeliest first, of equal ones the first. Fewer if the
+        vocabulary is smaller. They are in the blocks with the largest maxima."""
+        best_blocks = self._block_max.topk(min(most, len(self.blocks))).indices  # [256, n]
+        blocks = self._columns.view(len(self._columns), len(self.blocks), -1)  # [256, blocks, width]
+        most, width = min(most, self.logits.shape[1]), blocks.shape[-1]
+        rows_per_chunk = max(1, chunk_bytes(blocks.device) // (best_blocks.shape[1] * width * 4))
+        z, tokens = [], []
+        for start in range(0, len(blocks), rows_per_chunk):
+            rows = slice(start, start + rows_per_chunk)
+            best = best_blocks[rows]  # [rows, n]
+            top = _pick(blocks[rows], best).flatten(1).topk(most)
+            z.append(top.values)
+            tokens.append(best.gather(1, top.indices // width) * width + top.indices % width)
+        by_token = torch.cat(tokens).sort()
+        by_z = torch.cat(z).gather(1, by_token.indices).sort(descending=True, stable=True)
+        scale = (self._reference - self._maximum[:, None]).exp_()
+        total = (scale * self._part_sum.sum(-1)).sum(-1)
+        probabilities = (by_z.values - self._maximum[:, None]).exp_().div_(total[:, None])
+        return Likeliest(by_token.values.gather(1, by_z.indices), probabilities)
+
     def soft_embeddings(self) -> torch.Tensor:
         """softmax(z) @ embedding, without the embedding's factor: fp32 `[256, H]`, valid until `start`."""
         scale = (self._reference - self._maximum[:, None]).exp_()
@@ -352,8 +380,10 @@ def _first_above(cdf: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _pick(items: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """One item of each row: `[rows, n, width]` and `[rows]` to `[rows, width]`."""
-    return items[torch.arange(len(index), device=index.device), index]
+    """One item of each row: `[rows, n, width]` and `[rows]` to `[rows, width]`. Or k: `[rows, k]` to
+    `[rows, k, width]`."""
+    rows = torch.arange(len(index), device=index.device)
+    return items[rows.view(-1, *[1] * (index.dim() - 1)), index]
 
 
 def accept_by_entropy_bound(entropy: torch.Tensor, entropy_bound: float) -> torch.Tensor:
@@ -473,6 +503,10 @@ class EntropyBoundSampler:
         if not is_sane:
             raise NotANumberError()
         return DenoisingStep(canvas, argmax, accepted, entropy, converged, soft_embeddings)
+
+    def likeliest(self, most: int) -> Likeliest:
+        """Of what the last `step` has drawn from, for who watches: see `Distributions.likeliest`."""
+        return self._distributions.likeliest(most)
 
     def _constrain(self, constraint: Constraint, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Make the constraint's view of the logits, **in place**: see `Constraint.decide` for what it returns."""

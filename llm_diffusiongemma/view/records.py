@@ -32,7 +32,9 @@ class Likely:
     entropies: tuple[float, ...]
     """nats `[256]`"""
     candidates: tuple[tuple[tuple[str, float], ...], ...]
-    """The likeliest tokens of each position with their probabilities, the likeliest first."""
+    """The likeliest tokens of each position with their probabilities, the likeliest first: what the step has drawn
+    from, so at its temperature. Under a constraint it is the share of all allowed canvases that have the token
+    there; the most likely of them, which is what `pieces` shows, may have another one."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Snapshot:
     """`[256]`: NOISE; ACCEPTED in this step; or SETTLED: accepted in this step and the one before, with the same
     token."""
     end: int | None
-    """The position of the first end of sequence: what is behind it is not part of the reply."""
+    """From this position on nothing would be part of the reply: there stands its end of sequence, or what closes a
+    thought before a form, or as much has been written as may be. None: all of the canvas is part of it."""
     mean_entropy: float
     """nats"""
     tokens_before: int

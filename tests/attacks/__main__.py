@@ -12,7 +12,7 @@ import collections
 import importlib
 import sys
 
-ATTACKS = ("signals", "media", "checkpoints", "listings", "forms")
+ATTACKS = ("signals", "media", "checkpoints", "listings", "forms", "terminals")
 
 
 def main() -> int:
