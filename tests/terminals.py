@@ -80,6 +80,10 @@ class Terminal:
     def wait_for(self, text: str) -> None:
         self._wait(lambda: text in self.screen)
 
+    def wait_for_screen(self, text: str) -> None:
+        """Until this is all."""
+        self._wait(lambda: self.screen == text)
+
     def settle(self) -> str:
         """The screen once all that has been written until now has come."""
         self.stream.write("<end>")

@@ -44,11 +44,18 @@ class Tmux:
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    def run(self, *command: str, **environment: str) -> None:
-        """In place of what ran before, on an empty screen."""
+    def run(self, *command: str, pipe: str = "", **environment: str) -> None:
+        """In place of what ran before, on an empty screen. `pipe` is a shell's words behind the command, such as
+        "| less". Its status is shown when it has ended."""
         variables = {"PYTHONPATH": str(ROOT), **environment}
         settings = [part for name, value in variables.items() for part in ("-e", f"{name}={value}")]
-        self("respawn-pane", "-k", *settings, *command)
+        # tmux hides the cursor of a pane whose program has ended; and the shell is not to be interrupted.
+        and_wait = f'trap : INT; "$@" {pipe}; echo "<ended $?>"; exec sleep 1000000'
+        self("respawn-pane", "-k", *settings, "sh", "-c", and_wait, "sh", *command)
+
+    def press(self, *keys: str) -> None:
+        """As tmux calls them: `C-c`, `Enter`; anything else is typed."""
+        self("send-keys", *keys)
 
     def resize(self, columns: int, rows: int) -> None:
         self("resize-window", "-x", str(columns), "-y", str(rows))
@@ -76,16 +83,14 @@ class Tmux:
 class Drawing:
     """`tests.drawing` in a pane: it does one thing after another, and says when it is done."""
 
-    def __init__(self, tmux: Tmux, folder: Path) -> None:
+    def __init__(self, tmux: Tmux, folder: Path, pipe: str = "") -> None:
         self.tmux = tmux
         self._count = 0
         self._paths = folder / "orders", folder / "answers"
         for path in self._paths:
             path.unlink(missing_ok=True)
             os.mkfifo(path)
-        # tmux hides the cursor of a pane whose program has ended.
-        and_wait = ("sh", "-c", '"$@"; echo "<ended>"; exec sleep 1000000', "sh")
-        tmux.run(*and_wait, sys.executable, "-m", "tests.drawing", *map(str, self._paths))
+        tmux.run(sys.executable, "-m", "tests.drawing", *map(str, self._paths), pipe=pipe)
         self._orders = self._paths[0].open("w")
         self._answers = self._paths[1].open()
 

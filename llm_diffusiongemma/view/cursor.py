@@ -23,15 +23,15 @@ class Cursor:
     """Of a terminal, after what has been printed. Not for several threads at once."""
 
     def __init__(self) -> None:
-        self._is_lost = False
-        self._line = ""
-        """all that was printed since the last line feed"""
         self._width = 0
-        self._columns = frozenset({0})
+        self.begin_line()
 
     def begin_line(self) -> None:
         """It is at the start of a line, whatever came before."""
-        self.__init__()  # type: ignore[misc]
+        self._is_lost = False
+        self._line = ""
+        """all that was printed since the last line feed"""
+        self._columns = frozenset({0})
 
     def lose(self) -> None:
         """Nobody knows where it is, until a line is begun."""

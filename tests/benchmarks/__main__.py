@@ -276,8 +276,10 @@ def through_server(device: torch.device, repeats: int, sizes: Sizes) -> None:
     print("| | Seconds | Neither encoding nor denoising | Of the processor |\n| --- | --- | --- | --- |")
     for name, way in ways.items():
         print(f"| {name} | {way.whole:.3f} | {way.beside * 1000:.1f} ms | {way.processor:.3f} |")
-    here, there = ways.values()
+    here, there, *watched = ways.values()
     print(f"\nThe server adds {(there.beside - here.beside) / here.whole:.1%} to the reply.")
+    cost = [f"{each.whole / there.whole - 1:.1%}" for each in watched]
+    print(f"Who watches it adds {' and '.join(cost)} to that.")
 
 
 def watch(device: torch.device, repeats: int, sizes: Sizes) -> None:
