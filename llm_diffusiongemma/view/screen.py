@@ -133,6 +133,22 @@ def aside() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def given_away() -> Iterator[None]:
+    """While a shell has the terminal. For a signal's handler: it may have come while this thread was writing, and
+    who draws is not waited for long."""
+    if not _screen.lock.acquire(timeout=INTERRUPTED_SECONDS):
+        yield
+        return
+    try:
+        with suppress(RuntimeError):
+            _screen.erase()
+        yield
+        _screen.cursor.begin_line()
+    finally:
+        _screen.lock.release()
+
+
 def begin_line() -> None:
     """The cursor is at the start of a line: a new command, or what was typed has been ended by Enter."""
     with _screen.lock:

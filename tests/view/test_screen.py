@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from rich.segment import Segment
 
+from llm_diffusiongemma.interrupts import Interrupts
 from llm_diffusiongemma.view import screen
 from llm_diffusiongemma.wording import tell
 
@@ -204,3 +205,25 @@ def test_in_nobodys_way(who: str, own_terminal: Terminal, monkeypatch: pytest.Mo
         time.sleep(0.05)
         assert len(shown.rooms) == asked
     assert own_terminal.settle() == ("one" if who in ("a pager", "a shell") else "")
+
+
+def test_a_shell_gets_it_clean(own_terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Ctrl-Z. It has printed whole lines when the process goes on."""
+    take(own_terminal, monkeypatch)
+    seen = []
+
+    def stop(number: int) -> None:
+        assert signal.getsignal(number) is signal.SIG_DFL
+        seen.append(own_terminal.settle())
+        own_terminal.stream.write("\n[1]+  Stopped\n$ fg\nllm\n")
+
+    monkeypatch.setattr(signal, "raise_signal", stop)
+    interrupts = Interrupts(None)
+    interrupts.owns_process = True
+    with screen.shown(Shown("one", "two")), interrupts:
+        say("Some text")
+        own_terminal.wait_for_screen("Some text\none\ntwo")
+        os.kill(os.getpid(), signal.SIGTSTP)
+        own_terminal.wait_for_screen("Some text\n[1]+  Stopped\n$ fg\nllm\none\ntwo")
+    assert seen == ["Some text"]
+    assert signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL
