@@ -21,7 +21,7 @@ import click
 from click.globals import pop_context
 
 from .backends.turn import Stop
-from .view import progress
+from .view import screen
 
 #: What shells call a command that was ended by SIGINT.
 INTERRUPTED_STATUS = 130
@@ -132,9 +132,21 @@ class Command:
 
 
 def _say_last() -> None:
-    progress.dismiss()  # of a thread that can't be stopped
+    screen.dismiss()  # of a thread that can't be stopped
     click.echo("\nInterrupted.", err=True)
     click.echo(nl=False)  # flushes
+
+
+# Ctrl-Z; there is none on Windows.
+_STOPS = getattr(signal, "SIGTSTP", None)
+
+
+def _give_way(number: int, frame: FrameType | None) -> None:
+    """Stop as ever, but first give the shell a terminal that nothing of ours lies on."""
+    with screen.given_away():
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)  # comes back when the process goes on
+        signal.signal(number, _give_way)
 
 
 def _in_main_thread() -> bool:
@@ -188,10 +200,14 @@ class Interrupts(Stop):
 
     def __enter__(self) -> Interrupts:
         self._install()
+        if self.owns_process and _STOPS and signal.getsignal(_STOPS) is signal.SIG_DFL:
+            signal.signal(_STOPS, _give_way)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._uninstall()
+        if self.owns_process and _STOPS and signal.getsignal(_STOPS) is _give_way:
+            signal.signal(_STOPS, signal.SIG_DFL)
         if self.is_set() and isinstance(error, Exception):
             raise KeyboardInterrupt from error
 

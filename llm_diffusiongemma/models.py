@@ -19,7 +19,7 @@ from .chat.images import ATTACHMENT_TYPES
 from .errors import DiffusionGemmaError, ReplayError
 from .interrupts import FAILED_STATUS, INTERRUPTED_STATUS, Command, Interrupts, current_command
 from .options import DEFAULT_MAX_TOKENS, Options
-from .view.progress import on_terminal
+from .view.screen import on_terminal
 from .view.watching import Watching
 
 if TYPE_CHECKING:
@@ -55,10 +55,7 @@ class _DiffusionGemma:
         # llm has made a dict of a Pydantic model by now.
         schema = prompt.schema if isinstance(prompt.schema, dict) else None
         settle_results(prompt.messages, prompt.tool_results)
-        turn = Turn(_with_system(prompt), options, tools, schema, watching.watch)
-        if watching.recorder is not None:
-            watching.recorder.turn = turn
-        return turn
+        return Turn(_with_system(prompt), options, tools, schema, watching.watch)
 
 
 def _options(prompt: llm.Prompt) -> Options:
@@ -93,7 +90,9 @@ class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
         watching = Watching(prompt, _options(prompt), command is not None, conversation)
         try:
             with interrupts, watching:
-                reply = answer(self.entry, self._turn(prompt, watching), interrupts)
+                turn = self._turn(prompt, watching)
+                reply = answer(self.entry, turn, interrupts)
+                watching.follow(turn, reply)
                 for events in reply.steps():
                     with interrupts.printing(), watching.printing(events):
                         yield from events
@@ -118,8 +117,8 @@ class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
             response.response_json = {"finish_reason": "error", "error": str(error)}
             yield _no_answer()
             return
-        if watching.recorder is not None and reply is not None:
-            _write_replay(watching.recorder, reply.report, command)
+        if watching.recorder is not None:
+            _write_replay(watching.recorder, command)
         yield from _end(response, reply, command, prompt)
 
 
@@ -137,22 +136,24 @@ class AsyncDiffusionGemma(_DiffusionGemma, llm.AsyncModel):  # type: ignore[misc
         owns_process = command is not None and command.owns_process
         start_thread = threading.Thread.start if command is None else command.employ
         with Watching(prompt, _options(prompt), command is not None, conversation) as watching:
-            reply = answer_async(self.entry, self._turn(prompt, watching), owns_process, start_thread)
+            turn = self._turn(prompt, watching)
+            reply = answer_async(self.entry, turn, owns_process, start_thread)
+            watching.follow(turn, reply)
             async with aclosing(reply.steps()) as steps:
                 async for events in steps:
                     with watching.printing(events):
                         for event in events:
                             yield event
         if watching.recorder is not None:
-            await asyncio.to_thread(_write_replay, watching.recorder, reply.report, command)
+            await asyncio.to_thread(_write_replay, watching.recorder, command)
         for event in _end(response, reply, command, prompt):
             yield event
 
 
-def _write_replay(recorder: Recorder, report: Report, command: Command | None) -> None:
+def _write_replay(recorder: Recorder, command: Command | None) -> None:
     """What becomes of it is no reason to lose the reply."""
     try:
-        recorder.end(report)
+        recorder.end()
     except ReplayError as error:
         click.echo(f"\nError: {error}", err=True)
         if command is not None:

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 
 import click
 
-from .view import progress
+from .view import screen
 
 MAX_QUOTED_CHARACTERS = 500
 
@@ -61,7 +61,8 @@ def tell(message: str) -> None:
     if (listener := _listener.get()) is not None:
         listener(printable(message))
         return
-    with progress.aside():
+    with screen.aside():
+        screen.printed(message + "\n", err=True)
         click.echo(printable(message), err=True)
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -28,7 +29,8 @@ from llm_diffusiongemma.errors import ImageError
 from llm_diffusiongemma.interrupts import Command
 from llm_diffusiongemma.options import Options
 
-from .conftest import TINY, Llm, after_each_forward
+from . import tmux
+from .conftest import ENVIRONMENT, TINY, Llm, after_each_forward
 
 # Never sure enough to stop: both canvases take all of their steps, long enough to be interrupted.
 SLOW = "-o seed 3 -o max_denoising_steps 30 -o confidence_threshold 1e-12 -o max_tokens 512".split()
@@ -141,6 +143,31 @@ def test_chat_and_its_model_survive(llm_command: Llm) -> None:
     assert second["response"].strip() in output
     assert second["response_json"]["load_seconds"] == 0
     assert unanswered["conversation_id"] == first["conversation_id"] == second["conversation_id"]
+
+
+@pytest.mark.skipif(not tmux.is_there(), reason=tmux.REASON)
+def test_a_chat_on_a_terminal_that_shows_its_canvas(tmp_path: Path) -> None:
+    """Nothing of the canvas stays, nor of what was done to the terminal for it."""
+    turn = "> Count from 1 to 400\n^C\nInterrupted: the reply ends here.\n\n"
+    terminal = tmux.Tmux(tmp_path)
+    try:
+        terminal.run(
+            *(sys.executable, "-m", "llm", "chat", "-m", TINY, *SLOW),
+            **ENVIRONMENT,
+            LLM_USER_PATH=os.environ["LLM_USER_PATH"],
+        )
+        terminal.wait_for("\n>")
+        for number in (1, 2):
+            terminal.press("Count from 1 to 400", "Enter")
+            terminal.wait_for("canvas 1")
+            terminal.press("C-c")
+            terminal.wait_for(number * turn + ">")
+        assert terminal.flag("cursor_flag") == terminal.flag("wrap_flag") == "1"
+        terminal.press("exit", "Enter")
+        seen = terminal.wait_for("<ended 0>")
+    finally:
+        terminal.close()
+    assert seen.endswith(f"agments\n{turn}{turn}> exit\n<ended 0>")
 
 
 def test_nothing_after_it_runs(llm_command: Llm) -> None:

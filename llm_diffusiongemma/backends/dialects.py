@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..chat.declarations import check_texts, declare
 from ..chat.markers import without_markers
 from ..chat.wire import to_plain_wire, to_wire, tools_to_wire
 from ..errors import ServerError, UnsupportedByServerError
 from ..options import DEFAULT_MAX_TOKENS
+from ..view.records import Wants
 from ..wording import quoted
 from .address import Address
 from .protocol import EXTENSION, EXTENSION_OPTIONS, OWNER, VIEW_OPTIONS
@@ -40,6 +41,9 @@ class Served:
     """All it has, as far as it said."""
     context_tokens: int | None = None
     """The longest that prompt and reply may be together, if it said."""
+    watch: frozenset[str] = frozenset()
+    """How much of a reply can be watched, in the words of `view.records.Wants`. An earlier version of ours says
+    nothing of that."""
 
     @property
     def model(self) -> str:
@@ -48,8 +52,8 @@ class Served:
 
 
 def served_by_ours(address: Address) -> Served:
-    """Of a server that is known to be ours, and which model it has: it needn't be asked."""
-    return Served(address, "ours")
+    """Of a server that is known to be ours, of this very version, and which model it has: it needn't be asked."""
+    return Served(address, "ours", watch=frozenset(get_args(Wants)))
 
 
 def read_models(listing: object, address: Address) -> Served:
@@ -66,12 +70,15 @@ def read_models(listing: object, address: Address) -> Served:
     owners = {str(model.get("owned_by")) for model in models.values()}
     kind: Kind = "ours" if owners == {OWNER} else "vllm" if owners == {VLLM_OWNER} else "other"
     name = address.model or _name(tuple(models), address, kind)
-    longest = models.get(name, {}).get("max_model_len")
+    model = models.get(name, {})
+    longest, extension = model.get("max_model_len"), model.get(EXTENSION)
+    watch = extension.get("watch") if isinstance(extension, Mapping) else None
     return Served(
         replace(address, model=name, is_ours=kind == "ours"),
         kind,
         tuple(models),
         longest if isinstance(longest, int) else None,
+        frozenset(map(str, watch)) if isinstance(watch, list) else frozenset(),
     )
 
 
@@ -111,7 +118,7 @@ def body_of(turn: Turn, served: Served) -> dict[str, Any]:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    body |= _for_ours(turn) if served.kind == "ours" else _for_others(turn, served)
+    body |= _for_ours(turn, served) if served.kind == "ours" else _for_others(turn, served)
     return body
 
 
@@ -120,13 +127,19 @@ def to_json(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body).encode()
 
 
-def _for_ours(turn: Turn) -> dict[str, Any]:
+def _for_ours(turn: Turn, served: Served) -> dict[str, Any]:
+    watch = {} if turn.watch is None or turn.watch.wants not in served.watch else {"watch": turn.watch.wants}
+    if turn.options.replay is not None and not watch:
+        raise UnsupportedByServerError(
+            f"{quoted(served.address.name)} can't be asked for the option replay: it is of an earlier version of "
+            "llm-diffusiongemma. Leave it out, install this version there, or ask a model that runs here."
+        )
     given = turn.options.model_dump(exclude_none=True, exclude=set(VIEW_OPTIONS))
     extension = {name: value for name, value in given.items() if name in EXTENSION_OPTIONS}
     body: dict[str, Any] = {
         "messages": to_wire(turn.messages),
         **{name: value for name, value in given.items() if name not in EXTENSION_OPTIONS},
-        EXTENSION: {**extension, "progress": True},
+        EXTENSION: {**extension, "progress": True, **watch},
     }
     if turn.tools:
         body["tools"] = tools_to_wire(turn.tools)

@@ -175,12 +175,13 @@ class Engine:
         from ..grammar.cache import load_or_build
         from ..grammar.constraint import TextConstraint
 
-        try:
-            folder = Path(llm.user_dir()) / AUTOMATA_FOLDER  # type: ignore[no-untyped-call]
-        except OSError:  # llm makes the folder, and can't
-            automaton = build(form.language, self._vocabulary)
-        else:
-            automaton = load_or_build(form.language, self._vocabulary, folder)
+        with indicate("Spelling the form in tokens"):
+            try:
+                folder = Path(llm.user_dir()) / AUTOMATA_FOLDER  # type: ignore[no-untyped-call]
+            except OSError:  # llm makes the folder, and can't
+                automaton = build(form.language, self._vocabulary)
+            else:
+                automaton = load_or_build(form.language, self._vocabulary, folder)
         return TextConstraint(automaton, self.loaded.device)
 
     def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
@@ -241,9 +242,10 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
 
     # A device that is not there is told before anything is looked for or downloaded.
     _check_cuda_after_fork(entry.device)
-    choice = choose(entry)
-    source = choice.source
-    checkpoint = hub.locate(source, entry.model_id, choice.check_size, stop.check, choice.announce)
+    with indicate(f"Looking for the weights of {entry.model_id}"):
+        choice = choose(entry)
+        source = choice.source
+        checkpoint = hub.locate(source, entry.model_id, choice.check_size, stop.check, choice.announce)
     stop.check()
     revision = checkpoint.folder.name if isinstance(source.where, str) else None
     key = (checkpoint.folder.resolve(), choice.machine)

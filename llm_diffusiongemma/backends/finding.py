@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from ..catalog import SERVER_VARIABLE, ModelEntry
 from ..errors import DiffusionGemmaError, ServerError, ServerStoppedError
-from ..view.progress import on_terminal
+from ..view.screen import on_terminal
 from ..wording import quoted, tell, tell_once
 from . import running
 from .address import LOCAL_SERVER, Address, address_of

@@ -21,6 +21,7 @@ from ..chat.messages import Conversation, read_conversation
 from ..chat.output import THOUGHT_CLOSES, ReplyReader
 from ..diffusion.request import ConstrainedText, Part, Prompt, Request, Text, Thought
 from ..options import DEFAULT_MAX_TOKENS, Options
+from ..view.progress import indicate
 from ..view.records import Watch
 from .engine import Engine, ReentrantLock, get_engine, import_vision, telling_how_to_mend
 from .forks import importing
@@ -65,6 +66,8 @@ class LocalReply:
     the form first, which nobody sees unless it calls a tool, and then again if it does not.
     """
 
+    has_begun = True
+
     def __init__(self, entry: ModelEntry, turn: Turn, stop: Stop) -> None:
         """Loads the model if need be.
 
@@ -73,10 +76,10 @@ class LocalReply:
         """
         options = turn.options
         # Before the model is loaded: these need none of it.
-        with stop.importing(), importing("forms"), isolated_numbers():
+        with indicate("Reading the form"), stop.importing(), importing("forms"), isolated_numbers():
             self._form = read_form(turn.schema, options.regex, options.choices)
             _import_video_reader(turn.messages)
-        with isolated_numbers():
+        with indicate("Reading the attachments"), isolated_numbers():
             conversation = read_conversation(turn.messages)
         stop.check()
         self._ready = get_engine(entry, stop)
@@ -168,7 +171,7 @@ def _import_video_reader(messages: Sequence[Message]) -> None:
     for part in parts:
         attachments += part.attachments if isinstance(part, ToolResultPart) else []
     if any(attachment is not None and attachment.type in VIDEO_TYPES for attachment in attachments):
-        with suppress(ImportError):  # who reads the video says what to install
+        with indicate("Importing PyAV"), suppress(ImportError):  # who reads the video says what to install
             import av  # noqa: F401
 
 
@@ -180,9 +183,10 @@ class _PromptReader:
         self._tools = declare(turn.tools)
         self._conversation = conversation
         if conversation.pictures:
-            with asked.stop.importing():
+            with indicate("Importing transformers"), asked.stop.importing():
                 import_vision(asked.stop.owns_process)
-        self._pictures = [self._cut(picture) for picture in conversation.pictures]
+        with indicate("Cutting the images"):
+            self._pictures = [self._cut(picture) for picture in conversation.pictures]
 
     def _cut(self, picture: Picture) -> Patches:
         engine, options = self._asked.engine, self._asked.options
@@ -253,7 +257,7 @@ class _Attempt:
         """Until the last block says otherwise."""
         self.blocks: list[BlockReport] = []
         self.seconds = 0.0
-        """Whatever it takes, and who watches it."""
+        """See `Report.generate_seconds`."""
         self.text = ""
         self._engine, self._source, self._teller = asked.engine, asked.source, teller
         options = asked.options

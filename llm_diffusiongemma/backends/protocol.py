@@ -2,12 +2,16 @@
 
 All of it stands in one field, `diffusiongemma`:
 
-- of a request: whatever of `Options` OpenAI's format has no field for, and `progress`, true if it is to be told
-  how the reply goes;
+- of a request: whatever of `Options` OpenAI's format has no field for; `progress`, true if it is to be told how
+  the reply goes; and `watch`, if it is streamed and somebody watches it: how much of it is wanted, in the words
+  of `view.records.Wants`;
 - of an image in a message: `timestamp`, `mm:ss`, if it is a frame of a video; `name`, where it is from, for what
   is said of it;
 - of a chunk, or of a reply that is not streamed: `report`, with `progress` at each chunk, else at the last; and
-  `state` in chunks without choices while there is nothing to be read yet, with `progress` only.
+  `state` in chunks without choices while there is nothing to be read yet, with `progress` only. With `watch` there
+  are chunks without choices for `reading` and `snapshot`, each a record of `view.records` with the names it has
+  there. Who takes them slowly doesn't get all of them;
+- of a model in the list of models: `watch`, what of it can be asked for.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from llm.parts import StreamEvent
 
-from ..view.progress import indicate
+from ..view.progress import Progress, indicate
+from ..view.records import Reading, Snapshot
 from ..wording import quoted
 from .address import Address as Address
 from .connection import ASK_SECONDS, async_client, sync_client, telling
@@ -90,14 +91,12 @@ class RemoteReply(Delegate[ReplyStream]):
     def _begin(self, address: Address, turn: Turn) -> None:
         with self._stop.importing():
             import openai
-        # Until the first events come.
+        # Until there is something to be seen of the reply.
         self._waiting = self._resources.enter_context(ExitStack())
         progress = self._waiting.enter_context(indicate(_waiting_for(address)))
         served, body = _prepare(address, turn)
         self._address = served.address
-        self._reply = ReplyStream(
-            served, bool(turn.tools), lambda state: progress.describe(_waits(state, address))
-        )
+        self._reply = _stream_of(served, turn, progress, self._waiting.close)
         client = self._resources.enter_context(sync_client(self._address))
         self._stop.check()
         with telling(self._address, served.models):
@@ -150,9 +149,7 @@ class AsyncRemoteReply(Delegate[ReplyStream]):
         # Attachments are read there, and may be fetched.
         served, body = await in_thread(self._start_thread, lambda: _prepare(self._to_ask, self._turn))
         self._address = served.address
-        self._reply = ReplyStream(
-            served, bool(self._turn.tools), lambda state: progress.describe(_waits(state, self._address))
-        )
+        self._reply = _stream_of(served, self._turn, progress, self._waiting.close)
         client = await self._resources.enter_async_context(async_client(self._address))
         with telling(self._address, served.models):
             self._stream: openai.AsyncStream[object] = await client.post(
@@ -204,9 +201,23 @@ class AsyncRemoteReply(Delegate[ReplyStream]):
         await came.put(failure)
 
 
+def _stream_of(served: Served, turn: Turn, progress: Progress, end_waiting: Callable[[], object]) -> ReplyStream:
+    """`progress` tells what is waited for, until there is something to be seen of the reply itself."""
+    watch, address = turn.watch, served.address
+
+    def see(seen: Reading | Snapshot) -> None:
+        assert watch is not None
+        watch.see(seen)
+        if isinstance(seen, Snapshot):
+            end_waiting()  # behind what is shown now: who ends the last that is shown waits for the terminal
+
+    return ReplyStream(
+        served,
+        bool(turn.tools),
+        say_state=lambda state: progress.describe(STATES.get(state, _waiting_for(address))),
+        see=None if watch is None else see,
+    )
+
+
 def _waiting_for(address: Address) -> str:
     return f"Waiting for {'the ' if address.was_found else ''}{quoted(address.name, 60)}"
-
-
-def _waits(state: str, address: Address) -> str:
-    return STATES.get(state, _waiting_for(address))

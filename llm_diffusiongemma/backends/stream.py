@@ -14,10 +14,12 @@ from llm.utils import monotonic_ulid
 
 from ..chat.texts import whole_text
 from ..errors import ServerError
+from ..view.records import Reading, Snapshot
 from ..wording import quoted, tell
 from .dialects import Served
 from .protocol import EXTENSION, report_from_wire
 from .turn import FinishReason, Report
+from .watched import seen_from_wire
 
 # Of finish reasons by their names; the others are failures.
 FINISH_REASONS: Mapping[str, FinishReason] = {
@@ -57,16 +59,23 @@ class ReplyStream:
     whole; of others at the end, when it is known that it was not cut.
     """
 
+    has_begun = True
+
     def __init__(
-        self, served: Served, has_tools: bool, say_state: Callable[[str], None] = lambda state: None
+        self,
+        served: Served,
+        has_tools: bool,
+        say_state: Callable[[str], None] = lambda state: None,
+        see: Callable[[Reading | Snapshot], object] | None = None,
     ) -> None:
-        """`say_state` is told what a reply waits for, in the words of `protocol.State`."""
+        """`say_state` is told what a reply waits for, in the words of `protocol.State`; `see` what there is to be
+        seen of it, where somebody watches it."""
         self.tool_calls: list[ToolCall] = []
         """With the ids that their events have."""
         self.has_text = False
         self._served = served
         self._has_tools = has_tools
-        self._say_state = say_state
+        self._say_state, self._see = say_state, see
         self._started = time.perf_counter()
         self._seconds = 0.0
         self._calls: list[_Call] = []
@@ -169,6 +178,8 @@ class ReplyStream:
         if isinstance(extension, Mapping):
             if isinstance(extension.get("state"), str):
                 self._say_state(extension["state"])
+            if self._see is not None and (seen := seen_from_wire(extension)) is not None:
+                self._see(seen)
             if "report" in extension:
                 self._reported = report_from_wire(extension["report"])
 

@@ -66,15 +66,11 @@ class Teller:
         if draft.candidates is None:
             return None
         text = self._reader.text
-        candidates = tuple(
-            tuple(
-                (text(token), round(probability, DECIMALS))
-                for i, (token, probability) in enumerate(of_position)
-                if i == 0 or probability >= LEAST_PROBABILITY
-            )
-            for of_position in draft.candidates
-        )
-        return Likely(tuple(round(entropy, DECIMALS) for entropy in draft.entropies), candidates)
+        candidates = []
+        for of_position in draft.candidates:
+            likely = [each for each in of_position if each[1] >= LEAST_PROBABILITY] or of_position[:1]
+            candidates.append(tuple([(text(token), round(share, DECIMALS)) for token, share in likely]))
+        return Likely(tuple([round(entropy, DECIMALS) for entropy in draft.entropies]), tuple(candidates))
 
 
 def _state(accepted: int | None, before: int | None) -> str:

@@ -311,6 +311,5 @@ def _candidates(sampler: EntropyBoundSampler, most: int) -> list[list[tuple[int,
     # In one copy, as above.
     tokens, probabilities = torch.stack((likeliest.tokens.float(), likeliest.probabilities)).tolist()
     return [
-        sorted(zip(map(int, ids), of_each, strict=True), key=lambda candidate: (-candidate[1], candidate[0]))
-        for ids, of_each in zip(tokens, probabilities, strict=True)
+        list(zip(map(int, ids), shares, strict=True)) for ids, shares in zip(tokens, probabilities, strict=True)
     ]

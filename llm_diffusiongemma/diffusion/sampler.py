@@ -306,24 +306,25 @@ class Distributions:
         return total.log() + deviation / total
 
     def likeliest(self, most: int) -> Likeliest:
-        """The `most` likeliest tokens of each position, fewer if the vocabulary is smaller, in no order.
-
-        They are in the blocks with the largest maxima.
-        """
+        """The `most` likeliest tokens of each position, the likeliest first, of equal ones the first. Fewer if the
+        vocabulary is smaller. They are in the blocks with the largest maxima."""
         best_blocks = self._block_max.topk(min(most, len(self.blocks))).indices  # [256, n]
         blocks = self._columns.view(len(self._columns), len(self.blocks), -1)  # [256, blocks, width]
         most, width = min(most, self.logits.shape[1]), blocks.shape[-1]
         rows_per_chunk = max(1, chunk_bytes(blocks.device) // (best_blocks.shape[1] * width * 4))
         z, tokens = [], []
         for start in range(0, len(blocks), rows_per_chunk):
-            best = best_blocks[start : start + rows_per_chunk]  # [rows, n]
-            of_best = best[..., None].expand(-1, -1, width)
-            top = blocks[start : start + rows_per_chunk].gather(1, of_best).flatten(1).topk(most)
+            rows = slice(start, start + rows_per_chunk)
+            best = best_blocks[rows]  # [rows, n]
+            top = _pick(blocks[rows], best).flatten(1).topk(most)
             z.append(top.values)
             tokens.append(best.gather(1, top.indices // width) * width + top.indices % width)
+        by_token = torch.cat(tokens).sort()
+        by_z = torch.cat(z).gather(1, by_token.indices).sort(descending=True, stable=True)
         scale = (self._reference - self._maximum[:, None]).exp_()
         total = (scale * self._part_sum.sum(-1)).sum(-1)
-        return Likeliest(torch.cat(tokens), (torch.cat(z) - self._maximum[:, None]).exp_().div_(total[:, None]))
+        probabilities = (by_z.values - self._maximum[:, None]).exp_().div_(total[:, None])
+        return Likeliest(by_token.values.gather(1, by_z.indices), probabilities)
 
     def soft_embeddings(self) -> torch.Tensor:
         """softmax(z) @ embedding, without the embedding's factor: fp32 `[256, H]`, valid until `start`."""
@@ -379,8 +380,10 @@ def _first_above(cdf: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _pick(items: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """One item of each row: `[rows, n, width]` and `[rows]` to `[rows, width]`."""
-    return items[torch.arange(len(index), device=index.device), index]
+    """One item of each row: `[rows, n, width]` and `[rows]` to `[rows, width]`. Or k: `[rows, k]` to
+    `[rows, k, width]`."""
+    rows = torch.arange(len(index), device=index.device)
+    return items[rows.view(-1, *[1] * (index.dim() - 1)), index]
 
 
 def accept_by_entropy_bound(entropy: torch.Tensor, entropy_bound: float) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, get_args
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from ..backends.protocol import OWNER
+from ..backends.protocol import EXTENSION, OWNER
 from ..backends.running import proof
+from ..view.records import Wants
 from ..wording import quoted
 from .desk import Desk
 from .guard import HEALTH, Guard
@@ -92,7 +93,7 @@ class _Paths:
             body = await self._read(request)
             # A large one takes seconds, in which others are heard.
             asked = await asyncio.to_thread(read_request, body, self._desk.entry.model_id)
-            order = self._desk.order(asked.turn)
+            order = self._desk.order(asked.turn, asked.watch)
         except RequestError as error:
             raise invalid(error.status, error.message, param=error.param) from error
         except ClientDisconnect:
@@ -102,7 +103,13 @@ class _Paths:
         return Replying(self._desk, order, asked)
 
     def _model(self) -> dict[str, Any]:
-        model = {"id": self._desk.entry.model_id, "object": "model", "created": self._created, "owned_by": OWNER}
+        model: dict[str, Any] = {
+            "id": self._desk.entry.model_id,
+            "object": "model",
+            "created": self._created,
+            "owned_by": OWNER,
+            EXTENSION: {"watch": list(get_args(Wants))},
+        }
         if self._desk.context_tokens is not None:
             model["max_model_len"] = self._desk.context_tokens
         return model

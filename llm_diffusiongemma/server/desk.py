@@ -10,66 +10,23 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from llm.parts import StreamEvent
-
-from ..backends.protocol import State
 from ..backends.settings import DEFAULT_KEEP_ALIVE_SECONDS, DEFAULT_QUEUE
 from ..backends.threads import in_thread
-from ..backends.turn import Report, Stop, Turn
+from ..backends.turn import Stop, Turn
 from ..backends.worker import AsyncLocalReply
 from ..catalog import ModelEntry
 from ..errors import ServerBusyError, ServerError, ServerStoppedError
+from ..view.records import Wants
 from ..wording import told_to
+from .orders import Ended, Order, Written
 
 # By so many replies it is judged how long the next ones will take.
 REPLIES_REMEMBERED = 8
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Written:
-    """A block of a reply, and the report so far."""
-
-    events: list[StreamEvent]
-    report: Report
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A reply has come to its end."""
-
-    report: Report
-
-
-News = State | Written | Ended
-
-
-class Order:
-    """A turn that waits for its reply, or has it."""
-
-    def __init__(self, turn: Turn) -> None:
-        self.turn = turn
-        self.told: list[str] = []
-        """What was said beside the reply."""
-        self._news: asyncio.Queue[News | Exception] = asyncio.Queue()
-
-    async def next(self) -> News:
-        """What happens next: whoever asks slowly keeps nobody waiting. Nothing comes behind `Ended`.
-
-        Raises what the reply does.
-        """
-        news = await self._news.get()
-        if isinstance(news, Exception):
-            raise news
-        return news
-
-    def say(self, news: News | Exception) -> None:
-        self._news.put_nowait(news)
 
 
 class Desk:
@@ -107,8 +64,9 @@ class Desk:
         self._has_loaded = False
         self._lately: deque[float] = deque(maxlen=REPLIES_REMEMBERED)
 
-    def order(self, turn: Turn) -> Order:
-        """A reply to a turn, when its time has come; `drop` it if it isn't wanted any more.
+    def order(self, turn: Turn, wants: Wants | None = None) -> Order:
+        """A reply to a turn, when its time has come, with as much of it before as somebody `wants` who watches it;
+        `drop` it if it isn't wanted any more.
 
         Raises `ServerBusyError` if all places are taken, and `ServerError` at the end of the server.
         """
@@ -117,7 +75,7 @@ class Desk:
         # One that has just come is about to be answered.
         if len(self._waiting) >= self._places + (self._answered is None):
             raise ServerBusyError(self._busy())
-        order = Order(turn)
+        order = Order(turn, wants)
         if self._answered is not None or self._waiting:
             order.say("queued")
         self._waiting.append(order)

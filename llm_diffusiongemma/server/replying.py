@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from ..view.records import Reading, Snapshot
 from . import responses
-from .desk import Desk, Ended, News, Order, Written
+from .desk import Desk
+from .orders import Ended, News, Order, Written
 from .refusals import refusal_of
 
 if TYPE_CHECKING:
@@ -112,6 +114,8 @@ class Replying(Response):
             return b"".join([*map(_data, chunks), DONE])
         if isinstance(news, Written):
             return b"".join(map(_data, response.block(news.events, news.report if asked.progress else None)))
+        if isinstance(news, Reading | Snapshot):
+            return _data(response.seen(news))
         return _data(response.waiting(news)) if asked.progress else b""
 
     @property

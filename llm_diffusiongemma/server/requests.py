@@ -16,6 +16,7 @@ from ..backends.protocol import EXTENSION, EXTENSION_OPTIONS
 from ..backends.turn import Turn
 from ..documents import DocumentError, conform, parse_object, refuse_unless
 from ..options import Options
+from ..view.records import Wants
 from ..wording import quoted
 from .messages import from_wire, tools_from_wire
 from .objects import Object, check_depth, check_number
@@ -65,6 +66,8 @@ class Asked:
     """in a chunk of its own"""
     progress: bool
     """Whether it is to be told how the reply goes."""
+    watch: Wants | None
+    """How much of it somebody wants to see, who watches it."""
     warnings: list[str]
 
 
@@ -112,6 +115,13 @@ class _TemplateVariables(Object):
     enable_thinking: bool | None = None
 
 
+class _Telling(Object):
+    """What of the extension is no option: what else than the reply is to be told."""
+
+    progress: bool = False
+    watch: Wants | None = None
+
+
 class _Request(Object):
     model: str
     messages: list[Any]
@@ -155,7 +165,11 @@ def _read(body: bytes, served: str) -> Asked:
         raise RequestError(404, f"There is no model {quoted(request.model)} here, only {served}.", "model")
     if request.stream_options is not None and not request.stream:
         raise DocumentError("stream_options are for replies that are streamed", "stream_options")
-    options, progress = _options(request)
+    extension = {name: value for name, value in request.diffusiongemma.items() if value is not None}
+    telling = conform(_Telling, {name: extension.pop(name, None) for name in _Telling.model_fields}, EXTENSION)
+    if telling.watch is not None and not request.stream:
+        raise DocumentError(f"{EXTENSION}.watch is for replies that are streamed", f"{EXTENSION}.watch")
+    options = _options(request, extension)
     response_format = request.response_format
     tools = tools_from_wire(request.tools, ignored.append)
     turn = Turn(
@@ -166,15 +180,12 @@ def _read(body: bytes, served: str) -> Asked:
     )
     ignored += _without_effect(request)
     include_usage = request.stream_options is not None and request.stream_options.include_usage
-    return Asked(turn, request.stream, include_usage, progress, [_warning(ignored)] if ignored else [])
+    warnings = [_warning(ignored)] if ignored else []
+    return Asked(turn, request.stream, include_usage, telling.progress, telling.watch, warnings)
 
 
-def _options(request: _Request) -> tuple[Options, bool]:
-    """With whether progress is to be told."""
-    extension = {name: value for name, value in request.diffusiongemma.items() if value is not None}
-    progress = extension.pop("progress", False)
-    if not isinstance(progress, bool):
-        raise DocumentError(f"{EXTENSION}.progress has to be true or false", f"{EXTENSION}.progress")
+def _options(request: _Request, extension: dict[str, Any]) -> Options:
+    """`extension` is what that has of options."""
     if unknown := next((name for name in extension if name not in EXTENSION_OPTIONS), None):
         where = quoted(f"{EXTENSION}.{unknown}")
         raise DocumentError(f"{where} is none of the options {', '.join(sorted(EXTENSION_OPTIONS))}", where)
@@ -190,7 +201,7 @@ def _options(request: _Request) -> tuple[Options, bool]:
         }
     )
     options = {**own.model_dump(), "max_tokens": standard.max_tokens, "seed": standard.seed, "thinking": thinking}
-    return Options(**options), progress
+    return Options(**options)
 
 
 def _agreed(said: dict[str, Any]) -> Any:

@@ -11,6 +11,8 @@ from llm.parts import StreamEvent
 
 from ..backends.protocol import EXTENSION, State, report_to_wire
 from ..backends.turn import Report
+from ..backends.watched import seen_to_wire
+from ..view.records import Reading, Snapshot
 
 # A client takes what a chunk has in this order.
 ORDER = {"reasoning": 0, "text": 1, "tool_call_name": 2, "tool_call_args": 2}
@@ -31,7 +33,11 @@ class Response:
 
     def waiting(self, state: State) -> dict[str, Any]:
         """What the reply waits for, as a chunk."""
-        return {**self._head("chat.completion.chunk"), "choices": [], EXTENSION: {"state": state}}
+        return self._beside({"state": state})
+
+    def seen(self, seen: Reading | Snapshot) -> dict[str, Any]:
+        """What there is to be seen of the reply, as a chunk."""
+        return self._beside(seen_to_wire(seen))
 
     def block(self, events: Sequence[StreamEvent], report: Report | None = None) -> Iterator[dict[str, Any]]:
         """The chunks of a block: one, if its events have the order that those of a chunk have. `report` goes
@@ -69,6 +75,9 @@ class Response:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+
+    def _beside(self, extension: dict[str, Any]) -> dict[str, Any]:
+        return {**self._head("chat.completion.chunk"), "choices": [], EXTENSION: extension}
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}

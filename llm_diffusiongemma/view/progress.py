@@ -1,36 +1,23 @@
-"""What a terminal shows while something takes long: one line on stderr that goes when it is over.
-
-Nothing is shown on a pipe, nor in a program of somebody else's, whose terminal it is: only where the process was
-started as `llm`.
-
-rich draws the line but doesn't keep it (its `Live` would hide the cursor, and whoever is killed can't bring it
-back). Only the thread that draws touches it: whoever works counts bytes and goes on, even if the terminal is
-stopped.
-"""
+"""What a terminal shows while something takes long: one line on stderr that goes when it is over."""
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from . import screen
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
+    from rich.segment import Segment
 
 # What takes less needs no explanation.
 DELAY_SECONDS = 0.5
-REFRESH_SECONDS = 0.1
 BAR_CHARACTERS = 20
 WIDEST_LINE = 1000
-
-
-def on_terminal() -> bool:
-    """Whether people read stderr. Whoever started the process may have closed it."""
-    return sys.stderr is not None and sys.stderr.isatty()
 
 
 class Progress:
@@ -69,152 +56,68 @@ def indicate(what: str, total_bytes: int | None = None, num_bytes: int = 0) -> I
     Of several inside each other the innermost is shown. What is quoted from outside is for the caller to check.
     """
     progress = Progress(what, total_bytes, num_bytes)
-    if not _has_watcher():
+    with _reporter.shown(progress) if _reporter is not None else screen.shown(_Line(progress), DELAY_SECONDS):
         yield progress
-        return
-    try:
-        _line.begin(progress)
-        yield progress
-    finally:
-        _line.end(progress)
-
-
-@contextmanager
-def aside() -> Iterator[None]:
-    """While something else is written to the terminal, the line is out of its way, and comes again below it."""
-    with _line.lock:
-        _line.erase()
-        yield
 
 
 def report_to(report: Callable[[str, int, int | None], object]) -> None:
     """From now on, show nobody here what takes long, but say now and then what it is, and bytes of how many: in a
     process that somebody watches from another one."""
-    global _line
-    _line = _ReportedLine(report)
-
-
-def dismiss() -> None:
-    """Show nothing any more, whatever is still going on: the process is about to end.
-
-    Who draws is not waited for long: it may want a module in whose import the process was interrupted.
-    """
-    if _line.lock.acquire(timeout=REFRESH_SECONDS):
-        _line.close()
-        _line.lock.release()
-
-
-def _has_watcher() -> bool:
-    if isinstance(_line, _ReportedLine):
-        return True
-    cli = getattr(sys.modules.get("llm.cli"), "cli", None)
-    if cli is None or getattr(sys.modules.get("__main__"), "cli", None) is not cli:
-        return False
-    # Python has none where it runs without a console.
-    return on_terminal() and os.environ.get("TERM", "").lower() != "dumb"
+    global _reporter
+    _reporter = _Reporter(report)
 
 
 class _Line:
-    """The line, and the waits that share it."""
+    """How a terminal shows a wait."""
 
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        """Whoever has it has the terminal."""
-        self._waits: list[Progress] = []
-        self._is_over = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._console: Console | None = None
-        """There while something is on the terminal."""
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bars: dict[bool, Bar] = {}
+        """with a total, and without"""
 
-    def begin(self, progress: Progress) -> None:
-        with self.lock:
-            self._waits.append(progress)
-            if len(self._waits) > 1:
-                return
-            self._is_over = threading.Event()
-            thread = threading.Thread(target=self._draw, args=(self._is_over,), name="progress", daemon=True)
-            self._thread = thread
-        thread.start()
-
-    def end(self, progress: Progress) -> None:
-        thread = None
-        with self.lock:
-            # An interrupt may have come before it had begun.
-            self._waits = [wait for wait in self._waits if wait is not progress]
-            if not self._waits:
-                self.close()
-                thread, self._thread = self._thread, None
-        if thread is not None and thread.ident is not None:
-            thread.join()  # it may be importing rich, and an ending interpreter should not meet it there
-
-    def close(self) -> None:
-        with self.lock:
-            self._is_over.set()
-            self.erase()
-
-    def erase(self) -> None:
-        if self._console is not None:
-            from rich.control import Control
-            from rich.segment import ControlType
-
-            with suppress(OSError, ValueError):  # the terminal is gone
-                self._console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
-            self._console = None
-
-    def _draw(self, is_over: threading.Event) -> None:
-        if is_over.wait(DELAY_SECONDS):
-            return
-        # A thread may import beside the main one: they share no modules that import each other in a circle.
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        bars: dict[tuple[Progress, bool], Bar] = {}
-        while True:
-            with self.lock:
-                if is_over.is_set():
-                    return
-                progress = self._waits[-1]
-                key = (progress, progress.now()[2] is not None)
-                bars[key] = bars.get(key) or _bar(progress, console)
-                try:
-                    self._show(progress, bars[key], console)
-                except (OSError, ValueError):  # the terminal is gone
-                    return
-            if is_over.wait(REFRESH_SECONDS):
-                return
-
-    def _show(self, progress: Progress, bar: Bar, console: Console) -> None:
-        from rich.control import Control
-        from rich.segment import ControlType, Segments
-
-        what, num_bytes, total_bytes = progress.now()
+    def lines(self, console: Console) -> list[list[Segment]]:
+        what, num_bytes, total_bytes = self._progress.now()
+        has_total = total_bytes is not None
+        if has_total not in self._bars:
+            self._bars[has_total] = _bar(self._progress, console)
+        bar = self._bars[has_total]
         bar.update(bar.task_ids[0], completed=num_bytes, total=total_bytes)
         _describe(bar, what, console)
-        # A line of the terminal and no more: what has run over its end could not be taken back.
-        rendered = console.render_lines(bar.get_renderable(), console.options, pad=False)
-        if not rendered:  # a terminal of no columns, as COLUMNS may have it
-            return
-        self._console = console
-        with console:  # written at once
-            console.control(Control(ControlType.CARRIAGE_RETURN))
-            console.print(Segments(rendered[0]), end="")
-            console.control(Control((ControlType.ERASE_IN_LINE, 0)))
+        return console.render_lines(bar.get_renderable(), console.options, pad=False)[:1]
 
 
-class _ReportedLine(_Line):
-    """One that somebody else draws."""
+class _Reporter:
+    """Says now and then what is being waited for, to somebody in another process."""
 
     def __init__(self, report: Callable[[str, int, int | None], object]) -> None:
-        super().__init__()
         self._report = report
+        self._lock = threading.Lock()
+        self._waits: list[Progress] = []
 
-    def _draw(self, is_over: threading.Event) -> None:
+    @contextmanager
+    def shown(self, progress: Progress) -> Iterator[None]:
+        is_over = threading.Event()
+        thread = threading.Thread(target=self._tell, args=(progress, is_over), name="progress", daemon=True)
+        with self._lock:
+            self._waits.append(progress)
+        thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waits.remove(progress)
+            is_over.set()
+            thread.join()
+
+    def _tell(self, progress: Progress, is_over: threading.Event) -> None:
         while not is_over.wait(DELAY_SECONDS):
-            with self.lock:
-                if is_over.is_set():
-                    return
-                now = self._waits[-1].now()
-            self._report(*now)
+            with self._lock:
+                is_innermost = self._waits[-1:] == [progress]
+            if is_innermost:
+                self._report(*progress.now())
+
+
+_reporter: _Reporter | None = None
 
 
 def _bar(progress: Progress, console: Console) -> Bar:
@@ -255,6 +158,3 @@ def _describe(bar: Bar, what: str, console: Console) -> None:
 def _width(bar: Bar, console: Console) -> int:
     """Of its line, were the terminal as wide."""
     return console.measure(bar.get_renderable(), options=console.options.update(width=WIDEST_LINE)).maximum
-
-
-_line = _Line()

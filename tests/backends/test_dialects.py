@@ -17,6 +17,7 @@ from llm_diffusiongemma.backends.turn import Turn
 from llm_diffusiongemma.chat.declarations import declare
 from llm_diffusiongemma.errors import PromptError, ServerError, UnsupportedByServerError
 from llm_diffusiongemma.options import Options
+from llm_diffusiongemma.view.records import Watch
 
 from .scripted_server import models
 
@@ -109,6 +110,26 @@ def test_ours_is_told_everything() -> None:
     assert not {"max_tokens", "seed", "tools", "response_format"} & set(plain)
 
 
+def test_ours_is_asked_for_what_somebody_wants_to_see() -> None:
+    watched = replace(turn(watch=True), watch=Watch(print, "drafts"))
+    ours = served(ENTRY, OWNER, "a", **{EXTENSION: {"watch": ["readings", "drafts"]}})
+    assert body_of(watched, ours)[EXTENSION] == {"progress": True, "watch": "drafts"}
+    # One of an earlier version would refuse the field, and others don't know it.
+    assert ours.watch
+    for server in (
+        OURS,
+        VLLM,
+        *(served(ENTRY, OWNER, "a", **{EXTENSION: odd}) for odd in ([], {"watch": "drafts"})),
+    ):
+        assert not server.watch
+        assert body_of(watched, server) == body_of(turn(), server)
+    replayed = replace(turn(replay="out.html"), watch=Watch(print, "candidates"))
+    with pytest.raises(UnsupportedByServerError, match="the option replay: it is of an earlier version"):
+        body_of(replayed, ours)
+    there = served(ENTRY, OWNER, "a", **{EXTENSION: {"watch": ["candidates"]}})
+    assert body_of(replayed, there)[EXTENSION] == {"progress": True, "watch": "candidates"}
+
+
 def test_others_are_told_what_they_know() -> None:
     asked = turn(tools=[TOOL], max_tokens=5, thinking=True)
     common = {"model", "messages", "stream", "stream_options", "tools", "max_tokens", "chat_template_kwargs"}
@@ -140,6 +161,7 @@ REFUSED: list[tuple[Served, dict[str, Any], list[str]]] = [
     (VLLM, {"schema": SCHEMA, "regex": "a"}, ["a schema", "regex"]),
     (VLLM, {"choices": "a,b"}, ["choices"]),
     (VLLM, {"image_tokens": 70}, ["image_tokens"]),
+    (VLLM, {"replay": "out.html"}, ["replay"]),
     (OTHER, {"max_denoising_steps": 7, "t_max": 0.5}, ["max_denoising_steps", "t_max"]),
     (
         OTHER,

@@ -26,6 +26,7 @@ from llm_diffusiongemma.backends.protocol import EXTENSION, OWNER, error_to_wire
 from llm_diffusiongemma.backends.remote import AsyncRemoteReply, RemoteReply
 from llm_diffusiongemma.backends.stream import ReplyStream
 from llm_diffusiongemma.backends.turn import ALWAYS_WANTED, BlockReport, Outcome, Report, Stop, StoppedError, Turn
+from llm_diffusiongemma.backends.watched import seen_to_wire
 from llm_diffusiongemma.errors import (
     ConstraintError,
     DiffusionGemmaError,
@@ -33,9 +34,11 @@ from llm_diffusiongemma.errors import (
     ServerBusyError,
     ServerError,
     ServerUnreachableError,
+    UnsupportedByServerError,
 )
 from llm_diffusiongemma.interrupts import Interrupts
 from llm_diffusiongemma.options import Options
+from llm_diffusiongemma.view.records import Reading, Snapshot, Watch
 
 from .scripted_server import JSON, STREAM, Answer, ScriptedServer, call, delta, free_port, models, sse, usage
 
@@ -293,6 +296,66 @@ def test_what_ours_has_to_say_beside_the_reply(server: ScriptedServer, capsys: p
     server.reply = Answer(sse(chunk))
     reply_of(address_of(server), turn())
     assert capsys.readouterr().err == "It runs on the CPU.\\x1b[2J\n"
+
+
+SEEN: list[Reading | Snapshot] = [
+    Reading(1024, 2048),
+    Reading(2048, 2048),
+    Snapshot(0, 0, 1, 48, ("One",), "t", "n", None, 1.0, 0, 0.5),
+]
+
+
+def seen_in(seen: Reading | Snapshot) -> dict[str, Any]:
+    return {"choices": [], EXTENSION: seen_to_wire(seen)}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_who_watches_sees_it_in_the_order_in_which_it_comes(
+    server: ScriptedServer, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[object] = []
+
+    @contextmanager
+    def indicate(what: str) -> Iterator[Any]:
+        yield SimpleNamespace(describe=noted.append)
+        noted.append("over")
+
+    def see(seen: Reading | Snapshot) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        noted.append(seen)
+
+    monkeypatch.setattr(remote, "indicate", indicate)
+    said = ReplyStream._said
+    monkeypatch.setattr(ReplyStream, "_said", lambda self, text: (noted.append(text), said(self, text))[1])
+    state = {"choices": [], EXTENSION: {"state": "reading"}}
+    not_understood = {"choices": [], EXTENSION: {"snapshot": {"pieces": 5}}}
+    chunks = [state, seen_in(SEEN[0]), not_understood, *map(seen_in, SEEN[1:]), delta(content="One")]
+    server.reply = Answer(sse(*chunks, *map(seen_in, SEEN[:1]), {**delta("stop", content="Two"), **ours()}))
+    watched = replace(turn(), watch=Watch(see, "drafts"))
+    asked = {"progress": True, "watch": "drafts"}
+    server.models = models(OWNER, "tiny", **{EXTENSION: {"watch": ["drafts"]}})
+    reply = WAYS[way](address_of(server), watched)
+    assert server.prompts[-1].body[EXTENSION] == asked
+    assert noted == ["Reading the prompt", *SEEN, "over", "One", SEEN[0], "Two"]
+    noted.clear()
+    # What comes to who doesn't watch is nothing.
+    assert WAYS[way](address_of(server), turn()).said == reply.said
+    assert noted == ["Reading the prompt", "One", "over", "Two"]
+    # One that was found is of this version.
+    assert WAYS[way](address_of(server, model="tiny", is_ours=True), watched).said == reply.said
+    assert server.prompts[-1].body[EXTENSION] == asked
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_others_show_nothing(server: ScriptedServer, way: str) -> None:
+    server.reply = Answer(sse(*map(seen_in, SEEN), delta("stop", content="Yes")))
+    watched = replace(turn(watch=True), watch=Watch(lambda seen: pytest.fail("seen"), "drafts"))
+    assert WAYS[way](address_of(server), watched).said == [("text", "Yes")]
+    assert EXTENSION not in server.prompts[-1].body
+    server.requests.clear()
+    with pytest.raises(UnsupportedByServerError, match="the option replay"):
+        WAYS[way](address_of(server), turn(replay="out.html"))
+    assert not server.prompts
 
 
 @pytest.mark.parametrize("way", WAYS)

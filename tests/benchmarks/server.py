@@ -20,17 +20,24 @@ import uvicorn
 from llm_diffusiongemma.backends.local import LocalReply
 from llm_diffusiongemma.backends.protocol import EXTENSION, report_from_wire
 from llm_diffusiongemma.backends.turn import ALWAYS_WANTED, Report, Turn
+from llm_diffusiongemma.backends.watched import seen_from_wire
 from llm_diffusiongemma.catalog import ModelEntry
 from llm_diffusiongemma.options import Options
 from llm_diffusiongemma.server.app import make_app
 from llm_diffusiongemma.server.desk import Desk
 from llm_diffusiongemma.server.guard import only
 from llm_diffusiongemma.server.listening import listen_on_tcp
+from llm_diffusiongemma.view.records import Wants
 
 PROMPT = "Count from 1 to 320"
 TOKENS = 512
 TOKEN = "a-token"
 HERE, THERE = "in this process", "through the server"
+WATCHED: dict[str, Wants | None] = {
+    THERE: None,
+    "the same, each draft seen": "drafts",
+    "the same, with candidates": "candidates",
+}
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,12 @@ class Way:
 
 def ways(entry: ModelEntry, repeats: int) -> dict[str, Way]:
     """What a reply of two canvases costs either way. A first round warms up."""
-    measured: dict[str, list[tuple[float, ...]]] = {HERE: [], THERE: []}
+    measured: dict[str, list[tuple[float, ...]]] = {HERE: [], **{name: [] for name in WATCHED}}
     with served(entry) as ask:
         for round_, (name, seen) in itertools.product(range(repeats + 1), measured.items()):
             gc.collect()
             started, processor = time.perf_counter(), time.process_time()
-            report = ask() if name == THERE else _answer(entry)
+            report = _answer(entry) if name == HERE else ask(WATCHED[name])
             whole, processor = time.perf_counter() - started, time.process_time() - processor
             if round_:
                 seen.append((whole, whole - report.generate_seconds, processor))
@@ -65,7 +72,7 @@ def _answer(entry: ModelEntry) -> Report:
 
 
 @contextmanager
-def served(entry: ModelEntry) -> Iterator[Callable[[], Report]]:
+def served(entry: ModelEntry) -> Iterator[Callable[[Wants | None], Report]]:
     """Somebody who asks a server, as our own client does."""
     body = {
         "model": entry.model_id,
@@ -73,7 +80,6 @@ def served(entry: ModelEntry) -> Iterator[Callable[[], Report]]:
         "seed": 1,
         "max_tokens": TOKENS,
         "stream": True,
-        EXTENSION: {"progress": True},
     }
     app = make_app(Desk(entry), only(TOKEN), instance="", stop=lambda: None)
     server = uvicorn.Server(uvicorn.Config(app, http="h11", lifespan="off", log_level="error"))
@@ -82,13 +88,20 @@ def served(entry: ModelEntry) -> Iterator[Callable[[], Report]]:
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions"
         with httpx2.Client(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=None) as client:
-            yield lambda: _ask(client, url, body)
+            yield lambda wants: _ask(client, url, {**body, EXTENSION: {"progress": True, "watch": wants}})
         server.should_exit = True
         thread.join()
 
 
 def _ask(client: httpx2.Client, url: str, body: dict[str, Any]) -> Report:
     with client.stream("POST", url, json=body) as response:
-        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
-    assert lines[-1] == "[DONE]"
-    return report_from_wire(json.loads(lines[-2])[EXTENSION]["report"])
+        lines = (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
+        chunks = [_read(line) for line in lines if line != "[DONE]"]
+    return report_from_wire(chunks[-1][EXTENSION]["report"])
+
+
+def _read(line: str) -> Any:
+    """A chunk, as soon as it comes."""
+    chunk = json.loads(line)
+    seen_from_wire(chunk.get(EXTENSION, {}))
+    return chunk

@@ -94,6 +94,7 @@ def reply(
             Request(Prompt(prompt), settings, max_tokens, (*thought, ConstrainedText(constraint))),
             randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
             drafts=True,
+            candidates=3,
         )
     )
     blocks = [record for record in records if isinstance(record, Block)]
@@ -125,6 +126,19 @@ def test_every_reply_belongs_to_the_language(pattern: str) -> None:
         for index, drafts in itertools.groupby(result.drafts, lambda draft: draft.block_index):
             assert all(automaton.advance(state, draft.tokens) != automaton.dead for draft in drafts)
             state = automaton.advance(state, result.blocks[index].tokens)
+
+
+def test_candidates_are_of_what_is_allowed() -> None:
+    """Not of what the network would say without the constraint."""
+    constraint = TextConstraint(automaton_of("[xq]{6}"), CPU)
+    drafts = reply(pipeline_of(nonsense(1)), constraint, max_tokens=20).drafts
+    for draft in drafts:
+        assert draft.candidates is not None
+        for of_position in draft.candidates[:6]:
+            assert {BYTE_TOKENS[token] for token, share in of_position if share > 1e-6} <= {b"x", b"q"}
+            assert sum(share for _, share in of_position) == pytest.approx(1)
+        # Behind the text there is nothing but its end.
+        assert draft.end == 6
 
 
 def test_texts_over_several_canvases() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from llm_diffusiongemma.diffusion import pipeline as pipeline_module
 from llm_diffusiongemma.diffusion.network import Network
-from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
+from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft, Prefill
 from llm_diffusiongemma.diffusion.request import Part, Prompt, Request, Text
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
 from llm_diffusiongemma.errors import (
@@ -43,15 +45,19 @@ def start(
     max_tokens: int = 3 * CANVAS,
     seed: int = 0,
     drafts: bool = False,
+    candidates: int = 0,
+    readings: bool = False,
     eos: Sequence[int] = (NEVER,),
     pad: int | None = 0,
     parts: tuple[Part, ...] | None = None,
-) -> Generator[Draft | Block, None, None]:
+) -> Generator[Prefill | Draft | Block, None, None]:
     pipeline = BlockDiffusionPipeline(network or shared_network(), eos_token_ids=eos, pad_token_id=pad)
     return pipeline.generate(
         Request(Prompt(prompt), SETTINGS, max_tokens, parts or (Text(),)),
         randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
         drafts=drafts,
+        candidates=candidates,
+        readings=readings,
     )
 
 
@@ -241,19 +247,73 @@ def test_drafts_come_after_every_step_and_the_last_one_is_committed() -> None:
             assert before.tokens == record.tokens
             assert not record.converged or before.mean_entropy < 0.005
         elif isinstance(record, Draft):
-            assert len(record.tokens) == len(record.accepted) == CANVAS
+            assert len(record.tokens) == len(record.accepted) == len(record.entropies) == CANVAS
             assert any(record.accepted)
+            assert record.mean_entropy == pytest.approx(sum(record.entropies) / CANVAS)
+            assert (record.max_steps, record.candidates) == (20, None)
+
+
+def test_a_draft_knows_where_the_reply_would_end() -> None:
+    drafts = [record for record in start(drafts=True, max_tokens=CANVAS + 3) if isinstance(record, Draft)]
+    assert {draft.end for draft in drafts if draft.block_index == 0} == {None}
+    assert {draft.end for draft in drafts if draft.block_index == 1} == {3}
+    eos = drafts[0].tokens[5]
+    first = next(iter(start(drafts=True, eos=[eos])))
+    assert isinstance(first, Draft)
+    assert first.end == drafts[0].tokens.index(eos)
+
+
+def test_candidates_are_what_the_step_has_drawn_from() -> None:
+    drafts = [record for record in start(drafts=True, candidates=3) if isinstance(record, Draft)]
+    for draft in drafts:
+        assert draft.candidates is not None
+        assert [of_position[0][0] for of_position in draft.candidates] == draft.tokens
+        for of_position, entropy in zip(draft.candidates, draft.entropies, strict=True):
+            shares = [share for _, share in of_position]
+            assert len({token for token, _ in of_position}) == len(shares) == 3
+            assert shares == sorted(shares, reverse=True)
+            assert 0 < shares[0] <= sum(shares) <= 1 + 1e-5
+            # Of all distributions with this maximum none has less entropy.
+            assert entropy >= -math.log(shares[0]) - 1e-4
+
+
+def test_readings_begin_at_what_is_cached_and_come_with_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_module, "MAX_PREFILL_TOKENS", 8)
+    pipeline = BlockDiffusionPipeline(shared_network(), eos_token_ids=[NEVER], pad_token_id=0)
+
+    def read(prompt: Sequence[int]) -> list[int]:
+        reply = pipeline.generate(
+            Request(Prompt(prompt), SETTINGS, CANVAS),
+            randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
+            readings=True,
+        )
+        *readings, block = reply
+        assert isinstance(block, Block)
+        assert all(isinstance(each, Prefill) and each.of == len(prompt) for each in readings)
+        return [each.tokens for each in readings if isinstance(each, Prefill)]
+
+    assert read(PROMPT) == [0, 8, 16, 20]
+    assert read([*PROMPT, *PROMPT[:3]]) == [20, 23]
+    assert read(PROMPT) == [20]
 
 
 def test_watching_changes_nothing() -> None:
-    watched = [record for record in start(drafts=True) if isinstance(record, Block)]
+    watched = [record for record in start(readings=True, drafts=True, candidates=4) if isinstance(record, Block)]
     assert tokens_of(watched) == tokens_of(blocks_of())
 
 
-def test_time_spent_on_drafts_by_the_consumer_is_not_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_spent_on_who_watches_is_not_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
+    copied = pipeline_module._copied
+
+    def slowly_copied(step: Any) -> Any:
+        nonlocal now
+        now += 1
+        return copied(step)
+
     monkeypatch.setattr("llm_diffusiongemma.diffusion.pipeline.time.perf_counter", lambda: now)
-    for record in start(drafts=True):
+    monkeypatch.setattr(pipeline_module, "_copied", slowly_copied)
+    for record in start(readings=True, drafts=True):
         if isinstance(record, Block):
             assert record.seconds == 0
         now += 1

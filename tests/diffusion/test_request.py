@@ -100,11 +100,13 @@ def test_a_text_ends_with_its_end_of_sequence_or_its_room(
     committed: list[int], left: Room, expected: Piece
 ) -> None:
     assert Text().commit(committed, left, ENDINGS) == expected
+    assert committed[: Text().end(committed, left, ENDINGS)] == expected.tokens
 
 
 def test_without_a_token_for_padding_nothing_is_padding() -> None:
     endings = Endings(frozenset([EOS]), None)
     assert Text().commit(canvas(), room(100), endings) == Piece(canvas())
+    assert Text().end(canvas(), room(100), endings) is None
 
 
 @pytest.mark.parametrize(
@@ -124,12 +126,17 @@ def test_without_a_token_for_padding_nothing_is_padding() -> None:
     ],
 )
 def test_a_thought_is_closed_in_its_room(committed: list[int], left: Room, expected: Piece) -> None:
-    assert Thought(CLOSES).commit(committed, left, ENDINGS) == expected
+    part = Thought(CLOSES)
+    assert part.commit(committed, left, ENDINGS) == expected
+    end = part.end(committed, left, ENDINGS)
+    assert expected == (Piece(committed) if end is None else Piece([*committed[:end], CLOSES], "stop"))
 
 
 def test_a_constrained_text_ends_when_its_constraint_says_so() -> None:
     constraint: Any = Held(5)
     part, sampler = ConstrainedText(constraint), Sampler()
+    assert part.end(FULL, room(3), ENDINGS) is None
+    assert part.end(canvas(20, 21, 9), room(3), ENDINGS) == 2
     assert part.start_canvas(sampler, room(100)) == (constraint,)  # type: ignore[arg-type]
     assert part.commit(FULL, room(100), ENDINGS) == Piece(FULL, constraint="report")  # type: ignore[arg-type]
     part.start_canvas(sampler, room(3))  # type: ignore[arg-type]

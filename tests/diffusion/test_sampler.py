@@ -251,6 +251,31 @@ def test_of_equal_logits_the_first_wins_as_in_torch() -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(("vocab_size", "most"), [(96, 3), (4 * PART + 3, 5), (20 * PART, 4), (3, 5)])
+@pytest.mark.parametrize("scale", [0.3, 30.0])
+def test_the_likeliest_tokens_are_those_of_a_softmax(
+    monkeypatch: pytest.MonkeyPatch, vocab_size: int, most: int, scale: float
+) -> None:
+    # More blocks than tokens that are asked for, and some rows at a time.
+    monkeypatch.setattr(sampler_module, "CHUNK_BYTES_CPU", 7 * 4 * PART)
+    logits = random_logits(16, vocab_size, scale)
+    logits[0] = 0.0
+    found = distributions_of(logits)
+    likeliest = found.likeliest(most)
+    expected = logits.softmax(-1).topk(min(most, vocab_size))
+    assert torch.equal(likeliest.tokens[1:], expected.indices[1:])
+    torch.testing.assert_close(likeliest.probabilities, expected.values)
+    assert likeliest.tokens[0].tolist() == sorted(likeliest.tokens[0].tolist())
+    assert torch.equal(likeliest.tokens[1:, 0], found.argmax()[1:])
+
+
+def test_of_equally_likely_tokens_the_first_is_named_first() -> None:
+    logits = torch.zeros(2, 96)
+    logits[:, [70, 4, 33]] = 2.0
+    logits[1, 80] = 3.0
+    assert distributions_of(logits).likeliest(4).tokens[:, :3].tolist() == [[4, 33, 70], [80, 4, 33]]
+
+
 def test_nothing_of_the_step_before_is_left() -> None:
     ours = sampler(vocab_size=1024)
     ours.start_canvas()

@@ -1,4 +1,4 @@
-"""`python -m tests.pictures replay`: draws a picture again, where it stands in docs/. Each has a module here."""
+"""`python -m tests.pictures canvas replay`: draws pictures of docs/ again. Each has a module here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
-PICTURES = {"replay": "replay.png"}
+PICTURES = {"canvas": "canvas.svg", "replay": "replay.png"}
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from llm.parts import StreamEvent
 
 from llm_diffusiongemma.backends.turn import BlockReport, FinishReason, Report, Turn
 from llm_diffusiongemma.catalog import ModelEntry
+from llm_diffusiongemma.view.records import Reading, Snapshot
 from llm_diffusiongemma.wording import tell
 
 
@@ -37,6 +38,8 @@ class Scripted:
         self.at_once = 0
         self.most_at_once = 0
         self.blocks: list[list[StreamEvent]] = [[StreamEvent("text", "Yes.")]]
+        self.seen: list[Reading | Snapshot] = []
+        """What there is to be seen of a reply before each of its blocks."""
         self.failure: BaseException | None = None
         """In place of the first block, or behind the last if there are any."""
         self.refusal: Exception | None = None
@@ -57,6 +60,7 @@ class Scripted:
 class _Reply:
     def __init__(self, scripted: Scripted, entry: ModelEntry, turn: Turn) -> None:
         self._scripted = scripted
+        self._watch = turn.watch
         self._name = turn.messages[-1].parts[0].text  # type: ignore[union-attr]
         self._is_over = False
         self.report = report("interrupted")
@@ -74,7 +78,11 @@ class _Reply:
 
     async def steps(self) -> AsyncGenerator[list[StreamEvent], None]:
         for events in self._scripted.blocks:
+            if self._watch is not None:
+                for seen in self._scripted.seen:
+                    self._watch.see(seen)
             await self._scripted.writing.acquire()
+            await asyncio.sleep(0)  # a block is longer on its way than what is seen
             yield events
         if self._scripted.failure is not None:
             raise self._scripted.failure

@@ -8,6 +8,7 @@ import json
 import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -18,6 +19,7 @@ from llm.parts import StreamEvent
 from llm_diffusiongemma import errors
 from llm_diffusiongemma.backends.protocol import error_from_wire, report_from_wire
 from llm_diffusiongemma.backends.running import proof
+from llm_diffusiongemma.backends.watched import seen_to_wire
 from llm_diffusiongemma.errors import DiffusionGemmaError
 from llm_diffusiongemma.server import app as app_module
 from llm_diffusiongemma.server import replying
@@ -26,6 +28,7 @@ from llm_diffusiongemma.server.desk import Desk
 from llm_diffusiongemma.server.guard import only
 from llm_diffusiongemma.server.refusals import refusal_of
 from llm_diffusiongemma.server.requests import Asked, read_request
+from llm_diffusiongemma.view.records import Reading, Snapshot
 
 from ..conftest import PATIENCE_SECONDS, TINY
 from .scripted import Scripted
@@ -36,6 +39,8 @@ COMPLETIONS = "/v1/chat/completions"
 REQUEST = {"model": TINY, "messages": [{"role": "user", "content": "Is it?"}]}
 STREAMED = {**REQUEST, "stream": True}
 WATCHED = {**STREAMED, "diffusiongemma": {"progress": True}}
+
+DRAFT = Snapshot(0, 0, 1, 48, ("a",), "t", "n", None, 1.0, 0, 0.5)
 
 stops: list[str] = []
 
@@ -159,6 +164,7 @@ async def test_no_page_may_read_an_answer(client: httpx2.AsyncClient) -> None:
 async def test_models(client: httpx2.AsyncClient) -> None:
     (model,) = (await client.get("/v1/models")).json()["data"]
     assert (model["id"], model["object"], model["owned_by"]) == (TINY, "model", "llm-diffusiongemma")
+    assert model["diffusiongemma"] == {"watch": ["readings", "drafts", "candidates"]}
     assert (await client.get(f"/v1/models/{TINY}")).json() == model
     unknown = await client.get("/v1/models/gpt-4/x")
     assert unknown.status_code == 404
@@ -301,6 +307,41 @@ async def test_a_stream_that_tells_how_it_goes(client: httpx2.AsyncClient) -> No
     assert reasons == ["interrupted", "stop"]
 
 
+async def test_who_watches_a_stream_is_shown_what_there_is_to_be_seen(
+    client: httpx2.AsyncClient, scripted: Scripted
+) -> None:
+    scripted.blocks = [[StreamEvent("text", "a")], [StreamEvent("text", "b")]]
+    scripted.seen = [Reading(3, 3), DRAFT]
+    request = {**STREAMED, "diffusiongemma": {"watch": "drafts"}}
+    *chunks, done = events_of(await client.post(COMPLETIONS, json=request))
+    assert done == "[DONE]"
+    told = [chunk["choices"][0]["delta"] if chunk["choices"] else chunk["diffusiongemma"] for chunk in chunks]
+    seen = [{"reading": {"tokens": 3, "of": 3}}, json.loads(json.dumps(seen_to_wire(DRAFT)))]
+    assert told[1:] == [*seen, {"content": "a"}, *seen, {"content": "b"}, {}]
+    # Nobody else notices anything of it.
+    *unwatched, done = events_of(await client.post(COMPLETIONS, json=STREAMED))
+    assert done == "[DONE]"
+    assert [chunk["choices"] for chunk in unwatched] == [chunk["choices"] for chunk in chunks if chunk["choices"]]
+    assert ["diffusiongemma" in chunk for chunk in unwatched] == [False, False, False, True]
+
+
+async def test_who_takes_nothing_has_the_newest_draft_when_it_does(
+    app: Any, desk: Desk, scripted: Scripted
+) -> None:
+    scripted.seen = [replace(DRAFT, step=step) for step in range(1, 49)]
+    caller = Caller(app, {**STREAMED, "diffusiongemma": {"watch": "drafts"}})
+    caller.taking.clear()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while desk.status()["replies"] < 1:
+            await asyncio.sleep(0.001)
+        caller.taking.set()
+        await caller.call
+    steps = [
+        json.loads(line)["diffusiongemma"]["snapshot"]["step"] for line in caller.lines if b"snapshot" in line
+    ]
+    assert steps == [48]
+
+
 async def test_what_is_silent_for_long_is_still_there(
     client: httpx2.AsyncClient, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,6 +455,10 @@ class Caller:
     def __init__(self, app: Any, body: dict[str, Any]) -> None:
         self._body = json.dumps(body).encode()
         self._gone = asyncio.Event()
+        self.lines: list[bytes] = []
+        """What it has taken of a stream, while it takes anything."""
+        self.taking = asyncio.Event()
+        self.taking.set()
         headers = {"host": "localhost", "content-type": "application/json", **AUTHORIZATION}
         scope = {
             "type": "http",
@@ -433,7 +478,9 @@ class Caller:
         await self._gone.wait()
         return {"type": "http.disconnect"}
 
-    async def _send(self, message: dict[str, Any]) -> None: ...
+    async def _send(self, message: dict[str, Any]) -> None:
+        await self.taking.wait()
+        self.lines += [line.removeprefix(b"data: ") for line in message.get("body", b"").split(b"\n\n")]
 
     async def leave(self) -> None:
         self._gone.set()

@@ -17,7 +17,8 @@ from llm_diffusiongemma.backends.engine import get_engine, loaded_engines
 from llm_diffusiongemma.backends.turn import Turn
 from llm_diffusiongemma.errors import DeviceError, PromptError, ServerBusyError, ServerError, ServerStoppedError
 from llm_diffusiongemma.options import Options
-from llm_diffusiongemma.server.desk import Desk, Ended, Order, Written
+from llm_diffusiongemma.server.desk import Desk
+from llm_diffusiongemma.server.orders import Ended, Order, Written
 
 from ..conftest import PATIENCE_SECONDS, TINY, after_each_forward
 from .scripted import Scripted

@@ -6,7 +6,7 @@ import base64
 import json
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import llm
 import pytest
@@ -21,6 +21,7 @@ from llm_diffusiongemma.backends.turn import Turn
 from llm_diffusiongemma.chat.messages import read_conversation
 from llm_diffusiongemma.options import Options
 from llm_diffusiongemma.server.requests import IGNORED, Asked, RequestError, read_request
+from llm_diffusiongemma.view.records import Wants, Watch
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -44,11 +45,18 @@ def test_a_question() -> None:
     assert (read.turn.messages, read.turn.options, read.turn.tools) == ([llm.user("Hi")], Options(), [])
     assert read.turn.schema is None
     assert (read.stream, read.include_usage, read.progress, read.warnings) == (False, False, False, [])
+    assert read.watch is None
 
 
 def test_how_it_is_answered() -> None:
     read = asked(stream=True, stream_options={"include_usage": True}, diffusiongemma={"progress": True})
     assert (read.stream, read.include_usage, read.progress, read.warnings) == (True, True, True, [])
+
+
+@pytest.mark.parametrize("wants", get_args(Wants))
+def test_who_watches_it_says_how_much_is_wanted(wants: Wants) -> None:
+    read = asked(stream=True, diffusiongemma={"watch": wants})
+    assert (read.watch, read.turn.watch, read.turn.options) == (wants, None, Options())
 
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -105,7 +113,7 @@ def test_nulls_are_as_if_left_out() -> None:
     names = "stream stream_options tools tool_choice parallel_tool_calls response_format seed max_tokens n".split()
     names += "stop max_completion_tokens chat_template_kwargs reasoning_effort logprobs modalities".split()
     nulls: dict[str, Any] = dict.fromkeys([*names, *IGNORED, "never_heard_of"])
-    nulls["diffusiongemma"] = {"seed": None, "t_min": None, "progress": None}
+    nulls["diffusiongemma"] = {"seed": None, "t_min": None, "progress": None, "watch": None}
     nulls["messages"] = [{"role": "user", "content": "Hi", "name": None, "tool_calls": None}]
     assert asked(**nulls) == asked()
 
@@ -176,6 +184,10 @@ def test_a_warning_is_not_long() -> None:
         ({"chat_template_kwargs": {"tools": 1}}, "chat_template_kwargs.tools", "nothing of that name"),
         ({"diffusiongemma": 5}, "diffusiongemma", "an object"),
         ({"diffusiongemma": {"progress": 1}}, "diffusiongemma.progress", "true or false"),
+        ({"stream": True, "diffusiongemma": {"watch": True}}, "diffusiongemma.watch", "'drafts'"),
+        ({"stream": True, "diffusiongemma": {"watch": "all"}}, "diffusiongemma.watch", "'drafts'"),
+        ({"diffusiongemma": {"watch": "drafts"}}, "diffusiongemma.watch", "streamed"),
+        ({"diffusiongemma": {"replay": "out.html"}}, "diffusiongemma.replay", "none of the options"),
         ({"diffusiongemma": {"seed": 1}}, "diffusiongemma.seed", "none of the options choices"),
         ({"diffusiongemma": {"t_min": -1}}, "diffusiongemma.t_min", "0 or more"),
         ({"diffusiongemma": {"t_min": 1, "t_max": 1}}, "diffusiongemma", "must be below"),
@@ -263,6 +275,14 @@ def test_what_our_client_asks_is_read_as_it_was_meant(
     assert (read.stream, read.include_usage, read.progress, read.warnings) == (True, True, True, [])
     assert read_conversation(read.turn.messages) == read_conversation(turn.messages)
     assert replace(read.turn, messages=turn.messages) == turn
+    assert read.watch is None
+
+
+@pytest.mark.parametrize("wants", get_args(Wants))
+def test_what_our_client_wants_to_see_is_read_as_it_was_meant(wants: Wants) -> None:
+    turn = Turn(CONVERSATION, Options(watch=True, replay="out.html"), watch=Watch(print, wants))
+    read = read_request(json.dumps(body_of(turn, replace(HERE, watch=frozenset([wants])))).encode(), "tiny")
+    assert (read.watch, read.turn.options) == (wants, Options())
 
 
 def test_every_option_of_our_client_is_tried() -> None:
@@ -309,7 +329,7 @@ WHOLE: dict[str, Any] = {
     "logit_bias": {"1": 2},
     "chat_template_kwargs": {"enable_thinking": True},
     "reasoning_effort": "high",
-    "diffusiongemma": {"t_min": 0.1, "choices": ["a"], "progress": True},
+    "diffusiongemma": {"t_min": 0.1, "choices": ["a"], "progress": True, "watch": "drafts"},
 }
 
 

@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import llm
 import pytest
+from llm.parts import StreamEvent
 from PIL import Image
 
+from llm_diffusiongemma.backends.answering import answer, answer_async
+from llm_diffusiongemma.backends.turn import ALWAYS_WANTED, Turn
 from llm_diffusiongemma.catalog import SERVER_VARIABLE
+from llm_diffusiongemma.options import Options
+from llm_diffusiongemma.view.records import NOISE, Reading, Snapshot, Watch
 
 from ..conftest import TINY
 
@@ -189,3 +196,80 @@ def test_sync_and_async(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert asyncio.run(talk_async(turns)) == served
     monkeypatch.setenv(SERVER_VARIABLE, "off")
     assert talk(turns) == served
+
+
+# --- what there is to be seen of it ----------------------------------------------------------------------------
+
+FEW = {"seed": 3, "max_denoising_steps": 3, "max_tokens": 300}
+TURNS = {
+    "several canvases": Turn([llm.user("Count from 1 to 320")], Options(**FEW)),
+    "a thought": Turn([llm.user("What is 8 + 3?")], Options(**FEW, thinking=True)),
+    "a tool or a schema": Turn([llm.user("Why?")], Options(**FEW), [llm.Tool.function(weather)], PERSON),
+}
+
+
+def seen_of(turn: Turn) -> tuple[list[Any], Any]:
+    """What is seen of a reply and what comes of it, in its order, and its report but for times."""
+    came: list[Any] = []
+    watch = None if turn.watch is None else replace(turn.watch, see=came.append)
+    reply = answer(llm.get_model(TINY).entry, replace(turn, watch=watch), ALWAYS_WANTED)
+    for events in reply.steps():
+        came += events
+    return came, comparable(reply.report.as_json())
+
+
+async def seen_of_async(turn: Turn) -> tuple[list[Any], Any]:
+    came: list[Any] = []
+    watch = None if turn.watch is None else replace(turn.watch, see=came.append)
+    entry, start_thread = llm.get_model(TINY).entry, threading.Thread.start
+    reply = answer_async(entry, replace(turn, watch=watch), owns_process=False, start_thread=start_thread)
+    async for events in reply.steps():
+        came += events
+    return came, comparable(reply.report.as_json())
+
+
+def plainly(came: list[Any]) -> list[Any]:
+    """Without times and other numbers, and of the candidates the first of each position that is sure. Nor how many
+    tokens were read at a time."""
+    plain: list[Any] = []
+    for each in came:
+        if isinstance(each, Snapshot) and each.likely is not None:
+            of_positions = zip(each.states, each.likely.candidates, strict=True)
+            sure = [likeliest[0] for state, (likeliest, *_) in of_positions if state != NOISE]
+            plain.append((without_numbers(each), sure))
+        elif not isinstance(each, Reading) or each.tokens == each.of:
+            plain.append(each)
+    return plain
+
+
+def entropies(came: list[Any]) -> list[float]:
+    """They tell by their last digits how warm the engine was."""
+    snapshots = [each for each in came if isinstance(each, Snapshot) and each.likely is not None]
+    return [entropy for each in snapshots for entropy in (each.mean_entropy, *each.likely.entropies)]
+
+
+def without_numbers(snapshot: Snapshot) -> Snapshot:
+    return replace(snapshot, seconds=0, mean_entropy=0, likely=None)
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_what_there_is_to_be_seen_of_a_reply(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = TURNS[name]
+    replayed = replace(turn, watch=Watch(print, "candidates"))
+    came, report = seen_of(replayed)
+    came_async, report_async = asyncio.run(seen_of_async(replayed))
+    drafts, _ = seen_of(replace(turn, watch=Watch(print, "drafts")))
+    unwatched = seen_of(turn)
+    monkeypatch.setenv(SERVER_VARIABLE, "off")
+    here, report_here = seen_of(replayed)
+    assert plainly(came) == plainly(came_async) == plainly(here)
+    assert max(abs(one - other) for one, other in zip(entropies(came), entropies(here), strict=True)) < 0.05
+    assert report == report_async == report_here
+    # Nothing else of the reply is different for who watches it.
+    assert unwatched == ([each for each in came if isinstance(each, StreamEvent)], report)
+    # A machine that is busy has shown some of the drafts only, but of each canvas the last.
+    all_of_it = [without_numbers(each) if isinstance(each, Snapshot) else each for each in came]
+    shown = [without_numbers(each) if isinstance(each, Snapshot) else each for each in drafts]
+    rest = iter(all_of_it)
+    assert all(each in rest for each in shown if not isinstance(each, Reading))
+    assert all(each in shown for each, event in pairwise(all_of_it) if isinstance(event, StreamEvent))

@@ -14,7 +14,7 @@ import llm.cli
 import pytest
 
 from llm_diffusiongemma.interrupts import _say_last
-from llm_diffusiongemma.view import progress
+from llm_diffusiongemma.view import progress, screen
 from llm_diffusiongemma.view.progress import indicate
 from llm_diffusiongemma.wording import tell
 
@@ -79,7 +79,7 @@ def test_nothing_is_left_by_what_fails(
     with pytest.raises(error):
         fail()
     assert terminal.settle() == ""
-    assert "progress" not in {thread.name for thread in threading.enumerate()}
+    assert "screen" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_of_waits_in_each_other_the_inner_one(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_what_is_told_stands_above(terminal: Terminal, monkeypatch: pytest.Monke
 
 def test_a_narrow_terminal_has_one_line_all_the_same(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal.stream)
-    monkeypatch.setenv("COLUMNS", "30")
+    terminal.resize(30)
     with indicate("Downloading a file with quite a long name", 10**9):
         terminal.wait_for("Down")
         assert len(terminal.screen) <= 30
@@ -119,7 +119,7 @@ def test_what_it_is_gives_way_to_the_numbers(
     columns: int, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", terminal.stream)
-    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal.resize(columns)
     with indicate("Downloading a file with quite a long name", 51_648_000_000, 10**10) as waiting:
         for total in (10, 11, 12):  # a speed has to be between two
             terminal.wait_for(f" {total}.0/51.6 GB ")
@@ -135,9 +135,9 @@ def test_a_terminal_of_no_columns(terminal: Terminal, monkeypatch: pytest.Monkey
     failures: list[object] = []
     monkeypatch.setattr(threading, "excepthook", failures.append)
     monkeypatch.setattr(sys, "stderr", terminal.stream)
-    monkeypatch.setenv("COLUMNS", "0")
+    terminal.resize(0, 0)
     with indicate("Loading it"):
-        (drawing,) = (thread for thread in threading.enumerate() if thread.name == "progress")
+        (drawing,) = (thread for thread in threading.enumerate() if thread.name == "screen")
         drawing.join(0.3)
         assert drawing.is_alive()
     assert not failures
@@ -157,14 +157,14 @@ def test_behind_the_last_words_nothing_comes(terminal: Terminal, monkeypatch: py
     with indicate("Importing torch"):
         terminal.wait_for("Importing torch")
         _say_last()
-        time.sleep(3 * progress.REFRESH_SECONDS)
+        time.sleep(3 * screen.FRAME_SECONDS)
         assert terminal.settle() == "\nInterrupted.\n"
 
 
 def test_the_last_words_come_whoever_draws(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may wait for a module that was being imported as the interrupt came."""
     monkeypatch.setattr(sys, "stderr", terminal.stream)
-    with progress.aside():
+    with screen.aside():
         saying = threading.Thread(target=_say_last)
         saying.start()
         terminal.wait_for("Interrupted.")
@@ -186,7 +186,7 @@ def test_where_nobody_watches_nothing_is_started(
         monkeypatch.delattr(sys.modules["__main__"], "cli")
     with indicate("Loading", 10) as waiting:
         waiting.advance(5)
-        assert "progress" not in {thread.name for thread in threading.enumerate()}
+        assert "screen" not in {thread.name for thread in threading.enumerate()}
     assert terminal.settle() == "" == terminal.written
 
 
@@ -197,9 +197,7 @@ def test_a_terminal_that_is_gone_ends_nothing(terminal: Terminal, monkeypatch: p
     with indicate("Loading"):
         terminal.wait_for("Loading")
         terminal.stream.close()
-        (drawing,) = (thread for thread in threading.enumerate() if thread.name == "progress")
-        drawing.join(PATIENCE_SECONDS)
-        assert not drawing.is_alive()
+        time.sleep(3 * screen.FRAME_SECONDS)
     assert not failures
 
 
@@ -210,7 +208,7 @@ def test_said_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
         if now == ("Downloading", 3, 10):
             has_come.set()
 
-    monkeypatch.setattr(progress, "_line", progress._line)  # to have it back
+    monkeypatch.setattr(progress, "_reporter", None)  # to have it back
     monkeypatch.setattr(progress, "DELAY_SECONDS", 0.001)
     progress.report_to(report)
     with indicate("Loading"), indicate("Downloading", 10) as inner:

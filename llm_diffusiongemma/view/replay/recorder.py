@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...backends.protocol import VIEW_OPTIONS
-from ...backends.turn import Report, Turn
+from ...backends.turn import Outcome, Report, Turn
 from ...errors import ReplayError
 from ...wording import quoted, tell
-from ..progress import on_terminal
-from ..records import Reading, Snapshot
+from ..progress import indicate
+from ..records import Reading, Snapshot, Wants
+from ..screen import on_terminal
 from .packing import Snapshots
 from .place import check, place_of, write
 from .prompts import prompt_of
@@ -21,6 +22,9 @@ from .recording import RecordedReply
 if TYPE_CHECKING:
     from llm.models import _BaseConversation
     from llm.parts import StreamEvent
+
+# What a report doesn't say in `as_json`, because llm has fields for it.
+COUNTED = ("resolved_model", "input_tokens", "output_tokens", "cached_tokens")
 
 _KEPT = "_diffusiongemma_replays"
 
@@ -57,7 +61,8 @@ class Page:
         from .page import page
 
         self._replies.append(reply)
-        write(self.place, page(self._replies))
+        with indicate("Writing the replay"):
+            write(self.place, page(self._replies))
         self._is_written = True
 
     def _tell(self) -> None:
@@ -68,6 +73,8 @@ class Page:
 class Recorder:
     """One reply being recorded: what is seen of it and what it says, until it ends or breaks off."""
 
+    wants: Wants = "candidates"
+
     def __init__(self, model: str, page: Page) -> None:
         """Raises `ReplayError` if the page could not be written, before anything is done for the reply."""
         check(page.place)
@@ -75,8 +82,11 @@ class Recorder:
         self._page = page
         self._snapshots = Snapshots()
         self._text = ""
-        self.turn: Turn | None = None
-        """What is answered, once that is known."""
+        self._asked: tuple[Turn, Outcome] | None = None
+
+    def follow(self, turn: Turn, reply: Outcome) -> None:
+        """What is answered, and what will be known of how it went."""
+        self._asked = turn, reply
 
     def see(self, seen: Reading | Snapshot) -> None:
         if isinstance(seen, Reading):
@@ -90,41 +100,37 @@ class Recorder:
         """What is printed of it."""
         self._text += "".join(event.chunk for event in events if event.type == "text")
 
-    def end(self, report: Report) -> None:
+    def end(self) -> None:
         """Writes the page. Raises `ReplayError`: the reply itself is whole.
 
         Of one that was interrupted before its first step there is nothing to show.
         """
-        if not self._snapshots:
-            if report.finish_reason == "interrupted":
-                return
-            raise ReplayError("There is no replay: nobody has told how the reply's canvases went.")
-        counted = {
-            name: value
-            for name in ("resolved_model", "input_tokens", "output_tokens", "cached_tokens")
-            if (value := getattr(report, name)) is not None
-        }
-        self._write(report.as_json() | counted, report.seed)
-
-    def break_off(self, error: BaseException) -> None:
-        """The same for one that has no report: there was an error, or nobody wants it any more."""
-        if not self._snapshots:
+        if self._asked is None:
             return
-        is_failure = isinstance(error, Exception)
-        try:
-            self._write(
-                {"finish_reason": "error", "error": str(error)} if is_failure else {"finish_reason": "interrupted"}
-            )
-        except ReplayError as why:
-            tell(str(why))
+        turn, reply = self._asked
+        if self._snapshots:
+            self._write(turn, reply.report)
+        elif reply.report.finish_reason != "interrupted":
+            raise ReplayError("There is no replay: nobody has told how the reply's canvases went.")
 
-    def _write(self, figures: dict[str, Any], seed: int | None = None) -> None:
-        assert self.turn is not None
+    def close(self, error: BaseException | None) -> None:
+        """The same for a reply that ends here because of an error, or because nobody wants it any more. One that
+        was interrupted by Ctrl-C in this thread will still `end`."""
+        if error is None or isinstance(error, KeyboardInterrupt) or self._asked is None or not self._snapshots:
+            return
+        turn, reply = self._asked
+        failure = {"finish_reason": "error", "error": str(error)} if isinstance(error, Exception) else None
+        try:
+            self._write(turn, reply.report if reply.has_begun else None, failure)
+        except ReplayError as why:
+            tell(str(why))  # the error itself is on its way
+
+    def _write(self, turn: Turn, report: Report | None, failure: dict[str, Any] | None = None) -> None:
         reply = RecordedReply(
             model=self._model,
-            prompt=prompt_of(self.turn.messages),
-            settings=_settings(self.turn, seed),
-            figures=figures,
+            prompt=prompt_of(turn.messages),
+            settings=_settings(turn, report),
+            figures=_figures(report) | (failure or {}),
             snapshots=self._snapshots,
             text=self._text,
         )
@@ -135,10 +141,17 @@ def _step_of(snapshot: Snapshot) -> tuple[int, int, int]:
     return snapshot.attempt, snapshot.block, snapshot.step
 
 
-def _settings(turn: Turn, seed: int | None) -> dict[str, Any]:
+def _figures(report: Report | None) -> dict[str, Any]:
+    if report is None:
+        return {"finish_reason": "interrupted"}
+    counted = {name: getattr(report, name) for name in COUNTED}
+    return report.as_json() | {name: value for name, value in counted.items() if value is not None}
+
+
+def _settings(turn: Turn, report: Report | None) -> dict[str, Any]:
     settings = turn.options.model_dump(exclude_none=True, exclude=set(VIEW_OPTIONS))
-    if seed is not None:
-        settings["seed"] = seed
+    if report is not None and report.seed is not None:
+        settings["seed"] = report.seed
     if turn.schema is not None:
         settings["schema"] = turn.schema
     if turn.tools:

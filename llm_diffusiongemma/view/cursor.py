@@ -1,0 +1,105 @@
+"""Where a terminal's cursor may be after what has been printed: in which columns.
+
+What counts is whether it may stand behind the last one. A terminal that has printed up to its edge wraps before
+the next character, and forgets that when its cursor is moved: then the next character overwrites one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from functools import lru_cache
+
+TAB_COLUMNS = 8
+
+# All of one column, and what else stands beside them.
+_RUNS = re.compile(r"[ -~]+|[^ -~]", re.DOTALL)
+# Whose terminals may be set to print Greek, Cyrillic and much else as wide as their own characters.
+_EAST_ASIAN = ("zh", "ja", "ko")
+
+
+class Cursor:
+    """Of a terminal, after what has been printed. Not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._width = 0
+        self.begin_line()
+
+    def begin_line(self) -> None:
+        """It is at the start of a line, whatever came before."""
+        self._is_lost = False
+        self._line = ""
+        """all that was printed since the last line feed"""
+        self._columns = frozenset({0})
+
+    def lose(self) -> None:
+        """Nobody knows where it is, until a line is begun."""
+        self._is_lost = True
+
+    def printed(self, text: str, width: int) -> None:
+        """What comes behind all before, in a terminal of so many columns."""
+        self._resize(width)
+        _, line_feed, line = text.rpartition("\n")
+        if line_feed:
+            self._line, self._columns = "", frozenset({0})
+        self._line += line
+        self._columns = _after(self._columns, line, width)
+        # What the terminal may obey; a line feed is all that is known of it.
+        self._is_lost = self._is_lost or any(_is_obeyed(character) for character in text)
+
+    def columns(self, width: int) -> frozenset[int]:
+        """Where it may be: from 0; `width` is behind the last one, with a wrap to come. Empty where it is lost."""
+        self._resize(width)
+        return frozenset() if self._is_lost else self._columns
+
+    def _resize(self, width: int) -> None:
+        """Some terminals break their lines anew, others cut them and move the cursor in."""
+        if width == self._width:
+            return
+        cut = {min(column, width - 1) for column in self._columns} if self._width else set()
+        self._columns = _after(frozenset({0}), self._line, width) | cut
+        self._width = width
+
+
+def _after(columns: frozenset[int], text: str, width: int) -> frozenset[int]:
+    """Where a cursor is that was in one of these columns, behind a text without line feeds."""
+    for run in _RUNS.findall(text):
+        if run.isascii() and run.isprintable():
+            columns = frozenset((column + len(run) - 1) % width + 1 for column in columns)
+        elif run == "\r":
+            columns = frozenset({0})
+        elif run == "\t":
+            columns = frozenset(
+                min((column // TAB_COLUMNS + 1) * TAB_COLUMNS, max(width - 1, column)) for column in columns
+            )
+        else:
+            columns = frozenset(
+                column + cells if column + cells <= width else cells for column in columns for cells in _cells(run)
+            )
+    return columns
+
+
+@lru_cache(maxsize=4096)
+def _cells(character: str) -> tuple[int, ...]:
+    """How many columns terminals give it. They differ where one sign is made of several characters."""
+    category = unicodedata.category(character)
+    if category[0] in "MC" or category in ("Zl", "Zp"):
+        return (0, 1, 2) if category in ("Mc", "Cn", "Co") else (0, 1)
+    if "\u1160" <= character <= "\u11ff":  # vowels and ends of Korean syllables
+        return (0, 1, 2)
+    width = unicodedata.east_asian_width(character)
+    if category == "So" or category == "Sk":  # emoji, and the tones of their skin
+        return (0, 1, 2) if category == "Sk" else (1, 2)
+    if width in "WF":
+        return (2,)
+    return (1, 2) if width == "A" and _is_east_asian() else (1,)
+
+
+def _is_obeyed(character: str) -> bool:
+    return unicodedata.category(character) == "Cc" and character not in "\n\r\t"
+
+
+def _is_east_asian() -> bool:
+    locale = os.environ.get("LC_ALL") or os.environ.get("LC_CTYPE") or os.environ.get("LANG") or ""
+    return locale.startswith(_EAST_ASIAN)
