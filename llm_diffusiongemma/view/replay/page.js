@@ -706,6 +706,7 @@ function listen() {
 
 function deselect() {
   const hadFocus = $("token").contains(document.activeElement);
+  hovered = null;
   select(null);
   if (hadFocus) $("play").focus();
   else document.activeElement?.blur();
@@ -715,7 +716,7 @@ function onKey(event) {
   if (event.ctrlKey || event.altKey || event.metaKey || reply.total === 0) return;
   const isToken = tokens[current] === event.target;
   const isOwn = event.target.closest?.("select, input, summary, [role=region]") !== null;
-  if (event.key === "Escape" && selected !== null) deselect();
+  if (event.key === "Escape" && (selected ?? hovered) !== null) deselect();
   else if (event.key === " " && !event.target.closest("button, select, summary, input[type=radio]"))
     timer === null ? play() : pause();
   else if (event.shiftKey && !isToken && event.target.type !== "radio" && /^Arrow(Left|Right)$/.test(event.key))
