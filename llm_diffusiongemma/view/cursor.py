@@ -12,6 +12,7 @@ import unicodedata
 from functools import lru_cache
 
 TAB_COLUMNS = 8
+ZERO_WIDTH_JOINER = "\u200d"
 VIRAMA = 9
 """the combining class of what takes a letter's vowel, and joins it to the next one"""
 
@@ -51,9 +52,10 @@ class Cursor:
         self._is_lost = self._is_lost or any(_is_obeyed(character) for character in text)
 
     def columns(self, width: int) -> frozenset[int]:
-        """Where it may be: from 0; `width` is behind the last one, with a wrap to come. Empty where it is lost."""
+        """Where it may be: from 0; `width` is behind the last one, with a wrap to come. Empty where it can't be
+        told, or must not be moved: terminals forget, too, that the next character is joined to the last one."""
         self._resize(width)
-        return frozenset() if self._is_lost else self._columns
+        return frozenset() if self._is_lost or _joins_next(self._line[-1:]) else self._columns
 
     def _resize(self, width: int) -> None:
         """Some terminals break their lines anew, others cut them and move the cursor in."""
@@ -93,7 +95,7 @@ def _forward(column: int, cells: int, width: int) -> int:
 def _cells(character: str, before: str) -> tuple[int, ...]:
     """How many columns terminals give it behind another: they differ where one sign has several characters."""
     cells = _own_cells(character)
-    return (0, *cells) if before and _joins(before, character) and cells[0] else cells
+    return (0, *cells) if cells[0] and _joins_next(before) else cells
 
 
 def _own_cells(character: str) -> tuple[int, ...]:
@@ -111,11 +113,13 @@ def _own_cells(character: str) -> tuple[int, ...]:
     return (1, 2) if width == "A" and _is_east_asian() else (1,)
 
 
-def _joins(before: str, character: str) -> bool:
-    """Whether there are terminals that make one sign of both."""
-    flag = range(0x1F1E6, 0x1F200)  # of two letters
-    is_flag = ord(before) in flag and ord(character) in flag
-    return before == "\u200d" or unicodedata.combining(before) == VIRAMA or is_flag
+def _joins_next(character: str) -> bool:
+    """Whether there are terminals that make one sign of it and what follows."""
+    return character != "" and (
+        character == ZERO_WIDTH_JOINER
+        or unicodedata.combining(character) == VIRAMA
+        or "\U0001f1e6" <= character <= "\U0001f1ff"  # half a flag
+    )
 
 
 def _is_obeyed(character: str) -> bool:

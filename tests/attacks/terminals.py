@@ -51,7 +51,9 @@ def _printed(drawing: Drawing, draw: random.Random, kind: str, number: int) -> O
         num_drawn += drawing.do("draw", draw.randint(1, 12))
     seen = drawing.printed()
     drawing.do("clear")
-    drawing.do("print_alone", "".join(pieces))
+    for piece in pieces:
+        drawing.do("print_alone", piece)
+        drawing.tmux.flag("cursor_x")  # what comes at once tmux may join otherwise than what comes piece by piece
     held = seen == drawing.printed()
     drawn = "drawn below" if num_drawn else "nothing drawn"
     return Outcome(kind, f"as printed alone, {drawn}" if held else "another text", held, f"{columns=} {pieces=}")

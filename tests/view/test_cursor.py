@@ -41,7 +41,7 @@ def columns(*texts: str, width: int = WIDTH) -> set[int]:
         ("❤\ufe0f", {1, 2, 3}),
         ("👩\u200d💻", {1, 2, 3, 4, 5}),
         ("a\u200dbc", {2, 3, 4}),
-        ("🇩🇪", {1, 2, 3, 4}),
+        ("🇩🇪a", {1, 2, 3, 4, 5}),
         ("क्ष", {1, 2, 3}),
         ("e\u0301", {1, 2}),
         ("a" * 9 + "😀", {10, 2}),
@@ -62,6 +62,12 @@ def test_where_it_is_lost_only_a_new_line_helps() -> None:
     assert not cursor.columns(WIDTH)
     cursor.begin_line()
     assert cursor.columns(WIDTH) == {0}
+
+
+@pytest.mark.parametrize("half", ["👩\u200d", "क्", "🇩"])
+def test_between_what_is_joined_it_must_not_be_moved(half: str) -> None:
+    assert not columns("ab" + half)
+    assert columns("ab" + half + "c")
 
 
 def test_lines_are_broken_anew_or_cut() -> None:
