@@ -29,6 +29,7 @@ from .diffusion import devices
 from .diffusion.loading import describe
 from .errors import DeviceError, DiffusionGemmaError, HubConnectionError, ServerError
 from .hub.failures import size
+from .installation import system, versions
 from .printing import aligned, filled
 from .wording import gib, quoted
 
@@ -48,6 +49,8 @@ def gather(entries: Sequence[ModelEntry], problems: Sequence[str], updates: bool
         if entry.server is None:
             model.update(_answered_elsewhere(entry, server))
     return {
+        "versions": versions(),
+        "system": system(),
         "cache": _cache(),
         "devices": [_device(name) for name in devices.available_devices()],
         "memory_limit_bytes": _memory_limit(),
@@ -266,6 +269,10 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "Server"
     yield from map(filled, _server_lines(found["server"]))
+    yield ""
+    yield "Versions"
+    yield filled(", ".join(f"{name} {number}" for name, number in found["versions"].items()) + ".")
+    yield filled(f"{found['system']}.")
     reasons = (weights["update_error"] for weights in found["weights"] if "update_error" in weights)
     problems = [*found["problems"], *dict.fromkeys(reasons)]
     if problems:
