@@ -38,7 +38,6 @@ KNOWN_REPOSITORIES = frozenset({EMBEDDED_CHECKPOINT.name, *(str(source.where) fo
 # For people: so many canvases are a table, more are summed up.
 MOST_ROWS = 12
 PROMPT_CHARACTERS = 70
-OPTIONS_CHARACTERS = 300
 
 # A reply that nothing came of has a short report, and a part that says so.
 TURNS_SQL = """
@@ -218,9 +217,9 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     if table:
         yield ""
         yield from aligned(table)
-    if again := _again(found):
+    if found["seed"] is not None:
         yield ""
-        yield filled(again)
+        yield from _again(found)
     if not found["is_logging"]:
         yield ""
         yield filled("llm logs nothing now, so what was asked since is not here: `llm logs on` changes that.")
@@ -273,7 +272,7 @@ def _canvases(found: Mapping[str, Any]) -> str | None:
         text += ", converged" if converged == len(canvases) == 1 else f", {share} converged"
     text += f"; {found['denoising_steps']:,} denoising steps"
     if found["tokens_per_step"] is not None:
-        text += f", {found['tokens_per_step']:g} tokens a step"
+        text += f", tokens a step: {found['tokens_per_step']:g}"
     return text
 
 
@@ -390,17 +389,15 @@ def _table(canvases: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
                 yield [column, *map(shown, (min(values), median(values), max(values)))]
 
 
-def _again(found: Mapping[str, Any]) -> str | None:
+def _again(found: Mapping[str, Any]) -> Iterator[str]:
     """How the reply is made again."""
-    if found["seed"] is None:
-        return None
+    same = "prompt and schema" if found["constraint"] == "schema" else "prompt"
+    yield filled(f"On the same device the same {same} with these options makes this reply again:")
     options = found["options"] | found["own_words"] | {"seed": found["seed"]}
-    given = " ".join(f"-o {name} {shlex.quote(_option(value))}" for name, value in options.items())
-    same = "the same prompt and schema" if found["constraint"] == "schema" else "the same prompt"
-    text = printable(given)
-    if len(text) > OPTIONS_CHARACTERS:
-        text = f"-o seed {found['seed']} and the same options"
-    return f"On the same device {same} with {text} makes this reply again."
+    # On one line, to be copied.
+    yield "    " + printable(
+        " ".join(f"-o {name} {shlex.quote(_option(value))}" for name, value in options.items())
+    )
 
 
 def _option(value: object) -> str:

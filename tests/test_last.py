@@ -73,7 +73,7 @@ def test_a_reply_of_several_canvases(llm_command: Llm) -> None:
     assert [line.split()[:3] for line in text.partition("  canvas ")[2].splitlines()[1 : len(blocks) + 1]] == [
         [str(i + 1), str(block["tokens"]), str(block["denoising_steps"])] for i, block in enumerate(blocks)
     ]
-    assert "the same prompt with -o seed 3 makes this reply again" in " ".join(text.split())
+    assert text.endswith("makes this reply again:\n    -o seed 3")
 
 
 def test_what_is_ones_own_is_for_people_only(llm_command: Llm, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_what_is_ones_own_is_for_people_only(llm_command: Llm, tmp_path: Path) -
     text = told(llm_command)
     assert row(text, "prompt") == r"A secret\x1b[2J? …"
     assert row(text, "constraint").startswith("regex secret[ab]; positions where the network preferred another")
-    assert f"-o max_tokens 20 -o regex 'secret[ab]' -o seed {found['seed']}" in " ".join(text.split())
+    assert text.endswith(f"\n    -o max_tokens 20 -o regex 'secret[ab]' -o seed {found['seed']}")
 
 
 def test_replies_that_did_not_come_to_their_end(llm_command: Llm) -> None:
