@@ -64,6 +64,20 @@ def status(as_json: bool, updates: bool) -> None:
 
 
 @diffusiongemma.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON, without the prompt and anything else of your own")
+def last(as_json: bool) -> None:
+    """Show how the last reply went.
+
+    Its canvases and steps, tokens, time, memory and seed, by llm's log of the last reply of a DiffusionGemma.
+    With --json nothing is shown of what was asked and answered, so you can attach it where you report a problem.
+    """
+    from .last import gather, lines, public
+
+    found = gather()
+    click.echo(json.dumps(public(found), indent=2) if as_json else printable("\n".join(lines(found))))
+
+
+@diffusiongemma.command()
 @click.argument("model_id", metavar="[MODEL]", default="diffusiongemma")
 @click.option("--update", is_flag=True, help="Ask the Hugging Face Hub for newer weights")
 def download(model_id: str, update: bool) -> None:

@@ -38,6 +38,10 @@ class RegistryError(DiffusionGemmaError, ValueError):
     """The file that lists the user's own models can't be used, or something can't be a model in it."""
 
 
+class LogError(DiffusionGemmaError, LookupError):
+    """llm's log has no reply of ours, or can't be read."""
+
+
 class CheckpointNotFoundError(DiffusionGemmaError, FileNotFoundError):
     """The weights are not on this machine."""
 

@@ -1,20 +1,38 @@
-"""How this package was installed, for advice that can be followed."""
+"""How this package was installed, for advice that can be followed, and beside what, for reports of problems."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import os
+import platform
 import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 DISTRIBUTION = "llm-diffusiongemma"
+# What a problem may be of.
+PACKAGES = (DISTRIBUTION, "llm", "torch", "transformers", "tokenizers", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that matter, as far as they are installed, and what they run on."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def system() -> str:
+    """The system and its processor, by their kinds."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def install_command(extra: str | None = None) -> str:

@@ -177,11 +177,8 @@ def _end(
         yield _no_answer()
         return
     report = reply.report
-    response.set_usage(
-        input=report.input_tokens,
-        output=report.output_tokens,
-        details={"cached_tokens": report.cached_tokens} if report.cached_tokens else None,
-    )
+    details = report.usage_details or None
+    response.set_usage(input=report.input_tokens, output=report.output_tokens, details=details)
     response.set_resolved_model(report.resolved_model)
     response.response_json = report.as_json()
     if report.lowered and on_terminal():

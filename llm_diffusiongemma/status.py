@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -31,10 +29,11 @@ from .diffusion import devices
 from .diffusion.loading import describe
 from .errors import DeviceError, DiffusionGemmaError, HubConnectionError, ServerError
 from .hub.failures import size
+from .installation import system, versions
+from .printing import aligned, filled
 from .wording import gib, quoted
 
 COMMIT_CHARACTERS = 12
-LONGEST_LINE = 100
 # A number with what it counts; not one in a name.
 AMOUNT = re.compile(r"(?<![\w.,/\\-])\d+(?:[.,]\d+)*(?: [A-Za-z]+)?(?![\w/\\-])")
 
@@ -50,6 +49,8 @@ def gather(entries: Sequence[ModelEntry], problems: Sequence[str], updates: bool
         if entry.server is None:
             model.update(_answered_elsewhere(entry, server))
     return {
+        "versions": versions(),
+        "system": system(),
         "cache": _cache(),
         "devices": [_device(name) for name in devices.available_devices()],
         "memory_limit_bytes": _memory_limit(),
@@ -256,24 +257,28 @@ def has_failed(found: dict[str, Any]) -> bool:
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """The same for people."""
     yield "Devices"
-    yield from _aligned([_device_cells(device) for device in found["devices"]])
+    yield from aligned([_device_cells(device) for device in found["devices"]])
     if found["memory_limit_bytes"] is not None:
         yield f"  Of each at most {gib(found['memory_limit_bytes'])} may be taken ({MEMORY_VARIABLE})."
     yield ""
     yield f"Weights (of the Hub in {quoted(found['cache'])})" if found["cache"] else "Weights"
-    yield from _aligned([_weights_cells(weights) for weights in found["weights"]])
+    yield from aligned([_weights_cells(weights) for weights in found["weights"]])
     yield ""
     yield "What a prompt would do"
-    yield from map(_filled, _prompts(found["models"]))
+    yield from map(filled, _prompts(found["models"]))
     yield ""
     yield "Server"
-    yield from map(_filled, _server_lines(found["server"]))
+    yield from map(filled, _server_lines(found["server"]))
+    yield ""
+    yield "Versions"
+    yield filled(", ".join(f"{name} {number}" for name, number in found["versions"].items()) + ".")
+    yield filled(f"{found['system']}.")
     reasons = (weights["update_error"] for weights in found["weights"] if "update_error" in weights)
     problems = [*found["problems"], *dict.fromkeys(reasons)]
     if problems:
         yield ""
         yield "Problems"
-        yield from map(_filled, problems)
+        yield from map(filled, problems)
 
 
 def _server_lines(server: dict[str, Any]) -> Iterator[str]:
@@ -323,19 +328,6 @@ def _about(seconds: float) -> str:
     """A time for people, who need no seconds of hours."""
     size = next((size for size in (3600, 60) if seconds >= size), 1)
     return duration_text(int(seconds) // size * size)
-
-
-def _filled(text: str) -> str:
-    width = min(shutil.get_terminal_size().columns, LONGEST_LINE)
-    return textwrap.fill(
-        text, width, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _device_cells(device: dict[str, Any]) -> list[str]:

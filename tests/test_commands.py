@@ -113,6 +113,7 @@ def test_status_for_people(command: Command, monkeypatch: pytest.MonkeyPatch) ->
     unwrapped = " ".join(text.split())
     assert f"diffusiongemma, diffusiongemma-nvfp4: nvfp4 weights ({NVIDIA}) on cpu: " in unwrapped
     assert "It downloads 18.8 GB first. Expected: " in unwrapped
+    assert "Versions llm-diffusiongemma " in unwrapped
     paragraphs = text.partition("What a prompt would do")[2]
     assert all(len(line) <= 80 for line in paragraphs.splitlines() if "/" not in line)
 
@@ -161,7 +162,8 @@ def test_status_says_who_would_answer(command: Command, monkeypatch: pytest.Monk
     assert f"diffusiongemma-tiny: {SERVER_VARIABLE} is neither off nor" in " ".join(command.ok("status").split())
     monkeypatch.setenv(SERVER_VARIABLE, "off")
     monkeypatch.setattr(launch, "check_installed", not_installed)
-    text = " ".join(command.ok("status").partition("\nServer\n")[2].split())
+    text = command.ok("status").partition("\nServer\n")[2].partition("\nVersions\n")[0]
+    text = " ".join(text.split())
     assert text.startswith("None is running. A server needs two more libraries: ")
     assert text.endswith(f"{SERVER_VARIABLE} is off: prompts from here ask none.")
 
@@ -443,9 +445,8 @@ def test_an_interrupted_download_ends_as_a_prompt_does(
 
 def test_help_says_what_there_is(command: Command) -> None:
     help_text = command.ok("--help")
-    assert all(
-        f"  {name} " in help_text for name in ("add", "download", "remove", "serve", "status", "stop", "warm")
-    )
+    names = ("add", "check", "download", "last", "remove", "serve", "status", "stop", "warm")
+    assert all(f"  {name} " in help_text for name in names)
     assert "..." not in help_text.partition("Commands:")[2]  # of a sentence that is too long for its place
 
 

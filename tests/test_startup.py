@@ -37,6 +37,7 @@ USES = [
     "import llm; llm.get_model('diffusiongemma').Options(seed=1)",
     "import llm; str(llm.get_async_model('diffusiongemma-tiny'))",
     "import click.testing; click.testing.CliRunner().invoke(llm.cli.cli, ['diffusiongemma', 'add', '--help'])",
+    "import click.testing; click.testing.CliRunner().invoke(llm.cli.cli, ['diffusiongemma', 'last'])",
 ]
 
 

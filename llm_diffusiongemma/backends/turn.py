@@ -113,6 +113,16 @@ class Report:
     server: str | None = None
     """What answered, if that was not this process."""
 
+    @property
+    def usage_details(self) -> dict[str, int]:
+        """What `llm --usage` shows beside the tokens. What is 0, or isn't told, is left out."""
+        details = {
+            "cached_tokens": self.cached_tokens,
+            "canvases": len(self.blocks),
+            "denoising_steps": sum(block.denoising_steps for block in self.blocks),
+        }
+        return {name: count for name, count in details.items() if count}
+
     def as_json(self) -> dict[str, Any]:
         """For `llm logs --json`. Times are seconds; tokens per forward is the speed-up over one a step."""
         steps = sum(block.denoising_steps for block in self.blocks)

@@ -6,11 +6,8 @@ the reason, and never as passed.
 
 from __future__ import annotations
 
-import os
-import platform
 from contextlib import suppress
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -20,6 +17,7 @@ from ..catalog import EMBEDDED_CHECKPOINT, HUB_SOURCES, ModelEntry, Source
 from ..errors import CheckpointError, CheckpointNotFoundError, DeviceMemoryError, DiffusionGemmaError, NoGpuError
 from ..hub import settings
 from ..hub.cache import Repository
+from ..installation import system, versions
 from ..view.progress import Progress, indicate
 from .report import CheckReport, Finding
 
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
 # Repositories with the original weights. Others are somebody's own, and so are their names.
 ORIGINALS = (*(str(source.where) for source in HUB_SOURCES), "RedHatAI/diffusiongemma-26B-A4B-it-NVFP4")
-PACKAGES = ("llm-diffusiongemma", "llm", "torch", "transformers", "tokenizers", "safetensors")
 
 # A recorded prompt and a canvas.
 CUT_CONTEXT_TOKENS = 512
@@ -190,15 +187,10 @@ def _report(
         name = "somebody's own"
     elif here is not None and here.commit is not None:
         name += f" at {here.commit}"
-    packages = {}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            packages[package] = version(package)
     everywhere = {
         "weights": name,
-        "versions": ", ".join(f"{package} {number}" for package, number in packages.items()),
-        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}",
+        "versions": ", ".join(f"{package} {number}" for package, number in versions().items()),
+        "system": system(),
     }
     private = {}
     with suppress(RuntimeError):  # nobody's home

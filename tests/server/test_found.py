@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -95,6 +96,7 @@ def test_prompts_a_conversation_and_their_log(llm_command: Llm, monkeypatch: pyt
     assert [turn["response_json"]["load_seconds"] for turn in served] == [0.0] * 4
     # The KV cache is the server's, and a chat finds it again.
     assert "cached_tokens" in served[-1]["token_details"]
+    assert json.loads(llm_command.ok("diffusiongemma", "last", "--json"))["answered_by"] == "local server"
     monkeypatch.setenv(SERVER_VARIABLE, "off")
     here = ask()
     for there, this in zip(served, here, strict=True):
