@@ -110,6 +110,10 @@ class ConstraintError(DiffusionGemmaError, ValueError):
     can fulfil, or that need what a finite automaton of reasonable size can't do."""
 
 
+class ReplayError(DiffusionGemmaError, OSError):
+    """A replay that can't be written where it was asked for."""
+
+
 class NotANumberError(DiffusionGemmaError, ArithmeticError):
     """What the network or its vision tower puts out is NaN or infinite."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 import llm
@@ -15,11 +16,14 @@ from .backends.answering import answer, answer_async
 from .backends.turn import Outcome, Reply, Report, Turn
 from .catalog import ModelEntry
 from .chat.images import ATTACHMENT_TYPES
-from .errors import DiffusionGemmaError
+from .errors import DiffusionGemmaError, ReplayError
 from .interrupts import FAILED_STATUS, INTERRUPTED_STATUS, Command, Interrupts, current_command
 from .options import DEFAULT_MAX_TOKENS, Options
 from .view.screen import on_terminal
 from .view.watching import Watching
+
+if TYPE_CHECKING:
+    from .view.replay.recorder import Recorder
 
 # What holds a thought and an answer, as a rule.
 LEAST_ADVISED_TOKENS = 512
@@ -83,10 +87,12 @@ class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
         goes_on = command is not None and command.goes_on
         reply: Reply | None = None
         interrupts = Interrupts(command)
-        watching = Watching(prompt, _options(prompt), is_command=command is not None)
+        watching = Watching(prompt, _options(prompt), command is not None, conversation)
         try:
             with interrupts, watching:
-                reply = answer(self.entry, self._turn(prompt, watching), interrupts)
+                turn = self._turn(prompt, watching)
+                reply = answer(self.entry, turn, interrupts)
+                watching.follow(turn, reply)
                 for events in reply.steps():
                     with interrupts.printing(), watching.printing(events):
                         yield from events
@@ -97,7 +103,9 @@ class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
             # llm would drop the turn, and `llm chat` would take the loaded weights down with it. The
             # blocks that are done are worth keeping; the report says that the reply is not whole.
             if reply is not None:
-                yield from reply.cut_short()
+                events = reply.cut_short()
+                with watching.printing(events):
+                    yield from events
             click.echo("\nInterrupted: the reply ends here.", err=True)
             if command is not None:
                 command.end_with(INTERRUPTED_STATUS)
@@ -109,6 +117,8 @@ class DiffusionGemma(_DiffusionGemma, llm.Model):  # type: ignore[misc]
             response.response_json = {"finish_reason": "error", "error": str(error)}
             yield _no_answer()
             return
+        if watching.recorder is not None:
+            _write_replay(watching.recorder, command)
         yield from _end(response, reply, command, prompt)
 
 
@@ -125,15 +135,34 @@ class AsyncDiffusionGemma(_DiffusionGemma, llm.AsyncModel):  # type: ignore[misc
         command = current_command()
         owns_process = command is not None and command.owns_process
         start_thread = threading.Thread.start if command is None else command.employ
-        with Watching(prompt, _options(prompt), is_command=command is not None) as watching:
-            reply = answer_async(self.entry, self._turn(prompt, watching), owns_process, start_thread)
+        with Watching(prompt, _options(prompt), command is not None, conversation) as watching:
+            turn = self._turn(prompt, watching)
+            reply = answer_async(self.entry, turn, owns_process, start_thread)
+            watching.follow(turn, reply)
             async with aclosing(reply.steps()) as steps:
                 async for events in steps:
                     with watching.printing(events):
                         for event in events:
                             yield event
+        if watching.recorder is not None:
+            await asyncio.to_thread(_write_replay, watching.recorder, command)
         for event in _end(response, reply, command, prompt):
             yield event
+
+
+def _write_replay(recorder: Recorder, command: Command | None) -> None:
+    """What becomes of it is no reason to lose the reply."""
+    try:
+        recorder.end()
+    except ReplayError as error:
+        click.echo(f"\nError: {error}", err=True)
+        if command is not None:
+            command.end_with(FAILED_STATUS)
+    except KeyboardInterrupt:
+        if command is None:
+            raise
+        click.echo("\nInterrupted: there is no replay.", err=True)
+        command.end_with(INTERRUPTED_STATUS)
 
 
 def _end(

@@ -8,6 +8,7 @@ be logged on every turn. What None means is the checkpoint's business (its gener
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Optional
 
 import llm
@@ -102,6 +103,15 @@ class Options(llm.Options):
     def _is_text(cls, value: object) -> object:
         # From Python it may as well be a list; llm logs options as JSON.
         return json.dumps(value) if isinstance(value, list) else value
+
+    @field_validator("replay", mode="before")
+    @classmethod
+    def _is_a_file(cls, value: object) -> object:
+        # From Python it may as well be a path; llm logs options as JSON.
+        named = str(value) if isinstance(value, Path) else value
+        if isinstance(named, str) and (not named.strip() or "\0" in named):
+            raise ValueError("must be the name of a file, such as out.html")
+        return named
 
     @field_validator("image_tokens")
     @classmethod

@@ -66,6 +66,8 @@ class LocalReply:
     the form first, which nobody sees unless it calls a tool, and then again if it does not.
     """
 
+    has_begun = True
+
     def __init__(self, entry: ModelEntry, turn: Turn, stop: Stop) -> None:
         """Loads the model if need be.
 
@@ -255,7 +257,7 @@ class _Attempt:
         """Until the last block says otherwise."""
         self.blocks: list[BlockReport] = []
         self.seconds = 0.0
-        """Whatever it takes, and who watches it."""
+        """See `Report.generate_seconds`."""
         self.text = ""
         self._engine, self._source, self._teller = asked.engine, asked.source, teller
         options = asked.options

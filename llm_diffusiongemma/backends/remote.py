@@ -91,7 +91,7 @@ class RemoteReply(Delegate[ReplyStream]):
     def _begin(self, address: Address, turn: Turn) -> None:
         with self._stop.importing():
             import openai
-        # Until there is something to be seen.
+        # Until there is something to be seen of the reply.
         self._waiting = self._resources.enter_context(ExitStack())
         progress = self._waiting.enter_context(indicate(_waiting_for(address)))
         served, body = _prepare(address, turn)
@@ -202,13 +202,14 @@ class AsyncRemoteReply(Delegate[ReplyStream]):
 
 
 def _stream_of(served: Served, turn: Turn, progress: Progress, end_waiting: Callable[[], object]) -> ReplyStream:
-    """`progress` tells what is waited for, until there is something to be seen."""
+    """`progress` tells what is waited for, until there is something to be seen of the reply itself."""
     watch, address = turn.watch, served.address
 
     def see(seen: Reading | Snapshot) -> None:
         assert watch is not None
         watch.see(seen)
-        end_waiting()  # behind what is shown now: who ends the last that is shown waits for the terminal
+        if isinstance(seen, Snapshot):
+            end_waiting()  # behind what is shown now: who ends the last that is shown waits for the terminal
 
     return ReplyStream(
         served,

@@ -59,6 +59,8 @@ class ReplyStream:
     whole; of others at the end, when it is known that it was not cut.
     """
 
+    has_begun = True
+
     def __init__(
         self,
         served: Served,

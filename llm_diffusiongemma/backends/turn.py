@@ -105,6 +105,7 @@ class Report:
     load_seconds: float | None
     """0 if the model was loaded already."""
     generate_seconds: float
+    """Of computing, with what it took to tell who watches. The blocks' seconds are without that."""
     blocks: tuple[BlockReport, ...] = ()
     weights: WeightsReport | None = None
     lowered: tuple[Lowered, ...] = ()
@@ -136,6 +137,10 @@ class Outcome(Protocol):
     """What there is of a reply so far."""
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there is anything to be asked about."""
+
+    @property
     def report(self) -> Report: ...
 
     @property
@@ -154,6 +159,10 @@ class Delegate(Generic[AnyOutcome]):
     """What there is of a reply is what there is of another one, which has begun by the time that anybody asks."""
 
     _reply: AnyOutcome | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        return self._reply is not None and self._reply.has_begun
 
     @property
     def report(self) -> Report:

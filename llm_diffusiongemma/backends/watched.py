@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import cache
 from itertools import chain
@@ -12,13 +11,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..chat.texts import is_text
 from ..view.records import ACCEPTED, CALL, CONTROL, NOISE, SETTLED, TEXT, THOUGHT, Reading, Snapshot
-from .protocol import MAX_NUMBER
 
 READING, SNAPSHOT = "reading", "snapshot"
 
 # Of one record. A canvas of 256 with five candidates for each position has 5,000 values, and 10,000 characters.
 MAX_VALUES = 100_000
 MAX_CHARACTERS = 100_000
+# Of one position.
+MAX_CANDIDATES = 100
+# Steps, tokens, seconds and nats: none comes near, and whatever they are shown or kept with can hold it.
+MAX_COUNT, MAX_MEASURE = 2**31, 1e9
 
 KINDS = frozenset((TEXT, THOUGHT, CALL, CONTROL))
 STATES = frozenset((NOISE, ACCEPTED, SETTLED))
@@ -60,7 +62,7 @@ def _is_small(value: object) -> bool:
 
 
 def _is_sound_reading(reading: Reading) -> bool:
-    return 0 <= reading.tokens <= reading.of < MAX_NUMBER
+    return 0 <= reading.tokens <= reading.of < MAX_COUNT
 
 
 def _is_sound_snapshot(snapshot: Snapshot) -> bool:
@@ -80,10 +82,11 @@ def _is_sound_snapshot(snapshot: Snapshot) -> bool:
         and KINDS.issuperset(snapshot.kinds)
         and STATES.issuperset(snapshot.states)
         and (snapshot.end is None or 0 <= snapshot.end < length)
-        and 1 <= snapshot.step <= snapshot.max_steps < MAX_NUMBER
-        and all(0 <= each < MAX_NUMBER for each in (snapshot.attempt, snapshot.block, snapshot.tokens_before))
+        and 1 <= snapshot.step <= snapshot.max_steps < MAX_COUNT
+        and all(0 <= each < MAX_COUNT for each in (snapshot.attempt, snapshot.block, snapshot.tokens_before))
         and snapshot.seconds >= 0
-        and all(map(math.isfinite, numbers))
+        and all(abs(number) <= MAX_MEASURE for number in numbers)
+        and (likely is None or all(len(each) <= MAX_CANDIDATES for each in likely.candidates))
         and len(text) <= MAX_CHARACTERS
         and is_text(text)
     )

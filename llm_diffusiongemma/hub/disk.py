@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,10 @@ from pathlib import Path
 def write_whole(file: Path, text: str, mode: int = 0o666) -> None:
     """So that whoever reads it meets the old text or the new one. Of `mode` the process's mask is taken away."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    # Nobody can have put something else there, and no name is too long for it.
+    draft = file.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        with open(draft, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
+        with open(draft, "x", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
             stream.write(text)
         draft.replace(file)
     finally:

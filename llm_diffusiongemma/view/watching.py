@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Literal, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, get_args
 
 import llm
 from llm.parts import StreamEvent
@@ -19,6 +19,12 @@ from . import screen
 from .canvas import Canvas
 from .progress import Progress, indicate
 from .records import Reading, Snapshot, Wants, Watch
+
+if TYPE_CHECKING:
+    from llm.models import _BaseConversation
+
+    from ..backends.turn import Outcome, Turn
+    from .replay.recorder import Recorder
 
 #: Whether llm's commands show the canvas, if no option says so.
 WATCH_VARIABLE = "LLM_DIFFUSIONGEMMA_WATCH"
@@ -37,18 +43,22 @@ class Watcher(Protocol):
     def see(self, seen: Reading | Snapshot) -> object:
         """What is new of it: returns at once and raises nothing."""
 
-    def close(self) -> object:
-        """The reply is over."""
+    def close(self, error: BaseException | None) -> object:
+        """The reply is over, or broken off by an error."""
 
 
 class Watching:
     """One reply being watched. Enter it around all of the reply; leaving it leaves nothing on the terminal."""
 
-    def __init__(self, prompt: llm.Prompt, options: Options, is_command: bool) -> None:
+    def __init__(
+        self, prompt: llm.Prompt, options: Options, is_command: bool, conversation: _BaseConversation | None
+    ) -> None:
         """`is_command` says that the reply is for a command of llm's own, and not for a program.
 
         Raises `OptionError` if the environment says what can't be understood.
         """
+        self._prompt, self._options, self._conversation = prompt, options, conversation
+        self._is_command = is_command
         self._watchers: list[Watcher] = []
         self._terminal: Terminal | None = None
         if (how := _how(options.watch, is_command)) is not None:
@@ -56,18 +66,32 @@ class Watching:
             self._watchers.append(self._terminal)
         if is_command and not prompt.tool_results:
             screen.begin_line()
+        self.recorder: Recorder | None = None
+        """If a replay is asked for."""
         self.watch: Watch | None = None
         """For the reply's turn."""
+
+    def __enter__(self) -> Watching:
+        """Raises `ReplayError` before anything is done for a reply whose replay could not be written."""
+        if self._options.replay is not None:
+            from .replay.recorder import Page, Recorder
+
+            page = Page.shared(self._options.replay, self._conversation, self._is_command)
+            self.recorder = Recorder(self._prompt.model.model_id, page)
+            self._watchers.append(self.recorder)
         if self._watchers:
             wants = max((watcher.wants for watcher in self._watchers), key=get_args(Wants).index)
             self.watch = Watch(self.see, wants)
-
-    def __enter__(self) -> Watching:
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         for watcher in self._watchers:
-            watcher.close()
+            watcher.close(error)
+
+    def follow(self, turn: Turn, reply: Outcome) -> None:
+        """What is answered, and what will be known of how it went."""
+        if self.recorder is not None:
+            self.recorder.follow(turn, reply)
 
     def see(self, seen: Reading | Snapshot) -> None:
         """What is new of the reply."""
@@ -77,6 +101,8 @@ class Watching:
     @contextmanager
     def printing(self, events: Sequence[StreamEvent]) -> Iterator[None]:
         """While who asked for the reply has the word, and may print these: nothing else is on the terminal."""
+        if self.recorder is not None:
+            self.recorder.say(events)
         with nullcontext() if self._terminal is None else self._terminal.making_way(events):
             yield
 
@@ -130,7 +156,7 @@ class Terminal:
                 screen.printed(event.chunk, err=True)
                 _is_behind_thought = True
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None = None) -> None:
         with self._lock:
             self._is_over = True
             self._clear()

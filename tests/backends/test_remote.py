@@ -336,7 +336,7 @@ def test_who_watches_sees_it_in_the_order_in_which_it_comes(
     server.models = models(OWNER, "tiny", **{EXTENSION: {"watch": ["drafts"]}})
     reply = WAYS[way](address_of(server), watched)
     assert server.prompts[-1].body[EXTENSION] == asked
-    assert noted == ["Reading the prompt", SEEN[0], "over", *SEEN[1:], "One", SEEN[0], "Two"]
+    assert noted == ["Reading the prompt", *SEEN, "over", "One", SEEN[0], "Two"]
     noted.clear()
     # What comes to who doesn't watch is nothing.
     assert WAYS[way](address_of(server), turn()).said == reply.said

@@ -50,7 +50,7 @@ def test_it_arrives_as_it_was_sent(seen: Reading | Snapshot) -> None:
 ODD: list[tuple[Reading | Snapshot, dict[str, Any]]] = [
     (READING, {"tokens": -1}),
     (READING, {"tokens": 5001}),
-    (READING, {"of": 2**63}),
+    (READING, {"of": 2**31}),
     (READING, {"of": None}),
     (DRAFT, {"pieces": ["Hi", "", ""]}),
     (DRAFT, {"pieces": ["Hi", "", "", None]}),
@@ -65,11 +65,12 @@ ODD: list[tuple[Reading | Snapshot, dict[str, Any]]] = [
     (DRAFT, {"end": -1}),
     (DRAFT, {"step": 0}),
     (DRAFT, {"step": 49}),
-    (DRAFT, {"max_steps": 2**63}),
+    (DRAFT, {"max_steps": 2**31}),
     (DRAFT, {"block": -1}),
     (DRAFT, {"tokens_before": 1e300}),
     (DRAFT, {"mean_entropy": math.nan}),
     (DRAFT, {"mean_entropy": "nan"}),
+    (DRAFT, {"mean_entropy": 1e300}),
     (DRAFT, {"seconds": math.inf}),
     (DRAFT, {"seconds": -1.0}),
     (WATCHED, {"likely": {"entropies": [0.0] * 4}}),
@@ -78,6 +79,8 @@ ODD: list[tuple[Reading | Snapshot, dict[str, Any]]] = [
     (WATCHED, {"likely": {"entropies": [0.0] * 4, "candidates": [[["a", math.inf]], [], [], []]}}),
     (WATCHED, {"likely": {"entropies": [0.0] * 4, "candidates": [[["\ud83d", 1.0]], [], [], []]}}),
     (WATCHED, {"likely": {"entropies": [0.0] * 4, "candidates": [[["a", 1.0, 2.0]], [], [], []]}}),
+    (WATCHED, {"likely": {"entropies": [0.0] * 4, "candidates": [[["a", 1e-9]] * 101, [], [], []]}}),
+    (WATCHED, {"likely": {"entropies": [0.0, 0.0, 0.0, 1e300], "candidates": [[]] * 4}}),
     # A million errors in one record.
     (WATCHED, {"likely": {"entropies": [0.0] * 4, "candidates": [[None] * 1_000_000]}}),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from typing import Any
 
 import llm
@@ -13,6 +14,7 @@ from llm_diffusiongemma.backends import local
 from llm_diffusiongemma.backends.turn import Turn
 from llm_diffusiongemma.backends.worker import AsyncLocalReply
 from llm_diffusiongemma.options import Options
+from llm_diffusiongemma.view.records import Reading, Snapshot, Watch
 from llm_diffusiongemma.wording import tell, told_to
 
 from ..conftest import TINY
@@ -36,6 +38,17 @@ async def test_what_is_said_in_the_thread_is_said_to_who_listens_outside(
         reply = AsyncLocalReply(ENTRY, TURN)
         assert [events async for events in reply.steps()]
     assert heard == ["diffusiongemma"]
+
+
+async def test_who_watches_is_told_in_the_thread() -> None:
+    seen: list[tuple[type, str]] = []
+
+    def see(what: Reading | Snapshot) -> None:
+        seen.append((type(what), threading.current_thread().name))
+
+    reply = AsyncLocalReply(ENTRY, replace(TURN, watch=Watch(see, "drafts")))
+    assert [events async for events in reply.steps()]
+    assert set(seen) == {(Reading, "diffusiongemma"), (Snapshot, "diffusiongemma")}
 
 
 @pytest.mark.parametrize("is_wanted", [True, False])

@@ -28,7 +28,7 @@ import transformers
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.grammar.automaton import Vocabulary
 
-from . import constrained, contestants, networks, quality, server, warm
+from . import constrained, contestants, networks, quality, server, warm, watched
 from .contestants import OURS, Task
 from .conversation import chat_seconds, conversation
 from .measure import MIB, Action, Cost, Sizes, compare
@@ -282,6 +282,29 @@ def through_server(device: torch.device, repeats: int, sizes: Sizes) -> None:
     print(f"Who watches it adds {' and '.join(cost)} to that.")
 
 
+def watch(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    def print_watched(title: str, network: Network, task: Task, tokens: dict[int, str]) -> None:
+        costs = watched.costs(network, task, tokens, repeats)
+        nobody = costs[watched.NOBODY]
+        print(f"\n(k) Who watches a reply of {task.canvases} canvases, {task.steps} steps each: {title}\n")
+        print(
+            "| | Seconds | Against nobody | Of the processor | Against nobody |\n| --- | --- | --- | --- | --- |"
+        )
+        for name, cost in costs.items():
+            print(
+                f"| {name} | {cost.whole:.3f} | {cost.whole / nobody.whole - 1:+.1%} "
+                f"| {cost.processor:.3f} | {cost.processor / nobody.processor - 1:+.1%} |"
+            )
+
+    task = Task(list(range(200, 220)), canvases=2, steps=sizes.steps)
+    print_watched("the embedded checkpoint", networks.embedded_checkpoint(device).network, task, {})
+    tokens = enumerate(constrained.gemma_like_tokens(sizes))
+    texts = {token: (spelled or b"").decode(errors="replace") for token, spelled in tokens}
+    task = Task(list(range(200, 200 + sizes.prompt_tokens)), canvases=2, steps=sizes.steps)
+    small = networks.small_body(device, sizes).network
+    print_watched(f"small random body, vocabulary {sizes.vocabulary:,}", small, task, texts)
+
+
 BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "around": around,
     "reply": reply,
@@ -293,6 +316,7 @@ BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "quality": costs_in_quality,
     "server": through_server,
     "warm": warm_commands,
+    "watch": watch,
 }
 
 

@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from . import host, packed, product, rightness, served, speed
+from . import host, packed, product, rightness, served, speed, watching
 from .bench import Bench, OutOfTimeError, Result
 
 
@@ -57,6 +57,7 @@ SECTIONS = [
     Section(speed.network, 12, 60),
     Section(speed.steps, 25, 90),
     Section(speed.parts, 5, 45),
+    Section(watching.watch, 15, 60),
     Section(host.waits, 5, 30),
     Section(host.profile, 5, 60),
     Section(speed.graph, 10, 60),

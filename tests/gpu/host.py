@@ -28,6 +28,8 @@ def waits(bench: Bench) -> Result:
         "forward": forward,
         "sampler": lambda: sampler.step(hidden, 5),
         "a reply of two steps": lambda: reply(bench.network, [5] * 1100, 2),
+        "... with drafts": lambda: reply(bench.network, [5] * 1100, 2, drafts=True),
+        "... with candidates": lambda: reply(bench.network, [5] * 1100, 2, drafts=True, candidates=5),
     }
     found: Result = {}
     for name, call in calls.items():

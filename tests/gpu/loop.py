@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 
 from llm_diffusiongemma.diffusion.network import Network
-from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline
+from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline
 from llm_diffusiongemma.diffusion.request import Prompt, Request
 from llm_diffusiongemma.diffusion.sampler import EntropyBoundSampler, GeneratorRandomness, SamplerSettings
 
@@ -66,11 +66,18 @@ class StepClock:
 
 
 def reply(
-    network: Network, prompt: list[int], steps: int, canvases: int = 1, clock: StepClock | None = None
+    network: Network,
+    prompt: list[int],
+    steps: int,
+    canvases: int = 1,
+    clock: StepClock | None = None,
+    **watched: Any,
 ) -> list[float]:
-    """Seconds to each block of a reply that nothing ends, by a pipeline that has nothing cached."""
+    """Seconds to each block of a reply that nothing ends, by a pipeline that has nothing cached. `watched` is what
+    `generate` is asked for besides."""
     pipeline = BlockDiffusionPipeline(network, eos_token_ids=frozenset(), pad_token_id=None)
     request = Request(Prompt(prompt), settings_of(steps), canvases * network.config.canvas_length)
     started = time.perf_counter()
     with (clock or StepClock()).watch():
-        return [time.perf_counter() - started for _ in pipeline.generate(request, randomness=randomness())]
+        records = pipeline.generate(request, randomness=randomness(), **watched)
+        return [time.perf_counter() - started for record in records if isinstance(record, Block)]

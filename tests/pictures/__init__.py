@@ -1,1 +1,1 @@
-"""The pictures of the documentation, made of real replies: `python -m tests.pictures`."""
+"""The pictures of README.md and docs/, made of what the product really does."""

@@ -1,26 +1,22 @@
-"""Makes the pictures of the README anew: `python -m tests.pictures [NAME]`."""
+"""`python -m tests.pictures canvas replay`: draws pictures of docs/ again. Each has a module here."""
 
 from __future__ import annotations
 
 import argparse
-import os
+import importlib
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-from . import canvas
-
 DOCS = Path(__file__).parents[2] / "docs"
-MAKERS = {"canvas": canvas.make}
-"""Each is given the folder that its picture goes to."""
+PICTURES = {"canvas": "canvas.svg", "replay": "replay.png"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.pictures", description=__doc__)
-    parser.add_argument("name", nargs="?", choices=MAKERS, help="all of them without it")
-    name = parser.parse_args().name
-    for make in MAKERS.values() if name is None else [MAKERS[name]]:
-        print(make(DOCS))
+    parser = argparse.ArgumentParser(prog="python -m tests.pictures", description="Draw pictures of docs/ again.")
+    parser.add_argument("pictures", nargs="+", choices=PICTURES)
+    for name in parser.parse_args().pictures:
+        place = DOCS / PICTURES[name]
+        importlib.import_module(f".{name}", __package__).draw(place)
+        print(f"{place.relative_to(Path.cwd())}: {place.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

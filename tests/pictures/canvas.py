@@ -25,7 +25,6 @@ from llm_diffusiongemma.view.canvas import Canvas
 from llm_diffusiongemma.view.records import Reading, Snapshot, Watch
 from llm_diffusiongemma.view.screen import Size
 
-NAME = "canvas.svg"
 MODEL, PROMPT, SEED = "diffusiongemma-tiny", "Count from 1 to 400", 3
 COMMAND = f'llm -m {MODEL} "{PROMPT}" -o seed {SEED}'
 
@@ -63,10 +62,8 @@ class Layer:
     """seconds; None where they stay"""
 
 
-def make(folder: Path) -> Path:
-    path = folder / NAME
-    path.write_text(picture(list(_seen())), encoding="utf-8")
-    return path
+def draw(place: Path) -> None:
+    place.write_text(picture(list(_seen())), encoding="utf-8")
 
 
 def picture(seen: Sequence[Snapshot | str]) -> str:

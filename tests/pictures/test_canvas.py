@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from xml.etree import ElementTree
 
 from ..view.test_canvas import snapshot
 from . import canvas
+from .__main__ import DOCS, PICTURES
 
-COMMITTED = Path(__file__).parents[2] / "docs" / canvas.NAME
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -30,7 +29,7 @@ def lasting(svg: str) -> list[str]:
 
 
 def test_the_committed_one_shows_the_reply() -> None:
-    svg = COMMITTED.read_text(encoding="utf-8")
+    svg = (DOCS / PICTURES["canvas"]).read_text(encoding="utf-8")
     command, *reply, prompt = lasting(svg)
     assert command == f"$ {canvas.COMMAND}"
     assert "".join(line.ljust(canvas.TERMINAL.columns) for line in reply).split() == [

@@ -108,13 +108,14 @@ def test_piped_only_how_far_it_is(command: Command, llm_command: Llm, tmp_path: 
 @pytest.mark.parametrize("how", ["option", "environment", "dumb"])
 def test_off_nothing_is_made(command: Command, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     watched: list[object] = []
-    init = Watching.__init__
+    enter = Watching.__enter__
 
-    def keep(self: Watching, *arguments: Any, **named: Any) -> None:
-        init(self, *arguments, **named)
+    def keep(self: Watching) -> Watching:
+        watching = enter(self)
         watched.append(self.watch and self.watch.wants)
+        return watching
 
-    monkeypatch.setattr(Watching, "__init__", keep)
+    monkeypatch.setattr(Watching, "__enter__", keep)
     if how == "environment":
         monkeypatch.setenv(WATCH_VARIABLE, "off")
     elif how == "dumb":
@@ -228,7 +229,7 @@ def test_a_variable_that_is_not_understood(llm_command: Llm, monkeypatch: pytest
 def reply(tool_results: Sequence[llm.ToolResult] = (), **options: Any) -> Watching:
     """One that a command waits for."""
     prompt = llm.Prompt("hi", llm.get_model(TINY), tool_results=list(tool_results))
-    return Watching(prompt, Options(**options), is_command=True)
+    return Watching(prompt, Options(**options), is_command=True, conversation=None)
 
 
 @pytest.fixture

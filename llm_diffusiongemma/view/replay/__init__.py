@@ -1,0 +1,1 @@
+"""A reply's denoising steps as a page to look at later."""
