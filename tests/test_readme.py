@@ -87,14 +87,15 @@ def run(words: list[str], given: str | None, llm_command: Llm) -> str | None:
 
 @cache
 def run_on_its_page() -> dict[Path, list[Example]]:
-    """What is run of each page: what stands on several is run on the first of them."""
+    """What is run of each page. What stands on several is run once, unless what follows it there may need it."""
     seen: set[str] = set()
-    kept: dict[Path, list[Example]] = {page: [] for page in PAGES}
-    for page, on_page in kept.items():
-        for example in examples(page):
-            if example.why_not_run is None and example.code not in seen:
-                seen.add(example.code)
-                on_page.append(example)
+    kept: dict[Path, list[Example]] = {}
+    for page in PAGES:
+        on_page = [example for example in examples(page) if example.why_not_run is None]
+        while on_page and on_page[-1].code in seen:
+            on_page.pop()
+        seen |= {example.code for example in on_page}
+        kept[page] = on_page
     return kept
 
 
