@@ -88,9 +88,9 @@ class LocalReply:
         with isolated():
             prompts = _PromptReader(asked, conversation, turn)
             # What can't be guaranteed is refused before anything is written.
-            is_second = bool(turn.tools)
-            self._formed = None if self._form is None else _formed(asked, prompts, self._form, int(is_second))
-            self._free = _free(asked, prompts, turn) if self._form is None or is_second else None
+            has_tools = bool(turn.tools)
+            self._formed = None if self._form is None else _formed(asked, prompts, self._form, int(has_tools))
+            self._free = _free(asked, prompts, turn) if self._form is None or has_tools else None
         # The one at work, or whose outcome counts, is the last.
         self._tried = [attempt for attempt in (self._free, self._formed) if attempt is not None][:1]
 
@@ -220,7 +220,7 @@ def _free(asked: _Asked, prompts: _PromptReader, turn: Turn) -> _Attempt:
 
 
 def _formed(asked: _Asked, prompts: _PromptReader, form: Form, attempt: int) -> _Attempt:
-    """A reply held to a form, its thought excepted. Raises `ConstraintError`."""
+    """A reply held to a form, its thought excepted. `attempt` counts those before. Raises `ConstraintError`."""
     engine = asked.engine
     prompt = prompts.read(form)
     thinking = bool(asked.options.thinking)

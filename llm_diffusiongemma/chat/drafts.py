@@ -88,9 +88,9 @@ class CanvasReader:
         _, self._begins = self._kinds(tokens)
 
     def text(self, token_id: int) -> str:
-        """Of a token that stands alone."""
+        """Of a token that stands alone. What is no whole character is written as SentencePiece names bytes."""
         spelled = self._spelling[token_id]
-        return spelled if isinstance(spelled, str) else spelled.decode(errors="replace")
+        return spelled if isinstance(spelled, str) else "".join(f"<0x{byte:02X}>" for byte in spelled)
 
     def _pieces(self, tokens: Sequence[int]) -> tuple[list[str], bytes]:
         """The text of each position, and the bytes at the end that are no character yet."""

@@ -62,10 +62,10 @@ class Draft:
     mean_entropy: float
     """nats"""
     candidates: list[list[tuple[int, float]]] | None = None
-    """Of every position the likeliest tokens with their probabilities, the likeliest first, of equal ones the
-    lowest; None if nobody wants them. They are what the step has drawn from: behind softcap and temperature, and
-    where a constraint holds the canvas, the share of all allowed canvases that have the token there. The most
-    likely of those canvases may have another token than the likeliest there."""
+    """Of every position the likeliest tokens with their probabilities, the likeliest first; None if nobody wants
+    them. They are what the step has drawn from: behind softcap and temperature, and where a constraint holds the
+    canvas, the share of all allowed canvases that have the token there. The most likely of those canvases may have
+    another token than the likeliest there."""
 
 
 @dataclass(frozen=True)

@@ -306,8 +306,11 @@ class Distributions:
         return total.log() + deviation / total
 
     def likeliest(self, most: int) -> Likeliest:
-        """The `most` likeliest tokens of each position, the likeliest first, of equal ones the first. Fewer if the
-        vocabulary is smaller. They are in the blocks with the largest maxima."""
+        """The `most` likeliest tokens of each position, the likeliest first, equal ones by their ids; where not
+        all equal ones have room, some of them. Fewer if the vocabulary is smaller.
+
+        They are in the blocks with the largest maxima.
+        """
         best_blocks = self._block_max.topk(min(most, len(self.blocks))).indices  # [256, n]
         blocks = self._columns.view(len(self._columns), len(self.blocks), -1)  # [256, blocks, width]
         most, width = min(most, self.logits.shape[1]), blocks.shape[-1]

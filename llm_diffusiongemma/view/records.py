@@ -34,7 +34,8 @@ class Likely:
     candidates: tuple[tuple[tuple[str, float], ...], ...]
     """The likeliest tokens of each position with their probabilities, the likeliest first: what the step has drawn
     from, so at its temperature. Under a constraint it is the share of all allowed canvases that have the token
-    there; the most likely of them, which is what `pieces` shows, may have another one."""
+    there; the most likely of them, which is what `pieces` shows, may have another one. A token that is no whole
+    character is its bytes: `<0xC3>`."""
 
 
 @dataclass(frozen=True)
