@@ -17,11 +17,12 @@ from llm_diffusiongemma.backends.address import LOCAL_SERVER, Address
 from llm_diffusiongemma.backends.turn import Stop, Turn
 from llm_diffusiongemma.errors import RegistryError, ServerError, ServerStoppedError
 from llm_diffusiongemma.options import Options
+from llm_diffusiongemma.view.records import Watch
 
 from ..conftest import TINY
 
 ADDRESS = Address("http://localhost/v1", None, None, TINY, is_ours=True, name=LOCAL_SERVER)
-TURN = Turn([], Options())
+TURN = Turn([], Options(), watch=Watch(print, "drafts"))
 
 
 class Scripted:
@@ -32,7 +33,8 @@ class Scripted:
     failure = ServerError("It broke off.")
     has_text, tool_calls = True, ()
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *asked: Any) -> None:
+        assert any(each is TURN for each in asked)  # with who watches it
         self.report = self.who
         if self.breaks == "at once":
             raise self.failure
