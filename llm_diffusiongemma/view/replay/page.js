@@ -19,7 +19,7 @@ const AGAIN = ["Again", "M8 2a6 6 0 1 0 6 6h-2a4 4 0 1 1-4-4v2.5l4-3.5-4-3.5z"];
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 
-// --- data ----------------------------------------------------------------------------------------------------------
+// --- data ----------------------------------------------------------------------------------------
 
 async function unpack(text) {
   const packed = atob(text);
@@ -60,7 +60,9 @@ function prepare(reply) {
     start += canvas.steps.length;
     canvas.isReply = canvas.attempt === last;
     canvas.report = canvas.isReply ? reply.blocks[canvas.block] : undefined;
-    canvas.steps = canvas.steps.map(([step, end, mean, seconds], i) => ({ step, end, mean, seconds, accepted: accepted(canvas, i) }));
+    canvas.steps = canvas.steps.map(([step, end, mean, seconds], i) => {
+      return { step, end, mean, seconds, accepted: accepted(canvas, i) };
+    });
     const final = canvas.steps.at(-1);
     canvas.length = canvas.report ? canvas.report.tokens : (final.end ?? canvas.size); // of it, what is the reply's
   });
@@ -79,7 +81,7 @@ const kindOf = (canvas, position, i) => String.fromCharCode(canvas.kinds[positio
 const pieceOf = (canvas, position, i) => canvas.pieces[position * canvas.steps.length + i];
 const entropyOf = (canvas, position, i) => canvas.entropies[position * canvas.steps.length + i];
 
-/** For each position the index of the step since which it has been accepted, and the same, to the end; -1: of none. */
+/** For each position since which step it has been accepted, and the same, to the end; -1: not in the last. */
 function keptSince(canvas) {
   canvas.kept ??= Int16Array.from({ length: canvas.size }, (_, position) => {
     const last = canvas.steps.length - 1;
@@ -105,7 +107,7 @@ function candidatesOf(canvas, position, i) {
   return found;
 }
 
-// --- words ---------------------------------------------------------------------------------------------------------
+// --- words ---------------------------------------------------------------------------------------
 
 // What isn't seen, or changes what is beside it: see wording.py. Of these the joiners stay between characters that
 // aren't Latin, which need them.
@@ -141,7 +143,11 @@ function label(text) {
   return short(text).replaceAll("\n", "↵").replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length));
 }
 
-const nats = (value) => (value >= 0.1 ? value.toFixed(2) : value.toFixed(3));
+function nats(value) {
+  if (value > 0 && value < 0.0005) return "< 0.001";
+  return value.toFixed(value >= 0.1 ? 2 : 3);
+}
+
 const percent = (value) => (value < 0.001 ? "< 0.1 %" : `${(100 * value).toFixed(1)} %`);
 const many = (number, what) => `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
 
@@ -152,7 +158,7 @@ function make(name, className, text) {
   return element;
 }
 
-// --- what is shown --------------------------------------------------------------------------------------------------
+// --- what is shown -------------------------------------------------------------------------------
 
 let strings = [];
 let replies = [];
@@ -262,8 +268,9 @@ function showNote(canvas) {
   const note = $("note");
   note.hidden = false;
   if (!canvas.isReply)
-    note.textContent = "An attempt that is not the reply: it might have called a tool, and did not. The reply came after it.";
-  else if (!canvas.report) note.textContent = "This canvas was not finished: nothing of it is in the reply.";
+    note.textContent = "An attempt that is not the reply: it might have called a tool, and did not. The reply follows.";
+  else if (!canvas.report)
+    note.textContent = "This canvas was not finished: nothing of it is in the reply.";
   else note.hidden = true;
 }
 
@@ -354,7 +361,7 @@ function showRamp(canvas) {
   );
 }
 
-// --- one token -------------------------------------------------------------------------------------------------------
+// --- one token -----------------------------------------------------------------------------------
 
 let shownHistory = null; // what the rows in the table are of
 
@@ -463,7 +470,7 @@ function vertical(direction) {
   return best;
 }
 
-// --- plots -----------------------------------------------------------------------------------------------------------
+// --- plots ---------------------------------------------------------------------------------------
 
 class Plot {
   static LEFT = 34;
@@ -498,8 +505,8 @@ class Plot {
   y(value) { return Plot.BOTTOM - ((Plot.BOTTOM - Plot.TOP) * value) / this.top; }
 
   curve(canvas) {
-    const points = canvas.steps.map((step, i) => `${this.x(i).toFixed(1)} ${this.y(this.valueOf(step)).toFixed(1)}`);
-    return "M" + points.join("L");
+    const point = (step, i) => `${this.x(i).toFixed(1)} ${this.y(this.valueOf(step)).toFixed(1)}`;
+    return "M" + canvas.steps.map(point).join("L");
   }
 
   path(className, d = "") {
@@ -536,7 +543,7 @@ class Plot {
 
 let plots = [];
 
-// --- a reply ---------------------------------------------------------------------------------------------------------
+// --- a reply -------------------------------------------------------------------------------------
 
 function open(number) {
   reply = replies[number];
@@ -616,10 +623,11 @@ function showKinds() {
 
 const named = (name) => visible(name).replaceAll("_", " ");
 
-function valued(value) {
+function valued(value, name) {
   if (value === null) return "–";
   if (typeof value === "boolean") return value ? "yes" : "no";
-  if (typeof value === "number") return value.toLocaleString("en", { maximumFractionDigits: 6, useGrouping: false });
+  if (typeof value === "number")
+    return value.toLocaleString("en", { maximumFractionDigits: 6, useGrouping: name.endsWith("bytes") });
   return visible(typeof value === "string" ? value : JSON.stringify(value));
 }
 
@@ -638,14 +646,15 @@ function showTables() {
       const row = make("tr");
       const head = make("th", "", named(name));
       head.scope = "row";
-      row.append(head, make("td", "", valued(value)));
+      row.append(head, make("td", "", valued(value, name)));
       return row;
     });
   $("answer").textContent = visible(reply.text) || "(empty)";
   $("settings").replaceChildren(...rows([...flat(reply.settings)]));
   $("figures").replaceChildren(...rows([...flat(reply.figures.filter(([name]) => name !== "blocks"))]));
 
-  const columns = [...new Set(reply.blocks.flatMap((block) => Object.keys(block)))].filter((name) => name !== "constraint");
+  const names = new Set(reply.blocks.flatMap((block) => Object.keys(block)));
+  const columns = [...names].filter((name) => name !== "constraint");
   $("blocks").hidden = columns.length === 0;
   const head = make("tr");
   head.append(...["canvas", ...columns].map((name) => make("th", "", named(name))));
@@ -653,13 +662,14 @@ function showTables() {
   $("blocks").tBodies[0].replaceChildren(
     ...reply.blocks.map((block, number) => {
       const row = make("tr");
-      row.append(make("td", "", String(number + 1)), ...columns.map((name) => make("td", "", valued(block[name] ?? null))));
+      const cells = columns.map((name) => make("td", "", valued(block[name] ?? null, name)));
+      row.append(make("td", "", String(number + 1)), ...cells);
       return row;
     }),
   );
 }
 
-// --- who looks -------------------------------------------------------------------------------------------------------
+// --- who looks -----------------------------------------------------------------------------------
 
 function positionOf(event) {
   const token = event.target.closest?.("#canvas > span");
@@ -767,7 +777,8 @@ async function main() {
   $("all").hidden = false;
   replies.forEach((each, number) => {
     const [, asked] = each.prompt.findLast(([role]) => role === "user") ?? ["", ""];
-    const option = make("option", "", `${number + 1}. ${short(asked).split("\n", 1)[0].slice(0, 80)}`);
+    const after = each.prompt.at(-1)?.[0] === "tool" ? " (after a tool)" : "";
+    const option = make("option", "", `${number + 1}. ${short(asked.split("\n", 1)[0])}${after}`);
     option.value = number;
     $("reply").append(option);
   });
