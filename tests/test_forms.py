@@ -199,7 +199,7 @@ def test_fields_are_right_as_often_as_without_the_constraint() -> None:
     rng = random.Random(0)
     model = llm.get_model(TINY)
     right = {True: 0, False: 0}
-    for number in range(16):
+    for number in range(8):
         who, age = data._made_up_name(rng, held_out=True), rng.randint(1, 99)
         asked = f"name {who}, age {age}"
         for constrained in right:
