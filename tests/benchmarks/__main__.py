@@ -84,9 +84,11 @@ def reply(device: torch.device, repeats: int, sizes: Sizes) -> None:
 
 def tiny(device: torch.device, repeats: int, sizes: Sizes) -> None:
     twins = networks.embedded_checkpoint(device)
-    task = Task(list(range(200, 220)), canvases=4, steps=sizes.steps)
+    task = Task(list(range(200, 220)), sizes.canvases, sizes.steps)
     costs = compare(contestants.replies(twins, task), repeats, device)
-    print_costs(f"(c) A reply of 4 canvases, {sizes.steps} steps each: the embedded checkpoint", costs)
+    print_costs(
+        f"(c) A reply of {sizes.canvases} canvases, {sizes.steps} steps each: the embedded checkpoint", costs
+    )
     if device.type == "cpu":
         print_profile(profile(twins.network, task))
 

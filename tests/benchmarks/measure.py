@@ -21,6 +21,7 @@ class Sizes:
 
     vocabulary: int = 262_144
     steps: int = 4
+    canvases: int = 4
     prompt_tokens: int = 64
     turns: int = 20
     question_tokens: int = 100

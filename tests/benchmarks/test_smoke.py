@@ -17,6 +17,7 @@ from .measure import Sizes
 SMALLEST = Sizes(
     vocabulary=1024,
     steps=2,
+    canvases=1,
     prompt_tokens=8,
     turns=2,
     question_tokens=4,

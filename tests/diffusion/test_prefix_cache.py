@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import random
 import sys
@@ -360,11 +361,12 @@ def test_a_prompt_may_part_from_the_last_one_anywhere(
     """Rewound as far as can be, and no further; and then as if nothing had been kept."""
     monkeypatch.setattr(pipeline_module, "MAX_PREFILL_TOKENS", 10)
     monkeypatch.setattr(kv_cache, "SLIDING_PIECE", piece)
-    first = Turn(prompt_of(60), stable_length=stable)
+    after_first = new_pipeline()
+    reply(after_first, Turn(prompt_of(60), stable_length=stable))
     borders = (1, WINDOW, 2 * WINDOW, 60 - CANVAS, 60, stable)
     for length in sorted({max(0, border + offset) for border in borders for offset in (-2, -1, 0, 1)}):
         pipeline = new_pipeline()
-        reply(pipeline, first)
+        pipeline.prefix_cache = copy.deepcopy(after_first.prefix_cache)
         second = parting_at(length)
         (block,) = reply(pipeline, second, seed=1)
         kept = len(second.tokens) - block.encoded_tokens
@@ -422,6 +424,7 @@ def test_an_interruption_anywhere_leaves_what_is_right_or_nothing(monkeypatch: p
     third = second + prompt_of(7, seed=2)
     pipeline = new_pipeline()
     reply(pipeline, first)
+    after_first = copy.deepcopy(pipeline.prefix_cache)
     with interrupting(-1) as lines:
         answer = tokens_of(reply(pipeline, second, canvases=2))
     expected = tokens_of(reply(new_pipeline(), third, seed=1))
@@ -429,7 +432,7 @@ def test_an_interruption_anywhere_leaves_what_is_right_or_nothing(monkeypatch: p
     left = []
     for line in range(1, lines[0], max(1, lines[0] // INTERRUPTIONS)):
         pipeline = new_pipeline()
-        reply(pipeline, first)
+        pipeline.prefix_cache = copy.deepcopy(after_first)
         with pytest.raises(KeyboardInterrupt), interrupting(line):
             reply(pipeline, second, canvases=2)
         kept = pipeline.prefix_cache._kept

@@ -51,7 +51,7 @@ class Bench:
     @property
     def steps(self) -> int:
         """Denoising steps of each canvas. Tokens a second are said at that many."""
-        return 4 if self.is_tiny else 15
+        return 2 if self.is_tiny else 15
 
     @cached_property
     def config(self) -> ConfigFile:
