@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import signal
 import sys
 import threading
 import time
@@ -74,7 +75,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(sys.modules["__main__"], "cli", llm.cli.cli, raising=False)
     screen.begin_line()
+    interrupted = signal.getsignal(signal.SIGINT)
     yield terminal
+    # A command that owns its process leaves it to end by any further Ctrl-C.
+    signal.signal(signal.SIGINT, interrupted)
     terminal.close()
 
 
