@@ -3,7 +3,8 @@
 The cursor stays at the end of what has been printed. A frame lies on the rows below it, from the cursor's own row
 where nothing stands on that, and is taken away by clearing the screen from the cursor on. So nothing has to be
 known of the terminal but whether the cursor may stand at its edge (cursor.py): neither a resized window nor lines
-that are broken anew make a difference.
+that are broken anew make a difference, as long as the cursor's row is still to be seen. (tmux loses it where a
+pane is made narrower while a high frame lies near the top of the screen: then the line may be broken there.)
 
 The cursor is never hidden, there is no other screen, and rich's `Live` is not used: whoever is killed could bring
 nothing back. Only one thread draws: whoever works changes what is to be shown and goes on, even if the terminal is
@@ -162,10 +163,11 @@ def printed(text: str, err: bool = False) -> None:
     stream = sys.stderr if err else sys.stdout
     with _screen.lock:
         if stream is not None and stream.isatty():
-            size = _size()
-            _screen.cursor.printed(text, size.columns)
-            if not size.rows:
-                _screen.cursor.lose()
+            with suppress(OSError, ValueError):  # the terminal is gone
+                size = _size()
+                _screen.cursor.printed(text, size.columns)
+                if not size.rows:
+                    _screen.cursor.lose()
         elif _comes_back(stream):
             _screen.cursor.lose()
 

@@ -36,6 +36,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(sys.modules["__main__"], "cli", llm.cli.cli, raising=False)
     monkeypatch.setattr(progress, "DELAY_SECONDS", 0)
+    screen.begin_line()
     yield terminal
     terminal.close()
 

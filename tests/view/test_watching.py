@@ -75,9 +75,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(sys.modules["__main__"], "cli", llm.cli.cli, raising=False)
     screen.begin_line()
-    handle = signal.getsignal(signal.SIGINT)
+    interrupted = signal.getsignal(signal.SIGINT)
     yield terminal
-    signal.signal(signal.SIGINT, handle)  # a command that owns its process leaves the default behind
+    # A command that owns its process leaves it to end by any further Ctrl-C.
+    signal.signal(signal.SIGINT, interrupted)
     terminal.close()
 
 
