@@ -294,7 +294,8 @@ def test_a_cut_reply_is_said_on_a_terminal(llm_command: Llm) -> None:
     assert process.stdout is not None
     assert process.stdout.read() == quiet.stdout
     assert process.wait() == 0
-    said = os.read(terminal, 100_000).decode().rpartition(screen.RESTORE_CURSOR)[2]  # behind what showed that it was loading
+    # Behind what showed that it was loading.
+    said = os.read(terminal, 100_000).decode().rpartition(screen.RESTORE_CURSOR)[2]
     os.close(terminal)
     assert said.strip() == "The reply was cut: max_tokens (5) is used up. Set it higher with -o max_tokens 512"
 
