@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,8 @@ class Page:
         """Raises `ReplayError`."""
         self._named = named
         self.place = place_of(named)
-        self._replies: list[RecordedReply] = []
+        self._packed: list[str] = []
+        self._lock = threading.Lock()
         self._is_written = False
 
     @classmethod
@@ -58,12 +60,15 @@ class Page:
 
     def show(self, reply: RecordedReply) -> None:
         """One more, in the file, too. Raises `ReplayError`."""
-        from .page import page
+        from .page import packed, page
 
-        self._replies.append(reply)
         with indicate("Writing the replay"):
-            write(self.place, page(self._replies))
-        self._is_written = True
+            one_more = packed(reply)
+            # A program may have several replies made of one conversation at a time.
+            with self._lock:
+                self._packed.append(one_more)
+                write(self.place, page(self._packed))
+                self._is_written = True
 
     def _tell(self) -> None:
         if self._is_written:

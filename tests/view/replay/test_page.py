@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llm_diffusiongemma.view.records import Likely, Snapshot
-from llm_diffusiongemma.view.replay.page import page
+from llm_diffusiongemma.view.replay.page import packed, page
 from llm_diffusiongemma.view.replay.recording import RecordedReply
 
 from ...browsers import MissingBrowserError, chromium
@@ -99,8 +99,8 @@ def two_canvases() -> RecordedReply:
 
 
 def test_a_page_asks_for_nothing_and_runs_its_own_script_only() -> None:
-    html = page([two_canvases()])
-    assert html == page([two_canvases()])
+    html = page([packed(two_canvases())])
+    assert html == page([packed(two_canvases())])
     assert len(html) < 60_000
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
     assert policy is not None
@@ -146,7 +146,7 @@ def show(browser: Browser, tmp_path: Path) -> Iterator[Open]:
         width: int = 1280,
         **options: Any,
     ) -> Page:
-        file.write_text(page(replies), encoding="utf-8")
+        file.write_text(page([*map(packed, replies)]), encoding="utf-8")
         context = browser.new_context(
             reduced_motion="reduce" if is_still else "no-preference",
             viewport={"width": width, "height": 800},
@@ -486,7 +486,7 @@ def test_a_long_reply_on_a_narrow_screen(show: Open) -> None:
 def test_a_page_that_cannot_be_read_says_so(browser: Browser, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
-    html = page([two_canvases()])
+    html = page([packed(two_canvases())])
     cut, old, empty = (tmp_path / name for name in ("cut.html", "old.html", "empty.html"))
     cut.write_text(re.sub(r'(id="data">.{400})[^<]*', r"\1", html), encoding="utf-8")
     old.write_text(html, encoding="utf-8")
