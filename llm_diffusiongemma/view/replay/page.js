@@ -550,6 +550,7 @@ function open(number) {
   moment = 0;
   pauseQuietly();
   $("model").textContent = visible(reply.model);
+  showBroken();
   showPrompt();
   showTables();
   showKinds();
@@ -589,6 +590,17 @@ function drawMarks() {
   $("marks").querySelector(".heat").setAttribute("d", `M0 1${heights.join("")}L1 1Z`);
   const rules = reply.canvases.map((canvas) => `M${(canvas.first / last).toFixed(5)} 0V1`);
   $("marks").querySelector(".rule").setAttribute("d", rules.join(""));
+}
+
+/** That the reply didn't come to its end. */
+function showBroken() {
+  const figures = new Map(reply.figures);
+  const words = new Map([
+    ["interrupted", "This reply was interrupted."],
+    ["error", `This reply was broken off by an error: ${figures.get("error")}`],
+  ]).get(figures.get("finish_reason"));
+  $("broken").hidden = words === undefined;
+  $("broken").textContent = visible(words ?? "");
 }
 
 function showPrompt() {

@@ -426,6 +426,8 @@ def test_several_replies_and_what_was_not_the_reply(show: Open) -> None:
 
     twice = recorded([*canvas(), *canvas(attempt=1), *canvas(attempt=1, block=1)], num_finished=1)
     interrupted = recorded(asked="And then?", num_finished=0)
+    interrupted.figures["finish_reason"] = "interrupted"
+    twice.figures.update(finish_reason="error", error="<b>Full</b>\x1b")
     cut = two_canvases()
     cut.figures["blocks"] = [{"tokens": SIZE}, {"tokens": 6}]
     opened = show(cut, twice, interrupted)
@@ -439,7 +441,10 @@ def test_several_replies_and_what_was_not_the_reply(show: Open) -> None:
     opened.locator("body").press("End")
     # What the budget has no room for is no part of the reply.
     expect(opened.locator("#canvas > .z")).to_have_text([WORDS[6], WORDS[7]])
+    broken = opened.locator("#broken")
+    expect(broken).to_be_hidden()
     opened.locator("#reply").select_option("1")
+    expect(broken).to_have_text(r"This reply was broken off by an error: <b>Full</b>\x1b")
     expect(note).to_contain_text("not the reply")
     opened.locator("#canvas-on").click()
     expect(note).to_be_hidden()
@@ -449,6 +454,7 @@ def test_several_replies_and_what_was_not_the_reply(show: Open) -> None:
     expect(note).to_contain_text("not finished")
     opened.locator("#reply").select_option("2")
     expect(note).to_contain_text("before its first denoising step")
+    expect(broken).to_have_text("This reply was interrupted.")
     expect(opened.locator("#play")).to_be_hidden()
     opened.locator("body").press("ArrowRight")
     opened.locator("#reply").select_option("0")
