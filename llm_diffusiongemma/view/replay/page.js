@@ -609,7 +609,9 @@ function showPrompt() {
   const message = ([role, text]) => {
     const box = make("div", `message${role === "user" ? " user" : ""}`);
     const words = make("div", "text", visible(text));
-    words.tabIndex = 0;
+    words.tabIndex = 0; // what is long is scrolled in there
+    words.setAttribute("role", "group");
+    words.setAttribute("aria-label", `Message of ${visible(role)}`);
     box.append(make("b", "", visible(role)), words);
     return box;
   };
@@ -736,7 +738,7 @@ function deselect() {
 function onKey(event) {
   if (event.ctrlKey || event.altKey || event.metaKey || reply.total === 0) return;
   const isToken = tokens[current] === event.target;
-  const isOwn = event.target.closest?.("select, input, summary, [role=region]") !== null;
+  const isOwn = event.target.closest?.("select, input, summary, [role=region], .message") !== null;
   if (event.key === "Escape" && (selected ?? hovered) !== null) deselect();
   else if (event.key === " " && !event.target.closest("button, select, summary, input[type=radio]"))
     timer === null ? play() : pause();

@@ -233,6 +233,8 @@ def test_every_step_is_reached_by_keys_buttons_and_pointer(show: Open) -> None:
     for key, canvas_number, step in expected:
         body.press(key)
         at(opened, canvas_number, step)
+    opened.locator("#asked [tabindex]").press("End")  # scrolls there
+    at(opened, 1, 1)
     for name, canvas_number, step in (("canvas-on", 2, 1), ("step-on", 2, 2), ("step-back", 2, 1)):
         opened.locator(f"#{name}").click()
         at(opened, canvas_number, step)
