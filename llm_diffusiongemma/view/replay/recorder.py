@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 COUNTED = ("resolved_model", "input_tokens", "output_tokens", "cached_tokens")
 
 _KEPT = "_diffusiongemma_replays"
+# A program may have several replies made of one conversation at a time.
+_sharing = threading.Lock()
 
 
 class Page:
@@ -52,11 +54,12 @@ class Page:
             return cls(named)
         # Kept in it: it can't be a key of a table.
         pages: dict[str, Page] = conversation.__dict__.setdefault(_KEPT, {})
-        if named not in pages:
-            page = pages[named] = cls(named)
-            if is_command and on_terminal():
-                click.get_current_context().call_on_close(page._tell)
-        return pages[named]
+        with _sharing:
+            if named not in pages:
+                page = pages[named] = cls(named)
+                if is_command and on_terminal():
+                    click.get_current_context().call_on_close(page._tell)
+            return pages[named]
 
     def show(self, reply: RecordedReply) -> None:
         """One more, in the file, too. Raises `ReplayError`."""
@@ -64,7 +67,6 @@ class Page:
 
         with indicate("Writing the replay"):
             one_more = packed(reply)
-            # A program may have several replies made of one conversation at a time.
             with self._lock:
                 self._packed.append(one_more)
                 write(self.place, page(self._packed))

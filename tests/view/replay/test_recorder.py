@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from llm_diffusiongemma.errors import CheckpointError, NotANumberError, ReplayEr
 from llm_diffusiongemma.options import Options
 from llm_diffusiongemma.view.records import Reading
 from llm_diffusiongemma.view.replay import page, recorder
-from llm_diffusiongemma.view.replay.place import write
+from llm_diffusiongemma.view.replay.place import place_of, write
 from llm_diffusiongemma.view.replay.recorder import Page, Recorder
 from llm_diffusiongemma.view.replay.recording import RecordedReply
 
@@ -254,6 +255,23 @@ def test_a_terminal_is_told_once(llm_command: Llm, out: Path, monkeypatch: pytes
     assert llm_command(*command).stderr == "Replay: out.html\n"
     out.write_text("My thesis")
     assert "Replay: " not in llm_command(*command).stderr
+
+
+def test_threads_that_begin_together_share_it(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation = llm.get_model(TINY).conversation()
+    shared: list[Page] = []
+    other = threading.Thread(target=lambda: shared.append(Page.shared(str(out), conversation, False)))
+
+    def meanwhile(named: str) -> Path:
+        if other.ident is None:
+            other.start()
+            other.join(0.1)
+        return place_of(named)
+
+    monkeypatch.setattr(recorder, "place_of", meanwhile)
+    shared.append(Page.shared(str(out), conversation, False))
+    other.join()
+    assert shared[0] is shared[1]
 
 
 def test_a_reply_that_begins_anew(out: Path) -> None:
