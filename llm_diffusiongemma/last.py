@@ -47,8 +47,8 @@ select
     turn_search.prompt,
     exists (
         select 1 from parts
-        where parts.message_hash = turns.tip_message_hash and json_valid(parts.payload)
-            and json_type(parts.payload, '$.provider_metadata.diffusiongemma') is not null
+        where parts.message_hash = turns.tip_message_hash and case when json_valid(parts.payload)
+            then json_type(parts.payload, '$.provider_metadata.diffusiongemma') is not null end
     ) as says_unanswered
 from turns left join turn_search on turn_search.turn_id = turns.id
 where turns.response_json is not null
