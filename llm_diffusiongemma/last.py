@@ -47,7 +47,8 @@ select
     turn_search.prompt,
     exists (
         select 1 from parts
-        where parts.message_hash = turns.tip_message_hash and parts.payload like '%"diffusiongemma"%'
+        where parts.message_hash = turns.tip_message_hash and case when json_valid(parts.payload)
+            then json_type(parts.payload, '$.provider_metadata.diffusiongemma') is not null end
     ) as says_unanswered
 from turns left join turn_search on turn_search.turn_id = turns.id
 where turns.response_json is not null
@@ -127,7 +128,9 @@ def _is_ours(report: Mapping[str, Any]) -> bool:
 def _number(value: object) -> float | None:
     """A whole one stays one."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None  # type: ignore[return-value, arg-type]
+    with suppress(OverflowError):  # JSON may have more digits than a float
+        return value if is_number and math.isfinite(value) else None  # type: ignore[return-value, arg-type]
+    return None
 
 
 def _text(value: object) -> str | None:
@@ -138,11 +141,16 @@ def _object(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _objects(value: object) -> list[dict[str, Any]]:
+    return [_object(each) for each in value] if isinstance(value, list) else []
+
+
 def _values(row: sqlite3.Row, report: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: value for name, value in _read(row["options_json"]).items() if name not in VIEW_OPTIONS}
     own_words = {name: value for name, value in options.items() if not isinstance(value, int | float)}
-    canvases = [_canvas(block) for block in map(_object, report.get("blocks", ()))]
+    canvases = [_canvas(block) for block in _objects(report.get("blocks"))]
     steps = [canvas["denoising_steps"] for canvas in canvases if canvas["denoising_steps"] is not None]
+    resolved_model = _text(row["resolved_model"])
     output_tokens, seconds = _number(row["output_tokens"]), _number(report.get("generate_seconds"))
     weights = _text(report.get("representation"))
     server = _text(report.get("server"))
@@ -152,17 +160,17 @@ def _values(row: sqlite3.Row, report: Mapping[str, Any]) -> dict[str, Any]:
     milliseconds = _number(row["duration_ms"])
     forms = [name for name in ("regex", "choices") if name in own_words]
     return {
-        "model": row["model"],
-        "resolved_model": None if is_foreign else row["resolved_model"],
-        "served_model": row["resolved_model"] if is_foreign else None,
-        "datetime_utc": row["datetime_utc"],
-        "prompt": row["prompt"],
+        "model": _text(row["model"]),
+        "resolved_model": None if is_foreign else resolved_model,
+        "served_model": resolved_model if is_foreign else None,
+        "datetime_utc": _text(row["datetime_utc"]),
+        "prompt": _text(row["prompt"]),
         "finish_reason": _text(report.get("finish_reason")),
         "error": _text(report.get("error")),
         "answered_by": _answered_by(server),
         "server": server,
-        "input_tokens": row["input_tokens"],
-        "output_tokens": row["output_tokens"],
+        "input_tokens": _number(row["input_tokens"]),
+        "output_tokens": output_tokens,
         # What is not told is 0 of a reply of ours.
         "cached_tokens": cached_tokens if cached_tokens is not None or weights is None else 0,
         "denoising_steps": sum(steps) if canvases else None,
@@ -182,7 +190,7 @@ def _values(row: sqlite3.Row, report: Mapping[str, Any]) -> dict[str, Any]:
         "constraint": "schema" if row["schema_id"] is not None else next(iter(forms), None),
         "lowered": [
             {name: each.get(name) for name in ("keyword", "asked", "given")}
-            for each in map(_object, report.get("lowered") or ())
+            for each in _objects(report.get("lowered"))
         ],
         "seed": _number(report.get("seed")),
         "options": {name: value for name, value in options.items() if name not in own_words},

@@ -152,6 +152,16 @@ def test_other_models_replies_are_passed_over(llm_command: Llm) -> None:
     assert last(llm_command)["model"] == TINY
 
 
+def test_words_about_us_are_no_report_of_ours(llm_command: Llm) -> None:
+    """OpenAI's reports have the reason for an end, too, and a call of a tool may name us."""
+    llm_command.ok("-m", TINY, "What is a canvas?")
+    change("update turns set model = 'other', response_json = ?", json.dumps({"finish_reason": "tool_calls"}))
+    change("update parts set payload = ?", json.dumps({"arguments": {"model": "diffusiongemma"}}))
+    assert "no reply of a DiffusionGemma" in llm_command("diffusiongemma", "last").stderr
+    change("update parts set payload = 'no JSON \"diffusiongemma\"'")
+    assert "no reply of a DiffusionGemma" in llm_command("diffusiongemma", "last").stderr
+
+
 def test_a_report_of_another_version(llm_command: Llm) -> None:
     """Whatever is missing, or has become something else."""
     llm_command.ok("-m", TINY, "What is a canvas?")
@@ -168,6 +178,12 @@ def test_a_report_of_another_version(llm_command: Llm) -> None:
         change("update turns set response_json = ?", json.dumps(report))
         assert row(told(llm_command), "ended") == r"odd\x07"
         assert last(llm_command)["peak_memory_bytes"] is None
+    change(
+        "update turns set response_json = ?, input_tokens = 'many', output_tokens = 'x', model = x'ff'",
+        json.dumps(report | {"lowered": 5, "seed": 10**400}),
+    )
+    assert "makes this reply again" not in told(llm_command)
+    assert last(llm_command)["input_tokens"] is None
 
 
 def test_of_many_canvases_the_usual_and_the_odd_ones_are_told(llm_command: Llm) -> None:

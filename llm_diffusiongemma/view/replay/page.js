@@ -29,26 +29,24 @@ async function unpack(text) {
   const buffer = await new Response(stream).arrayBuffer();
 
   const headLength = new DataView(buffer).getUint32(0, true);
-  const head = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, headLength)));
+  const reply = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, headLength)));
   let offset = 4 + headLength;
   const take = (Column, count) => {
     const start = offset;
     offset += count * Column.BYTES_PER_ELEMENT;
     return new Column(buffer.slice(start, offset)); // a copy: those of several bytes must begin at such a multiple
   };
-  for (const reply of head.replies) {
-    for (const canvas of reply.canvases) {
-      const count = canvas.size * canvas.steps.length;
-      canvas.pieces = take(Uint32Array, count);
-      canvas.entropies = take(Uint16Array, count);
-      canvas.kinds = take(Uint8Array, count);
-      canvas.states = take(Uint8Array, count);
-      canvas.candidates = take(Uint32Array, count * canvas.ranks);
-      canvas.probabilities = take(Uint16Array, count * canvas.ranks);
-    }
-    prepare(reply);
+  for (const canvas of reply.canvases) {
+    const count = canvas.size * canvas.steps.length;
+    canvas.pieces = take(Uint32Array, count);
+    canvas.entropies = take(Uint16Array, count);
+    canvas.kinds = take(Uint8Array, count);
+    canvas.states = take(Uint8Array, count);
+    canvas.candidates = take(Uint32Array, count * canvas.ranks);
+    canvas.probabilities = take(Uint16Array, count * canvas.ranks);
   }
-  return head;
+  prepare(reply);
+  return reply;
 }
 
 function prepare(reply) {
@@ -102,7 +100,7 @@ function candidatesOf(canvas, position, i) {
   for (let rank = 0; rank < canvas.ranks; rank++) {
     const at = (position * canvas.ranks + rank) * count + i;
     if (canvas.probabilities[at] === UNKNOWN) break;
-    found.push({ text: label(strings[canvas.candidates[at]]), probability: canvas.probabilities[at] / 1000 });
+    found.push({ text: label(reply.strings[canvas.candidates[at]]), probability: canvas.probabilities[at] / 1000 });
   }
   return found;
 }
@@ -160,7 +158,6 @@ function make(name, className, text) {
 
 // --- what is shown -------------------------------------------------------------------------------
 
-let strings = [];
 let replies = [];
 let reply;
 let moment = 0; // which of all steps of the reply
@@ -171,8 +168,8 @@ let selected = null; // positions, or null
 let hovered = null;
 let current = 0; // the token that Tab comes to
 const tokens = []; // spans, used again for every canvas
-const shownPieces = []; // which string stands in each
-const texts = []; // of the strings, as they stand in a canvas
+const shownPieces = []; // which of the reply's strings stands in each
+const texts = []; // of the reply's strings, as they stand in a canvas
 
 function here() {
   let number = reply.canvases.length - 1;
@@ -290,7 +287,7 @@ function showPast(canvas) {
         run = kind;
         words = "";
       }
-      if (kind !== null) words += strings[pieceOf(before, position, i)];
+      if (kind !== null) words += reply.strings[pieceOf(before, position, i)];
     }
   }
   past.hidden = !past.firstChild;
@@ -316,7 +313,7 @@ function showTokens(canvas, i) {
   for (let position = 0; position < canvas.size; position++) {
     const token = tokens[position];
     const piece = pieceOf(canvas, position, i);
-    const string = strings[piece];
+    const string = reply.strings[piece];
     const joins = string !== "" && JOINERS.includes(string[0]);
     if (shownPieces[position] !== piece || joins) {
       shownPieces[position] = piece;
@@ -337,7 +334,7 @@ function showTokens(canvas, i) {
 }
 
 function inCanvas(piece, before) {
-  const text = () => short(strings[piece], before).replaceAll("\n", "↵\n");
+  const text = () => short(reply.strings[piece], before).replaceAll("\n", "↵\n");
   return before ? text() : (texts[piece] ??= text());
 }
 
@@ -374,7 +371,7 @@ function showHistory(canvas, i) {
   $("token-title").textContent = position === null ? "Token" : `Position ${position + 1}`;
   if (position === null) return;
 
-  $("token-text").textContent = label(strings[pieceOf(canvas, position, i)]);
+  $("token-text").textContent = label(reply.strings[pieceOf(canvas, position, i)]);
   $("token-about").textContent = aboutToken(canvas, position, i);
   $("candidates-title").textContent = `In step ${canvas.steps[i].step}`;
   $("candidates").replaceChildren(
@@ -548,9 +545,12 @@ let plots = [];
 function open(number) {
   reply = replies[number];
   shownCanvas = shownHistory = selected = hovered = null;
+  shownPieces.fill(-1);
+  texts.length = 0;
   moment = 0;
   pauseQuietly();
   $("model").textContent = visible(reply.model);
+  showBroken();
   showPrompt();
   showTables();
   showKinds();
@@ -592,13 +592,26 @@ function drawMarks() {
   $("marks").querySelector(".rule").setAttribute("d", rules.join(""));
 }
 
+/** That the reply didn't come to its end. */
+function showBroken() {
+  const figures = new Map(reply.figures);
+  const words = new Map([
+    ["interrupted", "This reply was interrupted."],
+    ["error", `This reply was broken off by an error: ${figures.get("error")}`],
+  ]).get(figures.get("finish_reason"));
+  $("broken").hidden = words === undefined;
+  $("broken").textContent = visible(words ?? "");
+}
+
 function showPrompt() {
   const asked = reply.prompt.findLastIndex(([role]) => role === "user");
   const from = Math.max(0, asked);
   const message = ([role, text]) => {
     const box = make("div", `message${role === "user" ? " user" : ""}`);
     const words = make("div", "text", visible(text));
-    words.tabIndex = 0;
+    words.tabIndex = 0; // what is long is scrolled in there
+    words.setAttribute("role", "group");
+    words.setAttribute("aria-label", `Message of ${visible(role)}`);
     box.append(make("b", "", visible(role)), words);
     return box;
   };
@@ -725,7 +738,7 @@ function deselect() {
 function onKey(event) {
   if (event.ctrlKey || event.altKey || event.metaKey || reply.total === 0) return;
   const isToken = tokens[current] === event.target;
-  const isOwn = event.target.closest?.("select, input, summary, [role=region]") !== null;
+  const isOwn = event.target.closest?.("select, input, summary, [role=region], .message") !== null;
   if (event.key === "Escape" && (selected ?? hovered) !== null) deselect();
   else if (event.key === " " && !event.target.closest("button, select, summary, input[type=radio]"))
     timer === null ? play() : pause();
@@ -769,7 +782,7 @@ async function main() {
     trouble("This browser can't unpack what is in the page. Any of 2023 or later can.");
     return;
   }
-  ({ strings, replies } = await unpack($("data").textContent));
+  replies = await Promise.all($("data").textContent.split("\n").filter(Boolean).map(unpack));
   if (replies.length === 0) {
     trouble("No reply is in this page.");
     return;

@@ -3,9 +3,10 @@
 Whatever a model, a user or a tool has written is in it as compressed data only, and its script makes it text and
 never markup. A content security policy allows that one script and that one style, and no request.
 
-The data, before it is compressed: the length of the head in bytes as uint32; the head, JSON; then the columns of
-every canvas, one after the other, numbers in little-endian order. `[256, steps]` is a canvas with the steps of a
-position beside each other, which compresses best and is what the history of a token needs:
+The data is a line for each reply. Before it is compressed: the length of the head in bytes as uint32; the head,
+JSON; then the columns of every canvas, one after the other, numbers in little-endian order. `[256, steps]` is a
+canvas with the steps of a position beside each other, which compresses best and is what the history of a token
+needs:
 
     pieces         uint32 `[256, steps]`            which of the head's strings
     entropies      uint16 `[256, steps]`            thousandths of a nat
@@ -40,8 +41,8 @@ UNKNOWN = 0xFFFF
 LARGEST_EXACT = 2**53
 
 
-def page(replies: Sequence[RecordedReply]) -> str:
-    """The page. It is the same for the same replies, and all ASCII but for our own words."""
+def page(replies: Sequence[str]) -> str:
+    """The page of `packed` replies. It is the same for the same ones, and all ASCII but for our own words."""
     style, script = _part("page.css"), _part("page.js")
     return Template(_part("page.html")).substitute(
         policy="; ".join(
@@ -55,8 +56,13 @@ def page(replies: Sequence[RecordedReply]) -> str:
         ),
         style=style,
         script=script,
-        data=base64.b64encode(zlib.compress(_pack(replies))).decode("ascii"),
+        data="\n".join(replies),
     )
+
+
+def packed(reply: RecordedReply) -> str:
+    """A reply as a page has it: a line of letters and digits."""
+    return base64.b64encode(zlib.compress(_pack(reply))).decode("ascii")
 
 
 def _part(name: str) -> str:
@@ -68,26 +74,24 @@ def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def _pack(replies: Sequence[RecordedReply]) -> bytes:
+def _pack(reply: RecordedReply) -> bytes:
     strings: dict[str, int] = {}
     columns = bytearray()
-    described = [
-        {
-            "model": reply.model,
-            "prompt": reply.prompt,
-            "settings": _pairs(reply.settings),
-            "figures": _pairs(reply.figures),
-            "blocks": _plain(reply.figures.get("blocks", [])),
-            "text": reply.text,
-            "canvases": [
-                _pack_canvas(list(steps), strings, columns)
-                for _, steps in itertools.groupby(reply.snapshots, key=lambda each: (each.attempt, each.block))
-            ],
-        }
-        for reply in replies
-    ]
+    described = {
+        "model": reply.model,
+        "prompt": reply.prompt,
+        "settings": _pairs(reply.settings),
+        "figures": _pairs(reply.figures),
+        "blocks": _plain(reply.figures.get("blocks", [])),
+        "text": reply.text,
+        "canvases": [
+            _pack_canvas(list(steps), strings, columns)
+            for _, steps in itertools.groupby(reply.snapshots, key=lambda each: (each.attempt, each.block))
+        ],
+        "strings": list(strings),
+    }
     # Halves of surrogate pairs are escapes in it, which JavaScript takes.
-    head = json.dumps({"replies": described, "strings": list(strings)}, separators=(",", ":")).encode("ascii")
+    head = json.dumps(described, separators=(",", ":")).encode("ascii")
     return len(head).to_bytes(4, "little") + head + columns
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from ...errors import ReplayError
@@ -19,7 +20,7 @@ def place_of(named: str) -> Path:
     try:
         return Path(named).expanduser().resolve()
     except (OSError, RuntimeError) as error:  # nobody's home, or links that lead in a circle
-        raise _impossible(Path(named), quoted(error), "Name another file.") from error
+        raise _impossible(Path(named), quoted(error).rstrip("."), "Name another file.") from error
 
 
 def check(place: Path) -> None:
@@ -47,8 +48,13 @@ def write(place: Path, page: str) -> None:
     from ...hub.disk import write_whole
 
     try:
-        mode = stat.S_IMODE(place.stat().st_mode) if place.exists() else 0o666
+        mode = 0o666
+        with suppress(FileNotFoundError):
+            _check_file(place)  # the reply may have taken minutes
+            mode = stat.S_IMODE(place.stat().st_mode)
         write_whole(place, FIRST_LINE + page, mode)
+    except ReplayError:
+        raise
     except OSError as error:
         raise ReplayError(
             f"The replay is not written to {quoted(place)}: {_reason(error)}. The reply is whole all the same: by "

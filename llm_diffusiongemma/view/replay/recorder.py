@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 COUNTED = ("resolved_model", "input_tokens", "output_tokens", "cached_tokens")
 
 _KEPT = "_diffusiongemma_replays"
+# A program may have several replies made of one conversation at a time.
+_sharing = threading.Lock()
 
 
 class Page:
@@ -36,7 +39,8 @@ class Page:
         """Raises `ReplayError`."""
         self._named = named
         self.place = place_of(named)
-        self._replies: list[RecordedReply] = []
+        self._packed: list[str] = []
+        self._lock = threading.Lock()
         self._is_written = False
 
     @classmethod
@@ -50,20 +54,23 @@ class Page:
             return cls(named)
         # Kept in it: it can't be a key of a table.
         pages: dict[str, Page] = conversation.__dict__.setdefault(_KEPT, {})
-        if named not in pages:
-            page = pages[named] = cls(named)
-            if is_command and on_terminal():
-                click.get_current_context().call_on_close(page._tell)
-        return pages[named]
+        with _sharing:
+            if named not in pages:
+                page = pages[named] = cls(named)
+                if is_command and on_terminal():
+                    click.get_current_context().call_on_close(page._tell)
+            return pages[named]
 
     def show(self, reply: RecordedReply) -> None:
         """One more, in the file, too. Raises `ReplayError`."""
-        from .page import page
+        from .page import packed, page
 
-        self._replies.append(reply)
         with indicate("Writing the replay"):
-            write(self.place, page(self._replies))
-        self._is_written = True
+            one_more = packed(reply)
+            with self._lock:
+                self._packed.append(one_more)
+                write(self.place, page(self._packed))
+                self._is_written = True
 
     def _tell(self) -> None:
         if self._is_written:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llm_diffusiongemma.view.records import Likely, Snapshot
-from llm_diffusiongemma.view.replay.page import page
+from llm_diffusiongemma.view.replay.page import packed, page
 from llm_diffusiongemma.view.replay.recording import RecordedReply
 
 from ...browsers import MissingBrowserError, chromium
@@ -99,8 +99,8 @@ def two_canvases() -> RecordedReply:
 
 
 def test_a_page_asks_for_nothing_and_runs_its_own_script_only() -> None:
-    html = page([two_canvases()])
-    assert html == page([two_canvases()])
+    html = page([packed(two_canvases())])
+    assert html == page([packed(two_canvases())])
     assert len(html) < 60_000
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
     assert policy is not None
@@ -146,7 +146,7 @@ def show(browser: Browser, tmp_path: Path) -> Iterator[Open]:
         width: int = 1280,
         **options: Any,
     ) -> Page:
-        file.write_text(page(replies), encoding="utf-8")
+        file.write_text(page([*map(packed, replies)]), encoding="utf-8")
         context = browser.new_context(
             reduced_motion="reduce" if is_still else "no-preference",
             viewport={"width": width, "height": 800},
@@ -233,6 +233,8 @@ def test_every_step_is_reached_by_keys_buttons_and_pointer(show: Open) -> None:
     for key, canvas_number, step in expected:
         body.press(key)
         at(opened, canvas_number, step)
+    opened.locator("#asked [tabindex]").press("End")  # scrolls there
+    at(opened, 1, 1)
     for name, canvas_number, step in (("canvas-on", 2, 1), ("step-on", 2, 2), ("step-back", 2, 1)):
         opened.locator(f"#{name}").click()
         at(opened, canvas_number, step)
@@ -426,6 +428,8 @@ def test_several_replies_and_what_was_not_the_reply(show: Open) -> None:
 
     twice = recorded([*canvas(), *canvas(attempt=1), *canvas(attempt=1, block=1)], num_finished=1)
     interrupted = recorded(asked="And then?", num_finished=0)
+    interrupted.figures["finish_reason"] = "interrupted"
+    twice.figures.update(finish_reason="error", error="<b>Full</b>\x1b")
     cut = two_canvases()
     cut.figures["blocks"] = [{"tokens": SIZE}, {"tokens": 6}]
     opened = show(cut, twice, interrupted)
@@ -439,7 +443,10 @@ def test_several_replies_and_what_was_not_the_reply(show: Open) -> None:
     opened.locator("body").press("End")
     # What the budget has no room for is no part of the reply.
     expect(opened.locator("#canvas > .z")).to_have_text([WORDS[6], WORDS[7]])
+    broken = opened.locator("#broken")
+    expect(broken).to_be_hidden()
     opened.locator("#reply").select_option("1")
+    expect(broken).to_have_text(r"This reply was broken off by an error: <b>Full</b>\x1b")
     expect(note).to_contain_text("not the reply")
     opened.locator("#canvas-on").click()
     expect(note).to_be_hidden()
@@ -449,6 +456,7 @@ def test_several_replies_and_what_was_not_the_reply(show: Open) -> None:
     expect(note).to_contain_text("not finished")
     opened.locator("#reply").select_option("2")
     expect(note).to_contain_text("before its first denoising step")
+    expect(broken).to_have_text("This reply was interrupted.")
     expect(opened.locator("#play")).to_be_hidden()
     opened.locator("body").press("ArrowRight")
     opened.locator("#reply").select_option("0")
@@ -486,7 +494,7 @@ def test_a_long_reply_on_a_narrow_screen(show: Open) -> None:
 def test_a_page_that_cannot_be_read_says_so(browser: Browser, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
-    html = page([two_canvases()])
+    html = page([packed(two_canvases())])
     cut, old, empty = (tmp_path / name for name in ("cut.html", "old.html", "empty.html"))
     cut.write_text(re.sub(r'(id="data">.{400})[^<]*', r"\1", html), encoding="utf-8")
     old.write_text(html, encoding="utf-8")

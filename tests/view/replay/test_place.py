@@ -114,8 +114,18 @@ def test_rights(tmp_path: Path) -> None:
         check(tmp_path / "out.html")
 
 
+def test_what_came_there_meanwhile_is_kept(tmp_path: Path) -> None:
+    """As in `-o replay out.html > out.html`."""
+    place = tmp_path / "out.html"
+    check(place)
+    a_file(place)
+    with pytest.raises(ReplayError, match="holds something else"):
+        write(place, "<p>")
+    assert place.read_text() == "My thesis"
+
+
 def test_a_home_that_nobody_has() -> None:
-    with pytest.raises(ReplayError, match="can't be written to ~nobody-of-that-name"):
+    with pytest.raises(ReplayError, match=r"can't be written to ~nobody-of-that-name.*directory\. Name"):
         place_of("~nobody-of-that-name/out.html")
 
 

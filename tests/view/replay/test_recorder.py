@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from llm_diffusiongemma.backends.turn import FinishReason, Report, Turn
 from llm_diffusiongemma.errors import CheckpointError, NotANumberError, ReplayError
 from llm_diffusiongemma.options import Options
 from llm_diffusiongemma.view.records import Reading
-from llm_diffusiongemma.view.replay import recorder
-from llm_diffusiongemma.view.replay.place import write
+from llm_diffusiongemma.view.replay import page, recorder
+from llm_diffusiongemma.view.replay.place import place_of, write
 from llm_diffusiongemma.view.replay.recorder import Page, Recorder
+from llm_diffusiongemma.view.replay.recording import RecordedReply
 
 from ...conftest import TINY, Llm, after_each_forward
 from ...test_tools import WEATHER
@@ -55,7 +57,7 @@ def test_it_shows_the_reply_that_there_is_without_one(llm_command: Llm, out: Pat
     plain = llm_command.ok(*TWO_CANVASES)
     assert llm_command.ok(*TWO_CANVASES, "-o", "replay", str(out)) == plain
     before, turn = llm_command.logs()
-    (reply,) = read(out).replies
+    (reply,) = read(out)
     assert reply["text"] == turn["response"]
     assert reply["prompt"] == [["user", "Count from 1 to 400"]]
     assert reply["settings"] == {"seed": 1, "max_tokens": 300}
@@ -75,55 +77,66 @@ def test_through_a_server_it_is_the_same(
     llm_command.ok(*TWO_CANVASES, "-o", "replay", str(out))
     monkeypatch.setenv("LLM_USER_PATH", str(served_path))
     llm_command.ok(*TWO_CANVASES, "-o", "replay", str(out.with_name("served.html")))
-    here, served = read(out), read(out.with_name("served.html"))
-    assert served.replies[0]["figures"]["server"]
-    assert served.replies[0]["text"] == here.replies[0]["text"]
-    assert (served.strings, served.columns) == (here.strings, here.columns)
+    (here,), (served,) = read(out), read(out.with_name("served.html"))
+    assert served["figures"]["server"]
+    assert [served[name] for name in ("text", "strings", "columns")] == [
+        here[name] for name in ("text", "strings", "columns")
+    ]
 
 
 def test_what_a_tool_is_called_for_and_what_follows_share_it(llm_command: Llm, out: Path) -> None:
     answer = llm_command.ok(
         "-m", TINY, "--functions", WEATHER, "What is the weather in Rome?", "-o", "replay", str(out)
     )
-    call, reply = read(out).replies
+    call, reply = read(out)
     assert call["figures"]["finish_reason"] == "tool_calls"
     assert call["settings"]["tools"] == ["weather"]
     assert reply["prompt"][-1] == ["tool", "weather: sunny"]
     assert reply["text"] == answer
 
 
-def test_a_chat_has_one(llm_command: Llm, out: Path) -> None:
+def test_a_chat_has_one(llm_command: Llm, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packing: list[RecordedReply] = []
+    packed = page.packed
+
+    def counted(reply: RecordedReply) -> str:
+        packing.append(reply)
+        return packed(reply)
+
+    monkeypatch.setattr(page, "packed", counted)
     result = llm_command(
         "chat", "-m", TINY, "-o", "replay", str(out), input="Count from 1 to 3\nCount from 1 to 5\nquit\n"
     )
     assert result.exit_code == 0
-    replies, turns = read(out).replies, llm_command.logs()
+    replies, turns = read(out), llm_command.logs()
     assert [reply["text"] for reply in replies] == [turn["response"] for turn in turns]
     assert [reply["prompt"][-1][1] for reply in replies] == ["Count from 1 to 3", "Count from 1 to 5"]
+    # An answer doesn't take longer with every one before it.
+    assert [reply.text for reply in packing] == [reply["text"] for reply in replies]
 
 
 def test_from_python(out: Path) -> None:
     model = llm.get_model(TINY)
     for _ in range(2):
         model.prompt("Count from 1 to 3", seed=1, replay=out).text()
-    assert len(read(out).replies) == 1
+    assert len(read(out)) == 1
     conversation = model.conversation()
     for number in (3, 5):
         conversation.prompt(f"Count from 1 to {number}", seed=1, replay=out).text()
-    assert [reply["prompt"][-1][1] for reply in read(out).replies] == ["Count from 1 to 3", "Count from 1 to 5"]
+    assert [reply["prompt"][-1][1] for reply in read(out)] == ["Count from 1 to 3", "Count from 1 to 5"]
 
 
 async def test_async(out: Path) -> None:
     response = llm.get_async_model(TINY).prompt("Count from 1 to 20", replay=out)
     text = await response.text()
-    (reply,) = read(out).replies
+    (reply,) = read(out)
     assert reply["text"] == text
     assert reply["settings"] == {"seed": response.response_json["seed"]}
 
 
 def test_a_schema_is_told(llm_command: Llm, out: Path) -> None:
     llm_command.ok("-m", TINY, "--schema", "name, age int", "Invent a person", "-o", "replay", str(out))
-    (reply,) = read(out).replies
+    (reply,) = read(out)
     assert list(reply["settings"]["schema"]["properties"]) == ["name", "age"]
     assert reply["blocks"][0]["constraint"]["changed_positions"] >= 0
 
@@ -172,7 +185,7 @@ def test_interrupted_it_shows_what_there_is(
     options = [word for name, value in HARD.items() for word in ("-o", name, str(value))]
     result = llm_command(*COUNT, *options, "-o", "replay", str(out))
     assert result.exit_code == 130
-    (reply,) = read(out).replies
+    (reply,) = read(out)
     assert reply["figures"]["finish_reason"] == "interrupted"
     assert reply["settings"]["seed"] == 1
     assert reply["blocks"] == []
@@ -183,7 +196,7 @@ def test_an_error_leaves_what_there_is(out: Path, in_step_five: list[BaseExcepti
     in_step_five.append(NotANumberError())
     with pytest.raises(CheckpointError, match="is not a number") as raised:
         llm.get_model(TINY).prompt("Count from 1 to 20", **HARD, replay=out).text()
-    (reply,) = read(out).replies
+    (reply,) = read(out)
     assert reply["figures"]["finish_reason"] == "error"
     assert reply["figures"]["error"] == str(raised.value)
     assert reply["blocks"] == []
@@ -194,7 +207,7 @@ def test_a_reply_that_nobody_reads_on(out: Path) -> None:
     events = llm.get_model(TINY).prompt("Count from 1 to 400", seed=1, replay=out).stream_events()
     first = next(events)
     events.close()
-    (reply,) = read(out).replies
+    (reply,) = read(out)
     assert reply["figures"]["finish_reason"] == "interrupted"
     assert reply["text"] == first.chunk
     assert [each["tokens"] for each in reply["blocks"]] == [256]
@@ -217,7 +230,7 @@ async def test_cancelled_async(out: Path) -> None:
     loaded = get_engine(llm.get_model(TINY).entry).engine
     with after_each_forward(loaded, cancel_in_step_five), pytest.raises(asyncio.CancelledError):
         await asking
-    (reply,) = read(out).replies
+    (reply,) = read(out)
     assert reply["figures"]["finish_reason"] == "interrupted"
     assert reply["canvases"][0]["steps"]
 
@@ -242,6 +255,23 @@ def test_a_terminal_is_told_once(llm_command: Llm, out: Path, monkeypatch: pytes
     assert llm_command(*command).stderr == "Replay: out.html\n"
     out.write_text("My thesis")
     assert "Replay: " not in llm_command(*command).stderr
+
+
+def test_threads_that_begin_together_share_it(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation = llm.get_model(TINY).conversation()
+    shared: list[Page] = []
+    other = threading.Thread(target=lambda: shared.append(Page.shared(str(out), conversation, False)))
+
+    def meanwhile(named: str) -> Path:
+        if other.ident is None:
+            other.start()
+            other.join(0.1)
+        return place_of(named)
+
+    monkeypatch.setattr(recorder, "place_of", meanwhile)
+    shared.append(Page.shared(str(out), conversation, False))
+    other.join()
+    assert shared[0] is shared[1]
 
 
 def test_a_reply_that_begins_anew(out: Path) -> None:
@@ -289,4 +319,4 @@ def test_a_reply_that_nobody_can_report_yet(out: Path) -> None:
     begun = recording(out, None)
     begun.see(snapshot("a"))
     begun.close(asyncio.CancelledError())
-    assert read(out).replies[0]["figures"] == {"finish_reason": "interrupted"}
+    assert read(out)[0]["figures"] == {"finish_reason": "interrupted"}
