@@ -217,7 +217,8 @@ class _Screen:
             self._is_over = threading.Event()
             thread = threading.Thread(target=self._draw, args=(self._is_over,), name="screen", daemon=True)
             self._thread = thread
-        thread.start()
+        with suppress(RuntimeError):  # there are too many threads, or the interpreter is ending
+            thread.start()
 
     def end(self, entry: _Entry, patience_seconds: float = -1) -> None:
         """The last one to end waits for the terminal, and for who draws, to leave it clean."""

@@ -244,6 +244,14 @@ def test_what_cannot_be_shown_is_no_matter(own_terminal: Terminal, monkeypatch: 
     uncaught.assert_not_called()
 
 
+def test_without_a_thread_nothing_is_shown(own_terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    take(own_terminal, monkeypatch)
+    monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+    with screen.shown(Shown("one")):
+        pass
+    assert own_terminal.settle() == ""
+
+
 def test_one_begins_as_the_last_one_ends(own_terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     """In another thread, before that is said to who draws."""
     take(own_terminal, monkeypatch)
