@@ -149,6 +149,20 @@ def _give_way(number: int, frame: FrameType | None) -> None:
         signal.signal(number, _give_way)
 
 
+@contextmanager
+def giving_way(owns_process: bool) -> Iterator[None]:
+    """While a command that owns its process may show something: so does its Ctrl-Z."""
+    if not owns_process or _STOPS is None or signal.getsignal(_STOPS) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(_STOPS, _give_way)
+    try:
+        yield
+    finally:
+        if signal.getsignal(_STOPS) is _give_way:
+            signal.signal(_STOPS, signal.SIG_DFL)
+
+
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
@@ -200,14 +214,13 @@ class Interrupts(Stop):
 
     def __enter__(self) -> Interrupts:
         self._install()
-        if self.owns_process and _STOPS and signal.getsignal(_STOPS) is signal.SIG_DFL:
-            signal.signal(_STOPS, _give_way)
+        self._giving_way = giving_way(self.owns_process)
+        self._giving_way.__enter__()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._uninstall()
-        if self.owns_process and _STOPS and signal.getsignal(_STOPS) is _give_way:
-            signal.signal(_STOPS, signal.SIG_DFL)
+        self._giving_way.__exit__(None, None, None)
         if self.is_set() and isinstance(error, Exception):
             raise KeyboardInterrupt from error
 

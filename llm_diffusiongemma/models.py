@@ -17,7 +17,7 @@ from .backends.turn import Outcome, Reply, Report, Turn
 from .catalog import ModelEntry
 from .chat.images import ATTACHMENT_TYPES
 from .errors import DiffusionGemmaError, ReplayError
-from .interrupts import FAILED_STATUS, INTERRUPTED_STATUS, Command, Interrupts, current_command
+from .interrupts import FAILED_STATUS, INTERRUPTED_STATUS, Command, Interrupts, current_command, giving_way
 from .options import DEFAULT_MAX_TOKENS, Options
 from .view.screen import on_terminal
 from .view.watching import Watching
@@ -135,7 +135,8 @@ class AsyncDiffusionGemma(_DiffusionGemma, llm.AsyncModel):  # type: ignore[misc
         command = current_command()
         owns_process = command is not None and command.owns_process
         start_thread = threading.Thread.start if command is None else command.employ
-        with Watching(prompt, _options(prompt), command is not None, conversation) as watching:
+        watching = Watching(prompt, _options(prompt), command is not None, conversation)
+        with giving_way(owns_process), watching:
             turn = self._turn(prompt, watching)
             reply = answer_async(self.entry, turn, owns_process, start_thread)
             watching.follow(turn, reply)

@@ -12,6 +12,8 @@ import unicodedata
 from functools import lru_cache
 
 TAB_COLUMNS = 8
+MAX_COLUMNS = 64
+"""Who may be in more is as good as anywhere, and each further character would take longer to follow."""
 ZERO_WIDTH_JOINER = "\u200d"
 VIRAMA = 9
 """the combining class of what takes a letter's vowel, and joins it to the next one"""
@@ -61,17 +63,20 @@ class Cursor:
         """Some terminals break their lines anew, others cut them and move the cursor in."""
         if width == self._width:
             return
-        cut = {min(column, width - 1) for column in self._columns} if self._width else set()
-        self._columns = _after(frozenset({0}), self._line, width) | cut
+        cut = frozenset(min(column, width - 1) for column in self._columns if self._width)
+        anew = _after(frozenset({0}), self._line, width) if self._columns else frozenset()
+        self._columns = anew | cut if anew else anew
         self._width = width
 
 
 def _after(columns: frozenset[int], text: str, width: int, before: str = "") -> frozenset[int]:
     """Where a cursor is that was in one of these columns, behind a text without line feeds that follows another
-    character, if any."""
+    character, if any. None of them if that can't be told."""
     for run in _RUNS.findall(text):
         if run == "\r":
             columns = frozenset({0})
+        elif not columns or len(columns) > MAX_COLUMNS:
+            columns = frozenset()
         elif run == "\t":
             columns = frozenset(
                 min((column // TAB_COLUMNS + 1) * TAB_COLUMNS, max(width - 1, column)) for column in columns

@@ -217,7 +217,8 @@ class _Screen:
             self._is_over = threading.Event()
             thread = threading.Thread(target=self._draw, args=(self._is_over,), name="screen", daemon=True)
             self._thread = thread
-        thread.start()
+        with suppress(RuntimeError):  # there are too many threads, or the interpreter is ending
+            thread.start()
 
     def end(self, entry: _Entry, patience_seconds: float = -1) -> None:
         """The last one to end waits for the terminal, and for who draws, to leave it clean."""
@@ -226,15 +227,19 @@ class _Screen:
             # An interrupt may have come before it had begun.
             self._entries = [other for other in self._entries if other is not entry]
             if not self._entries:
+                self._is_over.set()
                 thread, self._thread = self._thread, None
         self.is_stale = True
-        if thread is not None and self.close(patience_seconds) and thread.ident is not None:
+        if thread is not None and self._clear(patience_seconds) and thread.ident is not None:
             thread.join()  # it may be importing rich, and an ending interpreter should not meet it there
 
-    def close(self, patience_seconds: float) -> bool:
-        """Draw nothing more. Whether the terminal could be had, to erase what was there; patience has no end below
-        0."""
+    def close(self, patience_seconds: float) -> None:
+        """Draw nothing more, and erase what was there if the terminal can be had."""
         self._is_over.set()
+        self._clear(patience_seconds)
+
+    def _clear(self, patience_seconds: float) -> bool:
+        """Erase what there is. Whether the terminal could be had; patience has no end below 0."""
         if not self.lock.acquire(timeout=patience_seconds):
             return False
         try:
@@ -269,7 +274,7 @@ class _Screen:
                     return
                 try:
                     self._show(console)
-                except (OSError, ValueError):  # the terminal is gone
+                except Exception:  # the terminal is gone; or what can't be shown, which is no matter for a reply
                     return
 
     def _show(self, console: Console) -> None:
@@ -289,7 +294,7 @@ class _Screen:
         if not lines or not room.height:
             self.erase()
             return
-        before, frame = self._frame, _Frame([_written(line, console) for line in lines[: room.height]], is_own_row)
+        before, frame = self._frame, _Frame(_written(lines[: room.height], console), is_own_row)
         if frame != before or is_resized:
             self._frame = frame
             has_remains = before is not None and (is_resized or len(before.lines) > len(frame.lines))
@@ -355,15 +360,18 @@ class _Frame(NamedTuple):
         return ERASE_FROM_OWN_ROW if self.is_own_row else ERASE_SCREEN
 
 
-def _written(line: Sequence[Segment], console: Console) -> str:
-    """A line as the terminal gets it, with nothing in it that it might obey but for styles."""
+def _written(lines: Sequence[Sequence[Segment]], console: Console) -> list[str]:
+    """Lines as the terminal gets them, with nothing in them that it might obey but for styles."""
     from rich.segment import Segment, Segments
 
-    printable = [Segment(_OBEYED.sub("\N{REPLACEMENT CHARACTER}", text), style) for text, style, _ in line]
-    cut = Segment.adjust_line_length(printable, console.width, pad=False)
+    segments: list[Segment] = []
+    for line in lines:
+        printable = [Segment(_OBEYED.sub("\N{REPLACEMENT CHARACTER}", text), style) for text, style, _ in line]
+        segments += [*Segment.adjust_line_length(printable, console.width, pad=False), Segment.line()]
+    # At once: rich takes as long to begin as for several lines.
     with console.capture() as capture:
-        console.print(Segments(cut), end="", crop=False)
-    return capture.get()
+        console.print(Segments(segments), end="", crop=False)
+    return capture.get().split("\n")[:-1]
 
 
 def _write(text: str) -> None:
@@ -381,3 +389,13 @@ def _comes_back(stream: TextIO | None) -> bool:
 
 
 _screen = _Screen()
+
+
+def _begin_anew() -> None:
+    """In a forked process: who drew is not here, and may have held the terminal."""
+    global _screen
+    _screen = _Screen()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)

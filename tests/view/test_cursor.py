@@ -55,6 +55,12 @@ def test_behind_a_text(text: str, expected: set[int]) -> None:
     assert columns(*text) == expected
 
 
+def test_where_it_may_be_anywhere_nobody_follows_it_further() -> None:
+    """In a wide terminal it might take seconds for each canvas."""
+    assert columns("☃" * 1000, width=5000) == columns("☃" * 100, "a", width=5000) == ANYWHERE
+    assert columns("☃" * 1000, "\nab", width=5000) == {2}
+
+
 def test_where_it_is_lost_only_a_new_line_helps() -> None:
     cursor = Cursor()
     cursor.printed("\x1b[2A", WIDTH)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import llm.cli
 import pytest
@@ -227,3 +229,74 @@ def test_a_shell_gets_it_clean(own_terminal: Terminal, monkeypatch: pytest.Monke
         own_terminal.wait_for_screen("Some text\n[1]+  Stopped\n$ fg\nllm\none\ntwo")
     assert seen == ["Some text"]
     assert signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL
+
+
+def test_what_cannot_be_shown_is_no_matter(own_terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    take(own_terminal, monkeypatch)
+    uncaught, what = Mock(), Mock()
+    monkeypatch.setattr(threading, "excepthook", uncaught)
+    what.lines.side_effect = KeyError
+    with screen.shown(what):
+        thread = screen._screen._thread
+        assert thread is not None
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive()
+    uncaught.assert_not_called()
+
+
+def test_without_a_thread_nothing_is_shown(own_terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    take(own_terminal, monkeypatch)
+    monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+    with screen.shown(Shown("one")):
+        pass
+    assert own_terminal.settle() == ""
+
+
+def test_one_begins_as_the_last_one_ends(own_terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another thread, before that is said to who draws."""
+    take(own_terminal, monkeypatch)
+    drawing, first, second = screen._screen, Shown("one"), screen._Entry(Shown("two"), 0.0, 1000)
+
+    class Lock:
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *raised: object) -> None:
+            if not drawing._entries:
+                drawing.begin(second)
+
+    monkeypatch.setattr(drawing, "_entries_lock", Lock())
+
+    def show() -> None:
+        with screen.shown(first):
+            own_terminal.wait_for("one")
+
+    ending = threading.Thread(target=show, daemon=True)
+    ending.start()
+    ending.join(PATIENCE_SECONDS)
+    assert not ending.is_alive()
+    own_terminal.wait_for("two")
+    monkeypatch.setattr(drawing, "_entries_lock", threading.Lock())
+    drawing.end(second)
+
+
+def test_in_a_forked_process_nobody_has_the_terminal(
+    own_terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(own_terminal, monkeypatch)
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with screen.aside():
+            is_held.set()
+            is_over.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    is_held.wait()
+    if not (child := os.fork()):
+        has_it = screen._screen.lock.acquire(timeout=1)
+        os._exit(0 if has_it else 1)
+    is_over.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0

@@ -19,6 +19,7 @@ import llm.cli
 import pytest
 from llm.parts import StreamEvent
 
+from llm_diffusiongemma import interrupts
 from llm_diffusiongemma.errors import OptionError
 from llm_diffusiongemma.options import Options
 from llm_diffusiongemma.view import progress, screen, watching
@@ -143,9 +144,20 @@ def test_a_thought_that_is_hidden_is_not_seen(command: Command) -> None:
     assert all(seen.partition("›")[0].strip("‹·") == "" for seen in command.screens)
 
 
-def test_async(command: Command) -> None:
+def test_async(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    stops = []
+    see = Watching.see
+
+    def look(watching: Watching, seen: Reading | Snapshot) -> None:
+        stops.append(signal.getsignal(signal.SIGTSTP))
+        see(watching, seen)
+
+    monkeypatch.setattr(Watching, "see", look)
     assert command(*COUNT, "--async").startswith("1 2 3 4 ")
     assert command.screens[0].endswith("canvas 1 · step 1 of 48 · 0 % settled")
+    # Ctrl-Z gives the shell a clean terminal.
+    assert {*stops} == {interrupts._give_way}
+    assert signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL
 
 
 def test_what_is_said_at_the_end_is_said_behind_it(command: Command) -> None:
