@@ -27,7 +27,6 @@ import huggingface_hub.utils
 import llm
 import pytest
 from huggingface_hub.utils import WeakFileLock
-from PIL import Image
 
 from llm_diffusiongemma import hub as hub_module
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, Source
@@ -1231,7 +1230,6 @@ def test_variables_that_huggingface_hub_cannot_be_imported_with(monkeypatch: pyt
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "soon")
     program = f"""
 import io, llm, sys
-from PIL import Image
 model = llm.get_model({TINY!r})
 print(model.prompt({QUESTION!r}).text())
 assert not {{"huggingface_hub", "transformers"}} & {{*sys.modules}}
