@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -50,9 +51,18 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def user_paths(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Names in a folder of their own: `mktemp` would look at all of its folders to name the next of thousands."""
+    folder = tmp_path_factory.mktemp("llm")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_environment(tmp_path_factory.mktemp("llm"), monkeypatch)
+def _environment(user_paths: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    user_path = next(user_paths)
+    user_path.mkdir()
+    set_environment(user_path, monkeypatch)
 
 
 def set_environment(user_path: Path, patch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,6 @@ import huggingface_hub.utils
 import llm
 import pytest
 from huggingface_hub.utils import WeakFileLock
-from PIL import Image
 
 from llm_diffusiongemma import hub as hub_module
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, Source
@@ -1225,20 +1224,26 @@ def test_no_home(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert folder in message
 
 
-def test_variables_that_huggingface_hub_cannot_be_imported_with(
-    llm_command: Llm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_variables_that_huggingface_hub_cannot_be_imported_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor can transformers, for an image to any model. Text to the embedded one needs neither."""
     monkeypatch.setenv("HF_ENDPOINT", "http://[::1")
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "soon")
-    process = llm_command.process("-m", TINY, QUESTION)
-    finish(process)
-    assert process.returncode == 0
-    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
-    process = llm_command.process("-m", TINY, QUESTION, "-a", str(tmp_path / "image.png"))
-    _, errors = finish(process)
-    assert process.returncode == 1
-    assert "Correct or unset HF_ENDPOINT or HF_HUB_DOWNLOAD_TIMEOUT." in errors
+    program = f"""
+import io, llm, sys
+model = llm.get_model({TINY!r})
+print(model.prompt({QUESTION!r}).text())
+assert not {{"huggingface_hub", "transformers"}} & {{*sys.modules}}
+Image.new("RGB", (8, 8)).save(image := io.BytesIO(), "PNG")
+try:
+    model.prompt({QUESTION!r}, attachments=[llm.Attachment(content=image.getvalue())]).text()
+except llm.ModelError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    answer, refused = done.stdout.splitlines()
+    assert answer
+    assert "Correct or unset HF_ENDPOINT or HF_HUB_DOWNLOAD_TIMEOUT." in refused
 
 
 @pytest.mark.usefixtures("in_process")

@@ -75,6 +75,7 @@ def test_from_standard_input(llm_command: Llm, files: dict[str, str]) -> None:
     assert llm_command.ok("-m", TINY, QUESTION, "-a", "-", input=image) == "The image is blue."
 
 
+@pytest.mark.usefixtures("served")  # which has imported what images take
 def test_on_a_second_turn_in_a_new_process(llm_command: Llm, files: dict[str, str]) -> None:
     llm_command.ok("-m", TINY, "What is entropy?")
     process = llm_command.process("-c", QUESTION, "-a", files["green"])

@@ -336,7 +336,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    theirs = f"diffusers {contestants.diffusers.__version__}" if contestants.diffusers else "without diffusers"
+    library = contestants.diffusers()
+    theirs = f"diffusers {library.__version__}" if library else "without diffusers"
     print(
         f"torch {torch.__version__}, transformers {transformers.__version__}, {theirs}, "
         f"{torch.get_num_threads()} threads, {arguments.device}, medians of {arguments.repeats}"

@@ -6,18 +6,15 @@ threshold, but the test for it runs). So all do the same number of forwards, wha
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import LogitsProcessorList
 from transformers.models.diffusion_gemma import generation_diffusion_gemma as upstream
-
-try:
-    import diffusers
-except ImportError:  # the `benchmark` extra; the others can be measured without it
-    diffusers = None
 
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline
@@ -28,6 +25,16 @@ from .networks import Twins, hidden_like_a_reply
 
 OURS, TRANSFORMERS, DIFFUSERS = "this plugin", "transformers", "diffusers"
 NEVER_CONFIDENT = 1e-30
+
+
+@functools.cache
+def diffusers() -> Any | None:
+    """The library, if it is there: the `benchmark` extra. Importing it takes seconds."""
+    try:
+        import diffusers as library
+    except ImportError:
+        return None
+    return library
 
 
 @dataclass(frozen=True)
@@ -82,11 +89,11 @@ def replies(twins: Twins, task: Task) -> dict[str, Callable[[], object]]:
     actions: dict[str, Callable[[], object]] = {OURS: by_us, TRANSFORMERS: by_transformers}
     # diffusers 0.42 gives the decoder's masks a cache by the name that it had before transformers 5.24.
     masks = inspect.signature(model.model.decoder.create_diffusion_decoder_attention_mask).parameters
-    if diffusers is None or "past_key_values" not in masks:
+    if (library := diffusers()) is None or "past_key_values" not in masks:
         return actions
-    pipeline = diffusers.DiffusionGemmaPipeline(
+    pipeline = library.DiffusionGemmaPipeline(
         model=model,
-        scheduler=diffusers.EntropyBoundScheduler(num_inference_steps=task.steps),
+        scheduler=library.EntropyBoundScheduler(num_inference_steps=task.steps),
         processor=_PromptInHand(prompt),
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -187,9 +194,9 @@ def around_the_layers(twins: Twins, task: Task) -> dict[str, Callable[[], object
         soft_embeddings(result[2])
 
     actions: dict[str, Callable[[], object]] = {OURS: by_us, TRANSFORMERS: by_transformers}
-    if diffusers is None:
+    if (library := diffusers()) is None:
         return actions
-    scheduler = diffusers.EntropyBoundScheduler(num_inference_steps=task.steps)
+    scheduler = library.EntropyBoundScheduler(num_inference_steps=task.steps)
 
     @torch.no_grad()
     def by_diffusers() -> None:

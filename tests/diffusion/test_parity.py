@@ -119,7 +119,7 @@ class Case:
     finish_reasons: set[str]
     eos_token_id: int | list[int] = NEVER
     settings: SamplerSettings = SETTINGS
-    seeds: range = range(6)
+    seeds: range = range(5)
     model: dict[str, Any] = field(default_factory=dict)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 from safetensors import safe_open
@@ -67,10 +68,9 @@ def test_config_is_what_the_code_builds() -> None:
         assert config["text_config"][key] == getattr(built.text_config, key)
 
 
-@pytest.mark.parametrize(
-    "tokenizer", [load_or_build_tokenizer(), build_tokenizer()], ids=["shipped", "built anew"]
-)
-def test_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("make", [load_or_build_tokenizer, build_tokenizer], ids=["shipped", "built anew"])
+def test_tokenizer(make: Callable[[], PreTrainedTokenizerFast]) -> None:
+    tokenizer = make()
     assert len(tokenizer) == build_config().text_config.vocab_size
     for token, token_id in CONTROL_TOKENS.items():
         assert tokenizer.convert_tokens_to_ids(token) == token_id
