@@ -171,7 +171,10 @@ def test_a_release_may_do_no_more_than_it_has_to() -> None:
     assert (workflow["permissions"], jobs["build"]["permissions"]) == ({}, {"contents": "read"})
     assert (jobs["publish"]["permissions"], jobs["publish"]["needs"]) == ({"id-token": "write"}, "build")
     assert jobs["publish"]["environment"] == "pypi"
-    used = [step["uses"] for job in jobs.values() for step in job["steps"] if "uses" in step]
+    # What is published has passed the tests.
+    assert (jobs["test"]["uses"], jobs["build"]["needs"]) == ("./.github/workflows/test.yml", "test")
+    assert jobs["test"]["permissions"] == {"contents": "read"}
+    used = [step["uses"] for job in jobs.values() for step in job.get("steps", []) if "uses" in step]
     assert all(re.search(r"@(release/)?v\d+$", each) for each in used)
 
 
