@@ -1233,6 +1233,7 @@ import io, llm, sys
 model = llm.get_model({TINY!r})
 print(model.prompt({QUESTION!r}).text())
 assert not {{"huggingface_hub", "transformers"}} & {{*sys.modules}}
+from PIL import Image
 Image.new("RGB", (8, 8)).save(image := io.BytesIO(), "PNG")
 try:
     model.prompt({QUESTION!r}, attachments=[llm.Attachment(content=image.getvalue())]).text()
