@@ -129,6 +129,7 @@ def test_thinking_streams_as_reasoning(llm_command: Llm) -> None:
         assert "25 = 20 + 5" in str(turn)
 
 
+@pytest.mark.usefixtures("served")
 def test_continued_in_a_new_process(llm_command: Llm) -> None:
     llm_command.ok("-m", TINY, "My name is Ada.")
     process = llm_command.process("-c", "What is my name?")
@@ -283,6 +284,7 @@ def test_a_cut_reply_of_a_server_that_counts_no_tokens(llm_command: Llm, monkeyp
     assert (turn["input_tokens"], turn["output_tokens"]) == (None, None)
 
 
+@pytest.mark.usefixtures("served")
 def test_a_cut_reply_is_said_on_a_terminal(llm_command: Llm) -> None:
     """On a terminal only: who reads standard error from a program looks into the log."""
     asked = ("-m", TINY, "What is a canvas?", "-o", "max_tokens", "5")
