@@ -17,8 +17,11 @@ READING, SNAPSHOT = "reading", "snapshot"
 # Of one record. A canvas of 256 with five candidates for each position has 5,000 values, and 10,000 characters.
 MAX_VALUES = 100_000
 MAX_CHARACTERS = 100_000
-# Of one position.
+# Of one position. What is shown of a text is kept, in case that comes again.
 MAX_CANDIDATES = 100
+MAX_PIECE_CHARACTERS = 1000
+# Of a canvas, which is looked at some ten times a second.
+MAX_POSITIONS = 4096
 # Steps, tokens, seconds and nats: none comes near, and whatever they are shown or kept with can hold it.
 MAX_COUNT, MAX_MEASURE = 2**31, 1e9
 
@@ -77,7 +80,8 @@ def _is_sound_snapshot(snapshot: Snapshot) -> bool:
             texts += (text for text, _ in of_position)
     text = "".join(texts)
     return (
-        length > 0
+        0 < length <= MAX_POSITIONS
+        and all(len(piece) <= MAX_PIECE_CHARACTERS for piece in snapshot.pieces)
         and all(each == length for each in lengths)
         and KINDS.issuperset(snapshot.kinds)
         and STATES.issuperset(snapshot.states)

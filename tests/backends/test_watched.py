@@ -56,6 +56,8 @@ ODD: list[tuple[Reading | Snapshot, dict[str, Any]]] = [
     (DRAFT, {"pieces": ["Hi", "", "", None]}),
     (DRAFT, {"pieces": ["Hi", "", "", "\ud83d"]}),
     (DRAFT, {"pieces": ["Hi", "", "", "a" * 100_000]}),
+    (DRAFT, {"pieces": ["Hi", "", "", "a" * 1001]}),
+    (DRAFT, {"pieces": [""] * 5000, "kinds": "t" * 5000, "states": "n" * 5000}),
     (DRAFT, {"pieces": [], "kinds": "", "states": "", "end": None}),
     (DRAFT, {"kinds": "trc"}),
     (DRAFT, {"kinds": "trc?"}),
