@@ -288,7 +288,7 @@ def _time(found: Mapping[str, Any]) -> str | None:
     times = []
     if found["load_seconds"]:
         times.append(f"{found['load_seconds']:.1f} s to load")
-    if (seconds := found["generate_seconds"]) is not None:
+    if seconds := found["generate_seconds"]:  # a server tells it with each canvas
         text = f"{seconds:.{1 if seconds >= 1 else 2}f} s to generate"
         if (speed := found["tokens_per_second"]) is not None:
             text += f" ({speed:,.{0 if speed >= 100 else 1}f} tokens a second)"
@@ -358,7 +358,8 @@ def _server(found: Mapping[str, Any]) -> str | None:
     if found["server"] is None:
         return None
     name = f"the {LOCAL_SERVER}" if found["answered_by"] == LOCAL_SERVER else quoted(found["server"])
-    return name + (f", as {quoted(found['served_model'])}" if found["served_model"] else "")
+    served = found["served_model"]
+    return name + (f", as {quoted(served)}" if served and served != found["model"] else "")
 
 
 ROWS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {

@@ -119,6 +119,12 @@ def test_replies_that_did_not_come_to_their_end(llm_command: Llm) -> None:
     change("""update turns set response_json = '{"finish_reason": "interrupted"}'""")
     assert row(told(llm_command), "ended") == "interrupted"
     assert last(llm_command)["canvases"] == []
+    # One of a server, before it was heard of, and after that but before the first canvas.
+    served = """{"finish_reason": "interrupted", "server": "local server", "generate_seconds": 0.0}"""
+    change(f"update turns set response_json = '{served}', resolved_model = '{TINY}'")
+    text = told(llm_command)
+    assert row(text, "server") == "the local server"
+    assert "to generate" not in text
 
 
 @pytest.fixture

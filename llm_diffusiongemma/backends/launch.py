@@ -253,6 +253,8 @@ def stop() -> Running | None:
     Raises `ServerError` if it is still there.
     """
     if not (running.folder() / running.LOCK_FILE).exists() or not running.is_locked():
+        if running.has_record():
+            running.forget_dead()  # one that was killed: nobody has to be told of it any more
         return None
     found = running.recorded()
     deadline = time.monotonic() + END_SECONDS

@@ -7,7 +7,8 @@ All of it stands in one field, `diffusiongemma`:
   of `view.records.Wants`;
 - of an image in a message: `timestamp`, `mm:ss`, if it is a frame of a video; `name`, where it is from, for what
   is said of it;
-- of a chunk, or of a reply that is not streamed: `report`, with `progress` at each chunk, else at the last; and
+- of a chunk, or of a reply that is not streamed: `report`, with `progress` at each chunk, the first of them empty
+  and there before the prompt is read, else at the last; and
   `state` in chunks without choices while there is nothing to be read yet, with `progress` only. With `watch` there
   are chunks without choices for `reading` and `snapshot`, each a record of `view.records` with the names it has
   there. Who takes them slowly doesn't get all of them;

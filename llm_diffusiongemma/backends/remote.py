@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 STATES = {
     "queued": "Waiting for other replies",
     "loading": "Loading the model",
-    "reading": "Reading the prompt",
+    # One that tells no readings has read the prompt at some time before that.
+    "reading": "Waiting for the first canvas",
 }
 
 PATH = "/chat/completions"

@@ -208,6 +208,8 @@ class Desk:
             try:
                 await reply.start()
                 order.say("reading")
+                # Who breaks the reply off before its first block knows by this what it was.
+                order.say(Written([], reply.report))
                 async with aclosing(reply.steps()) as steps:
                     async for events in steps:
                         order.say(Written(events, reply.report))

@@ -32,7 +32,8 @@ SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0"
 
 T = TypeVar("T")
 How = Literal["canvas", "status", "readings"]
-"""What a terminal shows of a reply: its canvases; the status line alone; or only how far the prompt is read."""
+"""What a terminal shows of a reply: its canvases; the status line alone; or only what is waited for if that takes
+long."""
 
 
 class Watcher(Protocol):
@@ -146,7 +147,7 @@ class Terminal:
             self._count_on(events)
             yield
         with self._lock:
-            if not self._is_over and self._shown is None and self.wants != "readings":
+            if not self._is_over and self._shown is None:
                 self._shown = self._show(indicate("Denoising the next canvas"))
 
     def _count_on(self, events: Sequence[StreamEvent]) -> None:
@@ -175,12 +176,9 @@ class Terminal:
         screen.refresh()
 
     def _see_reading(self, reading: Reading) -> None:
-        what = f"Reading the prompt: {reading.tokens:,} of {reading.of:,} tokens"
-        if reading.tokens >= reading.of:
-            if self.wants == "readings":
-                self._clear()
-                return
-            what = "Denoising the first canvas"
+        what = "Denoising the first canvas"
+        if reading.tokens < reading.of:
+            what = f"Reading the prompt: {reading.tokens:,} of {reading.of:,} tokens"
         if isinstance(self._shown, Progress):
             self._shown.describe(what)
         else:

@@ -142,6 +142,14 @@ def test_nothing_to_stop(llm_command: Llm) -> None:
     assert not running.folder().exists()
 
 
+def test_one_that_was_killed_is_forgotten(entry: ModelEntry, llm_command: Llm) -> None:
+    running.Lock().close()
+    record = running.folder() / running.RECORD_FILE
+    record.write_text(running.to_json(a_record(entry, "a")))
+    assert llm_command.ok("diffusiongemma", "stop") == "No server is running."
+    assert not record.exists()
+
+
 def a_record(entry: ModelEntry, instance: str) -> Running:
     return Running(identity_of(entry), 0, 0.0, instance, None, "http://127.0.0.1:1/v1", None, False)
 

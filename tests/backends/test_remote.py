@@ -336,11 +336,11 @@ def test_who_watches_sees_it_in_the_order_in_which_it_comes(
     server.models = models(OWNER, "tiny", **{EXTENSION: {"watch": ["drafts"]}})
     reply = WAYS[way](address_of(server), watched)
     assert server.prompts[-1].body[EXTENSION] == asked
-    assert noted == ["Reading the prompt", *SEEN, "over", "One", SEEN[0], "Two"]
+    assert noted == ["Waiting for the first canvas", *SEEN, "over", "One", SEEN[0], "Two"]
     noted.clear()
     # What comes to who doesn't watch is nothing.
     assert WAYS[way](address_of(server), turn()).said == reply.said
-    assert noted == ["Reading the prompt", "One", "over", "Two"]
+    assert noted == ["Waiting for the first canvas", "One", "over", "Two"]
     # One that was found is of this version.
     assert WAYS[way](address_of(server, model="tiny", is_ours=True), watched).said == reply.said
     assert server.prompts[-1].body[EXTENSION] == asked
@@ -384,7 +384,7 @@ def test_what_it_waits_for_is_shown_until_something_comes(
         "Waiting for other replies",
         "Loading the model",
         "Waiting for box",
-        "Reading the prompt",
+        "Waiting for the first canvas",
         "One",
         "over",
         "Two",

@@ -304,7 +304,10 @@ async def test_a_stream_that_tells_how_it_goes(client: httpx2.AsyncClient) -> No
     assert states[-1] == "reading"
     blocks = [chunk for chunk in chunks if chunk["choices"] and "diffusiongemma" in chunk]
     reasons = [report_from_wire(chunk["diffusiongemma"]["report"]).finish_reason for chunk in blocks]
-    assert reasons == ["interrupted", "stop"]
+    assert reasons == ["interrupted", "interrupted", "stop"]
+    # Who breaks it off before its first block has heard what it was.
+    assert [chunk["choices"][0]["delta"] for chunk in blocks[:2]] == [{}, {"content": "Yes."}]
+    assert report_from_wire(blocks[0]["diffusiongemma"]["report"]).seed == 1
 
 
 async def test_who_watches_a_stream_is_shown_what_there_is_to_be_seen(

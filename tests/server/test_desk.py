@@ -231,7 +231,7 @@ async def test_weights_are_let_go_and_come_again(monkeypatch: pytest.MonkeyPatch
     assert desk.status()["loaded"] is None
     after = await heard(desk.order(turn("What is a canvas?")))
     assert after[:2] == ["loading", "reading"]
-    assert after[2] == before[2]
+    assert after[-2] == before[-2] != ""
     assert after[-1].report.load_seconds > 0
     await until(lambda: not loaded_engines())
 
