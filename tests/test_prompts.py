@@ -20,6 +20,7 @@ from llm_diffusiongemma.chat.messages import piped_picture
 from llm_diffusiongemma.diffusion.request import Request
 from llm_diffusiongemma.errors import PromptError
 from llm_diffusiongemma.tiny.questions import QUESTIONS, UNKNOWN
+from llm_diffusiongemma.view import screen
 
 from .conftest import DEFAULT_OPTIONS, TINY, Llm
 
@@ -293,7 +294,8 @@ def test_a_cut_reply_is_said_on_a_terminal(llm_command: Llm) -> None:
     assert process.stdout is not None
     assert process.stdout.read() == quiet.stdout
     assert process.wait() == 0
-    said = os.read(terminal, 100_000).decode().rpartition("\x1b[2K")[2]  # behind what showed that it was loading
+    # Behind what showed that it was loading.
+    said = os.read(terminal, 100_000).decode().rpartition(screen.RESTORE_CURSOR)[2]
     os.close(terminal)
     assert said.strip() == "The reply was cut: max_tokens (5) is used up. Set it higher with -o max_tokens 512"
 

@@ -66,7 +66,7 @@ def costs(network: Network, task: Task, tokens: dict[int, str], repeats: int) ->
                 teller.drafted(record, time.perf_counter() - began)
 
     def shown() -> None:
-        terminal = watching.Terminal("canvas", hides_thoughts=False)
+        terminal = watching.Terminal("canvas", hides_thoughts=False, is_command=True)
         try:
             reply("drafts", terminal.see)
         finally:
