@@ -353,7 +353,7 @@ def warm(state: str | None) -> None:
     if state is not None:
         launch.set_warm(state == "on")
     if launch.is_warm():
-        click.echo("on: a prompt that finds no server starts one, which goes after ten minutes without any.")
+        click.echo("on: a prompt that finds no server starts one, which goes after ten minutes without a prompt.")
         return
     click.echo("off: each prompt loads the model anew, unless a server is running.")
     found = running.recorded()

@@ -42,6 +42,7 @@ PROMPT_CHARACTERS = 70
 # A reply that nothing came of has a short report, and a part that says so.
 TURNS_SQL = """
 select
+    turns.id, turns.parent_message_hash,
     turns.model, turns.resolved_model, turns.options_json, turns.schema_id, turns.input_tokens,
     turns.output_tokens, turns.token_details, turns.duration_ms, turns.datetime_utc, turns.response_json,
     turn_search.prompt,
@@ -53,6 +54,17 @@ select
 from turns left join turn_search on turn_search.turn_id = turns.id
 where turns.response_json is not null
 order by turns.id desc
+"""
+
+# What was asked: roles of its messages and types of their parts, the last message first.
+ASKED_SQL = """
+with recursive asked (hash, parent_hash, role, depth) as (
+    select hash, parent_hash, role, 0 from messages where hash = :hash
+    union all
+    select messages.hash, messages.parent_hash, messages.role, depth + 1
+    from messages join asked on messages.hash = asked.parent_hash
+)
+select asked.role, parts.type from asked left join parts on parts.message_hash = asked.hash order by depth
 """
 
 ENDS = {
@@ -81,7 +93,7 @@ def gather() -> dict[str, Any]:
             for row in database.execute(TURNS_SQL):
                 report = _read(row["response_json"])
                 if _is_ours(report) or (row["says_unanswered"] and "finish_reason" in report):
-                    return {**_values(row, report), "is_logging": is_logging}
+                    return {**_values(row, report), **_asked(database, row), "is_logging": is_logging}
     except sqlite3.OperationalError as error:
         raise LogError(
             f"llm's log {quoted(log)} can't be read: {quoted(error)}. Look whether you may read it, whether "
@@ -95,6 +107,28 @@ def gather() -> dict[str, Any]:
         f"In llm's log {quoted(log)} there is no reply of a DiffusionGemma. One that failed is not kept, nor one "
         f"of a program or of `llm -n`.{_why_not(is_logging)}"
     )
+
+
+def _asked(database: sqlite3.Connection, row: sqlite3.Row) -> dict[str, Any]:
+    """What there was beside the prompt, in words."""
+
+    def has_any(table: str) -> bool:
+        return bool(database.execute(f"select 1 from {table} where turn_id = ? limit 1", (row["id"],)).fetchone())
+
+    asked = [tuple(each) for each in database.execute(ASKED_SQL, {"hash": row["parent_message_hash"]})]
+    roles = [role for role, _ in asked]
+    there = {
+        "system prompt": "system" in roles,
+        "fragments": has_any("turn_fragments"),
+        "attachments": any(kind == "attachment" for _, kind in asked),
+        "tools": has_any("turn_tools"),
+        "schema": row["schema_id"] is not None,
+    }
+    return {
+        "beside_the_prompt": [name for name, is_there in there.items() if is_there],
+        "is_continued": "assistant" in roles,
+        "is_after_tools": roles[:1] == ["tool"],
+    }
 
 
 def public(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,6 +253,10 @@ def _canvas(block: Mapping[str, Any]) -> dict[str, Any]:
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """The same for people."""
     yield f"The last reply of {quoted(found['model'])}{_when(found['datetime_utc'])}"
+    if found["is_after_tools"]:
+        yield filled(
+            "It is the last of several turns, after the results of tools: the figures are of this turn alone."
+        )
     rows = [(name, text) for name, say in ROWS.items() if (text := say(found))]
     yield from aligned(rows)
     table = list(_table(found["canvases"]))
@@ -400,8 +438,15 @@ def _table(canvases: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
 
 def _again(found: Mapping[str, Any]) -> Iterator[str]:
     """How the reply is made again."""
-    same = "prompt and schema" if found["constraint"] == "schema" else "prompt"
-    yield filled(f"On the same device the same {same} with these options makes this reply again:")
+    same = ["prompt", *found["beside_the_prompt"]]
+    if found["is_after_tools"]:
+        # Without a seed each turn before it drew its own.
+        yield filled("What it was asked with; what came before it and the results of tools count, too:")
+    else:
+        what = same[0] if len(same) == 1 else f"{', '.join(same[:-1])} and {same[-1]}"
+        again = f"{'makes' if len(same) == 1 else 'make'} this reply again"
+        where = ", as the same turn of the same conversation" if found["is_continued"] else ""
+        yield filled(f"On the same device the same {what} with these options {again}{where}:")
     options = found["options"] | found["own_words"] | {"seed": found["seed"]}
     # On one line, to be copied.
     yield "    " + printable(

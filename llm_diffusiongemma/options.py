@@ -12,11 +12,17 @@ from pathlib import Path
 from typing import Optional
 
 import llm
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 DEFAULT_MAX_TOKENS = 8192
 # What Gemma 4's image processor accepts.
 IMAGE_TOKENS = (70, 140, 280, 560, 1120)
+
+
+def _wrong(words: str) -> PydanticCustomError:
+    """An error of just these words: of a ValueError Pydantic writes "Value error, ..."."""
+    return PydanticCustomError("wrong", "{words}", {"words": words})
 
 
 class Options(llm.Options):
@@ -108,20 +114,31 @@ class Options(llm.Options):
     @classmethod
     def _is_a_file(cls, value: object) -> object:
         # From Python it may as well be a path; llm logs options as JSON.
-        named = str(value) if isinstance(value, Path) else value
-        if isinstance(named, str) and (not named.strip() or "\0" in named):
-            raise ValueError("must be the name of a file, such as out.html")
+        named = str(value) if isinstance(value, Path | bool) else value
+        if named == "-":
+            raise _wrong("must be the name of a file, such as out.html: standard output is for the reply")
+        # A file of that name is not what somebody means who says so.
+        if isinstance(named, str) and (named.strip().lower() in ("", "true", "false") or "\0" in named):
+            raise _wrong("must be the name of a file, such as out.html")
         return named
+
+    @field_validator("watch", "thinking", mode="wrap")
+    @classmethod
+    def _is_a_boolean(cls, value: object, handler: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise _wrong("must be true or false") from error
 
     @field_validator("image_tokens")
     @classmethod
     def _is_a_budget(cls, value: int | None) -> int | None:
         if value is not None and value not in IMAGE_TOKENS:
-            raise ValueError(f"must be one of {', '.join(map(str, IMAGE_TOKENS))}")
+            raise _wrong(f"must be one of {', '.join(map(str, IMAGE_TOKENS))}")
         return value
 
     @model_validator(mode="after")
     def _temperature_falls(self) -> Options:
         if self.t_min is not None and self.t_max is not None and self.t_min >= self.t_max:
-            raise ValueError(f"t_min ({self.t_min}) must be below t_max ({self.t_max})")
+            raise _wrong(f"t_min ({self.t_min}) must be below t_max ({self.t_max})")
         return self

@@ -341,7 +341,9 @@ def _weights_cells(weights: dict[str, Any]) -> list[str]:
     name = quoted(weights["repository"] or weights["folder"])
     if weights["revision"] is not None:
         name += f" ({quoted(weights['revision'])})"
-    return [weights["representation"] or "", name, _on_disk(weights)]
+    # What is in a folder is known once its headers have been read.
+    kind = weights["representation"] or ("folder" if weights["folder"] else "")
+    return [kind, name, _on_disk(weights)]
 
 
 def _on_disk(weights: dict[str, Any]) -> str:

@@ -96,7 +96,8 @@ def test_status_before_and_after(command: Command, hub: LoopbackHub, checkpoint_
     assert (weights["commit"], weights["bytes"], weights["is_whole"]) == (COMMIT, size, True)
     assert prompt_of(after, "diffusiongemma-nvfp4")["download_bytes"] == 0
     text = command.ok("status")
-    assert f"  nvfp4  {NVIDIA}" in text
+    assert f"  nvfp4   {NVIDIA}" in text
+    assert f"  folder  {EMBEDDED_CHECKPOINT}" in text
     assert f"MB, commit {COMMIT[:12]}\n" in text
     assert not hub.requests
 

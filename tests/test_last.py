@@ -109,6 +109,21 @@ def test_what_is_ones_own_is_for_people_only(llm_command: Llm, tmp_path: Path) -
     assert text.endswith(f"\n    -o max_tokens 20 -o regex 'secret[ab]' -o seed {found['seed']}")
 
 
+def test_what_a_reply_hung_on_beside_its_prompt(llm_command: Llm) -> None:
+    def again() -> str:
+        return " ".join(told(llm_command).rpartition("\n\n")[2].split())
+
+    llm_command.ok("-m", TINY, "Hello", "-s", "Be brief.", "--schema", "age int", "-o", "seed", "3")
+    assert again().startswith(
+        "On the same device the same prompt, system prompt and schema with these options make"
+    )
+    llm_command.ok("-c", "Hello", "-o", "max_tokens", "5")
+    assert "make this reply again, as the same turn of the same conversation: -o max_tokens 5" in again()
+    llm_command.ok("-m", TINY, "-T", "llm_version", "What is the version of llm?", "-o", "seed", "1")
+    assert "makes this reply again" not in again()
+    assert "It is the last of several turns, after the results of tools" in " ".join(told(llm_command).split())
+
+
 def test_replies_that_did_not_come_to_their_end(llm_command: Llm) -> None:
     llm_command.ok("-m", TINY, "Count from 1 to 100", "-o", "max_tokens", "5")
     assert row(told(llm_command), "ended") == "cut: max_tokens (5) was used up"

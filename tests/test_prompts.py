@@ -193,7 +193,10 @@ def test_empty_reply_is_said(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) 
         (("-o", "confidence_threshold", "0"), "confidence_threshold"),
         (("-o", "stability_threshold", "-1"), "stability_threshold"),
         (("-o", "thinking", "perhaps"), "thinking"),
-        (("-o", "replay", " "), "replay\n  Value error, must be the name of a file"),
+        (("-o", "watch", "maybe"), "watch\n  must be true or false"),
+        (("-o", "replay", " "), "replay\n  must be the name of a file"),
+        (("-o", "replay", "-"), "standard output is for the reply"),
+        (("-o", "replay", "True"), "replay\n  must be the name of a file"),
         (("-o", "t_min", "0.5", "-o", "t_max", "0.5"), "t_min (0.5) must be below t_max (0.5)"),
         # Only one is set: the other is the checkpoint's.
         (("-o", "t_min", "0.9"), "t_min is 0.9 and t_max is 0.8"),

@@ -106,13 +106,18 @@ def test_examples_were_found() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if run_on_its_page()[page]], ids=lambda page: page.name)
 def test_examples_run_as_printed(
-    page: Path, llm_command: Llm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    llm_command: Llm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One after the other, as by somebody who reads the page."""
     monkeypatch.chdir(tmp_path)
     for example in run_on_its_page()[page]:
         if example.language == "python":
             exec(compile(example.code, page.name, "exec"), {"__name__": "__main__"})
+            assert not re.search(r"<\w*Response\b", capsys.readouterr().out)  # but the reply in it
             continue
         given = None
         for words in commands(example.code):

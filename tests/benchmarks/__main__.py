@@ -138,7 +138,7 @@ def startup(device: torch.device, repeats: int, sizes: Sizes) -> None:
 def warm_commands(device: torch.device, repeats: int, sizes: Sizes) -> None:
     costs = warm.costs(4 * repeats)
     echo = costs[warm.ECHO].seconds
-    print("\n(i) Whole commands, with a server that runs\n")
+    print("\n(e) Whole commands, with a server that runs\n")
     print("| | Seconds | The reply in it | The rest against the echo |\n| --- | --- | --- | --- |")
     for name, cost in costs.items():
         against = (cost.seconds - cost.reply_seconds) / echo
@@ -163,7 +163,7 @@ def earlier_tree() -> Iterator[Path | None]:
 def context(device: torch.device, repeats: int, sizes: Sizes) -> None:
     network = networks.wide_body(device, sizes).network
     costs = context_costs(network, (256, sizes.long_context), 2 * repeats)
-    print("\n(g) The layers of one of our denoising steps: wide random body\n")
+    print("\n(i) The layers of one of our denoising steps: wide random body\n")
     print("| Context | ms | Its attention | Everything else |\n| --- | --- | --- | --- |")
     for length, cost in costs.items():
         whole, attention = cost.seconds * 1000, cost.attention_seconds * 1000
@@ -172,7 +172,7 @@ def context(device: torch.device, repeats: int, sizes: Sizes) -> None:
 
 def chat(device: torch.device, repeats: int, sizes: Sizes) -> None:
     costs = conversation(networks.wide_body(device, sizes).network, sizes, repeats=min(repeats, 3))
-    print(f"\n(e) {sizes.turns} turns of a chat, replies of 1 canvas, {sizes.steps} steps: wide random body\n")
+    print(f"\n(g) {sizes.turns} turns of a chat, replies of 1 canvas, {sizes.steps} steps: wide random body\n")
     print("| Turn | Context | Tokens encoded | Without the cache | Prefill | Without | First block | Without |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for turn in sorted({min(turn, sizes.turns) for turn in (1, 2, 5, 10, 15, 20)}):
@@ -193,7 +193,7 @@ def chat(device: torch.device, repeats: int, sizes: Sizes) -> None:
 
 def constraint(device: torch.device, repeats: int, sizes: Sizes) -> None:
     vocabulary = constrained.gemma_like_vocabulary(sizes)
-    print(f"\n(f) From a byte automaton to the classes of {sizes.vocabulary:,} tokens\n")
+    print(f"\n(h) From a byte automaton to the classes of {sizes.vocabulary:,} tokens\n")
     print("| | States | Classes | Arcs | First | Cached |\n| --- | --- | --- | --- | --- | --- |")
     for name, cost in constrained.build_costs(vocabulary, repeats).items():
         print(
@@ -251,7 +251,7 @@ def costs_in_quality(device: torch.device, repeats: int, sizes: Sizes) -> None:
         steps = quality.states(plain, prompts, reference._settings)
         print_deviations("the embedded checkpoint, against bf16", plain, tiny, steps)
         scores = {layout: quality.scores(examiner, sizes.questions) for layout, examiner in examiners.items()}
-    print("\n(h) Right answers of the embedded checkpoint\n")
+    print("\n(j) Right answers of the embedded checkpoint\n")
     print(f"| | {' | '.join(scores)} |\n| --- |{' --- |' * len(scores)}")
     for skill, score in scores[quality.REFERENCE].items():
         print(f"| {skill}, of {score.asked} | {' | '.join(str(each[skill].right) for each in scores.values())} |")
@@ -266,7 +266,7 @@ def print_deviations(
     twins: dict[quality.Layout, Network],
     steps: Sequence[quality.State],
 ) -> None:
-    print(f"\n(h) Logits of {len(steps)} denoising steps: {title}\n")
+    print(f"\n(j) Logits of {len(steps)} denoising steps: {title}\n")
     print("| | Relative error | KL, nats a position | Most likely token kept |\n| --- | --- | --- | --- |")
     for layout, each in quality.deviations(reference, twins, steps).items():
         print(f"| {layout} | {each.relative_error:.4f} | {each.divergence:.2g} | {each.kept:.2%} |")
@@ -274,7 +274,7 @@ def print_deviations(
 
 def through_server(device: torch.device, repeats: int, sizes: Sizes) -> None:
     ways = server.ways(llm.get_model(TINY).entry, repeats)
-    print(f"\n(j) A reply of {server.TOKENS} tokens, by turns: the embedded checkpoint\n")
+    print(f"\n(f) A reply of {server.TOKENS} tokens, by turns: the embedded checkpoint\n")
     print("| | Seconds | Neither encoding nor denoising | Of the processor |\n| --- | --- | --- | --- |")
     for name, way in ways.items():
         print(f"| {name} | {way.whole:.3f} | {way.beside * 1000:.1f} ms | {way.processor:.3f} |")

@@ -446,7 +446,10 @@ function select(position) {
   for (const [token, is] of [[tokens[selected], "false"], [tokens[position], "true"]])
     token?.setAttribute("aria-selected", is);
   selected = position;
-  if (position !== null) setCurrent(position);
+  if (position !== null) {
+    setCurrent(position);
+    pauseQuietly(); // who looks at one token wants it to stay
+  }
   show();
 }
 
@@ -634,7 +637,19 @@ function showKinds() {
     if (found.has(kind)) $("key-kinds").append(make("span", `tk ${kind}`, KINDS[kind]));
 }
 
-const named = (name) => visible(name).replaceAll("_", " ");
+const NAMES = new Map([
+  ["finish_reason", "ended"],
+  ["generate_seconds", "seconds to generate"],
+  ["load_seconds", "seconds to load"],
+  ["representation", "weights"],
+  ["resolved_model", "model"],
+  ["input_tokens", "tokens in"],
+  ["output_tokens", "tokens out"],
+  ["cached_tokens", "tokens from the cache"],
+  ["tokens_per_forward", "tokens a step"],
+]);
+const PLACES = /^placement: (?:devices: )?/;
+const named = (name) => NAMES.get(name) ?? visible(name.replace(PLACES, "")).replaceAll("_", " ");
 
 function valued(value, name) {
   if (value === null) return "–";
@@ -649,7 +664,7 @@ function* flat(pairs, prefix = "") {
   for (const [name, value] of pairs) {
     if (value !== null && typeof value === "object" && !Array.isArray(value))
       yield* flat(Object.entries(value), `${prefix}${name}: `);
-    else yield [prefix + name, value];
+    else if (value !== null && value !== "" && value.length !== 0) yield [prefix + name, value];
   }
 }
 
@@ -664,7 +679,8 @@ function showTables() {
     });
   $("answer").textContent = visible(reply.text) || "(empty)";
   $("settings").replaceChildren(...rows([...flat(reply.settings)]));
-  $("figures").replaceChildren(...rows([...flat(reply.figures.filter(([name]) => name !== "blocks"))]));
+  const set = new Set(["blocks", ...reply.settings.map(([name]) => name)]); // and said there
+  $("figures").replaceChildren(...rows([...flat(reply.figures.filter(([name]) => !set.has(name)))]));
 
   const names = new Set(reply.blocks.flatMap((block) => Object.keys(block)));
   const columns = [...names].filter((name) => name !== "constraint");
@@ -716,7 +732,9 @@ function listen() {
   });
   $("canvas").addEventListener("click", (event) => {
     const position = positionOf(event);
-    if (position !== null) tokens[position].focus({ preventScroll: true });
+    if (position === null) return;
+    tokens[position].focus({ preventScroll: true });
+    select(position); // it may have had the focus already
   });
   $("canvas").addEventListener("focusin", (event) => select(positionOf(event)));
   $("close").addEventListener("click", deselect);
@@ -728,11 +746,10 @@ function listen() {
 }
 
 function deselect() {
-  const hadFocus = $("token").contains(document.activeElement);
   hovered = null;
+  // What is closed gives the focus back to its token, and a token keeps it.
+  if (selected !== null && $("token").contains(document.activeElement)) tokens[current].focus({ preventScroll: true });
   select(null);
-  if (hadFocus) $("play").focus();
-  else document.activeElement?.blur();
 }
 
 function onKey(event) {

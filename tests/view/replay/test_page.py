@@ -318,6 +318,18 @@ def test_what_else_a_token_could_have_been(show: Open) -> None:
     expect(opened.locator("#canvas > [aria-selected='true']")).to_have_text(" four")
     opened.keyboard.press("Escape")
     expect(opened.locator("#history")).to_be_hidden()
+    expect(token(opened, 5)).to_be_focused()
+    token(opened, 5).click()
+    expect(opened.locator("#history")).to_be_visible()
+    opened.locator("#close").click()
+    expect(token(opened, 5)).to_be_focused()
+    # It plays until somebody looks at a token.
+    opened.locator("#speed").select_option("1")
+    opened.locator("body").press("Home")
+    opened.locator("body").press(" ")
+    expect(opened.locator("#play")).to_contain_text("Pause")
+    token(opened, 4).click()
+    assert "Play" in opened.locator("#play").inner_text()
 
 
 # Of a token's colours, as fractions: the contrast by WCAG 2.2.
@@ -431,6 +443,7 @@ def test_several_replies_and_what_was_not_the_reply(show: Open) -> None:
     interrupted.figures["finish_reason"] = "interrupted"
     twice.figures.update(finish_reason="error", error="<b>Full</b>\x1b")
     cut = two_canvases()
+    cut.figures.update(seed=2**63 - 1, lowered=[], server=None, tokens_per_forward=8.5)
     cut.figures["blocks"] = [{"tokens": SIZE}, {"tokens": 6}]
     opened = show(cut, twice, interrupted)
     note = opened.locator("#note")
@@ -439,6 +452,8 @@ def test_several_replies_and_what_was_not_the_reply(show: Open) -> None:
     expect(opened.locator("#settings")).to_have_text(
         re.compile(str(2**63 - 1))
     )  # which JavaScript has no number for
+    figures = opened.locator("#figures tr")
+    expect(figures).to_have_text(["endedstop", "devicecpu", "networkcpu", "tokens a step8.5"])
     expect(note).to_be_hidden()
     opened.locator("body").press("End")
     # What the budget has no room for is no part of the reply.
