@@ -22,7 +22,7 @@ from ..chat.output import THOUGHT_CLOSES, ReplyReader
 from ..diffusion.request import ConstrainedText, Part, Prompt, Request, Text, Thought
 from ..options import DEFAULT_MAX_TOKENS, Options
 from ..view.progress import indicate
-from ..view.records import Watch
+from ..view.records import Reading, Watch
 from .engine import Engine, ReentrantLock, get_engine, import_vision, telling_how_to_mend
 from .forks import importing
 from .form import Form, read_form
@@ -305,13 +305,13 @@ class _Attempt:
     def _next_block(self, began: float) -> Block | None:
         """The next one, if there is one. Who watches is told how it comes to be: the time is counted from when the
         clock said `began`."""
-        from ..diffusion.pipeline import Block, Prefill
+        from ..diffusion.pipeline import Block
 
         for record in self._records:
             if isinstance(record, Block):
                 return record
             assert self._teller is not None
-            if isinstance(record, Prefill):
+            if isinstance(record, Reading):
                 self._teller.read(record)
             else:
                 self._teller.drafted(record, time.perf_counter() - began)

@@ -8,7 +8,7 @@ from ..chat.drafts import CanvasReader
 from ..view.records import ACCEPTED, NOISE, SETTLED, Likely, Reading, Snapshot, Watch
 
 if TYPE_CHECKING:
-    from ..diffusion.pipeline import Block, Draft, Prefill
+    from ..diffusion.pipeline import Block, Draft
 
 # Of each position, at the most. What is less probable than the least nobody would see.
 CANDIDATES = 5
@@ -31,9 +31,9 @@ class Teller:
         # By position the token that was accepted in the step before.
         self._accepted: list[int | None] = []
 
-    def read(self, prefill: Prefill) -> None:
+    def read(self, reading: Reading) -> None:
         """So much of the prompt has been read."""
-        self._watch.see(Reading(prefill.tokens, prefill.of))
+        self._watch.see(reading)
 
     def drafted(self, draft: Draft, seconds: float) -> None:
         """A denoising step is done, so long after the reply was begun."""

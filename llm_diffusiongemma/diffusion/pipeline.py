@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import DeviceMemoryError, NotANumberError
+from ..view.records import Reading
 from .devices import is_out_of_memory
 from .kv_cache import KVCache
 from .prefix_cache import EncodedPrefix, PrefixCache
@@ -32,15 +33,6 @@ if TYPE_CHECKING:
 # The encoder reads so many tokens at a time (more where an image would be cut): its masks have a row for
 # each of them and a column for each token of the context, which at once would be gigabytes for a long one.
 MAX_PREFILL_TOKENS = 1024
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """How far the encoder is with the prompt, for somebody who watches."""
-
-    tokens: int
-    """that it has read, those from the cache included"""
-    of: int
 
 
 @dataclass(frozen=True)
@@ -124,10 +116,10 @@ class BlockDiffusionPipeline:
         drafts: bool = False,
         candidates: int = 0,
         should_stop: Callable[[], bool] | None = None,
-    ) -> Generator[Prefill | Draft | Block, None, None]:
+    ) -> Generator[Reading | Draft | Block, None, None]:
         """Reply to a request: yields each block when done.
 
-        With `readings` a `Prefill` comes before the prompt is read and after each chunk of it. With `drafts` a
+        With `readings` a `Reading` comes before the prompt is read and after each chunk of it. With `drafts` a
         `Draft` comes after every denoising step, before the `Block` it leads to, with so many `candidates`. What
         nobody asks for is not made, and asking changes no reply.
 
@@ -154,7 +146,7 @@ class BlockDiffusionPipeline:
         drafts: bool,
         candidates: int,
         should_stop: Callable[[], bool],
-    ) -> Generator[Prefill | Draft | Block, None, None]:
+    ) -> Generator[Reading | Draft | Block, None, None]:
         network, endings = self._network, Endings(self.eos_token_ids, self.pad_token_id)
         prefix = self.prefix_cache.take(request.prompt.identities)
         if prefix is None:
@@ -259,10 +251,10 @@ class BlockDiffusionPipeline:
 
     def _prefill(
         self, prompt: Prompt, prefix: EncodedPrefix, should_stop: Callable[[], bool]
-    ) -> Iterator[Prefill]:
+    ) -> Iterator[Reading]:
         """Read what `prefix` does not hold of a prompt, or up to where `should_stop` says so."""
         length = len(prompt.token_ids)
-        yield Prefill(len(prefix), length)
+        yield Reading(len(prefix), length)
         while (start := len(prefix)) < length and not should_stop():
             stop = min(start + MAX_PREFILL_TOKENS, length)
             if start < prompt.stable_length < stop:
@@ -274,7 +266,7 @@ class BlockDiffusionPipeline:
             self._encode(prompt.token_ids[start:stop], prompt.identities[start:stop], prefix, prompt.images)
             if stop == prompt.stable_length:
                 prefix.cache.mark()
-            yield Prefill(stop, length)
+            yield Reading(stop, length)
 
     def _encode(
         self,

@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_diffusiongemma.backends.telling import Teller
 from llm_diffusiongemma.chat.drafts import CanvasReader, Spelling
-from llm_diffusiongemma.diffusion.pipeline import Block, Draft, Prefill
+from llm_diffusiongemma.diffusion.pipeline import Block, Draft
 from llm_diffusiongemma.view.records import Likely, Reading, Snapshot, Watch
 
 from ..tokenizers import ours
@@ -21,12 +21,12 @@ def draft(step: int, tokens: list[int], accepted: str, block: int = 0, candidate
     return Draft(block, step, 48, tokens, None, taken, [0.123456] * len(tokens), 0.5, candidates)
 
 
-def seen_of(*records: Draft | Block | Prefill) -> list[Any]:
+def seen_of(*records: Draft | Block | Reading) -> list[Any]:
     seen: list[Any] = []
     reader = CanvasReader(Spelling(TOKENIZER), TOKENIZER.control_tokens, in_thought=False, has_calls=False)
     teller = Teller(Watch(seen.append, "candidates"), reader, attempt=1)
     for number, record in enumerate(records):
-        if isinstance(record, Prefill):
+        if isinstance(record, Reading):
             teller.read(record)
         elif isinstance(record, Draft):
             teller.drafted(record, float(number))
@@ -54,7 +54,7 @@ def test_a_token_settles_when_it_is_accepted_twice_in_a_row() -> None:
 
 def test_all_of_a_snapshot() -> None:
     candidates = [[(A, 0.98765432), (TURN, 0.002), (B, 0.0001)], [(C, 0.0002), (D, 0.0001)]]
-    assert seen_of(Prefill(3, 9), draft(2, [A, TURN], "10", candidates=candidates)) == [
+    assert seen_of(Reading(3, 9), draft(2, [A, TURN], "10", candidates=candidates)) == [
         Reading(3, 9),
         Snapshot(
             attempt=1,

@@ -14,7 +14,7 @@ from unittest.mock import patch
 from llm_diffusiongemma.backends.telling import CANDIDATES, Teller
 from llm_diffusiongemma.chat.drafts import CanvasReader, Spelling
 from llm_diffusiongemma.diffusion.network import Network
-from llm_diffusiongemma.diffusion.pipeline import Block, Prefill
+from llm_diffusiongemma.diffusion.pipeline import Block
 from llm_diffusiongemma.diffusion.request import Prompt, Request
 from llm_diffusiongemma.view import watching
 from llm_diffusiongemma.view.records import Reading, Snapshot, Wants, Watch
@@ -60,7 +60,7 @@ def costs(network: Network, task: Task, tokens: dict[int, str], repeats: int) ->
         for record in records:
             if isinstance(record, Block):
                 teller.committed(record)
-            elif isinstance(record, Prefill):
+            elif isinstance(record, Reading):
                 teller.read(record)
             else:
                 teller.drafted(record, time.perf_counter() - began)

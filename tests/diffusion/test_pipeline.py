@@ -11,7 +11,7 @@ import torch
 
 from llm_diffusiongemma.diffusion import pipeline as pipeline_module
 from llm_diffusiongemma.diffusion.network import Network
-from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft, Prefill
+from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
 from llm_diffusiongemma.diffusion.request import Part, Prompt, Request, Text
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
 from llm_diffusiongemma.errors import (
@@ -21,6 +21,7 @@ from llm_diffusiongemma.errors import (
     OptionError,
     PromptError,
 )
+from llm_diffusiongemma.view.records import Reading
 
 from .tiny_models import NEVER, network_of, prompt_of, shared_model, tiny_model
 
@@ -50,7 +51,7 @@ def start(
     eos: Sequence[int] = (NEVER,),
     pad: int | None = 0,
     parts: tuple[Part, ...] | None = None,
-) -> Generator[Prefill | Draft | Block, None, None]:
+) -> Generator[Reading | Draft | Block, None, None]:
     pipeline = BlockDiffusionPipeline(network or shared_network(), eos_token_ids=eos, pad_token_id=pad)
     return pipeline.generate(
         Request(Prompt(prompt), SETTINGS, max_tokens, parts or (Text(),)),
@@ -289,8 +290,8 @@ def test_readings_begin_at_what_is_cached_and_come_with_each_chunk(monkeypatch: 
         )
         *readings, block = reply
         assert isinstance(block, Block)
-        assert all(isinstance(each, Prefill) and each.of == len(prompt) for each in readings)
-        return [each.tokens for each in readings if isinstance(each, Prefill)]
+        assert all(isinstance(each, Reading) and each.of == len(prompt) for each in readings)
+        return [each.tokens for each in readings if isinstance(each, Reading)]
 
     assert read(PROMPT) == [0, 8, 16, 20]
     assert read([*PROMPT, *PROMPT[:3]]) == [20, 23]
