@@ -28,7 +28,7 @@ from .errors import LogError
 from .grammar.records import Lowered
 from .options import DEFAULT_MAX_TOKENS
 from .printing import aligned, filled
-from .wording import gib, printable, quoted
+from .wording import gib, listed, printable, quoted
 
 # Somebody's own words, files and machines. `--json` leaves them out, so that it can be shown to anybody.
 PRIVATE = frozenset({"prompt", "error", "server", "served_model", "own_words"})
@@ -443,10 +443,9 @@ def _again(found: Mapping[str, Any]) -> Iterator[str]:
         # Without a seed each turn before it drew its own.
         yield filled("What it was asked with; what came before it and the results of tools count, too:")
     else:
-        what = same[0] if len(same) == 1 else f"{', '.join(same[:-1])} and {same[-1]}"
         again = f"{'makes' if len(same) == 1 else 'make'} this reply again"
         where = ", as the same turn of the same conversation" if found["is_continued"] else ""
-        yield filled(f"On the same device the same {what} with these options {again}{where}:")
+        yield filled(f"On the same device the same {listed(same)} with these options {again}{where}:")
     options = found["options"] | found["own_words"] | {"seed": found["seed"]}
     # On one line, to be copied.
     yield "    " + printable(

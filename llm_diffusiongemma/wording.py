@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -38,6 +38,12 @@ def quoted(value: object, limit: int = MAX_QUOTED_CHARACTERS) -> str:
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
+def listed(words: Sequence[str]) -> str:
+    """Several in a sentence: a, b and c."""
+    *before, last = words
+    return f"{', '.join(before)} and {last}" if before else last
+
+
 def gib(num_bytes: int) -> str:
     """A size for people."""
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**29 else f"{num_bytes / 2**20:.1f} MiB"
@@ -58,12 +64,13 @@ def told_to(listener: Callable[[str], object]) -> Iterator[None]:
 
 def tell(message: str) -> None:
     """Say something to who sits at the terminal, beside the reply."""
+    message = printable(message)
     if (listener := _listener.get()) is not None:
-        listener(printable(message))
+        listener(message)
         return
     with screen.aside():
         screen.printed(message + "\n", err=True)
-        click.echo(printable(message), err=True)
+        click.echo(message, err=True)
 
 
 def tell_once(message: str) -> None:

@@ -13,7 +13,7 @@ from ..chat.wire import to_plain_wire, to_wire, tools_to_wire
 from ..errors import ServerError, UnsupportedByServerError
 from ..options import DEFAULT_MAX_TOKENS
 from ..view.records import Wants
-from ..wording import quoted
+from ..wording import listed, quoted
 from .address import Address
 from .protocol import EXTENSION, EXTENSION_OPTIONS, OWNER, VIEW_OPTIONS
 from .turn import Turn
@@ -194,10 +194,9 @@ def _refuse_what_it_cannot(turn: Turn, served: Served) -> None:
         refused.insert(0, "a schema")
     if not refused:
         return
-    what = f"{', '.join(refused[:-1])} and {refused[-1]}" if len(refused) > 1 else refused[0]
     server = "vLLM" if served.kind == "vllm" else "a server that is not one of llm-diffusiongemma"
     raise UnsupportedByServerError(
-        f"{quoted(served.address.name)} can't be asked for {what}: {server} doesn't have that for this model. "
-        f"Leave {'them' if len(refused) > 1 else 'it'} out, or ask a model that runs here or on `llm "
+        f"{quoted(served.address.name)} can't be asked for {listed(refused)}: {server} doesn't have that for "
+        f"this model. Leave {'them' if len(refused) > 1 else 'it'} out, or ask a model that runs here or on `llm "
         "diffusiongemma serve`."
     )

@@ -324,15 +324,17 @@ class Distributions:
             tokens.append(best.gather(1, top.indices // width) * width + top.indices % width)
         by_token = torch.cat(tokens).sort()
         by_z = torch.cat(z).gather(1, by_token.indices).sort(descending=True, stable=True)
-        scale = (self._reference - self._maximum[:, None]).exp_()
-        total = (scale * self._part_sum.sum(-1)).sum(-1)
-        probabilities = (by_z.values - self._maximum[:, None]).exp_().div_(total[:, None])
+        probabilities = (by_z.values - self._maximum[:, None]).exp_().div_(self._total()[:, None])
         return Likeliest(by_token.values.gather(1, by_z.indices), probabilities)
 
     def soft_embeddings(self) -> torch.Tensor:
         """softmax(z) @ embedding, without the embedding's factor: fp32 `[256, H]`, valid until `start`."""
+        return self._soft.div_(self._total()[:, None])
+
+    def _total(self) -> torch.Tensor:
+        """The sum of exp(z - maximum) over the vocabulary: fp32 `[256]`."""
         scale = (self._reference - self._maximum[:, None]).exp_()
-        return self._soft.div_((scale * self._part_sum.sum(-1)).sum(-1)[:, None])
+        return (scale * self._part_sum.sum(-1)).sum(-1)
 
     def draw(self, uniforms: torch.Tensor) -> torch.Tensor:
         """A token for each position, int64 `[256]`: where its cumulative distribution passes its uniform number.

@@ -27,19 +27,16 @@ def check(place: Path) -> None:
     """Raises `ReplayError` if a replay could not be written there, or would be written over something else."""
     folder = place.parent
     try:
-        try:
+        with suppress(FileNotFoundError):
             _check_file(place)
-        except FileNotFoundError:
-            if not folder.exists():
-                raise _impossible(
-                    place, "there is no such folder", "Create it first, or name another file."
-                ) from None
+        if not folder.exists():
+            raise _impossible(place, "there is no such folder", "Create it first, or name another file.")
         # Its rights say little of a disk, and on Windows nothing.
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except ReplayError:
+        raise
     except OSError as error:
-        if isinstance(error, ReplayError):
-            raise
         raise _impossible(place, _reason(error), "Name a file in a folder that you can write to.") from error
 
 
