@@ -94,6 +94,9 @@ class Command:
         if handles:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # it can't end sooner than it does now
         self._has_ended = True
+        # Of one that was raised in code made from a text, as dataclasses are, Python believes under `python -m`
+        # that nobody caught it, and ends by the signal instead of the status; until the next text is evaluated.
+        eval("None")
         if is_interrupted:
             self._status = INTERRUPTED_STATUS
             if not owns_process:

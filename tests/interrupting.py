@@ -3,8 +3,8 @@
     python -m tests.interrupting HOW WHERE [llm's arguments]
 
 WHERE is a module, while it is imported: an exception ends the process then, as PyTorch's C++ may end it; or
-"printing", before llm's first word; or "the end", when all is logged and Python takes itself apart. HOW is
-"plainly"; "twice"; or "stuck": the import never ends.
+"printing", before llm's first word; "a text", in code made from one, before anything is asked; or "the end", when
+all is logged and Python takes itself apart. HOW is "plainly"; "twice"; or "stuck": the import never ends.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import time
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from types import ModuleType
+from typing import Any
 
 import click
 from llm.cli import cli
+
+from llm_diffusiongemma import models
 
 
 class Interrupting(MetaPathFinder):
@@ -57,10 +60,23 @@ def interrupt_printing() -> None:
     click.echo = interrupted_echo  # type: ignore[assignment]
 
 
+def interrupt_in_text() -> None:
+    answer = models.answer
+
+    def interrupted_answer(*arguments: Any) -> Any:
+        models.answer = answer
+        exec("interrupt()")
+        return answer(*arguments)
+
+    models.answer = interrupted_answer
+
+
 if __name__ == "__main__":
     _, how, where, *arguments = sys.argv
     if where == "printing":
         interrupt_printing()
+    elif where == "a text":
+        interrupt_in_text()
     elif where == "the end":
         atexit.register(interrupt)
     else:

@@ -239,6 +239,19 @@ def test_while_importing(llm_command: Llm) -> None:
     assert llm_command.logs() == []
 
 
+def test_in_code_made_from_a_text(llm_command: Llm) -> None:
+    """Python ended by the signal instead of the status, also a chat that had gone on."""
+    module = ("tests.interrupting", "plainly", "a text")
+    process = llm_command.process("-m", TINY, "What is a canvas?", module=module)
+    assert (end(process), process.returncode) == (("", "\nInterrupted.\n"), 130)
+    process = llm_command.process("chat", "-m", TINY, interactive=True, module=module)
+    assert process.stdin is not None
+    process.stdin.write("What is a canvas?\nexit\n")
+    process.stdin.close()
+    _, errors = end(process)
+    assert (process.returncode, errors.strip()) == (0, "Interrupted: the reply ends here.")
+
+
 def test_async_does_not_wait_for_what_cant_be_stopped(llm_command: Llm) -> None:
     """An import, loading, a download. It took seconds, and a second Ctrl-C printed an ignored exception."""
     process = llm_command.process(

@@ -38,7 +38,8 @@ def answer_async(entry: ModelEntry, turn: Turn, owns_process: bool, start_thread
 
 
 def _here(entry: ModelEntry, turn: Turn, stop: Stop) -> Reply:
-    from .local import LocalReply
+    with stop.importing():
+        from .local import LocalReply
 
     return LocalReply(entry, turn, stop)
 
@@ -51,7 +52,8 @@ class _Reply(Delegate[Reply]):
     """A server's; or this process's, if that was found by itself and is gone before anything has come of it."""
 
     def __init__(self, address: Address, entry: ModelEntry, turn: Turn, stop: Stop) -> None:
-        from .remote import RemoteReply
+        with stop.importing():
+            from .remote import RemoteReply
 
         self._address, self._entry, self._turn, self._stop = address, entry, turn, stop
         self._reply = RemoteReply(address, turn, stop)
