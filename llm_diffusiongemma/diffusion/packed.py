@@ -18,6 +18,7 @@ table or converts torch's own fp8, and a device needs no fp8 numbers for it.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -64,7 +65,7 @@ def is_multiplied_fast(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
-class Matrices:
+class Matrices(ABC):
     """S matrices `[out, in]` in one format. Their values are whatever was in memory, until somebody fills them."""
 
     name: ClassVar[Representation]
@@ -78,22 +79,22 @@ class Matrices:
         """
         self.stack, self.parts, self.outputs, self.inputs = stack, parts, sum(parts), inputs
 
+    @abstractmethod
     def held(self) -> tuple[torch.Tensor, ...]:
         """All that is in memory, each contiguous. The same for equal sizes and format, so one can be copied over
         another."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensors(self, which: int, part: int) -> Iterator[tuple[str, torch.Tensor]]:
         """Where one matrix's values belong, as views of the dtypes that they are stored in, each with the end of
         its name in a checkpoint."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dequantise(self, which: slice, rows: slice, out: torch.Tensor) -> torch.Tensor:
         """The numbers of some rows of some matrices, into `out` `[k, n, in]`: contiguous, of any float dtype.
 
         A format's products are rounded to fp32 each, and the last to `out`'s dtype.
         """
-        raise NotImplementedError
 
     def pieces(self, scratch: Scratch) -> Iterator[tuple[slice, slice]]:
         """Which matrices and which of their rows become numbers at a time: several whole ones, or part of one."""
@@ -235,8 +236,9 @@ class Nvfp4(Matrices):
         torch.mul(numbers, self._combined(scale, global_scale)[..., None], out=out.view(blocks))
         return out
 
+    @abstractmethod
     def _combined(self, scale: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """The scale of each block `[k, n, in / 16]`, of its own and that of its matrix."""
 
 
 class ModelOptNvfp4(Nvfp4):

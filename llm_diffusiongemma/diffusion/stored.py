@@ -93,7 +93,7 @@ def recognise(weights: Weights, packings: Set[Packing], config: NetworkConfig) -
     packed = {each for each in (experts, attention, mlp) if each is not Plain}
     if {PACKINGS[each] for each in packed} - packings or (packings and not packed):
         said = f"that weights are {' and '.join(sorted(packings))}" if packings else "nothing of packed weights"
-        done = " and ".join(sorted(map(_called, packed or {Plain})))
+        done = " and ".join(sorted(_called(each) for each in packed or {Plain}))
         raise CheckpointError(
             f"The {CONFIG_FILE} in {quoted(weights.folder)} says {said}, and in its weight files is {done}. "
             "Take them from one place: where the model comes from."
