@@ -19,6 +19,10 @@ MODEL_VARIABLE = "LLM_DIFFUSIONGEMMA_MODEL"
 DEVICE_VARIABLE = "LLM_DIFFUSIONGEMMA_DEVICE"
 #: The most that this plugin may take of a device, for example "24GiB".
 MEMORY_VARIABLE = "LLM_DIFFUSIONGEMMA_MEMORY"
+#: "off": no kernels of ours on a card, everything by PyTorch.
+KERNELS_VARIABLE = "LLM_DIFFUSIONGEMMA_KERNELS"
+#: "off": no denoising step is captured as a CUDA graph.
+GRAPH_VARIABLE = "LLM_DIFFUSIONGEMMA_GRAPH"
 #: "off": no server is asked that was not named for a model. Or the URL of the one to be asked.
 SERVER_VARIABLE = "LLM_DIFFUSIONGEMMA_SERVER"
 

@@ -12,8 +12,9 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,7 +99,7 @@ def _layer_bytes(tensors: Mapping[str, StoredTensor]) -> int:
 def _differences(witness: _Witness, seen: _Seen, layer: int, of_change: float) -> Iterator[tuple[str, float]]:
     """How far ours is from theirs in each mode, as a share of what may be."""
     results = witness.run(layer, seen.encoded[layer], seen.denoised[layer])
-    is_last = layer == len(seen.denoised) - 1
+    is_last = layer == len(seen.encoded) - 1
     if is_last:
         # Ours reads on only to its keys and values, and norms what it has denoised.
         results = {"denoise": witness.norm(results["denoise"])}
@@ -132,24 +133,26 @@ class _Seen:
 
 @contextmanager
 def _noting_inputs(network: Network) -> Iterator[list[torch.Tensor]]:
-    """What each layer's first norm is given."""
+    """What each layer is given, and at the end what the last one has made, if it makes anything."""
     noted: list[torch.Tensor] = []
-    norms = [layer.input_norm for layer in network._layers]
+    run, operations = network._run, network.operations
 
-    def noting(norm: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        def apply(x: torch.Tensor) -> torch.Tensor:
-            noted.append(_plain(x))
-            return norm(x)
+    def noting_run(x: torch.Tensor, *others: Any, **named: Any) -> torch.Tensor:
+        noted.append(_plain(x))
+        return run(x, *others, **named)
 
-        return apply
+    def noting_finish(*inputs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x, normed = operations.finish(*inputs)
+        noted.append(_plain(x))
+        return x, normed
 
-    for layer, norm in zip(network._layers, norms, strict=True):
-        layer.input_norm = noting(norm)
+    network._run = noting_run  # type: ignore[method-assign]
+    network.operations = replace(operations, finish=noting_finish)
     try:
         yield noted
     finally:
-        for layer, norm in zip(network._layers, norms, strict=True):
-            layer.input_norm = norm
+        network._run = run  # type: ignore[method-assign]
+        network.operations = operations
 
 
 class _Witness:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from .operations import gelu_gate
 from .packed import Plain, Scratch, multiply
 
 if TYPE_CHECKING:
@@ -16,12 +17,6 @@ if TYPE_CHECKING:
 
 # Public since torch 2.10. Products of the rows of each expert with its matrix, one launch whatever the routing.
 _GROUPED_MM: Any = getattr(F, "grouped_mm", getattr(torch, "_grouped_mm", None))
-
-
-def gelu_gate(gate_up: torch.Tensor) -> torch.Tensor:
-    """`[n, 2 I]`, the gates first, to `[n, I]`: gelu(gate) × up, with the tanh approximation of gelu."""
-    gate, up = gate_up.chunk(2, -1)
-    return F.gelu(gate, approximate="tanh") * up
 
 
 class Experts:
@@ -73,10 +68,8 @@ class Experts:
         return (*self.gate_up.held(), *self.down.held())
 
     def __call__(self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """`x` `[n, H]` through its experts: `chosen` int64 and their `weights`, both `[n, k]`, to `[n, H]`.
-
-        A token's results are added in the order of `chosen`, so that two runs are equal bit for bit.
-        """
+        """`x` `[n, H]` through its experts: `chosen`, integers, and their `weights`, both `[n, k]`, to the result
+        of each times its weight, fp32 `[n, k, H]`."""
         by_expert, order = chosen.flatten().sort(stable=True)  # [n k]
         rows = x.index_select(0, order // chosen.shape[1])  # [n k, H], those of an expert together
         ends = torch.searchsorted(by_expert, self._numbers, right=True, out_int32=True)  # [E]
@@ -90,7 +83,7 @@ class Experts:
             gated = gelu_gate(self._products(rows, self.gate_up, ends, bounds))
             results = self._products(gated, self.down, ends, bounds)
         back = torch.empty_like(results).index_copy_(0, order, results)
-        return (back.view(*chosen.shape, -1) * weights[..., None]).sum(1).to(x.dtype)
+        return back.view(*chosen.shape, -1) * weights[..., None]
 
     def _products(
         self, rows: torch.Tensor, matrices: Matrices, ends: torch.Tensor, bounds: list[int]

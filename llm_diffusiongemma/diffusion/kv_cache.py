@@ -74,20 +74,21 @@ class KVCache:
             if any(each == sliding for each in self._is_sliding) and needed > self._room(sliding=sliding):
                 self._grow(-(-needed // piece) * piece, sliding)
 
-    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put keys and values `[n, heads, head_dim]` behind the committed ones. Room must be reserved.
+    def slots(self, layer: int, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the keys and values of so many positions behind the committed ones belong: views
+        `[heads, positions, head_dim]`. Room must be reserved."""
+        start = self._first_free(layer)
+        keys, values = self._tensors[layer]
+        return keys[:, start : start + positions], values[:, start : start + positions]
 
-        Returns what those n positions may see, views `[heads, seen, head_dim]`: of a sliding layer the last
-        `window - 1` committed positions, of a full one all of them, and the n.
-        """
-        sliding = self._is_sliding[layer]
-        start = self.length - self._dropped * sliding
-        stop = start + len(keys)
-        first = max(0, start - self._reach) if sliding and self._reach is not None else 0
-        held_keys, held_values = self._tensors[layer]
-        held_keys[:, start:stop] = keys.transpose(0, 1)
-        held_values[:, start:stop] = values.transpose(0, 1)
-        return held_keys[:, first:stop], held_values[:, first:stop]
+    def seen(self, layer: int, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What so many positions behind the committed ones may see once theirs are in their slots, views
+        `[heads, seen, head_dim]`: of a sliding layer the last `window - 1` committed positions, of a full one all
+        of them, and the positions themselves."""
+        start = self._first_free(layer)
+        first = max(0, start - self._reach) if self._is_sliding[layer] and self._reach is not None else 0
+        keys, values = self._tensors[layer]
+        return keys[:, first : start + positions], values[:, first : start + positions]
 
     def commit(self, positions: int) -> None:
         """Count so many more that every layer has been written."""
@@ -114,6 +115,9 @@ class KVCache:
                 self._restore(self._mark.length, self._mark.sliding)
         self.length = min(self.length, length)
         return self.length
+
+    def _first_free(self, layer: int) -> int:
+        return self.length - self._dropped * self._is_sliding[layer]
 
     def _of_kind(self, sliding: bool) -> list[torch.Tensor]:
         kinds = zip(self._is_sliding, self._tensors, strict=True)

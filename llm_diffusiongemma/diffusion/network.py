@@ -14,14 +14,16 @@ heads, D head_dim, V vocabulary, E experts.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .experts import Experts, gelu_gate
+from .experts import Experts
+from .operations import PLAIN_TORCH, LayerNorms, Norm, Rotation
 from .packed import PLAIN, Plain, Scratch
 from .placement import LayerHome
 from .streaming import StreamedExperts, pin
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from .config import AttentionConfig, NetworkConfig
     from .kv_cache import KVCache
+    from .operations import Operations
     from .packed import Formats, Matrices
 
 Mode = Literal["encode", "denoise"]
@@ -45,28 +48,6 @@ FP16_HEADROOM = 2.0**-7
 # Whatever the host program prefers. Not cuDNN's, which plans anew for each number of keys, so at each canvas of a
 # context below the window: two seconds on an H200, and then no faster.
 ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-class _Rotation(NamedTuple):
-    """Rotary embedding of n positions, over the halves of a head: x cos + (second half, first half) sin."""
-
-    cos: torch.Tensor  # [n, 1, D]
-    signed_sin: torch.Tensor  # [n, 1, D], negative in the first half
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`[n, heads, D]`, turned."""
-        return torch.addcmul(x * self.cos, x.roll(x.shape[-1] // 2, -1), self.signed_sin)
-
-
-class _Norm:
-    """RMS norm over the last axis, in fp32, times a weight that is not counted from 1."""
-
-    def __init__(self, weight: torch.Tensor, eps: float) -> None:
-        self.weight = weight
-        self._eps = eps
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight, self._eps)
 
 
 class _GatedMLP:
@@ -85,8 +66,9 @@ class _GatedMLP:
         self._down = format(1, (hidden,), width, dtype, device)  # [H, I]
         self._scratch = scratch
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._down.times(gelu_gate(self._gate_up.times(x, self._scratch)), self._scratch)
+    def __call__(self, x: torch.Tensor, operations: Operations) -> torch.Tensor:
+        gated = operations.gelu_gate(operations.linear(x, self._gate_up, self._scratch))
+        return operations.linear(gated, self._down, self._scratch)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from _named(self._gate_up, "gate_proj", "up_proj")
@@ -111,25 +93,22 @@ class _Layer:
         def new(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
 
-        def norm(size: int) -> _Norm:
-            return _Norm(new(size), config.rms_norm_eps)
+        def norm(size: int) -> Norm:
+            return Norm(new(size), config.rms_norm_eps)
 
         hidden, width = config.hidden_size, config.intermediate_size
         self.kind = kind
         self.device = device
         self.scratch = scratch
-        self.heads = (config.num_attention_heads, kind.num_key_value_heads)
-        queries, keys = (heads * kind.head_dim for heads in self.heads)
+        self.num_queries = config.num_attention_heads
+        queries, keys = (heads * kind.head_dim for heads in (self.num_queries, kind.num_key_value_heads))
         parts = (queries, keys, keys) if kind.has_value_projection else (queries, keys)
         self.qkv = formats.attention(1, parts, hidden, dtype, device)
         self.output = formats.attention(1, (hidden,), queries, dtype, device)
         self.q_norm, self.k_norm = norm(kind.head_dim), norm(kind.head_dim)
-        self.input_norm, self.post_attention_norm = norm(hidden), norm(hidden)
-        self.pre_mlp_norm, self.post_mlp_norm = norm(hidden), norm(hidden)
-        self.pre_experts_norm, self.post_experts_norm = norm(hidden), norm(hidden)
-        self.post_norm = norm(hidden)
+        self.norms = LayerNorms(*(norm(hidden) for _ in fields(LayerNorms)))
         self.mlp = _GatedMLP(hidden, width, dtype, device, formats.mlp, scratch)
-        self.router_norm, self.router = norm(hidden), new(config.num_experts, hidden)
+        self.router = new(config.num_experts, hidden)
         self.per_expert_scale = new(config.num_experts)
         self.experts = experts
         self.scalar: dict[Mode, torch.Tensor] = {"encode": new(1), "denoise": new(1)}
@@ -141,16 +120,16 @@ class _Layer:
         yield from ((f"self_attn.{name}", tensor) for name, tensor in _named(self.output, "o_proj"))
         yield "self_attn.q_norm.weight", self.q_norm.weight
         yield "self_attn.k_norm.weight", self.k_norm.weight
-        yield "input_layernorm.weight", self.input_norm.weight
-        yield "post_attention_layernorm.weight", self.post_attention_norm.weight
-        yield "pre_feedforward_layernorm.weight", self.pre_mlp_norm.weight
-        yield "post_feedforward_layernorm_1.weight", self.post_mlp_norm.weight
-        yield "pre_feedforward_layernorm_2.weight", self.pre_experts_norm.weight
-        yield "post_feedforward_layernorm_2.weight", self.post_experts_norm.weight
-        yield "post_feedforward_layernorm.weight", self.post_norm.weight
+        yield "input_layernorm.weight", self.norms.input.weight
+        yield "post_attention_layernorm.weight", self.norms.post_attention.weight
+        yield "pre_feedforward_layernorm.weight", self.norms.mlp.weight
+        yield "post_feedforward_layernorm_1.weight", self.norms.post_mlp.weight
+        yield "pre_feedforward_layernorm_2.weight", self.norms.experts.weight
+        yield "post_feedforward_layernorm_2.weight", self.norms.post_experts.weight
+        yield "post_feedforward_layernorm.weight", self.norms.post.weight
         yield from ((f"mlp.{name}", tensor) for name, tensor in self.mlp.tensors())
         yield "router.proj.weight", self.router
-        yield "router.scale", self.router_norm.weight
+        yield "router.scale", self.norms.router.weight
         yield "router.per_expert_scale", self.per_expert_scale
         if self.experts is not None:
             yield from ((f"experts.{name}", tensor) for name, tensor in self.experts.tensors())
@@ -182,6 +161,8 @@ class Network:
         self.dtype = dtype
         self.device = device
         self.formats = formats
+        self.operations: Operations = PLAIN_TORCH
+        """How it computes what stands between its products. Kernels may take the place of some."""
         self.layer_devices = [torch.device(home.device) for home in homes]
         scratches = {each: Scratch(dtype, each) for each in (device, *self.layer_devices)}
         hidden, width, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
@@ -211,8 +192,8 @@ class Network:
             _Layer(config, kind, dtype, where, formats, scratches[where], kept_experts(home))
             for kind, where, home in zip(config.layers, self.layer_devices, homes, strict=True)
         ]
-        self._final_norm = _Norm(new(hidden), eps)
-        self._conditioning_norm = _Norm(new(hidden), eps)
+        self._final_norm = Norm(new(hidden), eps)
+        self._conditioning_norm = Norm(new(hidden), eps)
         self._conditioning = _GatedMLP(hidden, width, dtype, device, Plain, scratches[device])
         # As a number of the weights' dtype, which transformers makes of it first.
         self._embedding_scale = torch.tensor(hidden**0.5, dtype=dtype, device="cpu").item()
@@ -279,9 +260,9 @@ class Network:
         x = self.embed(canvas)
         if soft_embeddings is not None:
             soft = (soft_embeddings * self._embedding_scale).to(self.dtype)
-            x = x + self._conditioning(self._conditioning_norm(soft))
+            x = x + self._conditioning(self._conditioning_norm(soft), self.operations)
         x = F.rms_norm(x, x.shape[-1:], None, self.config.rms_norm_eps)
-        return self._final_norm(self._run(x, "denoise", cache).to(self.device))
+        return self._run(x, "denoise", cache)
 
     def logits(self, hidden: torch.Tensor, tokens: slice, out: torch.Tensor) -> None:
         """The head for some tokens, before the softcap: `[n, H]` to fp32 `[n, len(tokens)]`, into `out`."""
@@ -299,7 +280,8 @@ class Network:
         return (weights.to(self._product_dtype) @ embeddings.to(self._product_dtype)).float()
 
     def _run(self, x: torch.Tensor, mode: Mode, cache: KVCache, spans: Sequence[range] = ()) -> torch.Tensor:
-        """Through all layers, `[n, H]` to `[n, H]`. Encoding ends with the keys and values of the last one."""
+        """Through all layers and, when denoising, the last norm, `[n, H]` to `[n, H]`. Encoding ends with the keys
+        and values of the last layer."""
         try:
             return self._run_whole(x, mode, cache, spans)
         except BaseException:
@@ -310,8 +292,9 @@ class Network:
     @sdpa_kernel(ATTENTION_KERNELS)
     def _run_whole(self, x: torch.Tensor, mode: Mode, cache: KVCache, spans: Sequence[range]) -> torch.Tensor:
         self.prefetch()
+        operations, n = self.operations, len(x)
         positions = {
-            where: torch.arange(cache.length, cache.length + len(x), device=where)
+            where: torch.arange(cache.length, cache.length + n, device=where)
             for where in dict.fromkeys(self.layer_devices)
         }
         rotations, masks = {}, {}
@@ -319,24 +302,41 @@ class Network:
             rotations[where, kind] = _rotation(frequencies, positions[where], x.dtype)
             if mode == "encode":
                 masks[where, kind] = _mask(kind, positions[where], cache, spans)
+        normed: torch.Tensor | None = None
         for i, layer in enumerate(self._layers):
             place = (layer.device, layer.kind)
             x = x.to(layer.device)
-            queries, keys, values = self._project(layer, x, rotations[place])
-            keys, values = cache.write(i, keys, values)
-            if mode == "encode":
-                if layer is self._layers[-1]:
-                    break
-                attended = _attend_causally(queries, keys, values, masks[place])
+            if normed is None:
+                normed = layer.norms.input(x)
+            projected = operations.linear(normed, layer.qkv, layer.scratch)
+            slots = cache.slots(i, n)
+            queries = operations.heads(
+                projected, layer.num_queries, layer.q_norm, layer.k_norm, rotations[place], *slots
+            )
+            if mode == "denoise":
+                attended = _attend(queries, *cache.seen(i, n))
+            elif layer is self._layers[-1]:
+                return x
             else:
-                attended = _attend(queries, keys, values)
-            x = x + layer.post_attention_norm(layer.output.times(attended, layer.scratch))
-            dense = layer.post_mlp_norm(layer.mlp(layer.pre_mlp_norm(x)))
-            chosen, weights = self._route(layer, x)
+                attended = _attend_causally(queries, *cache.seen(i, n), masks[place])
+            x, for_mlp, for_router, for_experts = operations.after_attention(
+                x, operations.linear(attended, layer.output, layer.scratch), layer.norms
+            )
+            dense = layer.mlp(for_mlp, operations)
+            scores = F.linear(for_router, layer.router)  # [n, E]
+            routing = operations.route(scores, layer.per_expert_scale, self.config.top_k_experts)
             with self._experts_of(i, mode) as experts:
-                sparse = experts(layer.pre_experts_norm(x), chosen, weights)
-            x = (x + layer.post_norm(dense + layer.post_experts_norm(sparse))) * layer.scalar[mode]
-        return x
+                parts = operations.through_experts(for_experts, experts, *routing)
+            x, normed = operations.finish(x, dense, parts, layer.norms, layer.scalar[mode], self._norm_behind(i))
+        return self._final_norm(x.to(self.device)) if normed is None else normed
+
+    def _norm_behind(self, i: int) -> Norm | None:
+        """What a layer's result goes through next, if that is on the same device."""
+        if i + 1 == len(self._layers):
+            following, where = self._final_norm, self.device
+        else:
+            following, where = self._layers[i + 1].norms.input, self.layer_devices[i + 1]
+        return following if where == self.layer_devices[i] else None
 
     def _experts_of(self, i: int, mode: Mode) -> AbstractContextManager[Experts]:
         """A layer's experts, on its device."""
@@ -346,24 +346,6 @@ class Network:
             return self._streams[layer.device].experts_of(i, skipped)
         assert layer.experts is not None
         return nullcontext(layer.experts)
-
-    def _project(
-        self, layer: _Layer, x: torch.Tensor, rotate: _Rotation
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries `[n, Q, D]`, keys and values `[n, K, D]`."""
-        num_queries, num_keys = layer.heads
-        projected = layer.qkv.times(layer.input_norm(x), layer.scratch).view(len(x), -1, layer.kind.head_dim)
-        queries, keys = projected[:, :num_queries], projected[:, num_queries : num_queries + num_keys]
-        values = projected[:, num_queries + num_keys :] if layer.kind.has_value_projection else keys
-        turned = rotate(torch.cat((layer.q_norm(queries), layer.k_norm(keys)), 1))
-        values = F.rms_norm(values, values.shape[-1:], None, self.config.rms_norm_eps)
-        return turned[:, :num_queries], turned[:, num_queries:], values
-
-    def _route(self, layer: _Layer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The experts of each position, int64 `[n, k]`, and their weights, fp32 `[n, k]`."""
-        scores = F.linear(layer.router_norm(x) * self.config.hidden_size**-0.5, layer.router)  # [n, E]
-        weights, chosen = scores.softmax(-1, dtype=torch.float32).topk(self.config.top_k_experts)
-        return chosen, weights / weights.sum(-1, keepdim=True) * layer.per_expert_scale[chosen]
 
 
 def _named(matrices: Matrices, *names: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -381,16 +363,16 @@ def _frequencies(kind: AttentionConfig, device: torch.device) -> torch.Tensor:
     return frequencies.to(device)
 
 
-def _rotation(frequencies: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> _Rotation:
+def _rotation(frequencies: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> Rotation:
     angles = positions[:, None, None].float() * frequencies  # [n, 1, D / 2]
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    return _Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+    return Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
 
 
 def _mask(
     kind: AttentionConfig, positions: torch.Tensor, cache: KVCache, spans: Sequence[range]
 ) -> torch.Tensor | None:
-    """What each of n positions sees of what `KVCache.write` returns: bool `[n, seen]`; None for plainly causal."""
+    """What each of n positions sees of what `KVCache.seen` returns: bool `[n, seen]`; None for plainly causal."""
     n, first = len(positions), cache.first_seen(kind.window)
     if cache.length == 0 and not spans and (kind.window is None or n <= kind.window):
         return None
@@ -404,26 +386,22 @@ def _mask(
 
 
 def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Everything sees everything: queries `[n, Q, D]`, keys and values `[K, seen, D]`, to `[n, Q D]`.
+    """Everything sees everything: queries `[K, Q / K, n, D]`, keys and values `[K, seen, D]`, to `[n, Q D]`.
 
     The queries that share a key head become its rows: exact without a mask, and no head is repeated.
     """
-    n, _, width = queries.shape
-    groups = len(keys)
-    rows = queries.view(n, groups, -1, width).permute(1, 2, 0, 3).reshape(1, groups, -1, width)
+    rows = queries.flatten(1, 2)[None]  # [1, K, Q / K × n, D]
     result = F.scaled_dot_product_attention(rows, keys[None], values[None], scale=1.0)
-    return _in_rows(result.view(groups, -1, n, width))
+    return _in_rows(result.view(queries.shape))
 
 
 def _attend_causally(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
     """The same for an encoder, whose mask is `[n, seen]`. A key head stands for its queries by a stride of 0."""
-    n, heads, width = queries.shape
-    groups, seen, _ = keys.shape
-    rows = queries.transpose(0, 1).view(groups, -1, n, width)
-    keys, values = (each[:, None].expand(groups, heads // groups, seen, width) for each in (keys, values))
-    return _in_rows(F.scaled_dot_product_attention(rows, keys, values, mask, is_causal=mask is None, scale=1.0))
+    share = queries.shape[1]
+    keys, values = (each[:, None].expand(-1, share, -1, -1) for each in (keys, values))
+    return _in_rows(F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=mask is None, scale=1.0))
 
 
 def _in_rows(attended: torch.Tensor) -> torch.Tensor:

@@ -68,7 +68,7 @@ def final_norm(network: Network) -> None:
 
 
 def no_number(network: Network) -> None:
-    network._layers[2].input_norm.weight.fill_(torch.nan)
+    network._layers[2].norms.input.weight.fill_(torch.nan)
 
 
 @pytest.mark.parametrize(

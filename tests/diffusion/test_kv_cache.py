@@ -65,7 +65,10 @@ class Checked:
             assert self.cache.first_seen(layer.window) == len(self.naive) - reach
             seen = self.naive[len(self.naive) - reach :] + numbers
             content = self._content(i, seen)
-            keys, values = self.cache.write(i, content[-positions:], -content[-positions:])
+            written = content[-positions:].transpose(0, 1)
+            for slots, values in zip(self.cache.slots(i, positions), (written, -written), strict=True):
+                slots.copy_(values)
+            keys, values = self.cache.seen(i, positions)
             assert torch.equal(keys.transpose(0, 1), content)
             assert torch.equal(values.transpose(0, 1), -content)
             views.append((keys, values))

@@ -411,7 +411,7 @@ def operators_of_a_step(layers: list[str], monkeypatch: pytest.MonkeyPatch) -> l
 @pytest.mark.parametrize("kind", [SLIDING, FULL])
 def test_a_step_takes_few_operators_a_layer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a kernel of some 3 µs, 30 times a step."""
-    monkeypatch.setattr(Experts, "__call__", lambda _, x, chosen, weights: x)
+    monkeypatch.setattr(Experts, "__call__", lambda _, x, chosen, weights: x[:, None])
     few, more = (operators_of_a_step([*[kind] * n, FULL], monkeypatch) for n in (1, 2))
     assert 30 < len(more) - len(few) <= 40
 

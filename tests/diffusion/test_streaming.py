@@ -21,6 +21,7 @@ from llm_diffusiongemma.diffusion import streaming
 from llm_diffusiongemma.diffusion.experts import Experts
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
 from llm_diffusiongemma.diffusion.loading import describe, load_model
+from llm_diffusiongemma.diffusion.operations import Operations
 from llm_diffusiongemma.diffusion.placement import LayerHome, whole
 from llm_diffusiongemma.diffusion.streaming import StreamedExperts
 from llm_diffusiongemma.errors import CheckpointError, FileAccessError
@@ -308,7 +309,7 @@ def test_after_an_interrupt_nobody_reads_on(monkeypatch: pytest.MonkeyPatch) -> 
 
     files.before = wait
     with monkeypatch.context() as patch:
-        patch.setattr(network, "_project", interrupt)
+        patch.setattr(network, "operations", Operations(heads=interrupt))
         with pytest.raises(_Cut):
             one_step(network)
     may_go_on.set()

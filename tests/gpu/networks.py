@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 
 from llm_diffusiongemma.diffusion.config import NetworkConfig
 from llm_diffusiongemma.diffusion.config_file import ConfigFile
@@ -114,6 +115,13 @@ def _draw_fp8(codes: torch.Tensor, generator: torch.Generator) -> None:
 
 def _fp8_scale(inputs: int) -> float:
     return 1 / (0.6 * math.sqrt(inputs))  # over the size of what `_draw_fp8` draws
+
+
+def routing_of(network: Network, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The experts of each row of `x` `[n, H]` and their weights, `[n, k]`, as that layer's router chooses them."""
+    its = network._layers[layer]
+    scores = F.linear(its.norms.router(x) * network.hidden_size**-0.5, its.router)
+    return network.operations.route(scores, its.per_expert_scale, network.config.top_k_experts)
 
 
 def converted(network: Network, dtype: torch.dtype, device: torch.device) -> Network:

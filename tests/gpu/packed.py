@@ -29,7 +29,7 @@ from llm_diffusiongemma.diffusion.sizes import Sizes, sizes_of
 
 from .bench import GIB, Bench, Result
 from .loop import randomness, reply, settings_of
-from .networks import network_config, random_network
+from .networks import network_config, random_network, routing_of
 from .speed import PARTS, Denoiser, encoder_seconds, figures, parts_ms, weight_bytes
 
 # As the repositories are packed.
@@ -94,7 +94,7 @@ def products(bench: Bench, network: Network) -> Result:
             which = slice(expert, expert + 1)
             source.dequantise(which, slice(0, source.outputs), target.held()[0][which])
     x = torch.randn(config.canvas_length, config.hidden_size, device=bench.device).to(network.dtype)
-    routing = network._route(layer, x)
+    routing = routing_of(network, 0, x)
     ours, theirs = (experts(x, *routing).double() for experts in (packed, plain))
     return {
         "relative error of the experts": float(f"{((ours - theirs).norm() / theirs.norm()).item():.1e}"),

@@ -30,15 +30,12 @@ from llm_diffusiongemma.diffusion.network import Network
 
 from .bench import GIB, Bench, Result
 from .loop import StepClock, reply, sampler_of, settings_of
-from .networks import network_config, random_network, transformers_of
+from .networks import network_config, random_network, routing_of, transformers_of
 
 # What a layer's time is split into: where each part is computed. (`mlp` includes self-conditioning's.)
 PARTS: dict[str, tuple[Any, str]] = {
-    "queries, keys, values": (Network, "_project"),
-    "cache": (KVCache, "write"),
     "attention": (network_module, "_attend"),
     "mlp": (network_module._GatedMLP, "__call__"),
-    "router": (Network, "_route"),
     "experts": (Experts, "__call__"),
 }
 SAMPLER_PARTS: dict[str, tuple[Any, str]] = {
@@ -47,9 +44,9 @@ SAMPLER_PARTS: dict[str, tuple[Any, str]] = {
 }
 # To see what a part costs inside a graph: something of the same shape in its place.
 STAND_INS: dict[str, Callable[..., torch.Tensor]] = {
-    "attention": lambda queries, keys, values: queries.flatten(1),
-    "mlp": lambda mlp, x: x,
-    "experts": lambda experts, x, chosen, weights: x,
+    "attention": lambda queries, keys, values: network_module._in_rows(queries),
+    "mlp": lambda mlp, x, operations: x,
+    "experts": lambda experts, x, chosen, weights: x[:, None],
 }
 
 
@@ -336,7 +333,7 @@ def experts(bench: Bench) -> Result:
     found: Result = {}
     for rows in (bench.network.config.canvas_length, 1024):
         x = torch.randn(rows, bench.network.hidden_size, device=bench.device).to(bench.network.dtype)
-        run = partial(layer.experts, x, *bench.network._route(layer, x))
+        run = partial(layer.experts, x, *routing_of(bench.network, 0, x))
         results = {}
         for name, is_grouped in (("grouped", layer.experts._is_grouped), ("loop", False)):
             with patch.object(layer.experts, "_is_grouped", is_grouped):

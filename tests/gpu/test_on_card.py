@@ -19,7 +19,7 @@ from llm_diffusiongemma.diffusion.placement import LayerHome
 from ..diffusion.small_network import network_at
 from ..whole import load_whole
 from .bench import Bench
-from .networks import converted
+from .networks import converted, routing_of
 from .rightness import answer, logits, question, relative_error
 from .speed import Denoiser, captured
 
@@ -67,7 +67,7 @@ def test_the_same_reply(reference: LoadedModel, text: str) -> None:
 def test_grouped_experts_are_those_of_the_loop(bench: Bench, rows: int) -> None:
     layer = bench.network._layers[0]
     x = torch.randn(rows, bench.network.hidden_size, device=CARD).bfloat16()
-    routing = bench.network._route(layer, x)
+    routing = routing_of(bench.network, 0, x)
     grouped = layer.experts(x, *routing)
     with patch.object(layer.experts, "_is_grouped", False):
         loop = layer.experts(x, *routing)
