@@ -1,5 +1,5 @@
-"""The sampler's pass over the vocabulary: of each block a launch behind the head's product, and one behind that with
-the embeddings; then one when all blocks are in.
+"""The sampler's pass over the vocabulary: of each block a launch behind the head's product, and one behind that
+with the embeddings; then one when all blocks are in.
 
 Twins and sizes in comments: `softmax`. One program has a row, so no sum depends on what else runs.
 """
@@ -136,15 +136,16 @@ def _add_up(
     there = columns < HIDDEN
     behind = maximum + row * (BLOCKS + 1) + block
     moved = tl.exp(tl.load(behind) - tl.load(behind + 1))
-    before = tl.load(total + row * HIDDEN + columns, mask=there & (block > 0), other=0.0)
+    # What stood there is nothing to the first block.
+    before = tl.load(total + row * HIDDEN + columns, mask=columns < tl.where(block > 0, HIDDEN, 0), other=0.0)
     x = tl.load(added + row * HIDDEN + columns, mask=there, other=0.0).to(tl.float32)
     tl.store(total + row * HIDDEN + columns, before * moved + x, mask=there)
 
 
 @triton.jit
 def _first_above(shares: tl.tensor, index: tl.tensor, cdf: tl.tensor, target: tl.tensor) -> tl.tensor:
-    """The first whose cumulative sum is above `target`, and never one without a share: sums that are made as a tree
-    may grow by a rounding where nothing is added. If there is none, the last with a share; of no numbers the first."""
+    """The first whose cumulative sum is above `target`, and never one without a share: sums that are made as a
+    tree may grow by a rounding where nothing is added. Where there is none, the last with a share."""
     last = tl.max(tl.where(shares > 0, index, 0), 0)
     return tl.min(tl.where((cdf > target) & (shares > 0), index, last), 0)
 
