@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import warnings
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,22 +24,22 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 )
 
 from llm_diffusiongemma.diffusion import sampler as sampler_module
+from llm_diffusiongemma.diffusion.operations import PLAIN_TORCH
 from llm_diffusiongemma.diffusion.sampler import (
     CHUNK_BYTES_CPU,
-    PART,
     CanvasNumbers,
-    DenoisingStep,
+    Distributions,
     EntropyBoundSampler,
     GeneratorRandomness,
     SamplerSettings,
     accept_by_entropy_bound,
-    soft_cap_,
 )
+from llm_diffusiongemma.diffusion.softmax import PART, soft_cap_
 from llm_diffusiongemma.errors import NotANumberError, OptionError
 
-from .plain_vocabulary import PlainVocabulary, distributions_of
+from .plain_vocabulary import PlainVocabulary, concluded, distributions_of, step_of
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 SETTINGS = SamplerSettings(
     max_denoising_steps=48,
     entropy_bound=0.1,
@@ -75,14 +74,17 @@ def sampler(
     vocab_size: int = 96,
     softcap: float | None = None,
     randomness: Any = None,
+    device: torch.device = CPU,
+    candidates: int = 0,
 ) -> EntropyBoundSampler:
     return EntropyBoundSampler(
         settings,
         vocabulary=PlainVocabulary(vocab_size),
         canvas_length=canvas_length,
-        device=CPU,
+        device=device,
         softcap=softcap,
         randomness=randomness or GeneratorRandomness(generator()),
+        candidates=candidates,
     )
 
 
@@ -171,10 +173,11 @@ def test_measures_as_categorical_does_and_accepts_as_upstream_does(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sampler_module, "CHUNK_BYTES_CPU", chunk_bytes)
         measured = distributions_of(logits, temperature=0.6)
-    entropy = measured.entropy()
+    found = concluded(measured)
+    entropy = found.entropy
 
     assert torch.equal(measured.logits, processed)  # to the bit
-    assert torch.equal(measured.argmax(), processed.argmax(-1))
+    assert torch.equal(found.argmax, processed.argmax(-1))
     exact = Categorical(logits=processed.double())
     torch.testing.assert_close(entropy.double(), exact.entropy(), rtol=2e-6, atol=2e-6)
     if scale <= 30:  # beyond, transformers' own is off by more
@@ -215,9 +218,9 @@ def test_the_maximum_may_move_with_every_block(descending: bool) -> None:
     steps = torch.arange(5.0).repeat_interleave(PART) * 3
     logits = random_logits(8, 5 * PART, 1.0) + (steps.flip(0) if descending else steps)
     measured = distributions_of(logits)
-    assert len(measured.blocks) == 5
+    assert len(measured._softmax.blocks) == 5
     exact = Categorical(logits=logits.double())
-    torch.testing.assert_close(measured.entropy().double(), exact.entropy(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(concluded(measured).entropy.double(), exact.entropy(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(measured.soft_embeddings().double(), exact.probs, rtol=1e-5, atol=1e-9)
 
 
@@ -225,8 +228,9 @@ def test_the_maximum_may_move_with_every_block(descending: bool) -> None:
 @pytest.mark.parametrize("vocab_size", [96, 97, 1024, 4096])
 def test_equal_logits_have_the_entropy_of_the_uniform_distribution(vocab_size: int) -> None:
     measured = distributions_of(torch.full((5, vocab_size), 29.5))
-    assert measured.argmax().tolist() == [0] * 5
-    torch.testing.assert_close(measured.entropy(), torch.full((5,), math.log(vocab_size)))
+    found = concluded(measured)
+    assert found.argmax.tolist() == [0] * 5
+    torch.testing.assert_close(found.entropy, torch.full((5,), math.log(vocab_size)))
     torch.testing.assert_close(measured.soft_embeddings(), torch.full((5, vocab_size), 1 / vocab_size))
 
 
@@ -235,10 +239,11 @@ def test_equal_logits_have_the_entropy_of_the_uniform_distribution(vocab_size: i
 def test_a_sure_row_has_no_entropy_and_no_nan(temperature: float) -> None:
     tokens = torch.arange(0, 1500, 70)
     measured = distributions_of(sure_logits(tokens, 1500), temperature=temperature)
-    assert measured.argmax().tolist() == tokens.tolist()
+    found = concluded(measured)
+    assert found.argmax.tolist() == tokens.tolist()
     # 1,499 tokens at e^-60 are all that is left at temperature 1.
-    assert (measured.entropy() >= 0).all()
-    assert (measured.entropy() < 1e-20).all()
+    assert (found.entropy >= 0).all()
+    assert (found.entropy < 1e-20).all()
     assert torch.isfinite(measured.soft_embeddings()).all()
 
 
@@ -247,44 +252,43 @@ def test_of_equal_logits_the_first_wins_as_in_torch() -> None:
     for vocab_size in (96, 97, 1024, 1536):
         logits = torch.randint(0, 3, (64, vocab_size), generator=generator()).float()
         expected = [row.index(max(row)) for row in logits.tolist()]
-        assert distributions_of(logits).argmax().tolist() == expected
+        assert concluded(distributions_of(logits)).argmax.tolist() == expected
 
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(("vocab_size", "most"), [(96, 3), (4 * PART + 3, 5), (20 * PART, 4), (3, 5)])
 @pytest.mark.parametrize("scale", [0.3, 30.0])
-def test_the_likeliest_tokens_are_those_of_a_softmax(
-    monkeypatch: pytest.MonkeyPatch, vocab_size: int, most: int, scale: float
-) -> None:
-    # More blocks than tokens that are asked for, and some rows at a time.
-    monkeypatch.setattr(sampler_module, "CHUNK_BYTES_CPU", 7 * 4 * PART)
+def test_the_likeliest_tokens_are_those_of_a_softmax(vocab_size: int, most: int, scale: float) -> None:
     logits = random_logits(16, vocab_size, scale)
     logits[0] = 0.0
-    found = distributions_of(logits)
-    likeliest = found.likeliest(most)
+    measured = distributions_of(logits)
+    found = concluded(measured)
+    likeliest = measured.likeliest(most)
     expected = logits.softmax(-1).topk(min(most, vocab_size))
     assert torch.equal(likeliest.tokens[1:], expected.indices[1:])
     torch.testing.assert_close(likeliest.probabilities, expected.values)
     assert likeliest.tokens[0].tolist() == sorted(likeliest.tokens[0].tolist())
-    assert torch.equal(likeliest.tokens[1:, 0], found.argmax()[1:])
+    assert torch.equal(likeliest.tokens[1:, 0], found.argmax[1:])
 
 
 def test_of_equally_likely_tokens_the_first_is_named_first() -> None:
     logits = torch.zeros(2, 96)
     logits[:, [70, 4, 33]] = 2.0
     logits[1, 80] = 3.0
-    assert distributions_of(logits).likeliest(4).tokens[:, :3].tolist() == [[4, 33, 70], [80, 4, 33]]
+    measured = distributions_of(logits)
+    concluded(measured)
+    assert measured.likeliest(4).tokens[:, :3].tolist() == [[4, 33, 70], [80, 4, 33]]
 
 
 def test_nothing_of_the_step_before_is_left() -> None:
     ours = sampler(vocab_size=1024)
     ours.start_canvas()
     surer, vaguer = random_logits(16, 1024, 9.0), random_logits(16, 1024, 1.0, seed=1)
-    ours.step(surer, 2)
-    after = ours.step(vaguer, 1)
+    step_of(ours, surer, 2)
+    after = step_of(ours, vaguer, 1)
     fresh = sampler(vocab_size=1024)
     fresh.start_canvas()
-    alone = fresh.step(vaguer, 1)
+    alone = step_of(fresh, vaguer, 1)
     for name in ("canvas", "argmax", "entropy", "soft_embeddings"):
         assert torch.equal(getattr(after, name), getattr(alone, name))
 
@@ -298,7 +302,7 @@ def test_temperatures_are_upstreams_to_the_bit(max_steps: int, t_min: float, t_m
     for step in range(max_steps, 0, -1):
         logits = random_logits(4, 96, 10.0, seed=step)
         expected = upstream(None, logits, torch.tensor(step, dtype=torch.int32))
-        ours.step(logits, step)
+        step_of(ours, logits, step)
         assert torch.equal(ours._distributions.logits, expected)
 
 
@@ -307,7 +311,7 @@ def test_temperatures_are_upstreams_to_the_bit(max_steps: int, t_min: float, t_m
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """One row of logits `[V]`, drawn from with each of the uniform numbers."""
-    return distributions_of(logits.expand(len(uniforms), -1), hidden_size=1).draw(uniforms)
+    return distributions_of(logits.expand(len(uniforms), -1), hidden_size=1).conclude(uniforms).drawn
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -317,7 +321,7 @@ def test_draws_follow_the_distribution() -> None:
     source, counts = generator(), torch.zeros(vocab_size, dtype=torch.int64)
     for _ in range(draws // 4000):
         uniforms = torch.rand(4000, dtype=torch.float64, generator=source)
-        counts += measured.draw(uniforms).bincount(minlength=vocab_size)
+        counts += measured.conclude(uniforms).drawn.bincount(minlength=vocab_size)
 
     expected = logits.double().softmax(-1)[0] * draws
     frequent = expected >= 5  # the chi-square approximation wants no rarer ones; those go into one bin
@@ -332,7 +336,7 @@ def test_draws_reach_all_of_a_large_vocabulary() -> None:
     vocab_size, draws = 262_144, 256
     uniforms = torch.rand(draws, dtype=torch.float64, generator=generator())
     measured = distributions_of(torch.zeros(1, vocab_size), hidden_size=1)
-    tokens = torch.cat([measured.draw(uniform[None]) for uniform in uniforms])
+    tokens = torch.cat([measured.conclude(uniform[None]).drawn for uniform in uniforms])
     assert len(tokens.unique()) > draws * 0.99
     assert scipy.stats.kstest(tokens / vocab_size, "uniform").pvalue > 0.01
     assert scipy.stats.kstest((tokens % 512) / 512, "uniform").pvalue > 0.01
@@ -401,7 +405,7 @@ def test_parts_of_a_large_vocabulary_are_told_apart_exactly() -> None:
     cdf = shares.cumsum(0)
     uniforms = cdf[PART - 1 : -1 : PART] / cdf[-1]
     measured = distributions_of(logits[None], hidden_size=1)
-    drawn = torch.cat([measured.draw(uniform[None]) for uniform in uniforms])
+    drawn = torch.cat([measured.conclude(uniform[None]).drawn for uniform in uniforms])
     off_by = torch.maximum(cdf[drawn] - shares[drawn] - uniforms, uniforms - cdf[drawn])
     assert off_by.max() < 5e-9
 
@@ -423,7 +427,7 @@ def test_the_numbers_of_a_canvas_are_drawn_at_once_and_depend_on_the_settings_on
     ours.start_canvas()
     after = source.get_state()
     assert not torch.equal(before, after)
-    ours.step(random_logits(16, 96, 3.0), 5)
+    step_of(ours, random_logits(16, 96, 3.0), 5)
     assert torch.equal(source.get_state(), after)
 
 
@@ -452,13 +456,14 @@ class GivenNumbers:
 def test_next_canvas_is_drawn_where_accepted_and_noise_elsewhere() -> None:
     numbers = GeneratorRandomness(generator()).canvas(48, 16, 96)
     ours = sampler(with_settings(entropy_bound=1.0), randomness=GivenNumbers(numbers))
-    assert torch.equal(ours.start_canvas(), numbers.tokens[0])
+    ours.start_canvas()
+    assert torch.equal(ours.canvas, numbers.tokens[0])
     logits = sure_logits(torch.arange(16), 96)
     logits[5:] = random_logits(11, 96, 1.0)
     for done in (0, 1, 47):
-        step = ours.step(logits, 48 - done)
+        step = step_of(ours, logits, 48 - done)
         temperature = 0.4 + 0.4 * (48 - done) / 48
-        drawn = distributions_of(logits, temperature=temperature).draw(numbers.uniforms[done])
+        drawn = distributions_of(logits, temperature=temperature).conclude(numbers.uniforms[done]).drawn
         assert step.accepted[:5].all()
         assert step.accepted.sum() < 16
         assert torch.equal(step.canvas[step.accepted], drawn[step.accepted])
@@ -466,12 +471,26 @@ def test_next_canvas_is_drawn_where_accepted_and_noise_elsewhere() -> None:
         assert step.canvas[:5].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_each_canvas_has_numbers_of_its_own_and_what_was_handed_out_stays() -> None:
+def test_each_canvas_has_numbers_of_its_own() -> None:
     ours = sampler()
-    first = ours.start_canvas()
-    kept = first.clone()
-    assert not torch.equal(ours.start_canvas(), first)
-    assert torch.equal(first, kept)
+    ours.start_canvas()
+    first, uniforms = ours.canvas.clone(), ours._uniforms.clone()
+    ours.start_canvas()
+    assert not torch.equal(ours.canvas, first)
+    assert not torch.equal(ours._uniforms, uniforms)
+
+
+def test_what_goes_from_step_to_step_stays_where_it_is() -> None:
+    """So that a step that was captured serves those behind it, of the next canvas, too."""
+    ours = sampler(vocab_size=1024, randomness=GeneratorRandomness(generator()))
+    places = []
+    for _ in range(2):
+        ours.start_canvas()
+        for _ in range(2):
+            step_of(ours, random_logits(16, 1024, 3.0))
+            places.append([tensor.data_ptr() for tensor in (*ours.carried, *ours.measured)])
+    assert len(places[0]) == 7
+    assert places == [places[0]] * 4
 
 
 def test_the_surest_position_is_accepted_however_unsure_it_is() -> None:
@@ -499,7 +518,7 @@ def test_stops_after_as_many_stable_steps_as_asked_for(threshold: int) -> None:
         for step, tokens in zip(range(48, 0, -1), sequence, strict=False):
             logits = sure_logits(tokens, 96)
             expected = upstream(tokens[None], logits[None])
-            converged.append(ours.step(logits, step).converged)
+            converged.append(step_of(ours, logits, step).converged)
             assert converged[-1] == expected.item()
         if threshold > 0:
             assert converged == [False] * (len(sequence) - 1) + [True]
@@ -511,7 +530,7 @@ def test_does_not_stop_while_unsure() -> None:
     ours = sampler()
     ours.start_canvas()
     logits = random_logits(16, 96, 3.0)
-    assert not any(ours.step(logits.clone(), step).converged for step in (3, 2, 1))
+    assert not any(step_of(ours, logits.clone(), step).converged for step in (3, 2, 1))
 
 
 def test_mean_entropy_is_what_must_be_below_the_threshold() -> None:
@@ -520,16 +539,17 @@ def test_mean_entropy_is_what_must_be_below_the_threshold() -> None:
     for confidence_threshold, expected in ((0.29, True), (0.28, False)):
         ours = sampler(with_settings(confidence_threshold=confidence_threshold))
         ours.start_canvas()
-        assert [ours.step(logits.clone(), step).converged for step in (2, 1)] == [False, expected]
+        assert [step_of(ours, logits.clone(), step).converged for step in (2, 1)] == [False, expected]
 
 
 def test_soft_embeddings_are_the_embeddings_by_their_probabilities() -> None:
     class Embeddings:
         size, hidden_size = 1200, 24
+        product_dtype, operations = torch.float32, PLAIN_TORCH
         weight = random_logits(1200, 24, 1.0)
 
-        def logits(self, hidden: torch.Tensor, tokens: slice, out: torch.Tensor) -> None:
-            torch.mm(hidden, self.weight[tokens].T, out=out)
+        def logits(self, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
+            return hidden @ self.weight[tokens].T
 
         def mix(self, weights: torch.Tensor, tokens: slice) -> torch.Tensor:
             return weights @ self.weight[tokens]
@@ -546,9 +566,27 @@ def test_soft_embeddings_are_the_embeddings_by_their_probabilities() -> None:
     ours.start_canvas()
     logits = torch.tanh(hidden.double() @ vocabulary.weight.double().T / 30) * 30
     expected = (logits / 0.8).softmax(-1) @ vocabulary.weight.double()
-    soft_embeddings = ours.step(hidden, 48).soft_embeddings
+    soft_embeddings = step_of(ours, hidden, 48).soft_embeddings
     assert (soft_embeddings.shape, soft_embeddings.dtype) == ((16, 24), torch.float32)
     torch.testing.assert_close(soft_embeddings.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_in_fp16_sums_over_a_vague_block_of_the_vocabulary_do_not_overflow() -> None:
+    class Embeddings:
+        size, hidden_size = 2816, 8
+        product_dtype, operations = torch.float16, PLAIN_TORCH
+        weight = torch.full((2816, 8), 100.0, dtype=torch.float16)
+
+        def logits(self, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
+            return torch.zeros(len(hidden), tokens.stop - tokens.start, dtype=torch.float16)
+
+        def mix(self, weights: torch.Tensor, tokens: slice) -> torch.Tensor:
+            return weights @ self.weight[tokens]
+
+    measured = Distributions(Embeddings(), 3, CPU, None)
+    measured.measure(torch.zeros(3, 8), torch.tensor(0.4))
+    concluded(measured)
+    assert torch.equal(measured.soft_embeddings(), torch.full((3, 8), 100.0))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -559,9 +597,9 @@ def test_output_that_is_no_number_is_refused(value: float, softcap: float | None
     logits = random_logits(16, 1024, 3.0)
     logits[3, 700] = value
     with pytest.raises(NotANumberError):
-        ours.step(logits, 48)
+        step_of(ours, logits, 48)
     with pytest.raises(NotANumberError):
-        ours.step(torch.full_like(logits, value), 48)
+        step_of(ours, torch.full_like(logits, value), 48)
 
 
 class Operators(TorchDispatchMode):
@@ -584,21 +622,31 @@ def test_a_step_does_the_same_whatever_it_sees_and_reads_its_flags_at_once(
     reads = []
     tolist = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.shape) or tolist(tensor))
-    ours = sampler(vocab_size=1500)
+    ours = sampler(vocab_size=1500, candidates=3)
     ours.start_canvas()
-    seen = []
-    steps: list[DenoisingStep] = []
-    for number, logits in enumerate((random_logits(16, 1500, 0.1), sure_logits(torch.arange(16), 1500))):
+    seen, accepted = [], []
+    for logits in (random_logits(16, 1500, 0.1), sure_logits(torch.arange(16), 1500)):
         with Operators() as operators:
-            steps.append(ours.step(logits, 48 - number))
+            ours.measure(logits)
+            assert reads == []
+            told = ours.conclude()
+            assert reads == [(3,)]
         seen.append(operators.seen)
-    assert [int(step.accepted.sum()) for step in steps] == [1, 16]
+        accepted.append(sum(told.accepted))
+        reads.clear()
+    assert accepted == [1, 16]
     assert seen[0] == seen[1]
-    assert reads == [(2,)] * 2
     # What makes the host wait for a value: `item`, `bool`, a mask as an index.
     waits = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal")
     assert not [name for name, _ in seen[0] if name.split(".")[1] in waits]
-    assert seen[0][-1][0].split(".")[1] in ("stack", "cat")
+
+
+def test_a_step_can_be_taken_where_no_value_can_be_read() -> None:
+    ours = sampler(vocab_size=1500, device=META, candidates=3)
+    ours.start_canvas()
+    ours.measure(torch.empty(16, 1500, device=META))
+    with pytest.raises(NotImplementedError):
+        ours.conclude()
 
 
 class LargestAllocation(TorchDispatchMode):
@@ -624,12 +672,13 @@ class HeadOfOnes:
     """A large vocabulary whose weights take no memory worth mentioning."""
 
     hidden_size = 8
+    product_dtype, operations = torch.float32, PLAIN_TORCH
 
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def logits(self, hidden: torch.Tensor, tokens: slice, out: torch.Tensor) -> None:
-        out.copy_(hidden[:, :1])
+    def logits(self, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
+        return hidden[:, :1].repeat(1, tokens.stop - tokens.start)
 
     def mix(self, weights: torch.Tensor, tokens: slice) -> torch.Tensor:
         return weights.sum(-1, keepdim=True).expand(-1, self.hidden_size)
@@ -651,7 +700,7 @@ def large_sampler() -> EntropyBoundSampler:
 def test_a_step_makes_no_temporary_of_the_logits_size() -> None:
     ours = large_sampler()
     with LargestAllocation() as allocations:
-        step = ours.step(torch.ones(256, 8), 1)
+        step = step_of(ours, torch.ones(256, 8), 1)
     assert step.accepted.all()
     assert 0 < allocations.max_bytes <= CHUNK_BYTES_CPU
 
@@ -667,7 +716,7 @@ def test_the_peak_of_a_step_is_a_fraction_of_the_logits() -> None:
         except OSError:
             pytest.skip("this system keeps no high-water mark that can be put back")
         before = _status_bytes("VmRSS")
-        ours.step(hidden, 1)
+        step_of(ours, hidden, 1)
         peaks.append(_status_bytes("VmHWM") - before)
     assert min(peaks) <= 8 << 20
 
@@ -680,35 +729,33 @@ def _status_bytes(name: str) -> int:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_step_waits_for_the_gpu_once_at_its_end() -> None:
+def test_a_step_waits_for_the_gpu_once_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 0)
-    ours = EntropyBoundSampler(
-        SETTINGS,
-        vocabulary=PlainVocabulary(4096),
-        canvas_length=256,
-        device=device,
-        softcap=30.0,
-        randomness=GeneratorRandomness(generator()),
-    )
+    ours = sampler(canvas_length=256, vocab_size=4096, softcap=30.0, device=device, candidates=3)
     logits = random_logits(256, 4096, 3.0).to(device)
-    canvas = ours.start_canvas()
-    steps = [ours.step(logits, step) for step in (48, 47)]
+    ours.start_canvas()
+    canvases = [step_of(ours, logits).canvas for _ in range(2)]
     torch.cuda.synchronize()
+    waits, synchronize = [], torch.cuda.Event.synchronize
+    monkeypatch.setattr(torch.cuda.Event, "synchronize", lambda event: waits.append(event) or synchronize(event))
     # "always": of warnings from the same line the default would show the first only.
     with warnings.catch_warnings(record=True, action="always") as caught:
         torch.cuda.set_sync_debug_mode("warn")
         try:
             ours.start_canvas()
-            started = len(caught)
-            steps.append(ours.step(logits, 46))
+            ours.measure(logits)
+            assert waits == []
+            told = ours.conclude()
+            assert told.tokens == logits.argmax(-1).tolist()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    # Switching it on warns, too, once a process: that the mode does not find everything.
-    waits = [warning for warning in caught if str(warning.message).startswith("called a synchronizing")]
-    assert waits == caught[started:]
-    assert [Path(warning.filename).name for warning in waits] == ["sampler.py"], waits
-    assert canvas.device == device
-    assert all(before.canvas.ne(after.canvas).any() for before, after in pairwise(steps))
+    # Switching it on warns, too, once a process: that the mode does not find everything. What the test reads
+    # itself is the last one.
+    found = [warning for warning in caught if str(warning.message).startswith("called a synchronizing")]
+    assert len(found) <= 1
+    assert len(waits) == 1
+    assert ours.canvas.device == device
+    assert all(before.ne(after).any() for before, after in pairwise([*canvases, ours.canvas]))
 
 
 @pytest.mark.gpu
@@ -717,16 +764,10 @@ def test_a_gpu_makes_the_same_step_of_the_same_numbers() -> None:
     logits = random_logits(256, 4096, 3.0)
     results = []
     for device in (CPU, torch.device("cuda", 0)):
-        ours = EntropyBoundSampler(
-            with_settings(entropy_bound=1e9),
-            vocabulary=PlainVocabulary(4096),
-            canvas_length=256,
-            device=device,
-            softcap=30.0,
-            randomness=GeneratorRandomness(generator()),
-        )
+        settings = with_settings(entropy_bound=1e9)
+        ours = sampler(settings, canvas_length=256, vocab_size=4096, softcap=30.0, device=device)
         ours.start_canvas()
-        results.append(ours.step(logits.to(device), 48))
+        results.append(step_of(ours, logits.to(device), 48))
     ours_on_cpu, ours_on_gpu = results
     assert torch.equal(ours_on_cpu.argmax, ours_on_gpu.argmax.cpu())
     assert torch.allclose(ours_on_cpu.entropy, ours_on_gpu.entropy.cpu(), atol=1e-5)
