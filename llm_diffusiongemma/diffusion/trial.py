@@ -59,11 +59,10 @@ WRITTEN = {
 
 
 class Trial:
-    """One trial of some kernels on a device."""
+    """A place to try kernels at, with a network of random weights."""
 
     def __init__(
         self,
-        kernels: Kernels,
         config: NetworkConfig,
         formats: Formats,
         dtype: torch.dtype,
@@ -73,35 +72,32 @@ class Trial:
     ) -> None:
         """`explain` makes a sentence of what a kernel raises, or raises what isn't the kernel's fault.
         `check_wanted` is called before each is tried, and may raise."""
-        self.faults: dict[str, str] = {}
-        """By the names of those that are not right: why, as a sentence for people."""
-        self._kernels = kernels
         self._tolerance = TOLERANCES[dtype]
         self._explain, self._check_wanted = explain, check_wanted
         kinds = tuple(dict.fromkeys(config.layers))
         # The last layer is read only up to its keys and values.
-        small = replace(config, layers=(*kinds, kinds[0]))
-        self._network = Network(small, dtype, device, formats)
+        self._network = Network(replace(config, layers=(*kinds, kinds[0])), dtype, device, formats)
         self._generator = torch.Generator(device).manual_seed(0)
         _fill(self._network, self._generator)
-
-    @property
-    def right(self) -> Kernels:
-        """Those without a fault."""
-        return {name: kernel for name, kernel in self._kernels.items() if name not in self.faults}
+        self._kernels: Kernels = {}
+        self._faults: dict[str, str] = {}
 
     @torch.no_grad()
-    def run(self) -> None:
-        """Try all, each with what those before have made. Where one is wrong, once more: what comes behind it was
-        tried with what that had made, and of another kind maybe."""
-        before = -1
-        while len(self.faults) > before:
-            before = len(self.faults)
+    def faults(self, kernels: Kernels) -> dict[str, str]:
+        """What is wrong with some of them, by their names, for people. Each is tried with what those before have
+        made; where one is wrong, once more: what comes behind it had been tried with arguments of another kind,
+        maybe."""
+        self._kernels, self._faults = kernels, {}
+        while True:
+            before = len(self._faults)
             self._reply()
+            if len(self._faults) == before:
+                return self._faults
 
     def _reply(self) -> None:
         network, device = self._network, self._network.device
-        network.operations = replace(PLAIN_TORCH, **{name: partial(self._beside, name) for name in self.right})
+        beside = {name: partial(self._beside, name) for name in self._kernels if name not in self._faults}
+        network.operations = replace(PLAIN_TORCH, **beside)
         config = network.config
         cache = KVCache(config, network.dtype, device)
         for length in CHUNKS:
@@ -128,7 +124,7 @@ class Trial:
         The kernel goes first: what it leaves unwritten can't be there from its twin.
         """
         twin = getattr(PLAIN_TORCH, name)
-        if name in self.faults:
+        if name in self._faults:
             return twin(*arguments)
         self._check_wanted()
         copies = [_copied(argument) for argument in arguments]
@@ -146,7 +142,7 @@ class Trial:
             fault = self._explain(error)
         if fault is None:
             return ours
-        self.faults[name] = fault
+        self._faults[name] = fault
         (result,) = theirs or [twin(*copies)]
         for place, tensor in zip(_tensors(written), _tensors(right), strict=True):
             place.copy_(tensor)
