@@ -101,18 +101,18 @@ def heads(
 
 @triton.jit(do_not_specialize=["n", "key_rows", "value_rows"])
 def _heads(
-    projected: Any,
-    q_weight: Any,
-    k_weight: Any,
-    cos: Any,
-    signed_sin: Any,
-    queries: Any,
-    keys: Any,
-    values: Any,
-    n: Any,
-    key_rows: Any,
-    value_rows: Any,
-    eps: Any,
+    projected: tl.tensor,
+    q_weight: tl.tensor,
+    k_weight: tl.tensor,
+    cos: tl.tensor,
+    signed_sin: tl.tensor,
+    queries: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    n: tl.tensor,
+    key_rows: tl.tensor,
+    value_rows: tl.tensor,
+    eps: tl.tensor,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     HEADS: tl.constexpr,
@@ -161,7 +161,7 @@ def _heads(
 
 
 @triton.jit
-def _loaded(pointers: Any, mask: Any) -> Any:
+def _loaded(pointers: tl.tensor, mask: tl.tensor) -> tl.tensor:
     """In fp32, 0 where the mask is not."""
     return tl.load(pointers, mask, 0.0).to(tl.float32)
 
@@ -192,19 +192,19 @@ def after_attention(x: torch.Tensor, attended: torch.Tensor, norms: LayerNorms) 
 
 @triton.jit(do_not_specialize=["n"])
 def _after_attention(
-    x: Any,
-    attended: Any,
-    post_attention: Any,
-    mlp: Any,
-    router: Any,
-    experts: Any,
-    to_x: Any,
-    to_mlp: Any,
-    to_router: Any,
-    to_experts: Any,
-    n: Any,
-    eps: Any,
-    router_scale: Any,
+    x: tl.tensor,
+    attended: tl.tensor,
+    post_attention: tl.tensor,
+    mlp: tl.tensor,
+    router: tl.tensor,
+    experts: tl.tensor,
+    to_x: tl.tensor,
+    to_mlp: tl.tensor,
+    to_router: tl.tensor,
+    to_experts: tl.tensor,
+    n: tl.tensor,
+    eps: tl.tensor,
+    router_scale: tl.tensor,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -230,7 +230,7 @@ def _after_attention(
 
 
 @triton.jit
-def _normed(x: Any, eps: Any, width: tl.constexpr) -> Any:
+def _normed(x: tl.tensor, eps: tl.tensor, width: tl.constexpr) -> tl.tensor:
     """The rows of `x`, fp32 `[rows, BLOCK]` and 0 behind their width, with a mean square of 1."""
     return x * tl.rsqrt(tl.sum(x * x, 1) / width + eps)[:, None]
 
@@ -253,9 +253,9 @@ def gelu_gate(gate_up: torch.Tensor) -> torch.Tensor:
 
 @triton.jit(do_not_specialize=["n"])
 def _gelu_gate(
-    gate_up: Any,
-    out: Any,
-    n: Any,
+    gate_up: tl.tensor,
+    out: tl.tensor,
+    n: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -268,7 +268,7 @@ def _gelu_gate(
 
 
 @triton.jit
-def gelu(x: Any) -> Any:
+def gelu(x: tl.tensor) -> tl.tensor:
     """With the tanh approximation, of fp32: 0.5 (1 + tanh(z)) is 1 / (1 + exp(-2 z)), z is sqrt(2 / pi) (...)."""
     return x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
 
@@ -300,11 +300,11 @@ def route(scores: torch.Tensor, per_expert_scale: torch.Tensor, top_k: int) -> t
 
 @triton.jit(do_not_specialize=["n"])
 def _route(
-    scores: Any,
-    per_expert_scale: Any,
-    chosen: Any,
-    weights: Any,
-    n: Any,
+    scores: tl.tensor,
+    per_expert_scale: tl.tensor,
+    chosen: tl.tensor,
+    weights: tl.tensor,
+    n: tl.tensor,
     EXPERTS: tl.constexpr,
     TOP_K: tl.constexpr,
     ROWS: tl.constexpr,
@@ -374,18 +374,18 @@ def finish(
 
 @triton.jit(do_not_specialize=["n"])
 def _finish(
-    x: Any,
-    dense: Any,
-    parts: Any,
-    post_experts: Any,
-    post_mlp: Any,
-    post: Any,
-    following: Any,
-    scalar: Any,
-    out: Any,
-    to_following: Any,
-    n: Any,
-    eps: Any,
+    x: tl.tensor,
+    dense: tl.tensor,
+    parts: tl.tensor,
+    post_experts: tl.tensor,
+    post_mlp: tl.tensor,
+    post: tl.tensor,
+    following: tl.tensor,
+    scalar: tl.tensor,
+    out: tl.tensor,
+    to_following: tl.tensor,
+    n: tl.tensor,
+    eps: tl.tensor,
     WIDTH: tl.constexpr,
     PARTS: tl.constexpr,
     HAS_NEXT: tl.constexpr,
