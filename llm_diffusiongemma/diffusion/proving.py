@@ -61,8 +61,10 @@ class Verdict:
     failed: tuple[str, ...] = ()
     """Which of them a kernel should have served: somebody should hear of it."""
 
-    def as_json(self) -> dict[str, Any]:
-        """For the report and for `status`."""
+    def as_json(self) -> dict[str, Any] | None:
+        """For the report and for `status`; None where there could be none."""
+        if not (self.in_use or self.switched_off):
+            return None
         return {"in_use": [*self.in_use], "switched_off": dict(self.switched_off)}
 
     @property
