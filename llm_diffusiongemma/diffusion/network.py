@@ -371,18 +371,18 @@ def _named(matrices: Matrices, *names: str) -> Iterator[tuple[str, torch.Tensor]
 
 
 def _frequencies(kind: AttentionConfig, device: torch.device) -> torch.Tensor:
-    """Radians a position by which each pair of a head turns: fp32 `[D / 2]`, theta^(-2 i / D) for pair i."""
+    """Radians a position by which each pair of a head turns, theta^(-2 i / D) for pair i: fp32 `[D]`, of its first
+    half the negatives."""
     pairs = kind.head_dim // 2
     exponents = torch.arange(pairs, dtype=torch.float32, device="cpu") * 2 / kind.head_dim
     turning = int(kind.rope_share * kind.head_dim // 2)
     frequencies = torch.where(torch.arange(pairs, device="cpu") < turning, 1 / kind.rope_theta**exponents, 0)
-    return frequencies.to(device)
+    return torch.cat((-frequencies, frequencies)).to(device)
 
 
 def _rotation(frequencies: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> Rotation:
-    angles = positions[:, None, None].float() * frequencies  # [n, 1, D / 2]
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    return Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+    angles = positions[:, None, None] * frequencies  # [n, 1, D]
+    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
 
 
 def _mask(
