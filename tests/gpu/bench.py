@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from llm_diffusiongemma.bench.networks import random_network
 from llm_diffusiongemma.diffusion.config_file import ConfigFile
 from llm_diffusiongemma.diffusion.network import Network
 
-from .networks import network_config, random_network
+from .networks import network_config
 
 GIB = 2**30
 Result = dict[str, Any]

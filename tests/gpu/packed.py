@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 
+from llm_diffusiongemma.bench.networks import random_network
 from llm_diffusiongemma.diffusion import streaming
 from llm_diffusiongemma.diffusion.experts import Experts
 from llm_diffusiongemma.diffusion.network import Network
@@ -29,7 +30,7 @@ from llm_diffusiongemma.diffusion.sizes import Sizes, sizes_of
 
 from .bench import GIB, Bench, Result
 from .loop import randomness, reply, settings_of
-from .networks import network_config, random_network, routing_of
+from .networks import network_config, routing_of
 from .speed import PARTS, Denoiser, encoder_seconds, figures, parts_ms, weight_bytes
 
 # As the repositories are packed.

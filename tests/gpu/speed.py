@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
+from llm_diffusiongemma.bench.networks import random_network
+from llm_diffusiongemma.bench.theirs import transformers_of
 from llm_diffusiongemma.diffusion import network as network_module
 from llm_diffusiongemma.diffusion.config_file import ConfigFile
 from llm_diffusiongemma.diffusion.experts import Experts
@@ -30,7 +32,7 @@ from llm_diffusiongemma.diffusion.network import Network
 
 from .bench import GIB, Bench, Result
 from .loop import StepClock, reply, sampler_of, settings_of
-from .networks import network_config, random_network, routing_of, transformers_of
+from .networks import network_config, routing_of
 
 # What a layer's time is split into: where each part is computed. (`mlp` includes self-conditioning's.)
 PARTS: dict[str, tuple[Any, str]] = {
