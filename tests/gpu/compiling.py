@@ -1,11 +1,11 @@
-"""Compile all that a reply launches for cards that aren't there, and say what each kernel would take of one.
+"""Compile all that a reply launches for cards that aren't there, and say what each kernel would take of them.
 
     python -m tests.gpu.compiling --target sm_80,sm_90,gfx942
 
-The network runs on the meta device, in the real widths, with every kernel in its place; what it would launch is
-written down in place of being launched. It shows of kernels what Triton's interpreter can't: registers and spills,
-shared memory against what the card has, copies that don't wait, products by the matrix units. One line a
-kernel and target; the exit status is 1 if one does not compile or doesn't fit.
+A network of the real widths runs on the meta device with every kernel in its place, and what it would launch is
+compiled, as Triton would there. It shows what the interpreter can't: registers and spills, shared memory against
+what the card has, copies that don't wait, products by matrix units. One line a variant; the exit status is 1 if
+one doesn't compile or doesn't fit.
 """
 
 from __future__ import annotations
@@ -17,16 +17,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
-
-if os.environ.get("TRITON_INTERPRET") == "1":
-    sys.exit("With TRITON_INTERPRET=1 Triton interprets kernels: unset it.")
 
 import torch
 import triton
@@ -35,7 +29,6 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from llm_diffusiongemma.diffusion.config import NetworkConfig
-from llm_diffusiongemma.diffusion.kernels import launching
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.operations import PLAIN_TORCH, Operations
@@ -43,6 +36,7 @@ from llm_diffusiongemma.diffusion.packed import PLAIN, CompressedTensorsNvfp4, F
 from llm_diffusiongemma.diffusion.pipeline import MAX_PREFILL_TOKENS
 from llm_diffusiongemma.diffusion.sizes import IMAGE_TOKENS, META
 
+from .launches import Launch, pretended, written_down
 from .networks import network_config
 
 # As the repositories are packed.
@@ -68,17 +62,6 @@ INSTRUCTIONS = {
 
 
 @dataclass(frozen=True)
-class Launch:
-    """One that was written down."""
-
-    case: str
-    kernel: Any
-    grid: tuple[int, ...]
-    arguments: tuple[Any, ...]
-    constants: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Compiled:
     """What a kernel takes of a card."""
 
@@ -91,36 +74,24 @@ class Compiled:
     instructions: dict[str, int]
 
 
-@contextmanager
-def written_down(case: str) -> Iterator[list[Launch]]:
-    """All launches meanwhile, in place of launching."""
-    launches: list[Launch] = []
-
-    def launch(kernel: Any, grid: tuple[int, ...], /, *arguments: Any, **constants: Any) -> None:
-        launches.append(Launch(case, kernel, grid, arguments, constants))
-
-    with patch.object(launching, "launch", launch):
-        yield launches
-
-
-def of_a_reply(case: str, formats: Formats, card: torch.device) -> list[Launch]:
-    """All that a network of the real widths launches there: reading a chunk of a prompt, the longest and a short
-    one, and a denoising step."""
+def of_a_reply(formats: Formats, card: torch.device) -> dict[str, list[Launch]]:
+    """All that a network of the real widths launches there, by what it does: reading a chunk of a prompt, the
+    longest and a short one, and a denoising step."""
     config = network_config(is_tiny=False).network()
     kinds = tuple(dict.fromkeys(config.layers))
     config = replace(config, layers=(*kinds, kinds[0]))  # one more, as the encoder leaves off inside the last
     network = Network(config, torch.bfloat16, META, formats)
     network.operations = operations_for(config, formats, card)
     cache = KVCache(config, network.dtype, network.layer_devices)
-    launches = []
+    found = {}
     for rows in (MAX_PREFILL_TOKENS + IMAGE_TOKENS, 16):
-        with written_down(f"{case}, {rows} read") as found:
-            network.encode(torch.empty(rows, config.hidden_size, dtype=network.dtype, device=META), cache)
-        launches += found
-    with written_down(f"{case}, a step") as found:
-        soft = torch.empty(config.canvas_length, config.hidden_size, device=META)
+        embeddings = torch.empty(rows, config.hidden_size, dtype=network.dtype, device=META)
+        with written_down() as found[f"{rows} read"]:
+            network.encode(embeddings, cache)
+    soft = torch.empty(config.canvas_length, config.hidden_size, device=META)
+    with written_down() as found["a step"]:
         network.denoise(torch.empty(config.canvas_length, dtype=torch.int64, device=META), soft, cache)
-    return launches + found
+    return found
 
 
 def operations_for(config: NetworkConfig, formats: Formats, card: torch.device) -> Operations:
@@ -130,18 +101,6 @@ def operations_for(config: NetworkConfig, formats: Formats, card: torch.device) 
         module = importlib.import_module(f"llm_diffusiongemma.diffusion.kernels.{name}")
         served |= module.usable(config, formats, torch.bfloat16, card)[0]
     return replace(PLAIN_TORCH, **served)
-
-
-@contextmanager
-def pretended(target: str) -> Iterator[torch.device]:
-    """A card of that kind, for those who ask torch what there is."""
-    is_amd = target.startswith("gfx")
-    number = int(target.removeprefix("sm_")) if not is_amd else 94
-    with (
-        patch.object(torch.version, "hip", "7.0" if is_amd else None),
-        patch.object(torch.cuda, "get_device_capability", lambda *_: divmod(number, 10)),
-    ):
-        yield torch.device("cuda", 0)
 
 
 def triton_target(name: str) -> GPUTarget:
@@ -195,17 +154,18 @@ def described(source: ASTSource, options: dict[str, Any]) -> str:
     return " ".join([*said, f"w{options['num_warps']}", f"s{options['num_stages']}"])
 
 
-def report(launches: list[Launch], target: str) -> bool:
-    """Compile each variant once for a card and print a line. Returns whether all went well."""
+def report(launches: list[tuple[str, Launch]], target: str) -> bool:
+    """Compile each variant once for a card and print a line. `launches` come with what they are for. Returns
+    whether all went well."""
     goal = triton_target(target)
     most = SHARED_KIB.get(target, AMD_SHARED_KIB) * KIB
-    cases: dict[str, Counter[str]] = {}
-    variants = {}
-    for launch in launches:
+    variants, cases = {}, defaultdict[str, list[str]](list)
+    for case, launch in launches:
         source, options = variant(launch, goal)
         key = source.hash() + repr(sorted(options.items(), key=str))
         variants[key] = (source, options)
-        cases.setdefault(key, Counter())[launch.case] += 1
+        if case not in cases[key]:
+            cases[key].append(case)
     is_right = True
     for key, (source, options) in variants.items():
         head = f"{target:7} {source.name:24}"
@@ -214,7 +174,7 @@ def report(launches: list[Launch], target: str) -> bool:
             made = compile_for(source, options, goal)
         except Exception as error:
             is_right = False
-            why = f"FAILED {type(error).__name__}: {str(error)[-300:]}"
+            why = f"FAILED {type(error).__name__}: {' '.join(str(error).split())[:400]}"
             print(f"{head} {why} | {described(source, options)} | {where}", flush=True)
             continue
         fits = made.shared <= most
@@ -234,14 +194,17 @@ def main() -> int:
     parser.add_argument("--case", default="", help=f"one of {', '.join(CASES)}")
     parser.add_argument("--kernel", default="", help="only those whose names have this in them")
     arguments = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("With TRITON_INTERPRET=1 Triton interprets kernels: unset it.")
     is_right = True
     for target in arguments.target.split(","):
         with pretended(target) as card:
             launches = [
-                launch
+                (f"{case}, {doing}", launch)
                 for case, formats in CASES.items()
                 if arguments.case in ("", case)
-                for launch in of_a_reply(case, formats, card)
+                for doing, found in of_a_reply(formats, card).items()
+                for launch in found
                 if arguments.kernel in launch.kernel.__name__
             ]
         is_right &= report(launches, target)
