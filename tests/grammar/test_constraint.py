@@ -269,7 +269,7 @@ def test_drawn_tokens_follow_the_constrained_marginals() -> None:
         source = torch.Generator().manual_seed(0)
         for i in range(length):
             uniforms = torch.rand(draws, dtype=torch.float64, generator=source)
-            drawn = distributions_of(log_q[i].expand(draws, -1)).draw(uniforms)
+            drawn = distributions_of(log_q[i].expand(draws, -1)).conclude(uniforms).drawn
             counts = np.bincount(drawn.numpy(), minlength=size)
             possible = exact.marginals[i] > 0
             assert counts[~possible].sum() == 0
