@@ -11,7 +11,6 @@ one doesn't compile or doesn't fit.
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import re
 import subprocess
@@ -34,6 +33,8 @@ from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.operations import PLAIN_TORCH, Operations
 from llm_diffusiongemma.diffusion.packed import PLAIN, CompressedTensorsNvfp4, Formats, Fp8, ModelOptNvfp4
 from llm_diffusiongemma.diffusion.pipeline import MAX_PREFILL_TOKENS
+from llm_diffusiongemma.diffusion.proving import import_kernels
+from llm_diffusiongemma.diffusion.sampler import Distributions
 from llm_diffusiongemma.diffusion.sizes import IMAGE_TOKENS, META
 
 from .launches import Launch, pretended, written_down
@@ -90,15 +91,21 @@ def of_a_reply(formats: Formats, card: torch.device) -> dict[str, list[Launch]]:
             network.encode(embeddings, cache)
     soft = torch.empty(config.canvas_length, config.hidden_size, device=META)
     with written_down() as found["a step"]:
-        network.denoise(torch.empty(config.canvas_length, dtype=torch.int64, device=META), soft, cache)
+        hidden = network.denoise(torch.empty(config.canvas_length, dtype=torch.int64, device=META), soft, cache)
+        distributions = Distributions(network, config.canvas_length, META, config.final_logit_softcapping)
+        temperature = torch.empty((), device=META)
+        distributions.measure(hidden, temperature)
+    with written_down() as found["a constrained step"]:
+        distributions.write(hidden, temperature)
+        distributions.add()
+        distributions.conclude(torch.empty(config.canvas_length, dtype=torch.float64, device=META))
     return found
 
 
 def operations_for(config: NetworkConfig, formats: Formats, card: torch.device) -> Operations:
     """Every kernel that there is in its place, proved or not."""
     served: dict[str, Any] = {}
-    for name in ("experts", "layer", "vocabulary"):
-        module = importlib.import_module(f"llm_diffusiongemma.diffusion.kernels.{name}")
+    for module in import_kernels():
         served |= module.usable(config, formats, torch.bfloat16, card)[0]
     return replace(PLAIN_TORCH, **served)
 
