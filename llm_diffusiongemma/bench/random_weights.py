@@ -1,0 +1,112 @@
+"""The network of the real sizes with random weights, placed on this machine as the real ones would be."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..backends.choice import FORMATS, choose
+from ..backends.turn import WeightsReport
+from ..catalog import HUB_SOURCES, built_in
+from ..diffusion.config_file import ConfigFile
+from ..diffusion.devices import is_out_of_memory, peak_memory
+from ..diffusion.proving import prove
+from ..errors import DeviceMemoryError
+from ..wording import listed
+from .networks import REAL, random_network
+from .replies import CANVASES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..backends.choice import Choice
+    from ..catalog import Representation
+    from ..diffusion.network import Network
+    from ..diffusion.placement import Placement
+
+
+@dataclass(frozen=True, eq=False)
+class RandomWeights:
+    """A network that was made."""
+
+    network: Network
+    config: ConfigFile
+    placement: Placement
+    seconds: float
+    """that it took to make it"""
+
+    def room_for(self, lengths: Sequence[int]) -> list[int]:
+        """Those prompts that leave room for the reply."""
+        config, possible = self.network.config, self.placement.context_tokens
+        most = config.context_length if possible is None else min(possible, config.context_length)
+        return [length for length in lengths if length + CANVASES * config.canvas_length <= most]
+
+    def report(self) -> WeightsReport:
+        return WeightsReport(
+            representation=self.placement.representation,
+            repository="random weights",
+            revision=None,
+            placement=self.placement.as_json(),
+            peak_memory_bytes=peak_memory(self.placement.devices),
+            device=str(self.network.device),
+            dtype=str(self.network.dtype).removeprefix("torch."),
+        )
+
+
+def place(representation: Representation) -> Placement:
+    """Where a prompt would have the real weights of that representation.
+
+    Raises `DeviceMemoryError` or `NoGpuError` if it would have none, and `DeviceMemoryError` if it would read some
+    from the weight files again and again.
+    """
+    choice = _choice(representation)
+    if choice.refusal is not None:
+        raise type(choice.refusal)(f"{choice.refusal}\n{_what_fits()}")
+    placement = choice.placement
+    assert placement is not None  # of a known size
+    if count := placement.num_layers("files"):
+        raise DeviceMemoryError(
+            f"Of random {representation} weights the experts of {count} layers have no room in memory, and there "
+            f"are no weight files that they could be read from at each step.\n{_what_fits()}"
+        )
+    return placement
+
+
+def make(placement: Placement) -> RandomWeights:
+    """Draw the weights where they are placed. Raises `DeviceMemoryError`."""
+    started = time.perf_counter()
+    config, device = ConfigFile.model_validate(REAL), torch.device(placement.devices[0])
+    sizes, formats = config.network(), FORMATS[placement.representation]
+    try:
+        network = random_network(sizes, device, formats, placement.layers)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceMemoryError(
+            f"{' and '.join(placement.devices)} ran out of memory while the weights were drawn. Free memory that "
+            "other programs hold there."
+        ) from error
+    network.operations = prove(sizes, formats, network.dtype, device).operations
+    return RandomWeights(network, config, placement, time.perf_counter() - started)
+
+
+def _choice(representation: Representation) -> Choice:
+    """What a prompt to the real weights would take, whatever folder the environment names."""
+    model_id = f"diffusiongemma-{representation}"
+    return choose(next(entry for entry in built_in() if entry.model_id == model_id))
+
+
+def _what_fits() -> str:
+    fitting = [source.representation for source in HUB_SOURCES if source.representation is not None]
+    fitting = [each for each in fitting if _fits(_choice(each))]
+    if not fitting:
+        return "No representation fits here. What runs anywhere: llm diffusiongemma bench diffusiongemma-tiny"
+    return f"Here would fit: {listed([f'--random-weights {each}' for each in fitting])}."
+
+
+def _fits(choice: Choice) -> bool:
+    placement = choice.placement
+    return choice.refusal is None and placement is not None and not placement.num_layers("files")
