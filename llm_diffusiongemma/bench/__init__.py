@@ -107,8 +107,9 @@ def _measure(
     measured, is_interrupted = Measured(subject.names), False
     try:
         measure(measured, subject, placement.devices, repeats, seed, stop, describe, theirs)
-    except KeyboardInterrupt:
-        if measured.is_empty:
+    except BaseException as error:
+        # Python drops some interrupts, and libraries make errors of their own of others.
+        if measured.is_empty or not (isinstance(error, KeyboardInterrupt) or stop.is_set()):
             raise
         is_interrupted = True
     if measured.is_empty:

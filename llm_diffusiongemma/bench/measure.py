@@ -36,7 +36,7 @@ class Measured:
     problems: dict[str, str] = field(default_factory=dict)
     """Why there is no reply of a kind, or of transformers."""
     peak_memory_bytes: int | None = None
-    """Of all devices in any reply of ours; on a CPU of the process since it began."""
+    """Of all devices in any reply of ours; on a CPU of the process since it began, if nobody else was in it."""
 
     @property
     def is_empty(self) -> bool:
@@ -73,8 +73,8 @@ def measure(
                 measured.parts[name] = sample
             else:
                 measured.samples.setdefault(name, []).append(sample)
-            peaks = (measured.peak_memory_bytes, peak_memory(devices))
-            measured.peak_memory_bytes = max((peak for peak in peaks if peak is not None), default=None)
+            peak = sample.peak_memory_bytes if theirs is not None else peak_memory(devices)
+            measured.peak_memory_bytes = max(peak or 0, measured.peak_memory_bytes or 0) or None
             if theirs is not None and name in theirs.prompts and THEIRS not in measured.problems:
                 describe(f"{name}, transformers")
                 try:

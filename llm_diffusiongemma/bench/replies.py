@@ -99,8 +99,9 @@ class RandomReplies:
         return list(self._lengths)
 
     def prompt(self, name: str, seed: int) -> list[int]:
+        """Token ids. Among the last of a vocabulary are those of pictures, which transformers would ask for."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randint(self.network.size, (self._lengths[name],), generator=generator).tolist()
+        return torch.randint(self.network.size // 2, (self._lengths[name],), generator=generator).tolist()
 
     def reply(self, name: str, seed: int, clock: ReplyClock) -> None:
         """See `Subject`. Raises what the pipeline raises."""

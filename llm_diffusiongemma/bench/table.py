@@ -24,7 +24,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     kinds = found["kinds"]
     counts = [each["replies"] for each in kinds.values()]
     of = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    yield f"Replies (medians of {of}, least to most in brackets)"
+    yield "Replies (one of each kind)" if of == "1" else f"Replies (medians of {of}, least to most in brackets)"
     yield from aligned(list(_replies(found)))
     yield ""
     yield "Denoising steps"
@@ -56,7 +56,8 @@ def _about(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 text += f" ({found['device_name']})" if found["device_name"] else f", {found['threads']} threads"
             yield name, text
     yield "drawn in" if found["random_weights"] else "loaded in", f"{found['load_seconds']:.1f} s"
-    yield "memory", ROWS["memory"](found) or "not known"
+    if memory := ROWS["memory"](found):
+        yield "memory", memory
     yield "versions", ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     yield "system", found["system"]
 
@@ -73,7 +74,7 @@ def _replies(found: Mapping[str, Any]) -> Iterator[list[str]]:
             f"{of['prompt_tokens']:,}",
             _median(of["reading_ms"]),
         ]
-    if len(found["kinds"]) > 1:
+    if _has_all(found):
         yield ["all", _spread(found["all"]["tokens_per_second"]), *[""] * 5]
 
 
@@ -81,7 +82,7 @@ def _steps(found: Mapping[str, Any]) -> Iterator[list[str]]:
     has_memory = any(of["peak_memory_bytes"] is not None for of in found["kinds"].values())
     yield ["", "ms a step", "forward", "sampler", "steps a canvas", "canvases", *["memory"] * has_memory]
     rows = dict(found["kinds"])
-    if len(rows) > 1:
+    if _has_all(found):
         rows["all"] = found["all"]
     for name, of in rows.items():
         peak = of.get("peak_memory_bytes")
@@ -94,6 +95,11 @@ def _steps(found: Mapping[str, Any]) -> Iterator[list[str]]:
             _median(of.get("canvases")),
             *[gib(peak) if peak is not None else ""] * has_memory,
         ]
+
+
+def _has_all(found: Mapping[str, Any]) -> bool:
+    """Whether a mean of all kinds says something: not of lengths that are apart."""
+    return len(found["kinds"]) > 1 and not found["random_weights"]
 
 
 def _against(found: Mapping[str, Any]) -> Iterator[list[str]]:
