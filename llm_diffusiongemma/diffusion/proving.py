@@ -7,11 +7,12 @@ by default ~/.triton/cache.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import ModuleType
@@ -24,9 +25,11 @@ from ..errors import DeviceError
 from ..wording import quoted
 from .devices import give_memory_back, is_out_of_memory
 from .operations import PLAIN_TORCH, Operations
-from .trial import Trial
+from .trial import Kernels, Trial
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from .config import NetworkConfig
     from .packed import Formats
 
@@ -58,8 +61,10 @@ class Verdict:
     failed: tuple[str, ...] = ()
     """Which of them a kernel should have served: somebody should hear of it."""
 
-    def as_json(self) -> dict[str, Any]:
-        """For the report and for `status`."""
+    def as_json(self) -> dict[str, Any] | None:
+        """For the report and for `status`; None where there could be none."""
+        if not (self.in_use or self.switched_off):
+            return None
         return {"in_use": [*self.in_use], "switched_off": dict(self.switched_off)}
 
     @property
@@ -72,9 +77,6 @@ class Verdict:
             return None
         told = "; ".join(f"{', '.join(names).replace('_', ' ')}: {why}" for why, names in names_of.items())
         return f"kernels are switched off, and PyTorch computes in their place ({told})."
-
-
-PLAIN = Verdict(PLAIN_TORCH)
 
 
 def none_because(device: torch.device, weight_bytes: int | None = None) -> str | None:
@@ -120,8 +122,7 @@ def prove(
     be mended in this process.
     """
     if not is_to_be_tried(device):
-        reason = none_because(device)
-        return PLAIN if reason is None else Verdict(PLAIN_TORCH, switched_off={ALL: reason})
+        return _none(device)
 
     def explain(error: Exception) -> str:
         check_wanted()  # a Ctrl-C ends the compiler, too, which is none of the kernel's faults
@@ -135,56 +136,69 @@ def prove(
         try:
             modules = import_kernels()
             _start_triton()
+            offers = [module.usable(config, formats, dtype, device) for module in modules]
         except Exception as error:
             return Verdict(PLAIN_TORCH, switched_off={ALL: explain(error)}, failed=(ALL,))
-        verdict = tried(modules, config, formats, dtype, device, explain, check_wanted)
+        verdict = tried(offers, Trial(config, formats, dtype, device, explain, check_wanted))
     give_memory_back()
     return verdict
+
+
+def _none(device: torch.device, weight_bytes: int | None = None) -> Verdict:
+    reason = none_because(device, weight_bytes)
+    return Verdict(PLAIN_TORCH, switched_off={} if reason is None else {ALL: reason})
 
 
 def _start_triton() -> None:
     """Have Triton compile its stub of the driver: what this machine lacks is said once, and of no kernel."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 has kernels interpreted on the CPU: unset it")
+    has_folder = any(os.environ.get(name) for name in ("TRITON_CACHE_DIR", "TRITON_HOME"))
+    if not has_folder and not os.path.isabs(os.path.expanduser("~")):
+        # It would be a folder called "~" in the current one.
+        raise PermissionError(errno.EACCES, "this user has no home")
     from triton.runtime import driver
 
     _ = driver.active.utils
 
 
-def tried(
-    modules: Sequence[Any],
+def tried(offers: Iterable[tuple[Kernels, dict[str, str]]], trial: Trial) -> Verdict:
+    """The verdict on what some rooms of `kernels` have for a network: see their `usable`."""
+    kernels: Kernels = {}
+    switched_off: dict[str, str] = {}
+    for usable, unusable in offers:
+        kernels |= usable
+        switched_off |= unusable
+    faults = trial.faults(kernels)
+    in_use = {name: kernel for name, kernel in kernels.items() if name not in faults}
+    return Verdict(replace(PLAIN_TORCH, **in_use), (*in_use,), switched_off | faults, (*faults,))
+
+
+def prove_all(
     config: NetworkConfig,
     formats: Formats,
     dtype: torch.dtype,
-    device: torch.device,
-    explain: Callable[[Exception], str],
-    check_wanted: Callable[[], None] = lambda: None,
+    devices: Sequence[torch.device],
+    weight_bytes: int,
+    trying: Callable[[], AbstractContextManager[object]],
+    check_wanted: Callable[[], None],
 ) -> Verdict:
-    """The verdict on the kernels of some modules, wherever they run. `explain` is for what one of them raises."""
-    kernels: dict[str, Callable[..., Any]] = {}
-    switched_off: dict[str, str] = {}
-    for module in modules:
-        usable, unusable = module.usable(config, formats, dtype, device)
-        kernels |= usable
-        switched_off |= unusable
-    trial = Trial(kernels, config, formats, dtype, device, explain, check_wanted)
-    trial.run()
-    in_use = trial.right
-    return Verdict(replace(PLAIN_TORCH, **in_use), (*in_use,), switched_off | trial.faults, (*trial.faults,))
+    """The same for weights of that size on some devices: the kernels that are right on all of them. `trying` is
+    entered if any are tried. Raises the same."""
+    first = devices[0]
+    if not is_to_be_tried(first, weight_bytes):
+        return _none(first, weight_bytes)
+    with trying():
+        return in_common([prove(config, formats, dtype, device, check_wanted) for device in devices])
 
 
 def in_common(verdicts: Sequence[Verdict]) -> Verdict:
-    """What a network on several devices computes with, by the verdict of each: kernels that are right on all."""
-    first, *others = verdicts
-    for other in others:
-        in_use = [name for name in first.in_use if name in other.in_use]
-        first = Verdict(
-            replace(PLAIN_TORCH, **{name: getattr(first.operations, name) for name in in_use}),
-            (*in_use,),
-            other.switched_off | first.switched_off,
-            (*dict.fromkeys((*first.failed, *other.failed)),),
-        )
-    return first
+    """That on a network which lies on several devices, by the verdict on each."""
+    in_use = [name for name in verdicts[0].in_use if all(name in each.in_use for each in verdicts)]
+    kernels = {name: getattr(verdicts[0].operations, name) for name in in_use}
+    switched_off = {name: why for each in verdicts for name, why in each.switched_off.items()}
+    failed = dict.fromkeys(name for each in verdicts for name in each.failed)
+    return Verdict(replace(PLAIN_TORCH, **kernels), (*in_use,), switched_off, (*failed,))
 
 
 def _check_alive(device: torch.device, error: Exception) -> None:
@@ -200,10 +214,15 @@ def _check_alive(device: torch.device, error: Exception) -> None:
 
 def _why(error: Exception) -> str:
     """Why a kernel can't run, for people: what this machine lacks, if it is that."""
-    if isinstance(error, subprocess.CalledProcessError | FileNotFoundError) or "C compiler" in str(error):
+    if isinstance(error, subprocess.CalledProcessError) or "C compiler" in str(error):
         return (
             "Triton finds no C compiler that works, which it needs to launch kernels: install gcc and Python's "
             "headers, or have CC name one"
+        )
+    if isinstance(error, FileNotFoundError):
+        name = os.path.basename(str(error.filename))
+        return (
+            f"Triton calls a program that is not here ({quoted(name)}): install it, or have CC name a C compiler"
         )
     if isinstance(error, OSError):
         return (

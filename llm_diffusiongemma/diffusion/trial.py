@@ -1,23 +1,27 @@
 """Kernels tried on a device, each beside its twin in plain torch, with what a network gives it.
 
 The network is a small one of random weights: of another's widths, formats and dtype, but of three layers. It reads
-a chunk of a prompt and a single position, and denoises a canvas twice. So what is tried is what a reply launches,
-with arguments of the same kinds, and all of it is compiled by then.
+a chunk of a prompt and a single position, and denoises a canvas twice, free and as under a constraint. So what is
+tried is what a reply launches, with arguments of the same kinds, and all of it is compiled by then.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
 from .kv_cache import KVCache
 from .network import Network
 from .operations import PLAIN_TORCH
 from .pipeline import MAX_PREFILL_TOKENS
+from .sampler import Distributions
+from .softmax import Softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,24 +35,35 @@ Kernels = dict[str, Callable[..., Any]]
 # How far a row may be from the twin's, over its size: what rounding makes of one, several times in a twin and less
 # often in a kernel, is about half of that. Products in TF32 are no fp32: they are off by 3e-4.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-# How far all of them together may be from being as large, over the same: there rounding cancels.
+# What all together may be larger or smaller, over the same: there rounding cancels.
 TOGETHER = 0.25
+
+# Of the tokens that are chosen the share that may be others: where a random number falls between two of them, the
+# last bit decides.
+OTHERS = 0.05
+
+# No logit is as large.
+LARGE = 1e30
 
 # The lengths of what is read before the canvas: the longest chunk of a prompt without images, and the shortest.
 CHUNKS = (MAX_PREFILL_TOKENS, 1)
-# Of the embedding only so much: its size is no kernel's business but that of the sampler's pass.
-MOST_TOKENS = 4096
 
-# What an operation fills, by the numbers of its arguments, besides what it returns.
-FILLED = {"heads": (5, 6)}
+# What an operation writes to, by the numbers of its arguments, besides what it returns.
+WRITTEN = {
+    "heads": (5, 6),
+    "temper": (3,),
+    "measure": (0, 2),
+    "temper_and_measure": (3, 5),
+    "add_up": (0,),
+    "conclude": (0,),
+}
 
 
 class Trial:
-    """One trial of some kernels on a device."""
+    """A place to try kernels at, with a network of random weights."""
 
     def __init__(
         self,
-        kernels: Kernels,
         config: NetworkConfig,
         formats: Formats,
         dtype: torch.dtype,
@@ -58,42 +73,46 @@ class Trial:
     ) -> None:
         """`explain` makes a sentence of what a kernel raises, or raises what isn't the kernel's fault.
         `check_wanted` is called before each is tried, and may raise."""
-        self.faults: dict[str, str] = {}
-        """By the names of those that are not right: why, as a sentence for people."""
-        self._kernels = kernels
         self._tolerance = TOLERANCES[dtype]
         self._explain, self._check_wanted = explain, check_wanted
         kinds = tuple(dict.fromkeys(config.layers))
         # The last layer is read only up to its keys and values.
-        size = min(config.vocab_size, MOST_TOKENS)
-        small = replace(config, layers=(*kinds, kinds[0]), vocab_size=size)
-        self._network = Network(small, dtype, device, formats)
+        self._network = Network(replace(config, layers=(*kinds, kinds[0])), dtype, device, formats)
         self._generator = torch.Generator(device).manual_seed(0)
         _fill(self._network, self._generator)
-
-    @property
-    def right(self) -> Kernels:
-        """Those without a fault."""
-        return {name: kernel for name, kernel in self._kernels.items() if name not in self.faults}
+        self._kernels: Kernels = {}
+        self._faults: dict[str, str] = {}
 
     @torch.no_grad()
-    def run(self) -> None:
-        """Try all, each with what those before have made. Where one is wrong, once more: what comes behind it was
-        tried with what that had made, and of another kind maybe."""
-        before = -1
-        while len(self.faults) > before:
-            before = len(self.faults)
+    def faults(self, kernels: Kernels) -> dict[str, str]:
+        """What is wrong with some of them, by their names, for people. Each is tried with what those before have
+        made; where one is wrong, once more: what comes behind it had been tried with arguments of another kind,
+        maybe."""
+        self._kernels, self._faults = kernels, {}
+        while True:
+            before = len(self._faults)
             self._reply()
+            if len(self._faults) == before:
+                return self._faults
 
     def _reply(self) -> None:
-        network = self._network
-        network.operations = replace(PLAIN_TORCH, **{name: partial(self._beside, name) for name in self.right})
-        cache = KVCache(network.config, network.dtype, network.device)
+        network, device = self._network, self._network.device
+        beside = {name: partial(self._beside, name) for name in self._kernels if name not in self._faults}
+        network.operations = replace(PLAIN_TORCH, **beside)
+        config = network.config
+        cache = KVCache(config, network.dtype, device)
         for length in CHUNKS:
             network.encode(network.embed(self._draw(length)), cache)
-        canvas = self._draw(network.config.canvas_length)
-        hidden = network.denoise(canvas, None, cache)
-        network.denoise(canvas, hidden.float(), cache)
+        distributions = Distributions(network, config.canvas_length, device, config.final_logit_softcapping)
+        temperature = torch.tensor(0.6, device=device)
+        uniforms = torch.rand(config.canvas_length, dtype=torch.float64, device=device, generator=self._generator)
+        canvas = self._draw(config.canvas_length)
+        distributions.measure(network.denoise(canvas, None, cache), temperature)
+        distributions.conclude(uniforms)
+        hidden = network.denoise(canvas, distributions.soft_embeddings(), cache)
+        distributions.write(hidden, temperature)
+        distributions.add()
+        distributions.conclude(uniforms)
 
     def _draw(self, length: int) -> torch.Tensor:
         """Tokens, int64 `[length]`."""
@@ -103,26 +122,32 @@ class Trial:
     def _beside(self, name: str, *arguments: Any) -> Any:
         """What the kernel gives, or its twin if there is anything wrong with that.
 
-        The kernel goes first: what it left unwritten can't be there from the twin, and where it spoils its
-        arguments the twin's results are others.
+        The kernel goes first: what it leaves unwritten can't be there from its twin.
         """
         twin = getattr(PLAIN_TORCH, name)
-        filled = [arguments[i] for i in FILLED.get(name, ())]
-        if name not in self.faults:
-            self._check_wanted()
-            for tensor in filled:
+        if name in self._faults:
+            return twin(*arguments)
+        self._check_wanted()
+        copies = [_copied(argument) for argument in arguments]
+        written, right = ([each[i] for i in WRITTEN.get(name, ())] for each in (arguments, copies))
+        if name == "heads":
+            for tensor in written:
                 tensor.fill_(torch.nan)
-            try:
-                ours = self._kernels[name](*arguments)
-                results = [*_tensors(ours), *(tensor.clone() for tensor in filled)]
-                theirs = twin(*arguments)
-                fault = self._difference(name, arguments, results, [*_tensors(theirs), *filled])
-            except Exception as error:
-                fault = self._explain(error)
-            if fault is None:
-                return ours
-            self.faults[name] = fault
-        return twin(*arguments)
+        theirs = []  # one, once it is there
+        try:
+            ours = self._kernels[name](*arguments)
+            theirs.append(twin(*copies))
+            # What the device was still at may fail here.
+            fault = self._difference(name, arguments, _tensors((ours, written)), _tensors((theirs, right)))
+        except Exception as error:
+            fault = self._explain(error)
+        if fault is None:
+            return ours
+        self._faults[name] = fault
+        (result,) = theirs or [twin(*copies)]
+        for place, tensor in zip(_tensors(written), _tensors(right), strict=True):
+            place.copy_(tensor)
+        return result
 
     def _difference(
         self, name: str, arguments: Sequence[Any], ours: list[torch.Tensor], theirs: list[torch.Tensor]
@@ -132,39 +157,61 @@ class Trial:
             return "its results on this GPU have another shape than PyTorch's"
         if name == "route":
             ours, theirs = (_routing(arguments, *results) for results in (ours, theirs))
-        # One wait for all of them.
-        worst = torch.stack([_distance(*pair) for pair in zip(ours, theirs, strict=True)]).max().item()
-        if worst != worst:
+        distances = [_distance(*pair) for pair in zip(ours, theirs, strict=True)]
+        row, together, choices = torch.stack(distances).amax(0).tolist()  # one wait for all; NaN if one is
+        if math.isnan(row):
             return "it gives what is no number (NaN) on this GPU, where PyTorch gives numbers"
-        if worst > self._tolerance:
-            return f"its results on this GPU are up to {_share(worst)} away from PyTorch's"
+        if row > self._tolerance or together > self._tolerance * TOGETHER:
+            return f"its results on this GPU are up to {_share(row)} away from PyTorch's"
+        if choices > OTHERS:
+            return f"on this GPU it chooses otherwise than PyTorch in {_share(choices)} of all places"
         return None
 
 
+def _copied(argument: Any) -> Any:
+    """What an operation may write to is copied, weights are not."""
+    if isinstance(argument, torch.Tensor):
+        return argument.clone()
+    if isinstance(argument, Softmax):
+        tensors = {name: value.clone() for name, value in vars(argument).items() if name != "size"}
+        return replace(argument, **tensors)
+    return argument
+
+
 def _tensors(results: Any) -> list[torch.Tensor]:
-    """What an operation returns, one or several, without what is None."""
-    several = (results,) if isinstance(results, torch.Tensor) else results
-    return [each for each in several if each is not None]
+    """All that there are: in several of what an operation returns or writes to, or in one."""
+    if isinstance(results, torch.Tensor):
+        return [results]
+    if isinstance(results, Softmax):
+        results = [value for name, value in vars(results).items() if name != "size"]
+    return [] if results is None else [tensor for each in results for tensor in _tensors(each)]
 
 
 def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """That of the row which is the farthest away, over that row's own size, or if that is more, by how much all
-    together are larger or smaller, over `TOGETHER`: fp32 scalar, NaN if anything is no number."""
+    """How far results are from those of the twin, fp32 `[3]`: of numbers the row which is the farthest, over its
+    size, and by how much all together are larger or smaller; of tokens or experts how many are others, as a share.
+    """
+    if not theirs.is_floating_point():
+        return F.pad((ours != theirs).float().mean()[None], (2, 0))
     ours, theirs = ours.float(), theirs.float()
-    rows = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
-    excess = ((ours - theirs) * theirs).sum() / theirs.square().sum()
-    return torch.maximum(rows.max(), excess.abs() / TOGETHER)
+    # What nobody has written yet, and what stands for minus infinity.
+    is_out = (ours.isnan() & theirs.isnan()) | ((ours == theirs) & (theirs.abs() > LARGE))
+    ours, theirs = ours.masked_fill(is_out, 0.0), theirs.masked_fill(is_out, 0.0)
+    apart, least = ours - theirs, torch.finfo(torch.float32).tiny
+    rows = apart.norm(dim=-1) / theirs.norm(dim=-1).clamp(min=least)
+    excess = (apart * theirs).sum() / theirs.square().sum().clamp(min=least)
+    return F.pad(torch.stack((rows.max(), excess.abs())), (0, 1))
 
 
 def _routing(arguments: Sequence[Any], chosen: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
-    """A routing as what it must be the same in whoever made it: of equal scores any may be chosen.
+    """A routing as what must be the same whoever made it: of equal scores any may be chosen.
 
-    Scores of the chosen, their weights without each expert's scale, and how many of them are the same expert.
+    Scores of the chosen, their weights without each expert's scale, and how often each is chosen.
     """
     scores, scale, _ = arguments
     chosen = chosen.long().clamp(0, scores.shape[-1] - 1)
-    twice = (chosen[:, :, None] == chosen[:, None, :]).sum(-1)
-    return [scores.gather(-1, chosen), weights / scale[chosen], twice]
+    times = (chosen[:, :, None] == chosen[:, None, :]).sum(-1)
+    return [scores.gather(-1, chosen), weights / scale[chosen], times.float()]
 
 
 def _share(part: float) -> str:
