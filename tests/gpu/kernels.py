@@ -45,15 +45,19 @@ def kernels(bench: Bench) -> Result:
             started = time.perf_counter()
             verdict = proved(network)
             seconds.append(round(time.perf_counter() - started, 2))
-        found[name] = {**verdict.as_json(), "seconds": seconds, "ms and its twin's": by_operation(bench, network)}
+        found[name] = {
+            "verdict": verdict.as_json(),
+            "seconds": seconds,
+            "ms and its twin's": by_operation(bench, network),
+        }
         del network
-    missing = [name for name, each in found.items() if bench.on_card and not is_complete(each)]
+    missing = [name for name, each in found.items() if bench.on_card and not is_complete(each["verdict"])]
     return {"ok": not missing, "missing something": missing, **found}
 
 
-def is_complete(verdict: Result) -> bool:
+def is_complete(verdict: Result | None) -> bool:
     """Whether every operation that a kernel can serve is served."""
-    return not verdict["switched_off"] and bool(verdict["in_use"])
+    return verdict is not None and not verdict["switched_off"]
 
 
 def by_operation(bench: Bench, network: Network) -> dict[str, list[float | None]]:

@@ -303,49 +303,6 @@ def captured(bench: Bench, call: Callable[[], torch.Tensor]) -> tuple[Callable[[
     return recorded.replay, result
 
 
-def generate(bench: Bench) -> Result:
-    """transformers' own `generate` of the same weights and as many steps, taking turns with ours."""
-    from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSamplerConfig
-
-    config = network_config(is_tiny=bench.is_tiny)
-    model = transformers_of(bench.network, config)
-    model.generation_config.eos_token_id = [config.text_config.vocab_size]  # nothing ends a reply
-    model.generation_config.pad_token_id = 0
-    prompt = bench.tokens(128 if bench.is_tiny else 1024)
-    settings = settings_of(bench.steps)
-
-    def theirs() -> float:
-        started = time.perf_counter()
-        model.generate(
-            prompt[None],
-            max_new_tokens=config.canvas_length,
-            max_denoising_steps=bench.steps,
-            t_min=settings.t_min,
-            t_max=settings.t_max,
-            confidence_threshold=settings.confidence_threshold,
-            sampler_config=EntropyBoundSamplerConfig(entropy_bound=settings.entropy_bound),
-            stability_threshold=settings.stability_threshold,
-        )
-        bench.wait()
-        return time.perf_counter() - started
-
-    calls = {"ours": lambda: reply(bench.network, prompt.tolist(), bench.steps)[0], "theirs": theirs}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    peaks: Result = {}
-    for _ in range(3):
-        for name, call in calls.items():
-            if bench.on_card:
-                torch.cuda.reset_peak_memory_stats()
-            times[name].append(call())
-            peaks |= {f"{name}, {key}": value for key, value in bench.peak().items()}
-    medians = {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
-    return {
-        "seconds_a_canvas": {name: round(seconds, 3) for name, seconds in medians.items()},
-        "times_faster": round(medians["theirs"] / medians["ours"], 2),
-        **peaks,
-    }
-
-
 def experts(bench: Bench) -> Result:
     """A layer's experts: the grouped products against the loop, for a canvas and for a chunk of the prompt."""
     layer = bench.network._layers[0]
