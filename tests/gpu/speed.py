@@ -343,10 +343,11 @@ def attention(bench: Bench) -> Result:
         mask = (
             torch.ones(rows, seen, dtype=torch.bool, device=bench.device).tril(seen - rows) if is_masked else None
         )
+        queries = q.transpose(0, 1).contiguous().view(groups, -1, rows, width)
         whole = (
-            partial(network_module._attend_causally, q, k, v, mask)
+            partial(network_module._attend_causally, queries, k, v, mask)
             if is_masked
-            else partial(network_module._attend, q, k, v)
+            else partial(network_module._attend, queries, k, v)
         )
         found[shape] = {"ours, whole": bench.ms(whole, 5, 1)}
         for name, (tensors, is_grouped) in ways_to_group(q, k, v, mask).items():
