@@ -19,7 +19,7 @@ MODEL_VARIABLE = "LLM_DIFFUSIONGEMMA_MODEL"
 DEVICE_VARIABLE = "LLM_DIFFUSIONGEMMA_DEVICE"
 #: The most that this plugin may take of a device, for example "24GiB".
 MEMORY_VARIABLE = "LLM_DIFFUSIONGEMMA_MEMORY"
-#: "off": no kernels of ours on a card, everything by PyTorch.
+#: "off": no kernels of ours on a card, everything by PyTorch. "on": for a small network, too.
 KERNELS_VARIABLE = "LLM_DIFFUSIONGEMMA_KERNELS"
 #: "off": no denoising step is captured as a CUDA graph.
 GRAPH_VARIABLE = "LLM_DIFFUSIONGEMMA_GRAPH"

@@ -27,7 +27,7 @@ from .catalog import EMBEDDED_CHECKPOINT, HUB_SOURCES
 from .errors import LogError
 from .grammar.records import Lowered
 from .options import DEFAULT_MAX_TOKENS
-from .printing import aligned, filled
+from .printing import aligned, filled, kernels_told
 from .wording import gib, listed, printable, quoted
 
 # Somebody's own words, files and machines. `--json` leaves them out, so that it can be shown to anybody.
@@ -220,6 +220,9 @@ def _values(row: sqlite3.Row, report: Mapping[str, Any]) -> dict[str, Any]:
         "device": _text(report.get("device")),
         "dtype": _text(report.get("dtype")),
         "placement": _object(report.get("placement")) or None,
+        "kernels": _object(report.get("kernels")) or None,
+        "graph": _text(report.get("graph")),
+        "streaming": _object(report.get("streaming")) or None,
         "peak_memory_bytes": _number(report.get("peak_memory_bytes")),
         "constraint": "schema" if row["schema_id"] is not None else next(iter(forms), None),
         "lowered": [
@@ -362,6 +365,22 @@ def _device(found: Mapping[str, Any]) -> str | None:
     return text
 
 
+def _kernels(found: Mapping[str, Any]) -> str | None:
+    return kernels_told(found["kernels"])
+
+
+def _graph(found: Mapping[str, Any]) -> str | None:
+    return quoted(found["graph"]) if found["graph"] else None
+
+
+def _streaming(found: Mapping[str, Any]) -> str | None:
+    """What it took that experts lie elsewhere."""
+    streaming = found["streaming"] or {}
+    num_bytes, share = (_number(streaming.get(name)) for name in ("bytes_a_step", "waited_share"))
+    told = [] if num_bytes is None else [f"{gib(int(num_bytes))} a step"]
+    return ", ".join(told if share is None else [*told, f"waited for {share:.0%} of the time"])
+
+
 def _memory(found: Mapping[str, Any]) -> str | None:
     if found["peak_memory_bytes"] is None:
         return None
@@ -408,6 +427,9 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "time": _time,
     "weights": _weights,
     "device": _device,
+    "kernels": _kernels,
+    "graph": _graph,
+    "streaming": _streaming,
     "memory": _memory,
     "constraint": _constraint,
     "lowered": _lowered,

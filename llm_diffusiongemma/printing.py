@@ -1,10 +1,14 @@
-"""How commands lay out what they print for people: sentences that fill lines, cells in columns."""
+"""How commands lay out what they print for people: sentences that fill lines, cells in columns; and what several
+of them say in the same words."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .wording import quoted
 
 LONGEST_LINE = 100
 INDENT = "  "
@@ -29,3 +33,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         yield INDENT + "  ".join(cells).rstrip()
+
+
+def kernels_told(kernels: Any) -> str | None:
+    """What a report or a server's state says of them, which may be of another version; None if nothing."""
+    if not isinstance(kernels, dict):
+        return None
+    in_use, switched_off = kernels.get("in_use"), kernels.get("switched_off")
+    told = f"{len(in_use)} in use" if isinstance(in_use, list) and in_use else "none in use"
+    reasons = switched_off.items() if isinstance(switched_off, dict) else ()
+    off = [f"{quoted(name).replace('_', ' ')}: {quoted(why)}" for name, why in reasons]
+    return f"{told}; by PyTorch {'; '.join(off)}" if off else told

@@ -27,10 +27,11 @@ from .backends.settings import duration_text
 from .catalog import MEMORY_VARIABLE, SERVER_VARIABLE, ModelEntry, Source
 from .diffusion import devices
 from .diffusion.loading import describe
+from .diffusion.proving import none_because
 from .errors import DeviceError, DiffusionGemmaError, HubConnectionError, ServerError
 from .hub.failures import size
 from .installation import system, versions
-from .printing import aligned, filled
+from .printing import aligned, filled, kernels_told
 from .wording import gib, quoted
 
 COMMIT_CHARACTERS = 12
@@ -53,6 +54,7 @@ def gather(entries: Sequence[ModelEntry], problems: Sequence[str], updates: bool
         "system": system(),
         "cache": _cache(),
         "devices": [_device(name) for name in devices.available_devices()],
+        "kernels": _kernels(),
         "memory_limit_bytes": _memory_limit(),
         "weights": weights,
         "models": models,
@@ -84,6 +86,16 @@ def _device(name: str) -> dict[str, Any]:
         total_bytes = devices.total_memory(device)
         kind = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {"device": name, "name": kind, "total_bytes": total_bytes, "free_bytes": _free_memory(device)}
+
+
+def _kernels() -> dict[str, Any] | None:
+    """Whether kernels of ours are tried when a model is loaded, and if not, why; None without a device that could
+    have some. To try them takes long, the first time, so that is left to the reply."""
+    device = torch.device(devices.available_devices()[0])
+    if device.type != "cuda":
+        return None
+    because = none_because(device)
+    return {"are_tried": because is None, "because": because}
 
 
 def _free_memory(device: torch.device) -> int | None:
@@ -260,6 +272,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     yield from aligned([_device_cells(device) for device in found["devices"]])
     if found["memory_limit_bytes"] is not None:
         yield f"  Of each at most {gib(found['memory_limit_bytes'])} may be taken ({MEMORY_VARIABLE})."
+    if (kernels := found["kernels"]) is not None:
+        yield filled(f"Kernels: {_kernels_sentence(kernels['because'])}.")
     yield ""
     yield f"Weights (of the Hub in {quoted(found['cache'])})" if found["cache"] else "Weights"
     yield from aligned([_weights_cells(weights) for weights in found["weights"]])
@@ -279,6 +293,12 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield "Problems"
         yield from map(filled, problems)
+
+
+def _kernels_sentence(because: str | None) -> str:
+    if because is not None:
+        return f"none, since {because}"
+    return "tried when a model is loaded; behind a reply `llm diffusiongemma last` says which are used"
 
 
 def _server_lines(server: dict[str, Any]) -> Iterator[str]:
@@ -314,6 +334,9 @@ def _server_state(state: dict[str, Any], keep_alive_seconds: float | None, ends_
     text = "Its weights are not loaded."
     if loaded is not None:
         text = f"Its weights ({loaded['representation']}) are loaded on {loaded['device']}."
+        # One of another version may not tell.
+        if (told := kernels_told(loaded.get("kernels"))) is not None:
+            text += f" Kernels: {told}."
     text += f" Replies so far: {state['replies']}."
     if state["running_since"] is not None:
         waiting = {0: "", 1: ", and 1 waits"}.get(state["waiting"], f", and {state['waiting']} wait")

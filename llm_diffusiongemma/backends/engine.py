@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 # In llm's folder: what schemas and other forms were made into, for each tokenizer. It may be deleted.
 AUTOMATA_FOLDER = "diffusiongemma-automata"
 
+TRYING_KERNELS = "Trying kernels on this GPU, compiled the first time only"
+
 
 class ReentrantLock(Protocol):
     """What is used of `threading.RLock`, which is a function to the type checker."""
@@ -100,7 +102,13 @@ class Engine:
         from ..diffusion.loading import load_model
 
         # The model first: its checks say best what is wrong with a folder.
-        loaded = load_model(described, placement, check_wanted, progress)
+        loaded = load_model(
+            described,
+            placement,
+            check_wanted,
+            progress,
+            lambda: indicate(TRYING_KERNELS),
+        )
         check_wanted()
         config, text = loaded.config, loaded.config.text_config
         expected = NetworkTokens(
@@ -268,15 +276,29 @@ def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready
         placement = place_described(entry, described, choice.machine)
         _let_go_of_large_ones(placement)
         progress.set_total(bytes_to_read(described, placement))
+        _import_kernels(described, placement, stop)
         engine = Engine.load(described, placement, stop.check, progress.advance)
     engine.files = files
     # What is in the cache is whole, whenever somebody interrupts.
     _engines[key] = engine
     if (line := told(entry, source, described, placement)) is not None:
         tell_once(line)
+    if (line := engine.loaded.verdict.warning) is not None:
+        tell_once(f"{entry.model_id}: {line}")
     return Ready(
         engine, source, checkpoint.resolved_model, revision, import_seconds + time.perf_counter() - started
     )
+
+
+def _import_kernels(described: Described, placement: Placement, stop: Stop) -> None:
+    """Triton, where kernels are to be tried. What is wrong with it the trial says."""
+    import torch
+
+    from ..diffusion.proving import import_kernels, is_to_be_tried
+
+    if is_to_be_tried(torch.device(placement.devices[0]), described.weights.num_bytes):
+        with indicate("Importing Triton"), stop.importing(), suppress(Exception):
+            import_kernels()
 
 
 def _files(folder: Path) -> dict[str, Stamp]:

@@ -144,6 +144,7 @@ class LocalReply:
                 peak_memory_bytes=self._ready.engine.peak_memory_bytes(),
                 device=str(loaded.device),
                 dtype=str(loaded.dtype).removeprefix("torch."),
+                kernels=loaded.verdict.as_json(),
             ),
             lowered=self._form.lowered if self._form is not None and attempt is self._formed else (),
         )

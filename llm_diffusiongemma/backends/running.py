@@ -31,16 +31,16 @@ from pathlib import Path
 import llm
 from pydantic import TypeAdapter, ValidationError
 
-from ..catalog import DEVICE_VARIABLE, MEMORY_VARIABLE, ModelEntry
+from ..catalog import DEVICE_VARIABLE, GRAPH_VARIABLE, KERNELS_VARIABLE, MEMORY_VARIABLE, ModelEntry
 from ..errors import DiffusionGemmaError, ServerError
 from ..wording import quoted
 
 LOCK_FILE, RECORD_FILE, TOKEN_FILE = "lock", "server.json", "token"
 SOCKET_FILE, LOG_FILE, WARM_FILE = "socket", "server.log", "warm"
 
-# What decides besides the model's entry where it runs, and for weights of the Hub which they are.
+# What decides besides the model's entry where and how it runs, and for weights of the Hub which they are.
 DEVICE_VARIABLES = (
-    *(DEVICE_VARIABLE, MEMORY_VARIABLE),
+    *(DEVICE_VARIABLE, MEMORY_VARIABLE, KERNELS_VARIABLE, GRAPH_VARIABLE),
     *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
 )
 PATH_VARIABLES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")

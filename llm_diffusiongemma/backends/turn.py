@@ -88,6 +88,19 @@ class WeightsReport:
     """of all devices, or of the process on the CPU, since it began"""
     device: str
     dtype: str
+    # What not every device, or server, has to tell of.
+    kernels: dict[str, Any] | None = None
+    """`in_use`, the names of what kernels of ours compute on a card, and `switched_off`: by their names why others
+    don't"""
+    graph: str | None = None
+    """"used", if denoising steps were replayed as a CUDA graph, or why they weren't"""
+    streaming: dict[str, Any] | None = None
+    """of experts that lie elsewhere: `bytes_a_step` that came to the devices, and `waited_share` of the time, in
+    which a device had nothing to compute before they were there"""
+
+    def as_json(self) -> dict[str, Any]:
+        untold = [name for name in ("kernels", "graph", "streaming") if getattr(self, name) is None]
+        return {name: value for name, value in asdict(self).items() if name not in untold}
 
 
 @dataclass(frozen=True)
@@ -131,7 +144,7 @@ class Report:
         if self.server is not None:
             values["server"] = self.server
         if self.weights is not None:
-            values |= asdict(self.weights)
+            values |= self.weights.as_json()
         if self.load_seconds is not None:
             values["load_seconds"] = round(self.load_seconds, 3)
         values["generate_seconds"] = round(self.generate_seconds, 3)

@@ -119,8 +119,7 @@ def logits(network: Network, prompt: Sequence[int], shape: Sequence[int]) -> tor
         cache = KVCache(config, network.dtype, network.layer_devices)
         network.encode(network.embed(torch.tensor(prompt, device=network.device)), cache)
         hidden = network.denoise(torch.arange(config.canvas_length, device=network.device), None, cache)
-        found = torch.empty(positions, tokens, device=network.device)
-        network.logits(hidden[:positions], slice(0, tokens), found)
+        found = network.logits(hidden[:positions], slice(0, tokens)).float()
     if (cap := config.final_logit_softcapping) is not None:
         found = cap * torch.tanh(found / cap)
     return found.cpu()

@@ -72,7 +72,8 @@ class Experts:
         of each times its weight, fp32 `[n, k, H]`."""
         by_expert, order = chosen.flatten().sort(stable=True)  # [n k]
         rows = x.index_select(0, order // chosen.shape[1])  # [n k, H], those of an expert together
-        ends = torch.searchsorted(by_expert, self._numbers, right=True, out_int32=True)  # [E]
+        numbers = self._numbers.to(by_expert.dtype)
+        ends = torch.searchsorted(by_expert, numbers, right=True, out_int32=True)  # [E]
         if self._is_grouped and isinstance(self.gate_up, Plain) and isinstance(self.down, Plain):
             # Nothing waits for the device, and no shape depends on the routing.
             gated = gelu_gate(_grouped(rows, self.gate_up.weight, ends))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,14 @@ from ..wording import quoted
 from .config_file import read_config, read_generation_settings
 from .devices import is_out_of_memory
 from .network import DECODER, Network
+from .proving import Verdict, prove_all
 from .quantization import HERE, read_packings
 from .stored import UNUSED, recognise
 from .weights import FLOATS, check_layers, read_headers, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from .config_file import ConfigFile, GenerationSettings
@@ -92,6 +95,8 @@ class LoadedModel:
     config: ConfigFile
     generation: GenerationSettings
     placement: Placement
+    verdict: Verdict
+    """What the network computes with."""
     load_seconds: float
     weight_bytes: int
     """Size of the weight files on disk."""
@@ -147,11 +152,12 @@ def load_model(
     placement: Placement,
     check_wanted: Callable[[], None] = lambda: None,
     progress: Callable[[int], None] = lambda num_bytes: None,
+    trying_kernels: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> LoadedModel:
     """Load a checkpoint's text network, each weight straight to where the placement says.
 
     `check_wanted` is called between the parts of the work and may raise, `progress` with the number of bytes that
-    were read.
+    were read. `trying_kernels` is entered while kernels are tried, which takes long the first time ever.
 
     Raises `CheckpointError` if a file turns out damaged, `FileAccessError`, `DeviceMemoryError` if the network
     does not fit, and `DeviceError` if a device fails.
@@ -162,7 +168,13 @@ def load_model(
     devices = " and ".join(placement.devices)
     config, dtype = described.config.network(), described.dtype_on(device.type)
     try:
+        # First: their trial takes memory, of which there is enough only before the weights come.
+        where = [torch.device(each) for each in placement.devices]
+        verdict = prove_all(
+            config, described.formats, dtype, where, weights.num_bytes, trying_kernels, check_wanted
+        )
         network = Network(config, dtype, device, described.formats, placement.layers, described.read_experts)
+        network.operations = verdict.operations
         weights.read(dict(described.layout.places(network.tensors())), described.found, check_wanted, progress)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
@@ -182,6 +194,7 @@ def load_model(
         described.config,
         described.generation,
         placement,
+        verdict,
         time.perf_counter() - started,
         weights.num_bytes,
     )

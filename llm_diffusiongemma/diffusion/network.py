@@ -42,9 +42,6 @@ Mode = Literal["encode", "denoise"]
 DECODER = "model.decoder."
 ENCODER_LAYERS = "model.encoder.language_model.layers."
 
-# fp16 ends at 65,504, and a block of the vocabulary may have 32,768 tokens of weight 1.
-FP16_HEADROOM = 2.0**-7
-
 # Whatever the host program prefers. Not cuDNN's, which plans anew for each number of keys, so at each canvas of a
 # context below the window: two seconds on an H200, and then no faster.
 ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -186,8 +183,8 @@ class Network:
             return experts
 
         self._embedding = new(config.vocab_size, hidden)  # [V, H], of the head, too
-        # Of the head and of what it is mixed to. fp16 stays: the sums of `mix` keep clear of its end.
-        self._product_dtype = dtype if dtype == torch.float16 else scratches[device].dtype
+        self.product_dtype = dtype if dtype == torch.float16 else scratches[device].dtype
+        """What the head and what it is mixed to multiply in."""
         self._layers = [
             _Layer(config, kind, dtype, where, formats, scratches[where], kept_experts(home))
             for kind, where, home in zip(config.layers, self.layer_devices, homes, strict=True)
@@ -264,20 +261,14 @@ class Network:
         x = F.rms_norm(x, x.shape[-1:], None, self.config.rms_norm_eps)
         return self._run(x, "denoise", cache)
 
-    def logits(self, hidden: torch.Tensor, tokens: slice, out: torch.Tensor) -> None:
-        """The head for some tokens, before the softcap: `[n, H]` to fp32 `[n, len(tokens)]`, into `out`."""
-        weights = self._embedding[tokens].T.to(self._product_dtype)
-        if self._product_dtype == torch.float32:
-            torch.mm(hidden.float(), weights, out=out)
-        else:
-            out.copy_(hidden @ weights)
+    def logits(self, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
+        """The head for some tokens, before the softcap: `[n, H]` to `[n, len(tokens)]` of `product_dtype`."""
+        return hidden.to(self.product_dtype) @ self._embedding[tokens].T.to(self.product_dtype)
 
     def mix(self, weights: torch.Tensor, tokens: slice) -> torch.Tensor:
-        """Sums of the embeddings of some of the vocabulary: weights fp32 `[n, len(tokens)]` to fp32 `[n, H]`."""
-        embeddings = self._embedding[tokens]
-        if self.dtype == torch.float16:
-            return ((weights * FP16_HEADROOM).to(self.dtype) @ embeddings).float() / FP16_HEADROOM
-        return (weights.to(self._product_dtype) @ embeddings.to(self._product_dtype)).float()
+        """Sums of the embeddings of some of the vocabulary, `[n, H]`, by weights `[n, len(tokens)]`, both of
+        `product_dtype`. That of fp16 ends at 65,504."""
+        return weights @ self._embedding[tokens].to(self.product_dtype)
 
     def _run(self, x: torch.Tensor, mode: Mode, cache: KVCache, spans: Sequence[range] = ()) -> torch.Tensor:
         """Through all layers and, when denoising, the last norm, `[n, H]` to `[n, H]`. Encoding ends with the keys
@@ -355,18 +346,18 @@ def _named(matrices: Matrices, *names: str) -> Iterator[tuple[str, torch.Tensor]
 
 
 def _frequencies(kind: AttentionConfig, device: torch.device) -> torch.Tensor:
-    """Radians a position by which each pair of a head turns: fp32 `[D / 2]`, theta^(-2 i / D) for pair i."""
+    """Radians a position by which each pair of a head turns, theta^(-2 i / D) for pair i: fp32 `[D]`, of its first
+    half the negatives."""
     pairs = kind.head_dim // 2
     exponents = torch.arange(pairs, dtype=torch.float32, device="cpu") * 2 / kind.head_dim
     turning = int(kind.rope_share * kind.head_dim // 2)
     frequencies = torch.where(torch.arange(pairs, device="cpu") < turning, 1 / kind.rope_theta**exponents, 0)
-    return frequencies.to(device)
+    return torch.cat((-frequencies, frequencies)).to(device)
 
 
 def _rotation(frequencies: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> Rotation:
-    angles = positions[:, None, None].float() * frequencies  # [n, 1, D / 2]
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    return Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+    angles = positions[:, None, None] * frequencies  # [n, 1, D]
+    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
 
 
 def _mask(

@@ -1,5 +1,7 @@
 """What a layer is computed of, each in plain torch: the reference, and what runs everywhere.
 
+Of the vocabulary's end that is in `softmax`.
+
 `Operations` names them. On a card kernels of ours may stand in place of some, one launch for what takes several
 here, once they have given on that very card what their twin here gives (see `proving`).
 
@@ -15,11 +17,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .softmax import add_up, conclude, measure, temper, temper_and_measure
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .experts import Experts
     from .packed import Matrices, Scratch
+    from .softmax import Conclusion, Softmax
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +158,8 @@ def finish(
 
 @dataclass(frozen=True)
 class Operations:
-    """How a network computes what stands in this module. Each field does what the function of its name does here,
-    but for rounding; what it returns may lie in memory otherwise."""
+    """How a network computes what stands in this module and in `softmax`. Each field does what the function of its
+    name does here, but for rounding; what it returns may lie in memory otherwise."""
 
     linear: Callable[[torch.Tensor, Matrices, Scratch], torch.Tensor] = linear
     gelu_gate: Callable[[torch.Tensor], torch.Tensor] = gelu_gate
@@ -169,6 +174,13 @@ class Operations:
         [torch.Tensor, torch.Tensor, torch.Tensor, LayerNorms, torch.Tensor, Norm | None],
         tuple[torch.Tensor, torch.Tensor | None],
     ] = finish
+    temper: Callable[[torch.Tensor, float | None, torch.Tensor, Softmax, int], None] = temper
+    measure: Callable[[Softmax, int, torch.Tensor, float], None] = measure
+    temper_and_measure: Callable[
+        [torch.Tensor, float | None, torch.Tensor, Softmax, int, torch.Tensor, float], None
+    ] = temper_and_measure
+    add_up: Callable[[torch.Tensor, torch.Tensor, Softmax, int], None] = add_up
+    conclude: Callable[[Softmax, torch.Tensor], Conclusion] = conclude
 
 
 PLAIN_TORCH = Operations()

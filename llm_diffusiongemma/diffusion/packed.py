@@ -217,7 +217,8 @@ class Nvfp4(Matrices):
         self.global_scale = new(len(parts), dtype=torch.float32)
         """fp32 `[S, parts]`"""
         numbers = torch.arange(len(parts), device="cpu").repeat_interleave(torch.tensor(parts, device="cpu"))
-        self._part_of_row = numbers.to(device)  # [out]
+        self.part_of_row = numbers.to(device)
+        """int64 `[out]`"""
 
     def held(self) -> tuple[torch.Tensor, ...]:
         return self.weight, self.scale, self.global_scale
@@ -230,7 +231,7 @@ class Nvfp4(Matrices):
 
     def dequantise(self, which: slice, rows: slice, out: torch.Tensor) -> torch.Tensor:
         scale = _e4m3(self.scale[which, rows]).float() * (E4M3_IN_FP16 * E2M1_IN_FP16)  # [k, n, in / 16]
-        global_scale = self.global_scale[which][:, self._part_of_row[rows], None]  # [k, n, 1]
+        global_scale = self.global_scale[which][:, self.part_of_row[rows], None]  # [k, n, 1]
         blocks = (*scale.shape, NVFP4_BLOCK)
         numbers = _e2m1(self.weight[which, rows]).view(blocks)
         torch.mul(numbers, self._combined(scale, global_scale)[..., None], out=out.view(blocks))

@@ -15,13 +15,17 @@ tests/diffusion/test_parity.py holds that.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
 from ..errors import NotANumberError, OptionError
+from .softmax import PART, Softmax, pick
+
+if TYPE_CHECKING:
+    from .operations import Operations
+    from .softmax import Conclusion
 
 # What transformers documents for a checkpoint whose generation_config leaves a value out.
 DEFAULT_MAX_DENOISING_STEPS = 48
@@ -37,16 +41,8 @@ DEFAULT_STABILITY_THRESHOLD = 1
 CHUNK_BYTES_CPU = 1 << 20
 CHUNK_BYTES_ACCELERATOR = 32 << 20
 
-# A draw finds its part of the vocabulary first, then its token in the part. A block is some parts.
-PART = 512
-
-LOG2_E = math.log2(math.e)
-LARGEST_BELOW_ONE = math.nextafter(1.0, 0.0)
-LOWEST = torch.finfo(torch.float32).min
-
-# nats below the maximum. What is less probable is taken to be as probable as that, which changes no sum: on a
-# CPU an exponential that underflows takes up to 30 times as long.
-FLOOR = -80.0
+# fp16 ends at 65,504, and a block of the vocabulary may have 32,768 tokens of weight 1.
+FP16_HEADROOM = 2.0**-7
 
 
 @dataclass(frozen=True)
@@ -171,11 +167,19 @@ class Vocabulary(Protocol):
     def hidden_size(self) -> int:
         """H"""
 
-    def logits(self, hidden: torch.Tensor, tokens: slice, out: torch.Tensor) -> None:
-        """Write to `out` (fp32 `[256, len]`, rows apart) the raw logits of `tokens`; `hidden` is `[256, H]`."""
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """What it multiplies in."""
+
+    @property
+    def operations(self) -> Operations:
+        """How to compute what stands between its products."""
+
+    def logits(self, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
+        """The raw logits of `tokens`, `[256, len]` for the caller to overwrite; `hidden` is `[256, H]`."""
 
     def mix(self, weights: torch.Tensor, tokens: slice) -> torch.Tensor:
-        """fp32 `[256, H]`: the embeddings of `tokens` added up by `weights`, fp32 `[256, len]`."""
+        """`[256, H]`: the embeddings of `tokens` added up by `weights`, `[256, len]` of its dtype."""
 
 
 class Constraint(Protocol):
@@ -195,15 +199,6 @@ class Constraint(Protocol):
         """Replace some rows **in place** by log-probabilities under the constraint, all of them finite."""
 
 
-class VocabularyBlock(NamedTuple):
-    """Some tokens, worked on at once."""
-
-    number: int
-    tokens: slice
-    columns: slice
-    """Its tokens, and in the last block the padding behind them."""
-
-
 class Likeliest(NamedTuple):
     """A few tokens of each position and their probabilities: int64 and fp32 `[256, n]`."""
 
@@ -214,181 +209,89 @@ class Likeliest(NamedTuple):
 class Distributions:
     """What a network says of each position: softmax(z) of the tempered logits z, by blocks of the vocabulary.
 
-    A step begins with `start`, writes each block's logits with `write`, and takes each block in with `add`;
-    then the rest can be asked for. All blocks have the same shape, and all tensors stay where they are.
+    A step begins with `measure`, or with `write`, whatever is then done to the logits, and `add`; then the rest
+    can be asked for. All tensors stay where they are.
     """
 
     def __init__(
         self, vocabulary: Vocabulary, canvas_length: int, device: torch.device, softcap: float | None
     ) -> None:
         self._vocabulary = vocabulary
+        self._operations = vocabulary.operations
         self._softcap = softcap
-        parts = -(-vocabulary.size // PART)
-        most_parts = max(1, chunk_bytes(device) // (canvas_length * PART * 4))
-        num_blocks = -(-parts // most_parts)
-        parts = -(-parts // num_blocks)  # of a block, from here on
-        width = parts * PART
-        starts = range(0, num_blocks * width, width)
-        self.blocks = [
-            VocabularyBlock(i, slice(start, min(start + width, vocabulary.size)), slice(start, start + width))
-            for i, start in enumerate(starts)
-        ]
-
-        def empty(*shape: int) -> torch.Tensor:
-            # Not of the default dtype, which is the host program's.
-            return torch.empty(canvas_length, *shape, dtype=torch.float32, device=device)
-
-        self._columns = empty(num_blocks * width)
-        self._columns[:, vocabulary.size :] = LOWEST
-        self.logits = self._columns[:, : vocabulary.size]
+        self._softmax = Softmax.empty(canvas_length, vocabulary.size, chunk_bytes(device), device)
+        self.logits = self._softmax.logits
         """`[256, V]`: z"""
-        self._below, self._e = empty(width), empty(width)
-        self._maximum = empty()
-        """of what has been taken in so far"""
-        # Of each block: its maximum; what the maximum was when it had been taken in, m; of each of its parts the
-        # sum of e = exp(z - m), of all of them the sum of e (m - z).
-        self._block_max, self._reference, self._deviation = empty(num_blocks), empty(num_blocks), empty(num_blocks)
-        self._part_sum = empty(num_blocks, parts)
-        self._soft = empty(vocabulary.hidden_size)
+        _, _, parts, _ = self._softmax.z.shape
+        dtype = vocabulary.product_dtype
+        # What tokens of a block are mixed by.
+        self._weights = torch.empty(canvas_length, parts * PART, dtype=dtype, device=device)
+        self._weight_scale = FP16_HEADROOM if dtype == torch.float16 else 1.0
+        self._soft = torch.empty(canvas_length, vocabulary.hidden_size, dtype=torch.float32, device=device)
 
-    def start(self) -> None:
-        """Forget the step before."""
-        self._maximum.fill_(LOWEST)
-        self._soft.zero_()
+    def measure(self, hidden: torch.Tensor, temperature: torch.Tensor) -> None:
+        """`write` and `add`, while a block is in the cache."""
+        for block, tokens in enumerate(self._softmax.blocks):
+            self._operations.temper_and_measure(
+                self._vocabulary.logits(hidden, tokens),
+                self._softcap,
+                temperature,
+                self._softmax,
+                block,
+                self._weights,
+                self._weight_scale,
+            )
+            self._mix(block, tokens)
 
-    def write(self, block: VocabularyBlock, hidden: torch.Tensor, temperature: torch.Tensor) -> None:
-        """Ask for the logits of a block, cap them, and divide them by `temperature`, an fp32 scalar tensor."""
-        z = self._columns[:, block.tokens]
-        self._vocabulary.logits(hidden, block.tokens, z)
-        if self._softcap is not None:
-            soft_cap_(z, self._softcap)
-        z.div_(temperature)
+    def write(self, hidden: torch.Tensor, temperature: torch.Tensor) -> None:
+        """Ask for the logits, cap them, and divide them by `temperature`, an fp32 scalar tensor."""
+        for block, tokens in enumerate(self._softmax.blocks):
+            raw = self._vocabulary.logits(hidden, tokens)
+            self._operations.temper(raw, self._softcap, temperature, self._softmax, block)
 
-    def add(self, block: VocabularyBlock) -> None:
-        """Take in a block whose logits stand there."""
-        z = self._columns[:, block.columns]  # [256, width]
-        block_max = z.amax(-1)
-        maximum = torch.maximum(self._maximum, block_max)
-        below = torch.sub(z, maximum[:, None], out=self._below).clamp_(min=FLOOR)
-        # On a CPU twice as fast as `exp`.
-        e = torch.mul(below, LOG2_E, out=self._e).exp2_()
-        self._block_max[:, block.number] = block_max
-        self._reference[:, block.number] = maximum
-        self._part_sum[:, block.number] = e.view(len(e), -1, PART).sum(-1)
-        self._deviation[:, block.number] = below.mul_(e).sum(-1).neg_()
-        # What has been added up before was relative to the maximum before.
-        self._soft.mul_((self._maximum - maximum).exp_()[:, None])
-        num_tokens = block.tokens.stop - block.tokens.start
-        self._soft.add_(self._vocabulary.mix(e[:, :num_tokens], block.tokens))
-        self._maximum.copy_(maximum)
+    def add(self) -> None:
+        """Take in the logits that stand there."""
+        for block, tokens in enumerate(self._softmax.blocks):
+            self._operations.measure(self._softmax, block, self._weights, self._weight_scale)
+            self._mix(block, tokens)
 
-    def argmax(self) -> torch.Tensor:
-        """The most likely token of each position, of equal ones the first: int64 `[256]`.
+    def _mix(self, block: int, tokens: slice) -> None:
+        weights = self._weights[:, : tokens.stop - tokens.start]
+        self._operations.add_up(self._soft, self._vocabulary.mix(weights, tokens), self._softmax, block)
 
-        In two levels: a reduction that carries an index is many times slower on a CPU than one that does not.
+    def conclude(self, uniforms: torch.Tensor) -> Conclusion:
+        """What follows, and a token drawn for each position.
+
+        `uniforms` are fp64 `[256]` in [0, 1), on the device that `exact_device` says.
         """
-        block = self._block_max.argmax(-1)
-        blocks = self._columns.view(len(self._columns), len(self.blocks), -1)  # [256, blocks, width]
-        return block * blocks.shape[-1] + _pick(blocks, block).argmax(-1)
+        return self._operations.conclude(self._softmax, uniforms)
 
-    def entropy(self) -> torch.Tensor:
-        """fp32 `[256]`, nats.
+    def soft_embeddings(self) -> torch.Tensor:
+        """softmax(z) @ embedding, without the embedding's factor: fp32 `[256, H]`, valid until the next step.
 
-        With m the maximum, e = exp(z - m) and S = sum e it is log S + sum e (m - z) / S. No term of it is
-        negative, so it can't fall below zero however sure the model is.
+        Once, after `conclude`.
         """
-        gap = self._maximum[:, None] - self._reference  # [256, blocks]
-        scale = (-gap).exp_()
-        sums = self._part_sum.sum(-1)
-        total = (scale * sums).sum(-1)
-        # `gap` may be so large that it must meet a scale of zero first.
-        deviation = (scale * self._deviation + scale * gap * sums).sum(-1)
-        return total.log() + deviation / total
+        return self._soft.div_((self._softmax.total * self._weight_scale)[:, None])
 
     def likeliest(self, most: int) -> Likeliest:
         """The `most` likeliest tokens of each position, the likeliest first, equal ones by their ids; where not
-        all equal ones have room, some of them. Fewer if the vocabulary is smaller.
+        all equal ones have room, some of them. Fewer if the vocabulary is smaller. After `conclude`.
 
-        They are in the blocks with the largest maxima.
+        They are in the parts with the largest maxima.
         """
-        best_blocks = self._block_max.topk(min(most, len(self.blocks))).indices  # [256, n]
-        blocks = self._columns.view(len(self._columns), len(self.blocks), -1)  # [256, blocks, width]
-        most, width = min(most, self.logits.shape[1]), blocks.shape[-1]
-        rows_per_chunk = max(1, chunk_bytes(blocks.device) // (best_blocks.shape[1] * width * 4))
-        z, tokens = [], []
-        for start in range(0, len(blocks), rows_per_chunk):
-            rows = slice(start, start + rows_per_chunk)
-            best = best_blocks[rows]  # [rows, n]
-            top = _pick(blocks[rows], best).flatten(1).topk(most)
-            z.append(top.values)
-            tokens.append(best.gather(1, top.indices // width) * width + top.indices % width)
-        by_token = torch.cat(tokens).sort()
-        by_z = torch.cat(z).gather(1, by_token.indices).sort(descending=True, stable=True)
-        probabilities = (by_z.values - self._maximum[:, None]).exp_().div_(self._total()[:, None])
+        softmax = self._softmax
+        part_max, parts = softmax.part_max.flatten(1), softmax.z.flatten(1, 2)  # [256, n], [256, n, PART]
+        best = part_max.topk(min(most, part_max.shape[1])).indices
+        top = pick(parts, best).flatten(1).topk(min(most, softmax.size))
+        by_token = (best.gather(1, top.indices // PART) * PART + top.indices % PART).sort()
+        by_z = top.values.gather(1, by_token.indices).sort(descending=True, stable=True)
+        probabilities = (by_z.values - softmax.maximum[:, -1:]).exp_().div_(softmax.total[:, None])
         return Likeliest(by_token.values.gather(1, by_z.indices), probabilities)
-
-    def soft_embeddings(self) -> torch.Tensor:
-        """softmax(z) @ embedding, without the embedding's factor: fp32 `[256, H]`, valid until `start`."""
-        return self._soft.div_(self._total()[:, None])
-
-    def _total(self) -> torch.Tensor:
-        """The sum of exp(z - maximum) over the vocabulary: fp32 `[256]`."""
-        scale = (self._reference - self._maximum[:, None]).exp_()
-        return (scale * self._part_sum.sum(-1)).sum(-1)
-
-    def draw(self, uniforms: torch.Tensor) -> torch.Tensor:
-        """A token for each position, int64 `[256]`: where its cumulative distribution passes its uniform number.
-
-        `uniforms` fp64 `[256]` in [0, 1), on the device that `exact_device` says. A token of probability zero
-        is never drawn.
-
-        Two levels, first which part of the vocabulary, then which token of it: a cumulative sum over a whole
-        row in fp32 would lose the small probabilities, and in fp64 it would cost more than all the rest.
-        """
-        device, exact = self._columns.device, uniforms.device
-        scale = (self._reference - self._maximum[:, None]).to(exact).double().exp_()  # [256, blocks]
-        part_cdf = (self._part_sum.to(exact).double() * scale[..., None]).flatten(1).cumsum(-1)  # [256, parts]
-        # A number stands for an interval of 2^-53, and none of these is below what `FLOOR` adds up to.
-        target = uniforms.clamp(min=2.0**-54)[:, None] * part_cdf[:, -1:]
-        part = _first_above(part_cdf, target)  # [256, 1]
-        # How far into the part the uniform number lies. Rounding must not push it over an end: there a token of
-        # probability zero might wait.
-        below = torch.where(part > 0, part_cdf.gather(-1, (part - 1).clamp_(min=0)), 0.0)
-        inside = ((target - below) / (part_cdf.gather(-1, part) - below)).clamp_(0, LARGEST_BELOW_ONE)
-
-        z = _pick(self._columns.view(len(self._columns), -1, PART), part[:, 0].to(device))  # [256, PART]
-        cdf = (z.to(exact).double() - self._maximum.to(exact)[:, None]).exp_().cumsum_(-1)
-        token = _first_above(cdf, inside * cdf[:, -1:])
-        return (part * PART + token)[:, 0].to(device)
 
 
 def exact_device(device: torch.device) -> torch.device:
     """Where fp64 is: MPS has none, and what the draw needs of it is small enough to go to the host."""
     return torch.device("cpu") if device.type == "mps" else device
-
-
-def soft_cap_(logits: torch.Tensor, cap: float) -> None:
-    """cap tanh(z / cap) **in place**, by way of an exponential: on a CPU 2.5 times as fast as torch's tanh.
-
-    It is 2 cap (1/2 - 1 / (1 + exp(2 z / cap))), here within cap / 2^22 of it.
-    """
-    logits.mul_(2 * LOG2_E / cap).exp2_().add_(1).reciprocal_().sub_(0.5).mul_(-2 * cap)
-
-
-def _first_above(cdf: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The first index whose cumulative sum is above `target`: `[rows, n]`, `[rows, 1]` to `[rows, 1]`.
-
-    A fraction below 1 of the total stays below it in fp64, so there always is one, and the sum has grown at it,
-    so its own share is not zero. Where the sums are no numbers it is the last: a number, at least.
-    """
-    return torch.searchsorted(cdf, target, right=True).clamp_(max=cdf.shape[-1] - 1)
-
-
-def _pick(items: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """One item of each row: `[rows, n, width]` and `[rows]` to `[rows, width]`. Or k: `[rows, k]` to
-    `[rows, k, width]`."""
-    rows = torch.arange(len(index), device=index.device)
-    return items[rows.view(-1, *[1] * (index.dim() - 1)), index]
 
 
 def accept_by_entropy_bound(entropy: torch.Tensor, entropy_bound: float) -> torch.Tensor:
@@ -481,23 +384,19 @@ class EntropyBoundSampler:
         Raises `NotANumberError` if the hidden states or the logits are no numbers.
         """
         distributions, temperature = self._distributions, self._temperatures[step]
-        distributions.start()
+        steps_done = self._settings.max_denoising_steps - step
         if self._constraint is None:
-            for block in distributions.blocks:
-                distributions.write(block, hidden, temperature)
-                distributions.add(block)
-            argmax, entropy = distributions.argmax(), distributions.entropy()
+            distributions.measure(hidden, temperature)
+            found = distributions.conclude(self._uniforms[steps_done])
+            argmax, entropy = found.argmax, found.entropy
         else:
             # What is allowed at one position depends on all the others, so it takes a second pass.
-            for block in distributions.blocks:
-                distributions.write(block, hidden, temperature)
+            distributions.write(hidden, temperature)
             argmax, entropy = self._constrain(self._constraint, distributions.logits)
-            for block in distributions.blocks:
-                distributions.add(block)
+            distributions.add()
+            found = distributions.conclude(self._uniforms[steps_done])
         accepted = accept_by_entropy_bound(entropy, self._settings.entropy_bound)
-        steps_done = self._settings.max_denoising_steps - step
-        drawn = distributions.draw(self._uniforms[steps_done])
-        canvas = torch.where(accepted, drawn, self._tokens[steps_done + 1])
+        canvas = torch.where(accepted, found.drawn, self._tokens[steps_done + 1])
         soft_embeddings = distributions.soft_embeddings()
         stop = self._is_stable(argmax) & (entropy.mean() < self._settings.confidence_threshold)
         sane = hidden.isfinite().all() & entropy.isfinite().all()

@@ -23,6 +23,7 @@ import torch
 
 from ..errors import NotANumberError
 from .automaton import Segments, TokenAutomaton
+from .exchange import Exchange
 from .lattice import LOG_ZERO, Floats, Integers, Lattice, log_sums
 from .records import ConstraintReport
 
@@ -41,9 +42,6 @@ IMPOSSIBLE = -85.0
 BLOCK = 512
 
 LOG2_E = math.log2(math.e)
-
-# So much of the small blocks is worked on at a time.
-CHUNK_BYTES = 1 << 20
 
 
 class _Group(NamedTuple):
@@ -66,7 +64,10 @@ class _Layout:
     stand together, the largest first: one reduction serves them all.
     """
 
-    def __init__(self, token_class: npt.NDArray[np.int32], num_classes: int, device: torch.device) -> None:
+    def __init__(
+        self, token_class: npt.NDArray[np.int32], num_classes: int, filler: int, device: torch.device
+    ) -> None:
+        """`filler` is the token of one more block, the last, which is of no class."""
         by_class = np.argsort(token_class, kind="stable")  # [V]
         sizes = np.bincount(token_class, minlength=num_classes)
         firsts = np.cumsum(sizes) - sizes
@@ -81,24 +82,28 @@ class _Layout:
             begins.append((firsts + in_larger)[of_class] + nth * width)
             tokens = slice(num_tokens, num_tokens + width * len(of_class))
             blocks = slice(self.num_blocks, self.num_blocks + len(of_class))
-            groups.append(_Group(width, tokens, blocks))
+            if width == BLOCK or len(of_class):
+                groups.append(_Group(width, tokens, blocks))
             width, num_tokens, self.num_blocks = width // 2, tokens.stop, blocks.stop
         self.large, *self.small = groups
         begin, block_class = np.concatenate(begins), np.concatenate(classes)
         widths = np.repeat([g.width for g in groups], [g.blocks.stop - g.blocks.start for g in groups])
-        within = np.arange(num_tokens) - np.repeat(np.cumsum(widths) - widths, widths)
-        self.order = torch.from_numpy(by_class[np.repeat(begin, widths) + within]).int().to(device)
-        """`[V]`: the tokens, block by block"""
+        first = np.cumsum(widths) - widths
+        block_tokens = by_class[np.repeat(begin - first, widths) + np.arange(num_tokens)]
+        self.tokens = torch.from_numpy(np.append(block_tokens, filler)).int().to(device)
+        """`[V + 1]`: the tokens, block by block, and the filler"""
+        self.order = self.tokens[:-1]
+        self.spans = np.stack([np.append(first, num_tokens), np.append(widths, 1) - 1], axis=1)
+        """Of each block where it begins in `tokens`, and how far from there its last token is."""
         self.blocks_by_class = np.argsort(block_class, kind="stable")
         self.classes = Segments.of(block_class[self.blocks_by_class])
         """Of the blocks in the order `blocks_by_class`; classes without tokens are not in it."""
-        self._by_class, self._begin, self._widths = by_class, begin, widths
+        self._within = torch.arange(BLOCK, device=device)
 
-    def tokens_of(self, blocks: Integers) -> Integers:
-        """The tokens of each block, `[n, BLOCK]`; a smaller block repeats its last one."""
-        within = np.minimum(np.arange(BLOCK), self._widths[blocks, None] - 1)
-        tokens: Integers = self._by_class[self._begin[blocks, None] + within]
-        return tokens
+    def tokens_of(self, spans: torch.Tensor) -> torch.Tensor:
+        """The tokens of one block for each of n `spans`, int64 `[n, BLOCK]`; a smaller one repeats its last."""
+        first, last = spans.long().chunk(2, -1)  # [n, 1]
+        return self.tokens[first + torch.minimum(self._within, last)].long()
 
 
 class _Measured:
@@ -140,6 +145,9 @@ class TextConstraint:
     A canvas begins with `start_canvas`. Each denoising step calls `observe` for all rows, chunk by chunk,
     then `decide`, then `reweigh` for all rows. The canvas ends with `commit`. Rows are positions, and logits
     are divided by the temperature already.
+
+    All but the paths is computed on the device: they take one copy to the host, the step's only wait in here,
+    and one back.
     """
 
     def __init__(self, automaton: TokenAutomaton, device: torch.device, tail_weight: float = TAIL_WEIGHT) -> None:
@@ -147,7 +155,9 @@ class TextConstraint:
         self._automaton = automaton
         self._tail_weight = tail_weight
         self._lattice = Lattice(automaton)
-        self._layout = _Layout(automaton.token_class, automaton.num_classes, device)
+        # What the positions behind the end show. Anything would do: a constant is stable.
+        filler = automaton.eos_token_ids[0] if automaton.pad_token_id is None else automaton.pad_token_id
+        self._layout = _Layout(automaton.token_class, automaton.num_classes, filler, device)
         self._token_class = torch.from_numpy(automaton.token_class).to(device)  # int32 [V]
         # Classes of all labels, once label by label and once class by class.
         sizes = [len(classes) for classes in automaton.label_classes]
@@ -163,16 +173,11 @@ class TextConstraint:
             np.concatenate([of_class[token_class] for token_class in classes.tolist()])
             for classes in automaton.label_classes
         ]
-        # What the positions behind the end show. Anything would do: a constant is stable.
-        self._filler = automaton.eos_token_ids[0] if automaton.pad_token_id is None else automaton.pad_token_id
+        self._device = device
         self._state = 0
         self._positions = 0
         self._may_end = np.zeros(0, np.bool_)
-        self._statistics = torch.empty(3, 0, self._layout.num_blocks, dtype=torch.float32, device=device)
-        # The tokens in other than the largest blocks.
-        num_small = len(automaton.token_class) - self._layout.large.tokens.stop
-        self._small = torch.empty(0, num_small, dtype=torch.float32, device=device)
-        self._bias = torch.empty(0, automaton.num_classes, dtype=torch.float32, device=device)
+        self._make_room(canvas_length=0)
         self._log_total = 0.0
         self._changed = np.zeros(0, np.bool_)
 
@@ -187,16 +192,27 @@ class TextConstraint:
         # Behind the budget everything is tail.
         self._positions = min(canvas_length, tokens_left)
         self._may_end = self._automaton.distance <= tokens_left - self._positions
-        if self._statistics.shape[1] != canvas_length:
-            self._statistics = self._statistics.new_empty(3, canvas_length, self._layout.num_blocks)
-            self._small = self._small.new_empty(canvas_length, self._small.shape[1])
+        if len(self._small) != canvas_length:
+            self._make_room(canvas_length)
+
+    def _make_room(self, canvas_length: int) -> None:
+        layout, device = self._layout, self._device
+        self._statistics = Exchange((3, canvas_length, layout.num_blocks), device)
+        # The logits of the tokens in other than the largest blocks.
+        num_small = len(layout.order) - layout.large.tokens.stop
+        self._small = torch.empty(canvas_length, num_small, dtype=torch.float32, device=device)
+        self._largest_chunk = 0
+        # Of each position the bias of each class, its entropy, and the span of the block of its token. fp32 holds
+        # every number of tokens below 2^24 exactly.
+        self._decision = Exchange((canvas_length, self._automaton.num_classes + 3), device)
 
     def observe(self, rows: slice, chunk: torch.Tensor) -> None:
         """Take in what the network says of some rows: `chunk` fp32 `[rows, V]`, which is left as it is."""
-        layout = self._layout
+        layout, statistics = self._layout, self._statistics.on_device
+        self._largest_chunk = max(self._largest_chunk, chunk.numel())
         # Of a single row without its axis: many times as fast on a CPU, and then a chunk is a row.
         ordered = chunk.squeeze(0).index_select(-1, layout.order).view(len(chunk), -1)
-        _reduce_blocks(layout.large.of(ordered), self._statistics[:, rows, layout.large.blocks])
+        _reduce_blocks(layout.large.of(ordered), statistics[:, rows, layout.large.blocks])
         # Together with those of other rows: there are many sizes of them, each with few tokens.
         self._small[rows] = ordered[:, layout.large.tokens.stop :]
 
@@ -207,7 +223,7 @@ class TextConstraint:
         `[L, V]` are all the rows that have been observed. Raises `NotANumberError` if they are none.
         """
         self._reduce_small()
-        statistics = self._statistics.cpu().double().numpy()
+        statistics = self._statistics.fetch().double().numpy()
         if not np.isfinite(statistics).all():
             raise NotANumberError()
         measured = _Measured(statistics, self._layout, self._automaton.num_classes)
@@ -215,22 +231,29 @@ class TextConstraint:
             measured.total[:, self._automaton.eos_class], measured.total[:, self._automaton.pad_class]
         )
         tail_weight = np.maximum(tail, -self._tail_weight)
-        canvas = self._best_canvas(measured, tail_weight, logits)
+        blocks = self._best_blocks(measured, tail_weight)
         shares = self._class_shares(measured, tail, tail_weight)
 
         with np.errstate(divide="ignore", invalid="ignore"):
             log_shares = np.log(shares)
             surprise = np.where(shares > 0, shares * log_shares, 0.0)
-        entropy = (shares * measured.entropy - surprise).sum(1)
+        decision, classes = self._decision.on_host.numpy(), self._automaton.num_classes
         # log q - log p for a token of the class, the row's normaliser included.
-        bias = np.where(shares > 0, log_shares - measured.total - measured.normaliser, LOG_ZERO)
-        self._bias = torch.from_numpy(bias).float().to(logits.device)
-        return canvas, torch.from_numpy(entropy).float().to(logits.device)
+        decision[:, :classes] = np.where(shares > 0, log_shares - measured.total - measured.normaliser, LOG_ZERO)
+        decision[:, classes] = (shares * measured.entropy - surprise).sum(1)
+        decision[:, classes + 1 :] = self._layout.spans[blocks]
+
+        decided = self._decision.send()
+        candidates = self._layout.tokens_of(decided[:, classes + 1 :])
+        nth = logits.gather(1, candidates).argmax(1, keepdim=True)
+        # The next step writes over what was sent.
+        return candidates.gather(1, nth)[:, 0], decided[:, classes].clone()
 
     def reweigh(self, rows: slice, chunk: torch.Tensor) -> None:
         """Replace the logits of some rows **in place** by log-probabilities under the constraint."""
         # See `observe` for the axis.
-        bias = self._bias[rows].squeeze(0).index_select(-1, self._token_class)
+        bias = self._decision.on_device[rows, : self._automaton.num_classes]
+        bias = bias.squeeze(0).index_select(-1, self._token_class)
         chunk.add_(bias.view(len(chunk), -1)).clamp_(min=IMPOSSIBLE)
 
     def commit(self, canvas: Sequence[int]) -> ConstraintReport:
@@ -240,29 +263,28 @@ class TextConstraint:
         return ConstraintReport(self._log_total, int(self._changed.sum()))
 
     def _reduce_small(self) -> None:
-        small, skipped = self._small, self._layout.large.tokens.stop
-        rows_per_chunk = max(1, CHUNK_BYTES // max(1, small.shape[1] * small.element_size()))
-        for start in range(0, len(small), rows_per_chunk):
-            rows = slice(start, start + rows_per_chunk)
-            for group in self._layout.small:
-                _reduce_blocks(group.of(small[rows], skipped), self._statistics[:, rows, group.blocks])
+        small, skipped, statistics = self._small, self._layout.large.tokens.stop, self._statistics.on_device
+        for group in self._layout.small:
+            # As much at a time as whoever calls `observe` finds good for the device.
+            rows_per_chunk = max(1, self._largest_chunk // (group.tokens.stop - group.tokens.start))
+            for start in range(0, len(small), rows_per_chunk):
+                rows = slice(start, start + rows_per_chunk)
+                _reduce_blocks(group.of(small[rows], skipped), statistics[:, rows, group.blocks])
 
-    def _best_canvas(self, measured: _Measured, tail_weight: Floats, logits: torch.Tensor) -> torch.Tensor:
-        """The most probable canvas: Viterbi, then of each class the best token. Notes where it differs."""
+    def _best_blocks(self, measured: _Measured, tail_weight: Floats) -> Integers:
+        """In which block the token of each position is, `[L]`, on the most probable canvas: Viterbi, then of each
+        label the block that has the best token. Notes where it differs from what the network prefers."""
         best = measured.best[: self._positions, self._label_classes]
         weights = np.maximum.reduceat(best, self._labels.starts, axis=1)
         path = self._lattice.best_path(_with_tail(weights, tail_weight), self._state, self._may_end)
         in_text = np.flatnonzero(path != self._lattice.tail)
         blocks = np.array([self._best_block(measured.best_block[i], path[i]) for i in in_text], np.int64)
-        candidates = torch.from_numpy(self._layout.tokens_of(self._layout.blocks_by_class[blocks]))
-        rows = torch.from_numpy(in_text)
-        device = logits.device
-        nth = logits[rows[:, None].to(device), candidates.to(device)].argmax(1).cpu()
-        canvas = torch.full((len(logits),), self._filler)
-        canvas[rows] = candidates[torch.arange(len(nth)), nth]
-        self._changed = np.zeros(len(logits), np.bool_)
-        self._changed[in_text] = measured.best_block[in_text, blocks] < measured.best_block[in_text].max(1)
-        return canvas.to(device)
+        best_block = measured.best_block
+        self._changed = np.zeros(len(best_block), np.bool_)
+        self._changed[in_text] = best_block[in_text, blocks] < best_block[in_text].max(1)
+        result = np.full(len(best_block), self._layout.num_blocks)  # the filler's
+        result[in_text] = self._layout.blocks_by_class[blocks]
+        return result
 
     def _best_block(self, best_of_blocks: Floats, label: int) -> int:
         """Where the best token of a label's classes is, among the blocks sorted by class."""
@@ -297,11 +319,11 @@ def _reduce_blocks(blocks: torch.Tensor, statistics: torch.Tensor) -> None:
 
     `[rows, blocks, width]` to `[3, rows, blocks]`.
     """
-    maximum = blocks.amax(-1)
+    maximum, total, slope = statistics
+    torch.amax(blocks, -1, out=maximum)
     below = blocks - maximum[..., None]
     # On a CPU several times as fast as `exp`, which also slows down where it underflows. What the product
     # loses by rounding is small where the exponential is not.
     e = below.mul(LOG2_E).exp2_()
-    statistics[0] = maximum
-    statistics[1] = e.sum(-1)
-    statistics[2] = below.mul_(e).sum(-1)
+    torch.sum(e, -1, out=total)
+    torch.sum(below.mul_(e), -1, out=slope)

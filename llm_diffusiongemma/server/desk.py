@@ -170,6 +170,7 @@ class Desk:
                 "device": str(engine.loaded.device),
                 "representation": engine.loaded.placement.representation,
                 "peak_memory_bytes": engine.peak_memory_bytes(),
+                "kernels": engine.loaded.verdict.as_json(),
             }
         return status
 

@@ -92,8 +92,7 @@ def states(network: Network, prompts: Sequence[Sequence[int]], settings: Sampler
 def logits(network: Network, state: State, cache: KVCache) -> torch.Tensor:
     """`[256, V]`, fp32, softcapped as the sampler does it."""
     hidden = network.denoise(state.canvas, state.soft_embeddings, cache)
-    out = torch.empty(len(hidden), network.size, device=network.device)
-    network.logits(hidden, slice(0, network.size), out)
+    out = network.logits(hidden, slice(0, network.size)).float()
     cap = network.config.final_logit_softcapping
     return out if cap is None else cap * torch.tanh(out / cap)
 

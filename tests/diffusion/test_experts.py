@@ -75,6 +75,13 @@ def test_what_two_loops_give(n: int, routing: str, dtype: torch.dtype, error: fl
     assert_two_loops_give(experts, n, ROUTINGS[routing](n), dtype, error)
 
 
+def test_experts_are_named_by_integers_of_any_size(is_grouped: bool) -> None:
+    """A kernel that routes gives short ones."""
+    experts = experts_of(torch.float32, is_grouped)
+    x, chosen, weights = torch.randn(7, HIDDEN), ROUTINGS["any"](7), torch.rand(7, 2)
+    assert torch.equal(experts(x, chosen.int(), weights), experts(x, chosen, weights))
+
+
 def test_two_runs_are_equal_bit_for_bit(is_grouped: bool) -> None:
     experts = experts_of(torch.bfloat16, is_grouped)
     x, chosen, weights = torch.randn(64, HIDDEN).bfloat16(), ROUTINGS["any"](64), torch.rand(64, 2)

@@ -25,20 +25,21 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 )
 
 from llm_diffusiongemma.diffusion import sampler as sampler_module
+from llm_diffusiongemma.diffusion.operations import PLAIN_TORCH
 from llm_diffusiongemma.diffusion.sampler import (
     CHUNK_BYTES_CPU,
-    PART,
     CanvasNumbers,
     DenoisingStep,
+    Distributions,
     EntropyBoundSampler,
     GeneratorRandomness,
     SamplerSettings,
     accept_by_entropy_bound,
-    soft_cap_,
 )
+from llm_diffusiongemma.diffusion.softmax import PART, soft_cap_
 from llm_diffusiongemma.errors import NotANumberError, OptionError
 
-from .plain_vocabulary import PlainVocabulary, distributions_of
+from .plain_vocabulary import PlainVocabulary, concluded, distributions_of
 
 CPU = torch.device("cpu")
 SETTINGS = SamplerSettings(
@@ -171,10 +172,11 @@ def test_measures_as_categorical_does_and_accepts_as_upstream_does(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sampler_module, "CHUNK_BYTES_CPU", chunk_bytes)
         measured = distributions_of(logits, temperature=0.6)
-    entropy = measured.entropy()
+    found = concluded(measured)
+    entropy = found.entropy
 
     assert torch.equal(measured.logits, processed)  # to the bit
-    assert torch.equal(measured.argmax(), processed.argmax(-1))
+    assert torch.equal(found.argmax, processed.argmax(-1))
     exact = Categorical(logits=processed.double())
     torch.testing.assert_close(entropy.double(), exact.entropy(), rtol=2e-6, atol=2e-6)
     if scale <= 30:  # beyond, transformers' own is off by more
@@ -215,9 +217,9 @@ def test_the_maximum_may_move_with_every_block(descending: bool) -> None:
     steps = torch.arange(5.0).repeat_interleave(PART) * 3
     logits = random_logits(8, 5 * PART, 1.0) + (steps.flip(0) if descending else steps)
     measured = distributions_of(logits)
-    assert len(measured.blocks) == 5
+    assert len(measured._softmax.blocks) == 5
     exact = Categorical(logits=logits.double())
-    torch.testing.assert_close(measured.entropy().double(), exact.entropy(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(concluded(measured).entropy.double(), exact.entropy(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(measured.soft_embeddings().double(), exact.probs, rtol=1e-5, atol=1e-9)
 
 
@@ -225,8 +227,9 @@ def test_the_maximum_may_move_with_every_block(descending: bool) -> None:
 @pytest.mark.parametrize("vocab_size", [96, 97, 1024, 4096])
 def test_equal_logits_have_the_entropy_of_the_uniform_distribution(vocab_size: int) -> None:
     measured = distributions_of(torch.full((5, vocab_size), 29.5))
-    assert measured.argmax().tolist() == [0] * 5
-    torch.testing.assert_close(measured.entropy(), torch.full((5,), math.log(vocab_size)))
+    found = concluded(measured)
+    assert found.argmax.tolist() == [0] * 5
+    torch.testing.assert_close(found.entropy, torch.full((5,), math.log(vocab_size)))
     torch.testing.assert_close(measured.soft_embeddings(), torch.full((5, vocab_size), 1 / vocab_size))
 
 
@@ -235,10 +238,11 @@ def test_equal_logits_have_the_entropy_of_the_uniform_distribution(vocab_size: i
 def test_a_sure_row_has_no_entropy_and_no_nan(temperature: float) -> None:
     tokens = torch.arange(0, 1500, 70)
     measured = distributions_of(sure_logits(tokens, 1500), temperature=temperature)
-    assert measured.argmax().tolist() == tokens.tolist()
+    found = concluded(measured)
+    assert found.argmax.tolist() == tokens.tolist()
     # 1,499 tokens at e^-60 are all that is left at temperature 1.
-    assert (measured.entropy() >= 0).all()
-    assert (measured.entropy() < 1e-20).all()
+    assert (found.entropy >= 0).all()
+    assert (found.entropy < 1e-20).all()
     assert torch.isfinite(measured.soft_embeddings()).all()
 
 
@@ -247,33 +251,32 @@ def test_of_equal_logits_the_first_wins_as_in_torch() -> None:
     for vocab_size in (96, 97, 1024, 1536):
         logits = torch.randint(0, 3, (64, vocab_size), generator=generator()).float()
         expected = [row.index(max(row)) for row in logits.tolist()]
-        assert distributions_of(logits).argmax().tolist() == expected
+        assert concluded(distributions_of(logits)).argmax.tolist() == expected
 
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(("vocab_size", "most"), [(96, 3), (4 * PART + 3, 5), (20 * PART, 4), (3, 5)])
 @pytest.mark.parametrize("scale", [0.3, 30.0])
-def test_the_likeliest_tokens_are_those_of_a_softmax(
-    monkeypatch: pytest.MonkeyPatch, vocab_size: int, most: int, scale: float
-) -> None:
-    # More blocks than tokens that are asked for, and some rows at a time.
-    monkeypatch.setattr(sampler_module, "CHUNK_BYTES_CPU", 7 * 4 * PART)
+def test_the_likeliest_tokens_are_those_of_a_softmax(vocab_size: int, most: int, scale: float) -> None:
     logits = random_logits(16, vocab_size, scale)
     logits[0] = 0.0
-    found = distributions_of(logits)
-    likeliest = found.likeliest(most)
+    measured = distributions_of(logits)
+    found = concluded(measured)
+    likeliest = measured.likeliest(most)
     expected = logits.softmax(-1).topk(min(most, vocab_size))
     assert torch.equal(likeliest.tokens[1:], expected.indices[1:])
     torch.testing.assert_close(likeliest.probabilities, expected.values)
     assert likeliest.tokens[0].tolist() == sorted(likeliest.tokens[0].tolist())
-    assert torch.equal(likeliest.tokens[1:, 0], found.argmax()[1:])
+    assert torch.equal(likeliest.tokens[1:, 0], found.argmax[1:])
 
 
 def test_of_equally_likely_tokens_the_first_is_named_first() -> None:
     logits = torch.zeros(2, 96)
     logits[:, [70, 4, 33]] = 2.0
     logits[1, 80] = 3.0
-    assert distributions_of(logits).likeliest(4).tokens[:, :3].tolist() == [[4, 33, 70], [80, 4, 33]]
+    measured = distributions_of(logits)
+    concluded(measured)
+    assert measured.likeliest(4).tokens[:, :3].tolist() == [[4, 33, 70], [80, 4, 33]]
 
 
 def test_nothing_of_the_step_before_is_left() -> None:
@@ -307,7 +310,7 @@ def test_temperatures_are_upstreams_to_the_bit(max_steps: int, t_min: float, t_m
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """One row of logits `[V]`, drawn from with each of the uniform numbers."""
-    return distributions_of(logits.expand(len(uniforms), -1), hidden_size=1).draw(uniforms)
+    return distributions_of(logits.expand(len(uniforms), -1), hidden_size=1).conclude(uniforms).drawn
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -317,7 +320,7 @@ def test_draws_follow_the_distribution() -> None:
     source, counts = generator(), torch.zeros(vocab_size, dtype=torch.int64)
     for _ in range(draws // 4000):
         uniforms = torch.rand(4000, dtype=torch.float64, generator=source)
-        counts += measured.draw(uniforms).bincount(minlength=vocab_size)
+        counts += measured.conclude(uniforms).drawn.bincount(minlength=vocab_size)
 
     expected = logits.double().softmax(-1)[0] * draws
     frequent = expected >= 5  # the chi-square approximation wants no rarer ones; those go into one bin
@@ -332,7 +335,7 @@ def test_draws_reach_all_of_a_large_vocabulary() -> None:
     vocab_size, draws = 262_144, 256
     uniforms = torch.rand(draws, dtype=torch.float64, generator=generator())
     measured = distributions_of(torch.zeros(1, vocab_size), hidden_size=1)
-    tokens = torch.cat([measured.draw(uniform[None]) for uniform in uniforms])
+    tokens = torch.cat([measured.conclude(uniform[None]).drawn for uniform in uniforms])
     assert len(tokens.unique()) > draws * 0.99
     assert scipy.stats.kstest(tokens / vocab_size, "uniform").pvalue > 0.01
     assert scipy.stats.kstest((tokens % 512) / 512, "uniform").pvalue > 0.01
@@ -401,7 +404,7 @@ def test_parts_of_a_large_vocabulary_are_told_apart_exactly() -> None:
     cdf = shares.cumsum(0)
     uniforms = cdf[PART - 1 : -1 : PART] / cdf[-1]
     measured = distributions_of(logits[None], hidden_size=1)
-    drawn = torch.cat([measured.draw(uniform[None]) for uniform in uniforms])
+    drawn = torch.cat([measured.conclude(uniform[None]).drawn for uniform in uniforms])
     off_by = torch.maximum(cdf[drawn] - shares[drawn] - uniforms, uniforms - cdf[drawn])
     assert off_by.max() < 5e-9
 
@@ -458,7 +461,7 @@ def test_next_canvas_is_drawn_where_accepted_and_noise_elsewhere() -> None:
     for done in (0, 1, 47):
         step = ours.step(logits, 48 - done)
         temperature = 0.4 + 0.4 * (48 - done) / 48
-        drawn = distributions_of(logits, temperature=temperature).draw(numbers.uniforms[done])
+        drawn = distributions_of(logits, temperature=temperature).conclude(numbers.uniforms[done]).drawn
         assert step.accepted[:5].all()
         assert step.accepted.sum() < 16
         assert torch.equal(step.canvas[step.accepted], drawn[step.accepted])
@@ -526,10 +529,11 @@ def test_mean_entropy_is_what_must_be_below_the_threshold() -> None:
 def test_soft_embeddings_are_the_embeddings_by_their_probabilities() -> None:
     class Embeddings:
         size, hidden_size = 1200, 24
+        product_dtype, operations = torch.float32, PLAIN_TORCH
         weight = random_logits(1200, 24, 1.0)
 
-        def logits(self, hidden: torch.Tensor, tokens: slice, out: torch.Tensor) -> None:
-            torch.mm(hidden, self.weight[tokens].T, out=out)
+        def logits(self, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
+            return hidden @ self.weight[tokens].T
 
         def mix(self, weights: torch.Tensor, tokens: slice) -> torch.Tensor:
             return weights @ self.weight[tokens]
@@ -549,6 +553,24 @@ def test_soft_embeddings_are_the_embeddings_by_their_probabilities() -> None:
     soft_embeddings = ours.step(hidden, 48).soft_embeddings
     assert (soft_embeddings.shape, soft_embeddings.dtype) == ((16, 24), torch.float32)
     torch.testing.assert_close(soft_embeddings.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_in_fp16_sums_over_a_vague_block_of_the_vocabulary_do_not_overflow() -> None:
+    class Embeddings:
+        size, hidden_size = 2816, 8
+        product_dtype, operations = torch.float16, PLAIN_TORCH
+        weight = torch.full((2816, 8), 100.0, dtype=torch.float16)
+
+        def logits(self, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
+            return torch.zeros(len(hidden), tokens.stop - tokens.start, dtype=torch.float16)
+
+        def mix(self, weights: torch.Tensor, tokens: slice) -> torch.Tensor:
+            return weights @ self.weight[tokens]
+
+    measured = Distributions(Embeddings(), 3, CPU, None)
+    measured.measure(torch.zeros(3, 8), torch.tensor(0.4))
+    concluded(measured)
+    assert torch.equal(measured.soft_embeddings(), torch.full((3, 8), 100.0))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -624,12 +646,13 @@ class HeadOfOnes:
     """A large vocabulary whose weights take no memory worth mentioning."""
 
     hidden_size = 8
+    product_dtype, operations = torch.float32, PLAIN_TORCH
 
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def logits(self, hidden: torch.Tensor, tokens: slice, out: torch.Tensor) -> None:
-        out.copy_(hidden[:, :1])
+    def logits(self, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
+        return hidden[:, :1].repeat(1, tokens.stop - tokens.start)
 
     def mix(self, weights: torch.Tensor, tokens: slice) -> torch.Tensor:
         return weights.sum(-1, keepdim=True).expand(-1, self.hidden_size)

@@ -87,8 +87,9 @@ def logits(network: Network, prompt: list[int]) -> torch.Tensor:
     everything = slice(0, config.vocab_size)
     for step in found:
         hidden = network.denoise(canvas.to(network.device), soft_embeddings, cache)
-        network.logits(hidden, everything, step)
-        soft_embeddings = network.mix((30 * torch.tanh(step / 30)).softmax(-1), everything)
+        step.copy_(network.logits(hidden, everything))
+        probabilities = (30 * torch.tanh(step / 30)).softmax(-1)
+        soft_embeddings = network.mix(probabilities.to(network.product_dtype), everything).float()
     return found.flatten(0, 1).double().cpu()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_diffusiongemma.errors import ConstraintError, NotANumberError
 from llm_diffusiongemma.grammar import constraint as constraint_module
@@ -16,6 +17,7 @@ from llm_diffusiongemma.grammar.automaton import UNREACHABLE, TokenAutomaton, bu
 from llm_diffusiongemma.grammar.constraint import TAIL_WEIGHT, TextConstraint
 from llm_diffusiongemma.grammar.pattern import regex_language
 from tests.diffusion.plain_vocabulary import distributions_of
+from tests.diffusion.pretended import PretendedCard
 
 from .languages import BYTE_TOKENS, EOS, OTHER_EOS, PAD, random_dfa, random_tokens, vocabulary_of
 
@@ -269,7 +271,7 @@ def test_drawn_tokens_follow_the_constrained_marginals() -> None:
         source = torch.Generator().manual_seed(0)
         for i in range(length):
             uniforms = torch.rand(draws, dtype=torch.float64, generator=source)
-            drawn = distributions_of(log_q[i].expand(draws, -1)).draw(uniforms)
+            drawn = distributions_of(log_q[i].expand(draws, -1)).conclude(uniforms).drawn
             counts = np.bincount(drawn.numpy(), minlength=size)
             possible = exact.marginals[i] > 0
             assert counts[~possible].sum() == 0
@@ -279,3 +281,57 @@ def test_drawn_tokens_follow_the_constrained_marginals() -> None:
                 observed = np.append(counts[possible][often], counts[possible][~often].sum())
                 expected = np.append(expected[often], expected[~often].sum() + 1e-9)
                 assert scipy.stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-4
+
+
+# --- on a card ---------------------------------------------------------------------------------------------
+
+
+def many_tokens(size: int) -> list[bytes | None]:
+    """Of all kinds, a byte to three long."""
+    rng = np.random.default_rng(0)
+    letters = np.frombuffer(b'ab1-" {}:,', np.uint8)
+    texts = [letters[rng.integers(0, len(letters), rng.integers(1, 4))].tobytes() for _ in range(size - 4)]
+    return [None, None, None, None, *texts]
+
+
+class Launches(TorchDispatchMode):
+    """How many operators run that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aliases = [result.alias_info for result in func._schema.returns]
+        self.count += not any(alias is not None and not alias.is_write for alias in aliases)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_on_a_card_takes_one_copy_each_way_and_few_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host waits for the first of the two only, and each launch takes it some 5 µs.
+
+    A vocabulary of 262,144 comes in eight chunks there.
+    """
+    automaton = build(regex_language(r'\{"a": (-?1+|"[ab]*"), "b": (a|b)*\}'), vocabulary_of(many_tokens(3000)))
+    generator = torch.Generator().manual_seed(0)
+    steps = [torch.randn(64, 3000, generator=generator) * 8 for _ in range(2)]
+    expected = []
+    for logits in steps:
+        constraint = TextConstraint(automaton, CPU)
+        constraint.start_canvas(64, 100)
+        expected.append(step(constraint, logits, 8))
+
+    with PretendedCard(monkeypatch) as card:
+        constraint = TextConstraint(automaton, card.device)
+        constraint.start_canvas(64, 100)
+        there = [logits.to(card.device) for logits in steps]
+        card.crossings.clear()
+        results = []
+        for logits in there:
+            with Launches() as launches:
+                results.append(step(constraint, logits, 8))
+    assert card.crossings == [("cuda:0", "cpu"), ("cpu", "cuda:0")] * 2
+    assert card.waits == 2
+    assert launches.count <= 180
+    for ours, theirs in zip(results, expected, strict=True):
+        assert all(map(torch.equal, ours, theirs))
