@@ -72,7 +72,7 @@ def of_random_weights(
             with stop.importing():
                 from .theirs import Theirs, check
             check(placement)
-        made = random_weights.make(placement)
+        made = random_weights.make(placement, stop)
         network, lengths = made.network, made.room_for(CONTEXT_LENGTHS)
         subject = RandomReplies(network, lengths, steps or STEPS_A_CANVAS, placement.context_tokens)
         theirs = None

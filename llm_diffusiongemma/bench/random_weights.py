@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..backends.choice import FORMATS, choose
+from ..backends.engine import TRYING_KERNELS
 from ..backends.turn import WeightsReport
 from ..catalog import HUB_SOURCES, built_in
 from ..diffusion.config_file import ConfigFile
 from ..diffusion.devices import is_out_of_memory, peak_memory
-from ..diffusion.proving import prove
+from ..diffusion.proving import Verdict, prove_all
 from ..errors import DeviceMemoryError
-from ..wording import listed
+from ..view.progress import indicate
+from ..wording import listed, tell
 from .networks import REAL, random_network
 from .replies import CANVASES
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..backends.choice import Choice
+    from ..backends.turn import Stop
     from ..catalog import Representation
     from ..diffusion.network import Network
     from ..diffusion.placement import Placement
@@ -35,6 +38,8 @@ class RandomWeights:
     network: Network
     config: ConfigFile
     placement: Placement
+    verdict: Verdict
+    """What it computes with."""
     seconds: float
     """that it took to make it"""
 
@@ -53,6 +58,7 @@ class RandomWeights:
             peak_memory_bytes=peak_memory(self.placement.devices),
             device=str(self.network.device),
             dtype=str(self.network.dtype).removeprefix("torch."),
+            kernels=self.verdict.as_json(),
         )
 
 
@@ -75,12 +81,24 @@ def place(representation: Representation) -> Placement:
     return placement
 
 
-def make(placement: Placement) -> RandomWeights:
-    """Draw the weights where they are placed. Raises `DeviceMemoryError`."""
+def make(placement: Placement, stop: Stop) -> RandomWeights:
+    """Try kernels, and draw the weights where they are placed. Raises `DeviceMemoryError`, what trying kernels
+    raises, and what `stop` raises."""
     started = time.perf_counter()
     config, device = ConfigFile.model_validate(REAL), torch.device(placement.devices[0])
     sizes, formats = config.network(), FORMATS[placement.representation]
+    weight_bytes = {source.representation: source.weight_bytes for source in HUB_SOURCES}[placement.representation]
     try:
+        # First, as it is for weights that are loaded: it takes memory.
+        verdict = prove_all(
+            sizes,
+            formats,
+            torch.bfloat16,
+            [torch.device(each) for each in placement.devices],
+            weight_bytes or 0,
+            lambda: indicate(TRYING_KERNELS),
+            stop.check,
+        )
         network = random_network(sizes, device, formats, placement.layers)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -89,8 +107,10 @@ def make(placement: Placement) -> RandomWeights:
             f"{' and '.join(placement.devices)} ran out of memory while the weights were drawn. Free memory that "
             "other programs hold there."
         ) from error
-    network.operations = prove(sizes, formats, network.dtype, device).operations
-    return RandomWeights(network, config, placement, time.perf_counter() - started)
+    if verdict.warning is not None:
+        tell(verdict.warning)
+    network.operations = verdict.operations
+    return RandomWeights(network, config, placement, verdict, time.perf_counter() - started)
 
 
 def _choice(representation: Representation) -> Choice:
