@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from . import host, kernels, packed, product, reached, rightness, served, speed, tuning, watching
+from . import host, kernels, packed, product, reached, replayed, rightness, served, speed, tuning, watching
 from .bench import Bench, OutOfTimeError, Result
 
 
@@ -62,8 +62,10 @@ SECTIONS = [
     Section(served.serve, 100, 150),
     Section(speed.network, 12, 60),
     Section(speed.steps, 25, 90),
+    Section(replayed.replayed, 20, 60),
     Section(speed.parts, 5, 45),
     Section(speed.graph, 15, 60),
+    Section(replayed.constrained, 20, 60),
     Section(host.waits, 5, 30),
     Section(host.profile, 5, 60),
     Section(watching.watch, 15, 60),
