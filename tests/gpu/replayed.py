@@ -14,9 +14,6 @@ from llm_diffusiongemma.diffusion.graphs import USED, CudaRecorder
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline
 from llm_diffusiongemma.diffusion.request import Prompt, Request
 
-from ..benchmarks import constrained as forms
-from ..benchmarks.contestants import Task
-from ..benchmarks.measure import Sizes
 from .bench import Bench, Result
 from .loop import StepClock, randomness, settings_of
 
@@ -78,6 +75,10 @@ def canvases(bench: Bench, prompt: list[int], graph: str) -> tuple[Result, list[
 
 def constrained(bench: Bench) -> Result:
     """Milliseconds a step of a canvas that is held to a form, and of a free one, as tests/benchmarks has them."""
+    from ..benchmarks import constrained as forms
+    from ..benchmarks.contestants import Task
+    from ..benchmarks.measure import Sizes
+
     network = bench.network
     vocabulary = forms.gemma_like_vocabulary(Sizes(vocabulary=network.size))
     task = Task(bench.tokens(300).tolist(), canvases=1, steps=bench.steps)
