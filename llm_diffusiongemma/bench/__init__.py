@@ -171,6 +171,7 @@ def _about(
         "resolved_model": resolved_model,
         **of_weights,
         "graph": subject.pipeline.graph_state,
+        "streaming": subject.network.streaming_report(),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "load_seconds": round(load_seconds, 3),

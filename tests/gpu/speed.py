@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
 from llm_diffusiongemma.bench.networks import random_network
-from llm_diffusiongemma.bench.theirs import transformers_of
+from llm_diffusiongemma.bench.theirs import Theirs, transformers_of
 from llm_diffusiongemma.diffusion import network as network_module
 from llm_diffusiongemma.diffusion.config_file import ConfigFile
 from llm_diffusiongemma.diffusion.experts import Experts
@@ -290,31 +290,14 @@ def captured(bench: Bench, call: Callable[[], torch.Tensor]) -> tuple[Callable[[
 
 def generate(bench: Bench) -> Result:
     """transformers' own `generate` of the same weights and as many steps, taking turns with ours."""
-    from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSamplerConfig
-
     config = network_config(is_tiny=bench.is_tiny)
-    model = transformers_of(bench.network, config)
-    model.generation_config.eos_token_id = [config.text_config.vocab_size]  # nothing ends a reply
-    model.generation_config.pad_token_id = 0
-    prompt = bench.tokens(128 if bench.is_tiny else 1024)
+    prompt = bench.tokens(128 if bench.is_tiny else 1024).tolist()
     settings = settings_of(bench.steps)
-
-    def theirs() -> float:
-        started = time.perf_counter()
-        model.generate(
-            prompt[None],
-            max_new_tokens=config.canvas_length,
-            max_denoising_steps=bench.steps,
-            t_min=settings.t_min,
-            t_max=settings.t_max,
-            confidence_threshold=settings.confidence_threshold,
-            sampler_config=EntropyBoundSamplerConfig(entropy_bound=settings.entropy_bound),
-            stability_threshold=settings.stability_threshold,
-        )
-        bench.wait()
-        return time.perf_counter() - started
-
-    calls = {"ours": lambda: reply(bench.network, prompt.tolist(), bench.steps)[0], "theirs": theirs}
+    theirs = Theirs(bench.network, config, settings, config.canvas_length, {"": prompt})  # nothing ends a reply
+    calls = {
+        "ours": lambda: reply(bench.network, prompt, bench.steps)[0],
+        "theirs": lambda: theirs.reply("", seed=0).seconds,
+    }
     times: dict[str, list[float]] = {name: [] for name in calls}
     peaks: Result = {}
     for _ in range(3):
