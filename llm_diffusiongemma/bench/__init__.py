@@ -49,7 +49,7 @@ def of_model(entry: ModelEntry, stop: Stop, repeats: int, seed: int, *, against:
         placement = ready.engine.loaded.placement
         found = _measure(subject, placement, stop, repeats, seed, progress.describe, theirs)
     assert subject.weights is not None  # of something that was measured
-    about = _about(subject.weights, ready.resolved_model, ready.load_seconds)
+    about = _about(subject, subject.weights, ready.resolved_model, ready.load_seconds)
     return {"model": entry.model_id, "random_weights": None, **about, "repeats": repeats, "seed": seed, **found}
 
 
@@ -85,7 +85,7 @@ def of_random_weights(
         "random_weights": representation,
         "max_denoising_steps": subject.settings.max_denoising_steps,
         "left_out_prompt_tokens": [length for length in CONTEXT_LENGTHS if length not in lengths],
-        **_about(made.report(), None, made.seconds),
+        **_about(subject, made.report(), None, made.seconds),
         "repeats": repeats,
         "seed": seed,
         **found,
@@ -158,7 +158,9 @@ def _theirs_of(ready: Ready, subject: Replies, stop: Stop) -> Theirs:
     return Theirs(loaded.network, loaded.config, settings, MAX_TOKENS, prompts, eos_token_ids=eos_token_ids)
 
 
-def _about(weights: WeightsReport, resolved_model: str | None, load_seconds: float) -> dict[str, Any]:
+def _about(
+    subject: Subject, weights: WeightsReport, resolved_model: str | None, load_seconds: float
+) -> dict[str, Any]:
     """What ran, by the names that the report of a reply has."""
     import torch
 
@@ -168,6 +170,8 @@ def _about(weights: WeightsReport, resolved_model: str | None, load_seconds: flo
     return {
         "resolved_model": resolved_model,
         **of_weights,
+        "graph": subject.pipeline.graph_state,
+        "streaming": subject.network.streaming_report(),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "load_seconds": round(load_seconds, 3),

@@ -20,7 +20,7 @@ DIGITS = 4
 def figures(measured: Measured) -> dict[str, Any]:
     """By kind, and in all."""
     every = [sample for samples in measured.samples.values() for sample in samples]
-    found: dict[str, Any] = {
+    return {
         "kinds": {name: _of_kind(measured, name) for name in measured.samples},
         "all": {
             "tokens_per_second": spread(
@@ -32,11 +32,9 @@ def figures(measured: Measured) -> dict[str, Any]:
             **_of_steps(every, list(measured.parts.values())),
         },
         "peak_memory_bytes": measured.peak_memory_bytes,
+        "against": {name: _against(measured, name) for name in measured.theirs} or None,
         "problems": dict(measured.problems),
     }
-    if measured.theirs:
-        found["against"] = {name: _against(measured, name) for name in measured.theirs}
-    return found
 
 
 def _whole_rounds(measured: Measured) -> list[tuple[Sample, ...]]:

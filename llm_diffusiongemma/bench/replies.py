@@ -36,6 +36,7 @@ class Subject(Protocol):
     """Something that replies."""
 
     network: Network
+    pipeline: BlockDiffusionPipeline
 
     @property
     def names(self) -> Sequence[str]:
@@ -54,7 +55,7 @@ class Replies:
         self.weights: WeightsReport | None = None
         """What the last reply's report says of them."""
         self._entry = entry
-        self._pipeline = ready.engine.pipeline
+        self.pipeline = ready.engine.pipeline
 
     @property
     def names(self) -> Sequence[str]:
@@ -64,7 +65,7 @@ class Replies:
     def reply(self, name: str, seed: int, clock: ReplyClock) -> None:
         """See `Subject`. Raises what answering a prompt raises."""
         kind = self.kinds[name]
-        self._pipeline.prefix_cache.clear()
+        self.pipeline.prefix_cache.clear()
         turn = Turn(
             [Message(role="user", parts=[TextPart(text=kind.text)])],
             Options(seed=seed, max_tokens=MAX_TOKENS),
@@ -89,7 +90,7 @@ class RandomReplies:
         self.max_tokens = CANVASES * network.config.canvas_length
         self._lengths = {f"{length:,} tokens": length for length in lengths}
         # Nothing ends a reply.
-        self._pipeline = BlockDiffusionPipeline(
+        self.pipeline = BlockDiffusionPipeline(
             network, eos_token_ids=(), pad_token_id=None, context_tokens=context_tokens
         )
 
@@ -105,10 +106,10 @@ class RandomReplies:
 
     def reply(self, name: str, seed: int, clock: ReplyClock) -> None:
         """See `Subject`. Raises what the pipeline raises."""
-        self._pipeline.prefix_cache.clear()
+        self.pipeline.prefix_cache.clear()
         with isolated():
             request = Request(Prompt(self.prompt(name, seed)), self.settings, self.max_tokens)
-            records = self._pipeline.generate(
+            records = self.pipeline.generate(
                 request,
                 randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
                 readings=True,

@@ -20,6 +20,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     random = found["random_weights"]
     yield f"Random {random} weights" if random else quoted(found["model"])
     yield from aligned(list(_about(found)))
+    yield filled(", ".join(f"{name} {number}" for name, number in found["versions"].items()) + ".")
+    yield filled(f"{found['system']}.")
     yield ""
     kinds = found["kinds"]
     counts = [each["replies"] for each in kinds.values()]
@@ -37,7 +39,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         )
         if left_out := [f"{length:,}" for length in found["left_out_prompt_tokens"]]:
             yield filled(f"For a prompt of {listed(left_out)} tokens there is no room beside the weights.")
-    if "against" in found:
+    if found["against"] is not None:
         yield ""
         yield f"Against `generate` of transformers {found['versions'].get('transformers', '')}".rstrip()
         yield from aligned(list(_against(found["against"])))
@@ -58,8 +60,6 @@ def _about(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "drawn in" if found["random_weights"] else "loaded in", f"{found['load_seconds']:.1f} s"
     if memory := ROWS["memory"](found):
         yield "memory", memory
-    yield "versions", ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    yield "system", found["system"]
 
 
 def _replies(found: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from llm_diffusiongemma.backends.turn import Stop
 from llm_diffusiongemma.bench.clock import DeviceClock, ReplyClock
+from llm_diffusiongemma.bench.measure import Measured, measure
 from llm_diffusiongemma.bench.replies import RandomReplies
+from llm_diffusiongemma.diffusion.graphs import USED, StepGraphs
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.view.records import Reading
 
@@ -98,6 +101,32 @@ def test_the_parts_of_each_step(network: Network) -> None:
     sample = timed_reply(network, is_waiting=True).end()
     assert len(sample.forward_seconds) == len(sample.sampler_seconds) == sample.steps
     assert all(seconds > 0 for seconds in sample.forward_seconds + sample.sampler_seconds)
+
+
+def test_parts_are_told_apart_of_steps_that_are_computed_as_they_come(network: Network) -> None:
+    """A graph is one piece. Those of the counted rounds are neither used nor spoilt."""
+
+    class Recorder:
+        recorded = 0
+
+        def record(self, call: Callable[[], None]) -> Callable[[], None]:
+            self.recorded += 1
+            return call
+
+    subject = RandomReplies(network, [5], steps=4, context_tokens=None)
+    recorder = Recorder()
+    subject.pipeline._graphs = graphs = StepGraphs(recorder)
+    measured = Measured(subject.names)
+    counts = []
+    measure(measured, subject, ["cpu"], 1, 1, Stop(), lambda what: counts.append(recorder.recorded))
+    assert counts == [0, 0]
+    # The first of all is compared with what it was captured of: a reply of two canvases that isn't counted.
+    assert recorder.recorded == 2 + 2
+    assert subject.pipeline._graphs is graphs
+    (parts,), (samples,) = measured.parts.values(), measured.samples.values()
+    assert len(parts.forward_seconds) == 2 * 4
+    assert [len(each.forward_seconds) for each in samples] == [0]
+    assert subject.pipeline.graph_state == USED
 
 
 def test_the_network_is_left_as_it_was(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
