@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -67,6 +68,13 @@ class Bench:
         network = random_network(self.config.network(), self.device)
         proved(network)
         return network
+
+    def let_go(self) -> None:
+        """Of that network. Who wants it next has it made again."""
+        self.__dict__.pop("network", None)
+        gc.collect()
+        if self.on_card:
+            torch.cuda.empty_cache()
 
     def wait(self) -> None:
         if self.on_card:
