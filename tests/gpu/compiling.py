@@ -17,9 +17,11 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
@@ -36,6 +38,7 @@ from llm_diffusiongemma.diffusion.pipeline import MAX_PREFILL_TOKENS
 from llm_diffusiongemma.diffusion.proving import import_kernels
 from llm_diffusiongemma.diffusion.sampler import Distributions
 from llm_diffusiongemma.diffusion.sizes import IMAGE_TOKENS, META
+from llm_diffusiongemma.diffusion.trial import Trial
 
 from .launches import Launch, pretended, written_down
 from .networks import network_config
@@ -100,6 +103,33 @@ def of_a_reply(formats: Formats, card: torch.device) -> dict[str, list[Launch]]:
         distributions.add()
         distributions.conclude(torch.empty(config.canvas_length, dtype=torch.float64, device=META))
     return found
+
+
+def untried(config: NetworkConfig, formats: Formats, lengths: Sequence[int], target: str) -> list[str]:
+    """What reading chunks of some lengths launches and a trial at load doesn't: it would be compiled in the middle
+    of a reply. On the CPU, and of whatever happens to be in memory, since no kernel runs."""
+    goal, cpu, dtype = triton_target(target), torch.device("cpu"), torch.bfloat16
+
+    def unproved(trial: Trial, name: str, *arguments: Any) -> Any:
+        return trial._kernels[name](*arguments)
+
+    with pretended(target) as card:
+        operations = operations_for(config, formats, card)
+    kernels = {name: call for name, call in vars(operations).items() if call is not getattr(PLAIN_TORCH, name)}
+    with written_down() as tried, patch.object(Trial, "_beside", unproved):
+        Trial(config, formats, dtype, cpu, str).faults(kernels)
+    network = Network(config, dtype, cpu, formats)
+    network.operations = operations
+    cache = KVCache(config, dtype, cpu)
+    with written_down() as launched:
+        for length in lengths:
+            network.encode(network.embed(torch.zeros(length, dtype=torch.int64)), cache)
+    known = {source.hash() for source, _ in (variant(launch, goal) for launch in tried)}
+    found = {
+        source.hash(): described(source, options)
+        for source, options in (variant(launch, goal) for launch in launched)
+    }
+    return [said for key, said in found.items() if key not in known]
 
 
 def operations_for(config: NetworkConfig, formats: Formats, card: torch.device) -> Operations:

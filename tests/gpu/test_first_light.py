@@ -10,8 +10,8 @@ from .first_light import SECTIONS, Section
 
 # Replies, commands and test runs, half a minute each. What they are made of is tested elsewhere.
 SLOW = {
-    "replies", "features", "command", "tests", "kernel_tests", "bench", "tune", "load_packed", "limit", "streamed",
-    "unload", "serve",
+    "replies", "features", "command", "tests", "kernel_tests", "bench", "tune", "constrained", "load_packed",
+    "limit", "streamed", "unload", "serve",
 }  # fmt: skip
 
 
