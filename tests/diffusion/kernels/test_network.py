@@ -13,26 +13,27 @@ pytest.importorskip("triton")
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion import packed
-from llm_diffusiongemma.diffusion.kernels import experts, launching, layer
+from llm_diffusiongemma.diffusion.kernels import experts, launching, layer, vocabulary
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.operations import PLAIN_TORCH
 from llm_diffusiongemma.diffusion.packed import Formats
-from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline, Draft
+from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline
 from llm_diffusiongemma.diffusion.request import Prompt, Request
 from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
 
 from ...whole import load_whole
 from .. import small_network
-from ..operators import WAITING, Operators
+from ..operators import Operators
+from ..taped import WAITING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_diffusiongemma.diffusion.config import AttentionConfig
-    from llm_diffusiongemma.diffusion.pipeline import Block
+    from llm_diffusiongemma.diffusion.pipeline import Block, Draft
 
-MODULES = (experts, layer)
+MODULES = (experts, layer, vocabulary)
 # The real network's asymmetry: on full layers heads of twice the size, one key head for all queries.
 SLIDING, FULL = small_network.SLIDING, replace(small_network.FULL, head_dim=16, num_key_value_heads=1)
 
@@ -94,26 +95,28 @@ def test_it_reads_and_denoises_as_in_plain_torch(
 QUESTION = [2, 105, 636, 217, 407, 389, 288, 547, 34, 106, 217, 105, 1208, 217]
 
 
-def reply(network: Network) -> tuple[list[list[int]], list[int]]:
-    """The most likely tokens of each step of a canvas, and what it became."""
+def reply(network: Network) -> tuple[list[Draft], Block]:
+    """A canvas, step by step, and what it became."""
     pipeline = BlockDiffusionPipeline(network, eos_token_ids=[], pad_token_id=None)
     settings = SamplerSettings(20, 0.1, 0.4, 0.8, 0.005, 1)
     request = Request(Prompt(QUESTION), settings, network.config.canvas_length)
     randomness = GeneratorRandomness(torch.Generator().manual_seed(3))
     records: list[Any] = list(pipeline.generate(request, randomness=randomness, drafts=True))
-    drafts: list[Draft] = records[:-1]
-    block: Block = records[-1]
-    return [draft.tokens for draft in drafts], block.tokens
+    return records[:-1], records[-1]
 
 
 def test_a_reply_of_the_embedded_checkpoint_is_the_same_token_for_token(device: torch.device) -> None:
     """Of a short canvas, as it would take the interpreter long to denoise a whole one."""
     network = load_whole(EMBEDDED_CHECKPOINT, device).network
-    network.config = replace(network.config, canvas_length=32)
-    plain = reply(network)
+    network.config = replace(network.config, canvas_length=16)
+    plain_drafts, plain_block = reply(network)
     give_kernels(network)
-    assert reply(network) == plain
-    assert len(plain[0]) > 1
+    drafts, block = reply(network)
+    assert block.tokens == plain_block.tokens
+    assert len(drafts) > 1
+    for ours, theirs in zip(drafts, plain_drafts, strict=True):
+        assert ours.tokens == theirs.tokens
+        assert ours.entropies == pytest.approx(theirs.entropies, rel=1e-3, abs=1e-5)
 
 
 # --- what a step launches ----------------------------------------------------------------------------------

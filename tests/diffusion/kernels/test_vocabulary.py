@@ -85,20 +85,19 @@ def assert_near(found: torch.Tensor, exact: torch.Tensor, rtol: float, atol: flo
     torch.testing.assert_close(found.double(), exact.double().to(found.device), rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("softcap", [None, 30.0])
 @pytest.mark.parametrize(
-    ("size", "parts", "temperature", "dtype"),
+    ("size", "parts", "softcap", "temperature", "dtype"),
     [
-        (96, 1, 0.4, torch.float32),
-        (5 * PART + 3, 2, 0.8, torch.float16),
-        (3 * PART, 1, 0.6, torch.float32),
-        (7 * PART - 1, 7, 1e-3, torch.float16),
+        (96, 1, 30.0, 0.4, torch.float32),
+        (5 * PART + 3, 2, 30.0, 0.8, torch.float16),
+        (3 * PART, 1, None, 0.6, torch.float32),
+        (7 * PART - 1, 7, 30.0, 1e-3, torch.float16),
     ],
 )
 def test_against_fp64(
-    device: torch.device, size: int, parts: int, temperature: float, dtype: torch.dtype, softcap: float | None
+    device: torch.device, size: int, parts: int, softcap: float | None, temperature: float, dtype: torch.dtype
 ) -> None:
-    raw = random(3, size, scale=9.0).to(dtype)
+    raw = random(2, size, scale=9.0).to(dtype)
     done = Pass(
         kernels(device), raw.to(device), softcap=softcap, temperature=temperature, parts=parts, dtype=dtype
     )
@@ -127,7 +126,7 @@ def test_against_fp64(
 
 @pytest.mark.parametrize("parts", [1, 3, 20])
 def test_each_result_is_its_twins(device: torch.device, parts: int) -> None:
-    raw = random(4, 10 * PART - 5, scale=9.0).to(device)
+    raw = random(3, 10 * PART - 5, scale=9.0).to(device)
     ours, theirs = (Pass(each, raw, parts=parts) for each in (kernels(device), PLAIN_TORCH))
     found, twin = ours.conclude(), theirs.conclude()
     assert torch.equal(found.argmax, twin.argmax)
@@ -202,8 +201,9 @@ def test_extreme_logits(device: torch.device) -> None:
     assert capped.softmax.logits.tolist() == [[30.0, -30.0, 0.0]]
 
 
-@pytest.mark.parametrize("softcap", [None, 30.0])
-@pytest.mark.parametrize("where", [slice(700, 701), slice(0, 3), slice(None)])
+@pytest.mark.parametrize(
+    ("where", "softcap"), [(slice(700, 701), 30.0), (slice(0, 3), None), (slice(None), 30.0), (slice(None), None)]
+)
 @pytest.mark.parametrize("served", [True, False])
 def test_what_is_no_number_comes_out_as_the_entropy_and_as_tokens_that_there_are(
     device: torch.device, where: slice, softcap: float | None, served: bool
@@ -227,7 +227,7 @@ def test_draws_at_the_ends_and_borders(device: torch.device) -> None:
     for token, share in possible.items():
         logits[token] = math.log(share)
     ends = [0.0, 2**-53, 1 - 2**-53, 0.3 - 2**-54, 0.3, 0.3 + 1e-12]
-    numbers = torch.cat((torch.tensor(ends, dtype=torch.float64), uniforms(20)))
+    numbers = torch.cat((torch.tensor(ends, dtype=torch.float64), uniforms(10)))
     raw = logits.repeat(len(numbers), 1).to(device)
     done = Pass(PLAIN_TORCH, raw, softcap=None, temperature=1.0, parts=1)
     twin = done.conclude(numbers)
