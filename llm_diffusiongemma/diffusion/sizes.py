@@ -178,7 +178,7 @@ class Sizes:
         return 4 * min(chunk_bytes(torch.device(device_type)), self._logits_bytes) + soft
 
     def graph_bytes(self, device_type: str) -> int:
-        """See `graphs`: a captured step has memory of its own for what it makes and drops. 0 where there is none."""
+        """See `graphs`: a captured step has its own memory for what it makes and drops. 0 where there is none."""
         if device_type != "cuda":
             return 0
         canvas = self._layers_bytes(device_type, self.config.canvas_length)
