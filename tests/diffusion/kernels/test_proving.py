@@ -19,8 +19,8 @@ from llm_diffusiongemma.diffusion.packed import PLAIN
 from llm_diffusiongemma.diffusion.proving import import_kernels, tried
 from llm_diffusiongemma.diffusion.trial import Trial
 
-# The embedded checkpoint's network, but for its canvas: of 256 positions the interpreter takes minutes.
-CONFIG = replace(read_config(EMBEDDED_CHECKPOINT).network(), canvas_length=3)
+# The embedded checkpoint's network, with less of a canvas and a vocabulary: the interpreter takes minutes for all.
+CONFIG = replace(read_config(EMBEDDED_CHECKPOINT).network(), canvas_length=3, vocab_size=600)
 
 
 def explain(error: Exception) -> NoReturn:
