@@ -17,6 +17,7 @@ import triton.language as tl
 
 from ..operations import AfterAttention
 from . import launching
+from .cards import Card
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +50,9 @@ def usable(
         "route": ("number of experts", config.num_experts),
         "finish": ("hidden size", config.hidden_size),
     }
+    too_old = Card.of(device).too_old
+    if too_old is not None:
+        return {}, dict.fromkeys(kernels, too_old)
     refused = {}
     for name, (what, width) in widths.items():
         if width > MAX_WIDTH:
@@ -169,7 +173,7 @@ def _loaded(pointers: tl.tensor, mask: tl.tensor) -> tl.tensor:
 def after_attention(x: torch.Tensor, attended: torch.Tensor, norms: LayerNorms) -> AfterAttention:
     """The norms have the same eps."""
     n, width = x.shape
-    out = AfterAttention(*(torch.empty_like(x) for _ in AfterAttention._fields))
+    out = AfterAttention(*(x.new_empty(n, width) for _ in AfterAttention._fields))
     tile = _tile(width)
     launching.launch(
         _after_attention,
@@ -346,8 +350,8 @@ def finish(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The norms have the same eps."""
     n, width = x.shape
-    out = torch.empty_like(x)
-    normed = None if next_norm is None else torch.empty_like(x)
+    out = x.new_empty(n, width)
+    normed = None if next_norm is None else x.new_empty(n, width)
     tile = _tile(width)
     launching.launch(
         _finish,
