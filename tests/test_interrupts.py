@@ -38,7 +38,7 @@ SLOW = "-o seed 3 -o max_denoising_steps 30 -o confidence_threshold 1e-12 -o max
 # Whose first call a SIGINT meets.
 LOADING = (weights.Reader, "fill")
 PREFILL = (pipeline.BlockDiffusionPipeline, "_prefill")
-DENOISING = (sampler.EntropyBoundSampler, "step")
+DENOISING = (sampler.EntropyBoundSampler, "measure")
 PRINTING = (click, "echo")
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs POSIX signals")

@@ -63,6 +63,11 @@ class Experts:
                 for end, tensor in matrices.tensors(expert, part):
                     yield f"{expert}.{name}.{end}", tensor
 
+    @property
+    def waits(self) -> bool:
+        """Whether the host has to know how many rows each expert has: on an accelerator it waits for them."""
+        return not (self._is_grouped and isinstance(self.gate_up, Plain) and isinstance(self.down, Plain))
+
     def held(self) -> tuple[torch.Tensor, ...]:
         """All that is in memory, to be copied over that of another layer's experts."""
         return (*self.gate_up.held(), *self.down.held())
@@ -79,7 +84,6 @@ class Experts:
             gated = gelu_gate(_grouped(rows, self.gate_up.weight, ends))
             results = _grouped(gated, self.down.weight, ends)
         else:
-            # The host has to know how many rows each expert has: on an accelerator it waits for them.
             bounds = [0, *ends.tolist()]
             gated = gelu_gate(self._products(rows, self.gate_up, ends, bounds))
             results = self._products(gated, self.down, ends, bounds)

@@ -90,6 +90,10 @@ class KVCache:
         keys, values = self._tensors[layer]
         return keys[:, first : start + positions], values[:, first : start + positions]
 
+    def written(self, positions: int) -> list[torch.Tensor]:
+        """The slots of all layers, keys and values."""
+        return [each for layer in range(len(self._tensors)) for each in self.slots(layer, positions)]
+
     def commit(self, positions: int) -> None:
         """Count so many more that every layer has been written."""
         self.length += positions

@@ -228,6 +228,18 @@ class Network:
         """H"""
         return self.config.hidden_size
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether any experts are elsewhere than on their device."""
+        return any(self._is_streamed)
+
+    @property
+    def waits_for_experts(self) -> bool:
+        """Whether the host has to wait for the device in each layer."""
+        if self.operations.through_experts is not PLAIN_TORCH.through_experts:
+            return False
+        return any(layer.experts is not None and layer.experts.waits for layer in self._layers)
+
     def prefetch(self) -> None:
         """Let experts that are elsewhere start on their way. `encode` and `denoise` do it themselves."""
         for stream in self._streams.values():

@@ -16,6 +16,7 @@ import torch
 from ..errors import DeviceMemoryError, NotANumberError
 from ..view.records import Reading
 from .devices import is_out_of_memory
+from .graphs import StepGraphs
 from .kv_cache import KVCache
 from .prefix_cache import EncodedPrefix, PrefixCache
 from .request import Endings
@@ -97,15 +98,23 @@ class BlockDiffusionPipeline:
         eos_token_ids: Iterable[int],
         pad_token_id: int | None,
         context_tokens: int | None = None,
+        graphs: StepGraphs | None = None,
     ) -> None:
-        """`context_tokens` is the longest context that there is memory for; None if nobody has counted."""
+        """`context_tokens` is the longest context that there is memory for; None if nobody has counted. `graphs`
+        are by default what the network's device has."""
         self._network = network
+        self._graphs = StepGraphs.of(network) if graphs is None else graphs
         self.prefix_cache = PrefixCache()
         self.canvas_length = network.config.canvas_length
         self.context_length = network.config.context_length
         self._context_tokens = context_tokens
         self.eos_token_ids = frozenset(eos_token_ids)
         self.pad_token_id = pad_token_id
+
+    @property
+    def graph_state(self) -> str | None:
+        """Whether steps are replayed as a CUDA graph: "used", or why not. None where there is no CUDA."""
+        return self._graphs.state
 
     def generate(
         self,
@@ -161,6 +170,7 @@ class BlockDiffusionPipeline:
                 device=network.device,
                 softcap=network.config.final_logit_softcapping,
                 randomness=randomness,
+                candidates=candidates if drafts else 0,
             )
             for index in itertools.count():
                 if should_stop():
@@ -180,28 +190,28 @@ class BlockDiffusionPipeline:
                 encoded_tokens = len(prefix) - before
 
                 own_room = room.beside(later)
-                canvas = part.start_canvas(sampler, own_room)
-                denoising = self._denoise(canvas, prefix.cache, sampler, request.settings.max_denoising_steps)
+                part.start_canvas(sampler, own_room)
+                denoising = self._denoise(prefix.cache, sampler, request.settings.max_denoising_steps)
                 for steps_done, step in enumerate(denoising, start=1):
                     if drafts:
                         suspended = time.perf_counter()
-                        tokens, accepted, entropies, mean_entropy = _copied(step)
+                        tokens = step.tokens
                         yield Draft(
                             block_index=index,
                             step=steps_done,
                             max_steps=request.settings.max_denoising_steps,
                             tokens=tokens,
                             end=part.end(tokens, own_room, endings),
-                            accepted=accepted,
-                            entropies=entropies,
-                            mean_entropy=mean_entropy,
-                            candidates=_candidates(sampler, candidates) if candidates else None,
+                            accepted=step.accepted,
+                            entropies=step.entropies,
+                            mean_entropy=step.mean_entropy,
+                            candidates=step.candidates if candidates else None,
                         )
                         started += time.perf_counter() - suspended
                     if should_stop():
                         return
 
-                piece = part.commit(step.argmax.tolist(), own_room, endings)
+                piece = part.commit(step.tokens, own_room, endings)
                 finish_reason = None if later else piece.ends
                 yield Block(
                     index=index,
@@ -238,16 +248,31 @@ class BlockDiffusionPipeline:
                 self.prefix_cache.keep(prefix)
 
     def _denoise(
-        self, canvas: torch.Tensor, cache: KVCache, sampler: EntropyBoundSampler, max_denoising_steps: int
+        self, cache: KVCache, sampler: EntropyBoundSampler, max_denoising_steps: int
     ) -> Iterator[DenoisingStep]:
-        """Denoise a canvas `[256]` behind what is in the KV cache: the steps until it has converged, or all."""
-        soft_embeddings = None
-        for steps_left in range(max_denoising_steps, 0, -1):
-            step = sampler.step(self._network.denoise(canvas, soft_embeddings, cache), steps_left)
-            yield step
-            if step.converged:
+        """Denoise the sampler's canvas behind what is in the KV cache: the steps until it has converged."""
+        network = self._network
+
+        def begin() -> None:
+            sampler.measure(network.denoise(sampler.canvas, None, cache))
+
+        def go_on() -> None:
+            sampler.measure(network.denoise(sampler.canvas, sampler.soft_embeddings, cache))
+
+        again: Callable[[], None] = go_on
+        for step in range(1, max_denoising_steps + 1):
+            if step == 1:
+                begin()
+            elif step == 2 and max_denoising_steps > 2:
+                # The first one that is like those behind it.
+                written = [*sampler.measured, *cache.written(len(sampler.canvas))]
+                again = self._graphs.run(go_on, sampler.carried, written)
+            else:
+                again()
+            result = sampler.conclude()
+            yield result
+            if result.converged:
                 return
-            canvas, soft_embeddings = step.canvas, step.soft_embeddings
 
     def _prefill(
         self, prompt: Prompt, prefix: EncodedPrefix, should_stop: Callable[[], bool]
@@ -283,25 +308,3 @@ class BlockDiffusionPipeline:
             embeddings[image.span.start - first : image.span.stop - first] = image.soft_tokens()
         network.encode(embeddings, prefix.cache, [image.span for image in here])
         prefix.identities += identities
-
-
-def _copied(step: DenoisingStep) -> tuple[list[int], list[bool], list[float], float]:
-    """What a draft tells of a step: tokens, accepted, entropies, and their mean.
-
-    In one copy from the device: each is a wait. fp32 holds every token below 2^24 exactly.
-    """
-    rows = torch.stack((step.argmax.float(), step.accepted.float(), step.entropy))
-    *values, mean_entropy = torch.cat((rows.flatten(), step.entropy.mean()[None])).tolist()
-    length = len(step.argmax)
-    tokens, accepted, entropies = (values[i * length : (i + 1) * length] for i in range(3))
-    return list(map(int, tokens)), list(map(bool, accepted)), entropies, mean_entropy
-
-
-def _candidates(sampler: EntropyBoundSampler, most: int) -> list[list[tuple[int, float]]]:
-    """See `Draft`."""
-    likeliest = sampler.likeliest(most)
-    # In one copy, as above.
-    tokens, probabilities = torch.stack((likeliest.tokens.float(), likeliest.probabilities)).tolist()
-    return [
-        list(zip(map(int, ids), shares, strict=True)) for ids, shares in zip(tokens, probabilities, strict=True)
-    ]

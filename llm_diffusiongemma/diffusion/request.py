@@ -140,8 +140,8 @@ class Part(Protocol):
     def need(self) -> Need:
         """What it takes at the least, from here on."""
 
-    def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> torch.Tensor:
-        """What its next canvas is denoised from, int64 `[256]`. `room` is what the parts behind it leave it."""
+    def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
+        """Let the sampler begin with its next canvas. `room` is what the parts behind it leave it."""
 
     def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
         """Where the part would end in a canvas as it is now, if it would: what stands there does not count."""
@@ -155,9 +155,9 @@ class Text:
 
     need = Need(tokens=1, positions=1)
 
-    def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> torch.Tensor:
+    def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """See `Part`."""
-        return sampler.start_canvas()
+        sampler.start_canvas()
 
     def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
         """See `Part`."""
@@ -189,10 +189,10 @@ class ConstrainedText:
         """See `Part`."""
         return Need(self._constraint.fewest_tokens - 1, self._constraint.fewest_tokens)
 
-    def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> torch.Tensor:
+    def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """See `Part`."""
         self._constraint.start_canvas(room.canvas_length, room.positions)
-        return sampler.start_canvas(self._constraint)
+        sampler.start_canvas(self._constraint)
 
     def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
         """See `Part`."""
@@ -219,9 +219,9 @@ class Thought:
         """`closes` is the token that closes a thought."""
         self._closes = closes
 
-    def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> torch.Tensor:
+    def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """See `Part`."""
-        return sampler.start_canvas()
+        sampler.start_canvas()
 
     def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
         """See `Part`: where what closes the thought stands, or has to be put."""

@@ -227,7 +227,8 @@ class Distributions:
         # What tokens of a block are mixed by.
         self._weights = torch.empty(canvas_length, parts * PART, dtype=dtype, device=device)
         self._weight_scale = FP16_HEADROOM if dtype == torch.float16 else 1.0
-        self._soft = torch.empty(canvas_length, vocabulary.hidden_size, dtype=torch.float32, device=device)
+        self.soft = torch.empty(canvas_length, vocabulary.hidden_size, dtype=torch.float32, device=device)
+        """Where `soft_embeddings` are made."""
 
     def measure(self, hidden: torch.Tensor, temperature: torch.Tensor) -> None:
         """`write` and `add`, while a block is in the cache."""
@@ -257,7 +258,7 @@ class Distributions:
 
     def _mix(self, block: int, tokens: slice) -> None:
         weights = self._weights[:, : tokens.stop - tokens.start]
-        self._operations.add_up(self._soft, self._vocabulary.mix(weights, tokens), self._softmax, block)
+        self._operations.add_up(self.soft, self._vocabulary.mix(weights, tokens), self._softmax, block)
 
     def conclude(self, uniforms: torch.Tensor) -> Conclusion:
         """What follows, and a token drawn for each position.
@@ -271,7 +272,7 @@ class Distributions:
 
         Once, after `conclude`.
         """
-        return self._soft.div_((self._softmax.total * self._weight_scale)[:, None])
+        return self.soft.div_((self._softmax.total * self._weight_scale)[:, None])
 
     def likeliest(self, most: int) -> Likeliest:
         """The `most` likeliest tokens of each position, the likeliest first, equal ones by their ids; where not
@@ -308,26 +309,50 @@ def accept_by_entropy_bound(entropy: torch.Tensor, entropy_bound: float) -> torc
 
 @dataclass(frozen=True, eq=False)
 class DenoisingStep:
-    """What one denoising step decided. Tensors are `[256]` and stay on the model's device."""
+    """What the host is told of one denoising step, in one copy. Valid until the next step's copy goes over it."""
 
-    canvas: torch.Tensor
-    """The next canvas: drawn tokens where accepted, fresh uniform ones elsewhere."""
-    argmax: torch.Tensor
-    """The most likely token of every position, or the most likely canvas that a constraint allows; what is
-    committed if this step is the last."""
-    accepted: torch.Tensor
-    """bool"""
-    entropy: torch.Tensor
-    """nats"""
     converged: bool
     """Whether the canvas is stable and sure enough to be committed."""
-    soft_embeddings: torch.Tensor
-    """fp32 `[256, H]`: what the next step conditions itself on, each position's embeddings weighted by their
-    probabilities, without the embedding's factor. Valid until the next `step`, which overwrites it."""
+    mean_entropy: float
+    """nats"""
+    _positions: torch.Tensor
+    """fp32 `[3, 256]`: see `EntropyBoundSampler`."""
+    _likeliest: torch.Tensor
+    """fp32 `[2, 256, n]`"""
+
+    @property
+    def tokens(self) -> list[int]:
+        """The most likely token of every position, or the most likely canvas that a constraint allows; what is
+        committed if this step is the last."""
+        return [int(token) for token in self._positions[0].tolist()]
+
+    @property
+    def accepted(self) -> list[bool]:
+        return [bool(accepted) for accepted in self._positions[1].tolist()]
+
+    @property
+    def entropies(self) -> list[float]:
+        """nats"""
+        entropies: list[float] = self._positions[2].tolist()
+        return entropies
+
+    @property
+    def candidates(self) -> list[list[tuple[int, float]]]:
+        """Of every position the likeliest tokens with their probabilities: see `Distributions.likeliest`."""
+        tokens, probabilities = self._likeliest.tolist()
+        return [
+            [(int(token), share) for token, share in zip(ids, shares, strict=True)]
+            for ids, shares in zip(tokens, probabilities, strict=True)
+        ]
 
 
 class EntropyBoundSampler:
     """Denoises the canvases of one reply, one after the other.
+
+    A canvas begins with `start_canvas`. A denoising step is `measure`, which waits for nothing, then `conclude`,
+    which waits for the device once. `measure` knows the number of the step by a counter on the device only, and
+    all that goes from step to step stays where it is: so it can be captured at one step of a canvas, with the
+    forward before it, and replayed at the later ones.
 
     `softcap` is the checkpoint's `final_logit_softcapping`: c makes c tanh(z / c) of the logits, None leaves them.
     """
@@ -341,76 +366,145 @@ class EntropyBoundSampler:
         device: torch.device,
         softcap: float | None,
         randomness: Randomness,
+        candidates: int = 0,
     ) -> None:
+        """So many `candidates` are told of each position."""
         self._settings = settings
         self._vocab_size = vocabulary.size
         self._canvas_length = canvas_length
         self._randomness = randomness
+        self._candidates = min(candidates, vocabulary.size)
         self._distributions = Distributions(vocabulary, canvas_length, device, softcap)
         self._rows_per_chunk = max(1, chunk_bytes(device) // (vocabulary.size * 4))
         num_steps = settings.max_denoising_steps
-        # [N + 1]. transformers divides an int32 step, a tensor of the model's device, by N. That gives
-        # fp32 as a rule, and so does every operation here: computed in Python floats the last bit would differ.
-        # One table also spares a copy to the device every step.
-        steps = torch.arange(num_steps + 1, dtype=torch.float32, device=device)
+
+        def integers(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int64, device=device)
+
+        # [N], by the steps done. transformers divides an int32 step that counts down, a tensor of the model's
+        # device, by N. That gives fp32 as a rule, and so does every operation here: computed in Python floats the
+        # last bit would differ.
+        steps = torch.arange(num_steps, 0, -1, dtype=torch.float32, device=device)
         self._temperatures = settings.t_min + (settings.t_max - settings.t_min) * (steps / num_steps)
         # See `CanvasNumbers`.
-        self._tokens = torch.empty(num_steps + 1, canvas_length, dtype=torch.int64, device=device)
+        self._tokens = integers(num_steps + 1, canvas_length)
         self._uniforms = torch.empty(num_steps, canvas_length, dtype=torch.float64, device=exact_device(device))
-        # [stability_threshold, 256]
-        self._argmax_history = torch.empty(
-            settings.stability_threshold, canvas_length, dtype=torch.int64, device=device
-        )
+        self._steps_done = integers(1)
+        # The last one is where the uniform numbers are: a second one on MPS only.
+        exact = self._steps_done.to(self._uniforms.device)
+        self._counters = [self._steps_done] if exact is self._steps_done else [self._steps_done, exact]
+        self._argmax_history = integers(settings.stability_threshold, canvas_length)
         self._constraint: Constraint | None = None
+        self._is_sane = torch.zeros((), dtype=torch.bool, device=device)
+        self.canvas = integers(canvas_length)
+        """`[256]`: what the next step denoises. Drawn tokens where accepted, fresh uniform ones elsewhere."""
+        # What the host is told: whether the canvas has converged, whether all are numbers, the mean entropy; of
+        # each position its token, whether that was accepted, its entropy; tokens and probabilities of the
+        # candidates. As fp32, which holds every token below 2^24 exactly.
+        told = 3 + (3 + 2 * self._candidates) * canvas_length
+        self._told = torch.empty(told, dtype=torch.float32, device=device)
+        self._copied: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            # Nothing is waited for but what was queued before this event.
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._host = torch.empty(told, dtype=torch.float32, device="cpu", pin_memory=True)
 
-    def start_canvas(self, constraint: Constraint | None = None) -> torch.Tensor:
-        """A canvas of pure noise, int64 `[256]`, held to `constraint`; forgets the canvas before."""
+    @property
+    def soft_embeddings(self) -> torch.Tensor:
+        """fp32 `[256, H]`: what the next step conditions itself on, each position's embeddings weighted by their
+        probabilities, without the embedding's factor. Of a canvas's first step nothing that it could use."""
+        return self._distributions.soft
+
+    @property
+    def carried(self) -> list[torch.Tensor]:
+        """What one step leaves to the next, where `measure` or `conclude` change it."""
+        return [self.canvas, self.soft_embeddings, self._argmax_history, *self._counters]
+
+    @property
+    def measured(self) -> list[torch.Tensor]:
+        """What `measure` leaves to `conclude`."""
+        return [self._distributions.logits, self._is_sane, self._told]
+
+    def start_canvas(self, constraint: Constraint | None = None) -> None:
+        """Begin with a canvas of pure noise, held to `constraint`; forgets the canvas before."""
         numbers = self._randomness.canvas(
             self._settings.max_denoising_steps, self._canvas_length, self._vocab_size
         )
         _send(numbers.tokens, self._tokens)
         _send(numbers.uniforms, self._uniforms)
+        for counter in self._counters:
+            counter.zero_()
         # No token is -1, so a canvas can't be stable before the history is full; and with a threshold of 0 there
         # is nothing to differ from, so it always is.
         self._argmax_history.fill_(-1)
         self._constraint = constraint
-        return self._tokens[0].clone()
+        self.canvas.copy_(self._tokens[0])
 
-    def step(self, hidden: torch.Tensor, step: int) -> DenoisingStep:
-        """One step from the network's last hidden states, `[256, H]`.
-
-        `step` counts down: `max_denoising_steps` for a canvas's first step, 1 for its last.
-
-        Raises `NotANumberError` if the hidden states or the logits are no numbers.
-        """
-        distributions, temperature = self._distributions, self._temperatures[step]
-        steps_done = self._settings.max_denoising_steps - step
+    def measure(self, hidden: torch.Tensor) -> None:
+        """Take in the network's last hidden states, `[256, H]`. Without a constraint that is all but telling the
+        host."""
+        distributions = self._distributions
+        temperature = self._temperatures.index_select(0, self._steps_done)[0]
+        self._is_sane.copy_(hidden.isfinite().all())
         if self._constraint is None:
             distributions.measure(hidden, temperature)
-            found = distributions.conclude(self._uniforms[steps_done])
-            argmax, entropy = found.argmax, found.entropy
+            self._decide()
         else:
-            # What is allowed at one position depends on all the others, so it takes a second pass.
             distributions.write(hidden, temperature)
-            argmax, entropy = self._constrain(self._constraint, distributions.logits)
-            distributions.add()
-            found = distributions.conclude(self._uniforms[steps_done])
-        accepted = accept_by_entropy_bound(entropy, self._settings.entropy_bound)
-        canvas = torch.where(accepted, found.drawn, self._tokens[steps_done + 1])
-        soft_embeddings = distributions.soft_embeddings()
-        stop = self._is_stable(argmax) & (entropy.mean() < self._settings.confidence_threshold)
-        sane = hidden.isfinite().all() & entropy.isfinite().all()
 
-        # Without a constraint the step's only wait for the device: everything before is queued without the host
-        # knowing a value.
-        converged, is_sane = torch.stack((stop, sane)).tolist()
+    def conclude(self) -> DenoisingStep:
+        """The rest of a step: what a constraint makes of it, and what the host is told.
+
+        Raises `NotANumberError` if the hidden states or the logits were no numbers.
+        """
+        if self._constraint is not None:
+            # What is allowed at one position depends on all the others, so it takes a second pass.
+            argmax, entropy = self._constrain(self._constraint, self._distributions.logits)
+            self._distributions.add()
+            self._decide(argmax, entropy)
+        told = self._on_host()
+        converged, is_sane, mean_entropy = told[:3].tolist()
         if not is_sane:
             raise NotANumberError()
-        return DenoisingStep(canvas, argmax, accepted, entropy, converged, soft_embeddings)
+        rows = told[3:].view(-1, self._canvas_length)
+        likeliest = rows[3:].view(2, self._canvas_length, self._candidates)
+        return DenoisingStep(bool(converged), mean_entropy, rows[:3], likeliest)
 
-    def likeliest(self, most: int) -> Likeliest:
-        """Of what the last `step` has drawn from, for who watches: see `Distributions.likeliest`."""
-        return self._distributions.likeliest(most)
+    def _decide(self, argmax: torch.Tensor | None = None, entropy: torch.Tensor | None = None) -> None:
+        """From the distributions to the next canvas. `argmax` and `entropy` are a constraint's, if it has one."""
+        distributions = self._distributions
+        found = distributions.conclude(self._uniforms.index_select(0, self._counters[-1])[0])
+        argmax = found.argmax if argmax is None else argmax
+        entropy = found.entropy if entropy is None else entropy
+        for counter in self._counters:
+            counter.add_(1)
+        accepted = accept_by_entropy_bound(entropy, self._settings.entropy_bound)
+        fresh = self._tokens.index_select(0, self._steps_done)[0]
+        torch.where(accepted, found.drawn, fresh, out=self.canvas)
+        distributions.soft_embeddings()
+        mean_entropy = entropy.mean()
+        stop = self._is_stable(argmax) & (mean_entropy < self._settings.confidence_threshold)
+        sane = self._is_sane & entropy.isfinite().all()
+        told = [torch.stack((stop.float(), sane.float(), mean_entropy)), argmax.float(), accepted.float(), entropy]
+        if self._candidates:
+            likeliest = distributions.likeliest(self._candidates)
+            told += [likeliest.tokens.float().flatten(), likeliest.probabilities.flatten()]
+        torch.cat(told, out=self._told)
+
+    def _on_host(self) -> torch.Tensor:
+        """What the host is told, there. The step's only wait for the device but for those of a constraint:
+        everything before is queued without the host knowing a value.
+
+        The next forward isn't queued before it is known whether there is one. It would hide the 50 to 100 µs of
+        waking up and launching, one part in a hundred or less of a step; and be thrown away at the end of each
+        canvas, one step in some fifteen.
+        """
+        if self._copied is None:
+            return self._told.cpu()  # of a CPU's the tensor itself
+        self._host.copy_(self._told, non_blocking=True)
+        self._copied.record(torch.cuda.current_stream(self._told.device))
+        self._copied.synchronize()
+        return self._host
 
     def _constrain(self, constraint: Constraint, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Make the constraint's view of the logits, **in place**: see `Constraint.decide` for what it returns."""

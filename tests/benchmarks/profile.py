@@ -31,7 +31,7 @@ WITHIN = {
     "output head": (STEP, Network, "logits"),
     "soft embeddings": (STEP, Network, "mix"),
 }
-WHOLE = {LAYERS: (Network, "denoise"), STEP: (EntropyBoundSampler, "step")}
+WHOLE = {LAYERS: (Network, "denoise"), STEP: (EntropyBoundSampler, "measure")}
 
 
 class Clocks:

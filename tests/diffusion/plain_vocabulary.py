@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from llm_diffusiongemma.diffusion.operations import PLAIN_TORCH
-from llm_diffusiongemma.diffusion.sampler import Distributions
+from llm_diffusiongemma.diffusion.sampler import Distributions, EntropyBoundSampler
 from llm_diffusiongemma.diffusion.softmax import Conclusion
 
 
@@ -47,3 +49,26 @@ def concluded(measured: Distributions, uniforms: torch.Tensor | None = None) -> 
     """What follows of it, by whatever numbers if it is not about those."""
     positions = len(measured.logits)
     return measured.conclude(torch.zeros(positions, dtype=torch.float64) if uniforms is None else uniforms)
+
+
+class Step(NamedTuple):
+    """What a denoising step has left, copied."""
+
+    canvas: torch.Tensor
+    argmax: torch.Tensor
+    accepted: torch.Tensor
+    entropy: torch.Tensor
+    soft_embeddings: torch.Tensor
+    converged: bool
+
+
+def step_of(sampler: EntropyBoundSampler, hidden: torch.Tensor, steps_left: int | None = None) -> Step:
+    """The next one, or one with so many left of its canvas, itself counted."""
+    if steps_left is not None:
+        for counter in sampler._counters:
+            counter.fill_(sampler._settings.max_denoising_steps - steps_left)
+    sampler.measure(hidden)
+    told = sampler.conclude()
+    tokens, accepted, entropy = told._positions.clone()
+    soft_embeddings = sampler.soft_embeddings.clone()
+    return Step(sampler.canvas.clone(), tokens.long(), accepted.bool(), entropy, soft_embeddings, told.converged)

@@ -67,17 +67,18 @@ def compare_with_generate(
     config = model.generation_config
     eos = [config.eos_token_id] if isinstance(config.eos_token_id, int) else config.eos_token_id
     pipeline = BlockDiffusionPipeline(network_of(model), eos_token_ids=eos, pad_token_id=config.pad_token_id)
-    ours: list[tuple[int, DenoisingStep]] = []
+    ours: list[tuple[int, torch.Tensor, torch.Tensor]] = []
     blocks: list[Block] = []
     committed: list[int] = []
-    step = EntropyBoundSampler.step
+    conclude = EntropyBoundSampler.conclude
 
-    def note(sampler: EntropyBoundSampler, *arguments: Any) -> DenoisingStep:
-        ours.append((len(blocks), step(sampler, *arguments)))
-        return ours[-1][1]
+    def note(sampler: EntropyBoundSampler) -> DenoisingStep:
+        step = conclude(sampler)
+        ours.append((len(blocks), torch.tensor(step.tokens), sampler.canvas.clone()))
+        return step
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EntropyBoundSampler, "step", note)
+        patch.setattr(EntropyBoundSampler, "conclude", note)
         request = Request(Prompt(prompt, images), settings, max_tokens)
         for record in pipeline.generate(request, randomness=numbers_of(seed), drafts=True):
             if isinstance(record, Draft):
@@ -86,12 +87,12 @@ def compare_with_generate(
                 blocks.append(record)
                 committed += draft.tokens
 
-    for i, (canvas_index, mine) in enumerate(ours):
+    for i, (canvas_index, argmax, canvas) in enumerate(ours):
         same = (
             i < len(theirs)
             and canvas_index == theirs[i].canvas_index
-            and torch.equal(mine.argmax, theirs[i].argmax)
-            and torch.equal(mine.canvas, theirs[i].canvas)
+            and torch.equal(argmax, theirs[i].argmax)
+            and torch.equal(canvas, theirs[i].canvas)
         )
         if not same:
             # The step before is the one to ask if it was not agreed whether the canvas ends with it.

@@ -13,7 +13,7 @@ from llm_diffusiongemma.diffusion import pipeline as pipeline_module
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
 from llm_diffusiongemma.diffusion.request import Part, Prompt, Request, Text
-from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSettings
+from llm_diffusiongemma.diffusion.sampler import DenoisingStep, GeneratorRandomness, SamplerSettings
 from llm_diffusiongemma.errors import (
     ContextLengthError,
     DeviceMemoryError,
@@ -305,15 +305,15 @@ def test_watching_changes_nothing() -> None:
 
 def test_time_spent_on_who_watches_is_not_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    copied = pipeline_module._copied
+    entropies = DenoisingStep.entropies.fget
 
-    def slowly_copied(step: Any) -> Any:
+    def slowly_made(step: DenoisingStep) -> Any:
         nonlocal now
         now += 1
-        return copied(step)
+        return entropies(step)
 
     monkeypatch.setattr("llm_diffusiongemma.diffusion.pipeline.time.perf_counter", lambda: now)
-    monkeypatch.setattr(pipeline_module, "_copied", slowly_copied)
+    monkeypatch.setattr(DenoisingStep, "entropies", property(slowly_made))
     for record in start(readings=True, drafts=True):
         if isinstance(record, Block):
             assert record.seconds == 0

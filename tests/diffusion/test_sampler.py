@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import warnings
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +28,6 @@ from llm_diffusiongemma.diffusion.operations import PLAIN_TORCH
 from llm_diffusiongemma.diffusion.sampler import (
     CHUNK_BYTES_CPU,
     CanvasNumbers,
-    DenoisingStep,
     Distributions,
     EntropyBoundSampler,
     GeneratorRandomness,
@@ -39,9 +37,9 @@ from llm_diffusiongemma.diffusion.sampler import (
 from llm_diffusiongemma.diffusion.softmax import PART, soft_cap_
 from llm_diffusiongemma.errors import NotANumberError, OptionError
 
-from .plain_vocabulary import PlainVocabulary, concluded, distributions_of
+from .plain_vocabulary import PlainVocabulary, concluded, distributions_of, step_of
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 SETTINGS = SamplerSettings(
     max_denoising_steps=48,
     entropy_bound=0.1,
@@ -76,14 +74,17 @@ def sampler(
     vocab_size: int = 96,
     softcap: float | None = None,
     randomness: Any = None,
+    device: torch.device = CPU,
+    candidates: int = 0,
 ) -> EntropyBoundSampler:
     return EntropyBoundSampler(
         settings,
         vocabulary=PlainVocabulary(vocab_size),
         canvas_length=canvas_length,
-        device=CPU,
+        device=device,
         softcap=softcap,
         randomness=randomness or GeneratorRandomness(generator()),
+        candidates=candidates,
     )
 
 
@@ -283,11 +284,11 @@ def test_nothing_of_the_step_before_is_left() -> None:
     ours = sampler(vocab_size=1024)
     ours.start_canvas()
     surer, vaguer = random_logits(16, 1024, 9.0), random_logits(16, 1024, 1.0, seed=1)
-    ours.step(surer, 2)
-    after = ours.step(vaguer, 1)
+    step_of(ours, surer, 2)
+    after = step_of(ours, vaguer, 1)
     fresh = sampler(vocab_size=1024)
     fresh.start_canvas()
-    alone = fresh.step(vaguer, 1)
+    alone = step_of(fresh, vaguer, 1)
     for name in ("canvas", "argmax", "entropy", "soft_embeddings"):
         assert torch.equal(getattr(after, name), getattr(alone, name))
 
@@ -301,7 +302,7 @@ def test_temperatures_are_upstreams_to_the_bit(max_steps: int, t_min: float, t_m
     for step in range(max_steps, 0, -1):
         logits = random_logits(4, 96, 10.0, seed=step)
         expected = upstream(None, logits, torch.tensor(step, dtype=torch.int32))
-        ours.step(logits, step)
+        step_of(ours, logits, step)
         assert torch.equal(ours._distributions.logits, expected)
 
 
@@ -426,7 +427,7 @@ def test_the_numbers_of_a_canvas_are_drawn_at_once_and_depend_on_the_settings_on
     ours.start_canvas()
     after = source.get_state()
     assert not torch.equal(before, after)
-    ours.step(random_logits(16, 96, 3.0), 5)
+    step_of(ours, random_logits(16, 96, 3.0), 5)
     assert torch.equal(source.get_state(), after)
 
 
@@ -455,11 +456,12 @@ class GivenNumbers:
 def test_next_canvas_is_drawn_where_accepted_and_noise_elsewhere() -> None:
     numbers = GeneratorRandomness(generator()).canvas(48, 16, 96)
     ours = sampler(with_settings(entropy_bound=1.0), randomness=GivenNumbers(numbers))
-    assert torch.equal(ours.start_canvas(), numbers.tokens[0])
+    ours.start_canvas()
+    assert torch.equal(ours.canvas, numbers.tokens[0])
     logits = sure_logits(torch.arange(16), 96)
     logits[5:] = random_logits(11, 96, 1.0)
     for done in (0, 1, 47):
-        step = ours.step(logits, 48 - done)
+        step = step_of(ours, logits, 48 - done)
         temperature = 0.4 + 0.4 * (48 - done) / 48
         drawn = distributions_of(logits, temperature=temperature).conclude(numbers.uniforms[done]).drawn
         assert step.accepted[:5].all()
@@ -469,12 +471,26 @@ def test_next_canvas_is_drawn_where_accepted_and_noise_elsewhere() -> None:
         assert step.canvas[:5].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_each_canvas_has_numbers_of_its_own_and_what_was_handed_out_stays() -> None:
+def test_each_canvas_has_numbers_of_its_own() -> None:
     ours = sampler()
-    first = ours.start_canvas()
-    kept = first.clone()
-    assert not torch.equal(ours.start_canvas(), first)
-    assert torch.equal(first, kept)
+    ours.start_canvas()
+    first, uniforms = ours.canvas.clone(), ours._uniforms.clone()
+    ours.start_canvas()
+    assert not torch.equal(ours.canvas, first)
+    assert not torch.equal(ours._uniforms, uniforms)
+
+
+def test_what_goes_from_step_to_step_stays_where_it_is() -> None:
+    """So that a step that was captured serves those behind it, of the next canvas, too."""
+    ours = sampler(vocab_size=1024, randomness=GeneratorRandomness(generator()))
+    places = []
+    for _ in range(2):
+        ours.start_canvas()
+        for _ in range(2):
+            step_of(ours, random_logits(16, 1024, 3.0))
+            places.append([tensor.data_ptr() for tensor in (*ours.carried, *ours.measured)])
+    assert len(places[0]) == 7
+    assert places == [places[0]] * 4
 
 
 def test_the_surest_position_is_accepted_however_unsure_it_is() -> None:
@@ -502,7 +518,7 @@ def test_stops_after_as_many_stable_steps_as_asked_for(threshold: int) -> None:
         for step, tokens in zip(range(48, 0, -1), sequence, strict=False):
             logits = sure_logits(tokens, 96)
             expected = upstream(tokens[None], logits[None])
-            converged.append(ours.step(logits, step).converged)
+            converged.append(step_of(ours, logits, step).converged)
             assert converged[-1] == expected.item()
         if threshold > 0:
             assert converged == [False] * (len(sequence) - 1) + [True]
@@ -514,7 +530,7 @@ def test_does_not_stop_while_unsure() -> None:
     ours = sampler()
     ours.start_canvas()
     logits = random_logits(16, 96, 3.0)
-    assert not any(ours.step(logits.clone(), step).converged for step in (3, 2, 1))
+    assert not any(step_of(ours, logits.clone(), step).converged for step in (3, 2, 1))
 
 
 def test_mean_entropy_is_what_must_be_below_the_threshold() -> None:
@@ -523,7 +539,7 @@ def test_mean_entropy_is_what_must_be_below_the_threshold() -> None:
     for confidence_threshold, expected in ((0.29, True), (0.28, False)):
         ours = sampler(with_settings(confidence_threshold=confidence_threshold))
         ours.start_canvas()
-        assert [ours.step(logits.clone(), step).converged for step in (2, 1)] == [False, expected]
+        assert [step_of(ours, logits.clone(), step).converged for step in (2, 1)] == [False, expected]
 
 
 def test_soft_embeddings_are_the_embeddings_by_their_probabilities() -> None:
@@ -550,7 +566,7 @@ def test_soft_embeddings_are_the_embeddings_by_their_probabilities() -> None:
     ours.start_canvas()
     logits = torch.tanh(hidden.double() @ vocabulary.weight.double().T / 30) * 30
     expected = (logits / 0.8).softmax(-1) @ vocabulary.weight.double()
-    soft_embeddings = ours.step(hidden, 48).soft_embeddings
+    soft_embeddings = step_of(ours, hidden, 48).soft_embeddings
     assert (soft_embeddings.shape, soft_embeddings.dtype) == ((16, 24), torch.float32)
     torch.testing.assert_close(soft_embeddings.double(), expected, rtol=1e-4, atol=1e-5)
 
@@ -581,9 +597,9 @@ def test_output_that_is_no_number_is_refused(value: float, softcap: float | None
     logits = random_logits(16, 1024, 3.0)
     logits[3, 700] = value
     with pytest.raises(NotANumberError):
-        ours.step(logits, 48)
+        step_of(ours, logits, 48)
     with pytest.raises(NotANumberError):
-        ours.step(torch.full_like(logits, value), 48)
+        step_of(ours, torch.full_like(logits, value), 48)
 
 
 class Operators(TorchDispatchMode):
@@ -606,21 +622,31 @@ def test_a_step_does_the_same_whatever_it_sees_and_reads_its_flags_at_once(
     reads = []
     tolist = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.shape) or tolist(tensor))
-    ours = sampler(vocab_size=1500)
+    ours = sampler(vocab_size=1500, candidates=3)
     ours.start_canvas()
-    seen = []
-    steps: list[DenoisingStep] = []
-    for number, logits in enumerate((random_logits(16, 1500, 0.1), sure_logits(torch.arange(16), 1500))):
+    seen, accepted = [], []
+    for logits in (random_logits(16, 1500, 0.1), sure_logits(torch.arange(16), 1500)):
         with Operators() as operators:
-            steps.append(ours.step(logits, 48 - number))
+            ours.measure(logits)
+            assert reads == []
+            told = ours.conclude()
+            assert reads == [(3,)]
         seen.append(operators.seen)
-    assert [int(step.accepted.sum()) for step in steps] == [1, 16]
+        accepted.append(sum(told.accepted))
+        reads.clear()
+    assert accepted == [1, 16]
     assert seen[0] == seen[1]
-    assert reads == [(2,)] * 2
     # What makes the host wait for a value: `item`, `bool`, a mask as an index.
     waits = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal")
     assert not [name for name, _ in seen[0] if name.split(".")[1] in waits]
-    assert seen[0][-1][0].split(".")[1] in ("stack", "cat")
+
+
+def test_a_step_can_be_taken_where_no_value_can_be_read() -> None:
+    ours = sampler(vocab_size=1500, device=META, candidates=3)
+    ours.start_canvas()
+    ours.measure(torch.empty(16, 1500, device=META))
+    with pytest.raises(NotImplementedError):
+        ours.conclude()
 
 
 class LargestAllocation(TorchDispatchMode):
@@ -674,7 +700,7 @@ def large_sampler() -> EntropyBoundSampler:
 def test_a_step_makes_no_temporary_of_the_logits_size() -> None:
     ours = large_sampler()
     with LargestAllocation() as allocations:
-        step = ours.step(torch.ones(256, 8), 1)
+        step = step_of(ours, torch.ones(256, 8), 1)
     assert step.accepted.all()
     assert 0 < allocations.max_bytes <= CHUNK_BYTES_CPU
 
@@ -690,7 +716,7 @@ def test_the_peak_of_a_step_is_a_fraction_of_the_logits() -> None:
         except OSError:
             pytest.skip("this system keeps no high-water mark that can be put back")
         before = _status_bytes("VmRSS")
-        ours.step(hidden, 1)
+        step_of(ours, hidden, 1)
         peaks.append(_status_bytes("VmHWM") - before)
     assert min(peaks) <= 8 << 20
 
@@ -703,35 +729,33 @@ def _status_bytes(name: str) -> int:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_step_waits_for_the_gpu_once_at_its_end() -> None:
+def test_a_step_waits_for_the_gpu_once_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 0)
-    ours = EntropyBoundSampler(
-        SETTINGS,
-        vocabulary=PlainVocabulary(4096),
-        canvas_length=256,
-        device=device,
-        softcap=30.0,
-        randomness=GeneratorRandomness(generator()),
-    )
+    ours = sampler(canvas_length=256, vocab_size=4096, softcap=30.0, device=device, candidates=3)
     logits = random_logits(256, 4096, 3.0).to(device)
-    canvas = ours.start_canvas()
-    steps = [ours.step(logits, step) for step in (48, 47)]
+    ours.start_canvas()
+    canvases = [step_of(ours, logits).canvas for _ in range(2)]
     torch.cuda.synchronize()
+    waits, synchronize = [], torch.cuda.Event.synchronize
+    monkeypatch.setattr(torch.cuda.Event, "synchronize", lambda event: waits.append(event) or synchronize(event))
     # "always": of warnings from the same line the default would show the first only.
     with warnings.catch_warnings(record=True, action="always") as caught:
         torch.cuda.set_sync_debug_mode("warn")
         try:
             ours.start_canvas()
-            started = len(caught)
-            steps.append(ours.step(logits, 46))
+            ours.measure(logits)
+            assert waits == []
+            told = ours.conclude()
+            assert told.tokens == logits.argmax(-1).tolist()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    # Switching it on warns, too, once a process: that the mode does not find everything.
-    waits = [warning for warning in caught if str(warning.message).startswith("called a synchronizing")]
-    assert waits == caught[started:]
-    assert [Path(warning.filename).name for warning in waits] == ["sampler.py"], waits
-    assert canvas.device == device
-    assert all(before.canvas.ne(after.canvas).any() for before, after in pairwise(steps))
+    # Switching it on warns, too, once a process: that the mode does not find everything. What the test reads
+    # itself is the last one.
+    found = [warning for warning in caught if str(warning.message).startswith("called a synchronizing")]
+    assert len(found) <= 1
+    assert len(waits) == 1
+    assert ours.canvas.device == device
+    assert all(before.ne(after).any() for before, after in pairwise([*canvases, ours.canvas]))
 
 
 @pytest.mark.gpu
@@ -740,16 +764,10 @@ def test_a_gpu_makes_the_same_step_of_the_same_numbers() -> None:
     logits = random_logits(256, 4096, 3.0)
     results = []
     for device in (CPU, torch.device("cuda", 0)):
-        ours = EntropyBoundSampler(
-            with_settings(entropy_bound=1e9),
-            vocabulary=PlainVocabulary(4096),
-            canvas_length=256,
-            device=device,
-            softcap=30.0,
-            randomness=GeneratorRandomness(generator()),
-        )
+        settings = with_settings(entropy_bound=1e9)
+        ours = sampler(settings, canvas_length=256, vocab_size=4096, softcap=30.0, device=device)
         ours.start_canvas()
-        results.append(ours.step(logits.to(device), 48))
+        results.append(step_of(ours, logits.to(device), 48))
     ours_on_cpu, ours_on_gpu = results
     assert torch.equal(ours_on_cpu.argmax, ours_on_gpu.argmax.cpu())
     assert torch.allclose(ours_on_cpu.entropy, ours_on_gpu.entropy.cpu(), atol=1e-5)

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -17,23 +18,31 @@ from .speed import Denoiser
 
 
 def waits(bench: Bench) -> Result:
-    """The lines at which a step makes the host wait for the card, by CUDA's own warnings."""
+    """The lines at which a step makes the host wait for the card, by CUDA's own warnings, and waits for events."""
     if not bench.on_card:
         return {"skipped": "needs a card"}
     forward = Denoiser(bench, 1024)
     sampler = sampler_of(bench.network, settings_of(6))
     sampler.start_canvas()
-    hidden = forward()
+    sampler.measure(forward())
     calls = {
         "forward": forward,
-        "sampler": lambda: sampler.step(hidden, 5),
+        "step": lambda: sampler.measure(forward()),
+        "its end": sampler.conclude,
         "a reply of two steps": lambda: reply(bench.network, [5] * 1100, 2),
         "... with drafts": lambda: reply(bench.network, [5] * 1100, 2, drafts=True),
         "... with candidates": lambda: reply(bench.network, [5] * 1100, 2, drafts=True, candidates=5),
     }
     found: Result = {}
+    events, synchronize = [], torch.cuda.Event.synchronize
     for name, call in calls.items():
-        with warnings.catch_warnings(record=True) as caught:
+        events.clear()
+        with (
+            patch.object(
+                torch.cuda.Event, "synchronize", lambda event: events.append(event) or synchronize(event)
+            ),
+            warnings.catch_warnings(record=True) as caught,
+        ):
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
@@ -41,7 +50,8 @@ def waits(bench: Bench) -> Result:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         waited = [each for each in caught if str(each.message).startswith("called a synchronizing")]
-        found[name] = dict(Counter(f"{Path(w.filename).name}:{w.lineno}" for w in waited))
+        lines = Counter(f"{Path(w.filename).name}:{w.lineno}" for w in waited)
+        found[name] = {**lines, "events": len(events)}
     return found
 
 

@@ -49,15 +49,15 @@ class StepClock:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        original = EntropyBoundSampler.step
+        original = EntropyBoundSampler.conclude
 
-        def step(*arguments: Any) -> Any:
-            result = original(*arguments)
+        def conclude(sampler: EntropyBoundSampler) -> Any:
+            result = original(sampler)
             self.ends.append(time.perf_counter())
             self.after(len(self.ends))
             return result
 
-        with patch.object(EntropyBoundSampler, "step", step):
+        with patch.object(EntropyBoundSampler, "conclude", conclude):
             yield
 
     def between(self) -> list[float]:

@@ -174,7 +174,8 @@ def parts_ms(bench: Bench, call: Callable[[], object], parts: dict[str, tuple[An
 
 
 class Step:
-    """A whole denoising step over a context, but for the flags that the host waits for at its end."""
+    """A whole denoising step over a context, but for what the host is told at its end: again and again the same
+    number of a canvas's steps."""
 
     def __init__(self, forward: Denoiser) -> None:
         self._forward = forward
@@ -187,8 +188,9 @@ class Step:
 
     def sample(self, hidden: torch.Tensor) -> torch.Tensor:
         """Of the step what is the sampler's."""
-        with patch.object(torch.Tensor, "tolist", lambda _: [False, True]):  # not converged, all numbers
-            return self._sampler.step(hidden, 5).canvas
+        self._sampler._steps_done.fill_(1)
+        self._sampler.measure(hidden)
+        return self._sampler.canvas
 
 
 def steps(bench: Bench) -> Result:
