@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .experts import Experts
+from .metering import StreamingMeter
 from .operations import PLAIN_TORCH, LayerNorms, Norm, Rotation
 from .packed import PLAIN, Plain, Scratch
 from .placement import LayerHome
@@ -203,6 +204,7 @@ class Network:
             if here:
                 kept = {i: self._layers[i].experts for i in here}
                 self._streams[where] = StreamedExperts(where, partial(new_experts, where), kept, read_experts)
+        self._meter = StreamingMeter(self._streams.values(), device) if self._streams else None
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each weight by its name in a checkpoint: where its values belong, a tensor or a view of one.
@@ -227,6 +229,16 @@ class Network:
     def hidden_size(self) -> int:
         """H"""
         return self.config.hidden_size
+
+    def start_reply(self) -> None:
+        """Let experts that are elsewhere start on their way, and count anew for `streaming_report`."""
+        if self._meter is not None:
+            self._meter.start_reply()
+        self.prefetch()
+
+    def streaming_report(self) -> dict[str, int | float] | None:
+        """What the experts that are elsewhere have cost the reply: see `StreamingMeter`. None if all stay."""
+        return None if self._meter is None else self._meter.report()
 
     @property
     def is_streamed(self) -> bool:
@@ -286,7 +298,8 @@ class Network:
         """Through all layers and, when denoising, the last norm, `[n, H]` to `[n, H]`. Encoding ends with the keys
         and values of the last layer."""
         try:
-            return self._run_whole(x, mode, cache, spans)
+            with nullcontext() if self._meter is None else self._meter.one_pass(is_step=mode == "denoise"):
+                return self._run_whole(x, mode, cache, spans)
         except BaseException:
             for stream in self._streams.values():
                 stream.give_up()  # who ends the process needn't wait for what is read ahead

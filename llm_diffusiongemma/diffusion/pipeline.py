@@ -163,6 +163,7 @@ class BlockDiffusionPipeline:
         part, *later = request.parts
         unread: list[int] = []
         try:
+            network.start_reply()
             sampler = EntropyBoundSampler(
                 request.settings,
                 vocabulary=network,

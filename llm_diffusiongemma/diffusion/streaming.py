@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from .metering import stopwatch
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -43,6 +45,10 @@ class StreamedExperts:
         self._buffers = [_Buffer(new_buffer()) for _ in range(2)]
         self._kept = dict(kept)
         self._read = read
+        self.waiting = stopwatch(device)
+        """How long the device waited for experts."""
+        self.bytes_fetched = 0
+        """So much has been brought, or is on its way."""
         self._stream: torch.cuda.Stream | None = None
         """What comes to the device comes on this one."""
         if device.type == "cuda":
@@ -73,7 +79,8 @@ class StreamedExperts:
         here = order.index(layer)
         following, later = (order[(here + ahead) % len(order)] for ahead in (1, 2))
         buffer = self._bring(layer, following)
-        buffer.finish()
+        with self.waiting.running():
+            buffer.finish()
         yield buffer.experts
         self._bring(following, later)
 
@@ -94,6 +101,7 @@ class StreamedExperts:
         if self._stream is not None:
             # Behind all that has been computed from this buffer.
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        self.bytes_fetched += sum(tensor.nbytes for tensor in buffer.experts.held())
         buffer.begin(layer, self._fetch_of(layer, buffer.experts))
 
     def _fetch_of(self, layer: int, target: Experts) -> _Fetch:

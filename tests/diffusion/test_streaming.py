@@ -21,6 +21,7 @@ from llm_diffusiongemma.diffusion import streaming
 from llm_diffusiongemma.diffusion.experts import Experts
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
 from llm_diffusiongemma.diffusion.loading import describe, load_model
+from llm_diffusiongemma.diffusion.metering import CardStopwatch, StreamingMeter
 from llm_diffusiongemma.diffusion.operations import Operations
 from llm_diffusiongemma.diffusion.placement import LayerHome, whole
 from llm_diffusiongemma.diffusion.streaming import StreamedExperts
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 ALL = range(NUM_LAYERS)
 PATIENCE_SECONDS = 30
+CARD = torch.device("cuda")
 
 
 def streamed_network(resident: Network, homes: Sequence[ExpertsHome]) -> tuple[Network, Files]:
@@ -370,31 +372,62 @@ class _Event:
         return self._stream.done >= self._place
 
 
+class _TimedEvent:
+    """Notes when a stream comes to it. Nobody is to wait for that."""
+
+    def __init__(self, card: _Card) -> None:
+        self._card = card
+        self._time: int | None = None
+
+    def record(self, stream: _Stream) -> None:
+        def come() -> None:
+            self._time = self._card.time
+
+        stream.put(come, takes_time=False)
+
+    def query(self) -> bool:
+        return self._time is not None
+
+    def elapsed_time(self, end: _TimedEvent) -> float:
+        """milliseconds"""
+        assert self._time is not None
+        assert end._time is not None
+        return 1000 * (end._time - self._time)
+
+
 class _Stream:
     """One of a pretended card's: what is queued happens later, in its order, behind the events it waits for."""
 
     def __init__(self, device: object = None) -> None:
         self.device = device
         self.queued = self.done = 0
-        self._queue: list[tuple[Callable[[], object], Callable[[], bool]]] = []
+        self._queue: list[tuple[Callable[[], object], Callable[[], bool], bool]] = []
 
-    def put(self, work: Callable[[], object], may_begin: Callable[[], bool] = lambda: True) -> None:
-        self._queue.append((work, may_begin))
+    def put(
+        self, work: Callable[[], object], may_begin: Callable[[], bool] = lambda: True, takes_time: bool = True
+    ) -> None:
+        self._queue.append((work, may_begin, takes_time))
         self.queued += 1
 
     def record_event(self) -> _Event:
         return _Event(self)
 
     def wait_event(self, event: _Event) -> None:
-        self.put(lambda: None, event.has_come)
+        self.put(lambda: None, event.has_come, takes_time=False)
 
     def wait_stream(self, other: _Stream) -> None:
         self.wait_event(other.record_event())
 
     def go_on(self) -> None:
-        if self._queue and self._queue[0][1]():
+        if self.may_go_on():
             self._queue.pop(0)[0]()
             self.done += 1
+
+    def may_go_on(self) -> bool:
+        return bool(self._queue) and self._queue[0][1]()
+
+    def takes_time(self) -> bool:
+        return self._queue[0][2]
 
 
 class _Card:
@@ -405,6 +438,8 @@ class _Card:
         self.copies = _Stream()
         self.copies_left = 4 + seed
         """Then one is cut off."""
+        self.time = 0
+        """seconds"""
         self._draw = random.Random(seed)
 
     @contextmanager
@@ -426,14 +461,29 @@ class _Card:
         for _ in range(turns):
             self._draw.choice([self.compute, self.copies]).go_on()
 
+    def run_in_time(self, compute_seconds: int, copy_seconds: int) -> None:
+        """All that is queued, where a piece of work takes so long and happens at the end of that."""
+        seconds = {self.compute: compute_seconds, self.copies: copy_seconds}
+        ends: dict[_Stream, int] = {}
+        while True:
+            for _ in seconds:  # one may let the other go on
+                for stream in seconds:
+                    while stream not in ends and stream.may_go_on():
+                        if stream.takes_time():
+                            ends[stream] = self.time + seconds[stream]
+                        else:
+                            stream.go_on()
+            if not ends:
+                return
+            stream = min(ends, key=lambda each: ends[each])
+            self.time = ends.pop(stream)
+            stream.go_on()
 
-@pytest.mark.parametrize("seed", range(10))
-def test_a_card_computes_from_what_has_come_and_overwrites_what_was_used(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whichever of its streams is ahead, and though a copy was cut off. The host waits for neither of them."""
-    card = _Card(seed)
+
+def streamed_on(card: _Card, monkeypatch: pytest.MonkeyPatch) -> StreamedExperts:
+    """From the host's memory. What a layer's consist of is its number."""
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: card.copies)
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: _TimedEvent(card))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: card.compute)
     monkeypatch.setattr(torch.cuda, "stream", card.stream)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
@@ -441,18 +491,26 @@ def test_a_card_computes_from_what_has_come_and_overwrites_what_was_used(
     def new() -> Experts:
         return Experts(1, 16, 16, torch.float32, CPU)
 
-    kept = {}
-    for layer in range(4):
-        kept[layer] = new()
-        for tensor in kept[layer].held():
+    kept = {layer: new() for layer in ALL}
+    for layer, experts in kept.items():
+        for tensor in experts.held():
             tensor.fill_(layer)
-    streamed = StreamedExperts(torch.device("cuda"), new, kept, None)
+    return StreamedExperts(CARD, new, kept, None)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_card_computes_from_what_has_come_and_overwrites_what_was_used(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of its streams is ahead, and though a copy was cut off. The host waits for neither of them."""
+    card = _Card(seed)
+    streamed = streamed_on(card, monkeypatch)
     seen: list[set[float]] = []
     expected: list[set[float]] = []
 
     def step() -> None:
         streamed.prefetch()
-        for layer in kept:
+        for layer in ALL:
             with streamed.experts_of(layer) as experts:
                 for tensor in experts.held():
                     card.compute.put(lambda tensor=tensor: seen.append({*tensor.flatten().tolist()}))
@@ -464,4 +522,34 @@ def test_a_card_computes_from_what_has_come_and_overwrites_what_was_used(
             step()
     card.run(1000)
     assert seen == expected
-    assert len(seen) >= 3 * 2 * len(kept)
+    assert len(seen) >= 3 * 2 * NUM_LAYERS
+
+
+@pytest.mark.parametrize(
+    ("compute_seconds", "copy_seconds", "least", "most"), [(1, 100, 0.95, 0.99), (100, 1, 0, 0.01)]
+)
+def test_a_card_says_how_long_it_waited(
+    compute_seconds: int, copy_seconds: int, least: float, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own clock: the host waits for nothing, and remembers no more than what the card hasn't come to."""
+    card = _Card(seed=10**6)
+    streamed = streamed_on(card, monkeypatch)
+    meter = StreamingMeter([streamed], CARD)
+    assert isinstance(streamed.waiting, CardStopwatch)
+    for number in range(3):
+        with meter.one_pass(is_step=number > 0):
+            streamed.prefetch()
+            for layer in ALL:
+                with streamed.experts_of(layer):
+                    for _ in range(3):
+                        card.compute.put(lambda: None)
+        assert len(streamed.waiting._laps) == NUM_LAYERS
+        card.run_in_time(compute_seconds, copy_seconds)
+    report = meter.report()
+    assert report is not None
+    assert report["bytes_a_step"] == NUM_LAYERS * 3 * 16 * 16 * 4
+    assert least <= report["waited_share"] <= most
+    # Behind each pass two layers of the next one come, which is no pass's time.
+    rate = (3 * NUM_LAYERS + 2) * 3 * 16 * 16 * 4 / card.time
+    assert rate <= report["bytes_a_second"] < 2 * rate
+    assert not streamed.waiting._laps
