@@ -40,7 +40,12 @@ def test_kernels_are_tried_within_a_wait_of_their_own(llm_command: Llm, monkeypa
     monkeypatch.setattr(proving, "prove", lambda *of: recorder.waits.append("...") or Verdict(PLAIN_TORCH))
     llm_command.ok("-m", TINY, "Hello", "-o", "max_tokens", "1")
     loading = recorder.waits.index(f"Loading {TINY}")
-    assert recorder.waits[loading : loading + 4] == [f"Loading {TINY}", "Importing Triton", engine.TRYING_KERNELS, "..."]
+    assert recorder.waits[loading : loading + 4] == [
+        f"Loading {TINY}",
+        "Importing Triton",
+        engine.TRYING_KERNELS,
+        "...",
+    ]
     assert imported
 
 
