@@ -131,8 +131,7 @@ def _heads(
     position = row // HEADS
     head = row % HEADS
     i = tl.arange(0, BLOCK)[None, :]
-    inside = i < HALF
-    is_one = (position < n)[:, None] & inside
+    is_one = (position < n)[:, None] & (i < HALF)
     at = row[:, None] * WIDTH + i
     first = _loaded(projected + at, is_one)
     second = _loaded(projected + at + HALF, is_one)
@@ -146,20 +145,22 @@ def _heads(
     tl.store(to_values, first, is_value)
     tl.store(to_values + HALF, second, is_value)
 
-    is_query = (head < QUERIES)[:, None]
-    q_weight += i
-    k_weight += i
-    first *= tl.where(is_query, _loaded(q_weight, inside), _loaded(k_weight, inside))
-    second *= tl.where(is_query, _loaded(q_weight + HALF, inside), _loaded(k_weight + HALF, inside))
-    turn = position[:, None] * WIDTH + i
-    turned_first = first * _loaded(cos + turn, is_one) + second * _loaded(signed_sin + turn, is_one)
-    turn += HALF
-    turned_second = second * _loaded(cos + turn, is_one) + first * _loaded(signed_sin + turn, is_one)
-    to_queries = queries + (head * n + position)[:, None] * WIDTH + i
-    tl.store(to_queries, turned_first, is_one & is_query)
-    tl.store(to_queries + HALF, turned_second, is_one & is_query)
-    to_keys = keys + ((head - QUERIES).to(tl.int64) * key_rows + position)[:, None] * WIDTH + i
+    is_query = is_one & (head < QUERIES)[:, None]
     is_key = is_one & ((head >= QUERIES) & (head < QUERIES + KEYS))[:, None]
+    is_turned = is_query | is_key
+    # Of all rows, as what it is multiplied by: of one it would go to the others by way of shared memory.
+    weight = tl.broadcast_to(i, ROWS, BLOCK)
+    first *= _loaded(q_weight + weight, is_query) + _loaded(k_weight + weight, is_key)
+    weight += HALF
+    second *= _loaded(q_weight + weight, is_query) + _loaded(k_weight + weight, is_key)
+    turn = position[:, None] * WIDTH + i
+    turned_first = first * _loaded(cos + turn, is_turned) + second * _loaded(signed_sin + turn, is_turned)
+    turn += HALF
+    turned_second = second * _loaded(cos + turn, is_turned) + first * _loaded(signed_sin + turn, is_turned)
+    to_queries = queries + (head * n + position)[:, None] * WIDTH + i
+    tl.store(to_queries, turned_first, is_query)
+    tl.store(to_queries + HALF, turned_second, is_query)
+    to_keys = keys + ((head - QUERIES).to(tl.int64) * key_rows + position)[:, None] * WIDTH + i
     tl.store(to_keys, turned_first, is_key)
     tl.store(to_keys + HALF, turned_second, is_key)
 

@@ -114,12 +114,12 @@ def assert_as_good(its: Experts, chosen: torch.Tensor, dtype: torch.dtype, devic
 
 # E, H, I: no multiple of a tile, with the scales of a row no whole words; and whole tiles.
 ODD, EVEN = (4, 144, 80), (4, 128, 64)
-# Of n positions the two experts of each. Of 150 with the same two each has more rows than a program takes at a
-# time, and than all programs do.
+# Of n positions the two experts of each. Of 240 with the same two each has more rows than a program takes at a
+# time, and than all programs do; and the second program ends behind the last, after another expert's first.
 RAGGED = torch.stack([torch.randperm(3, generator=torch.Generator().manual_seed(i))[:2] for i in range(11)])
 EMPTY = torch.tensor([[3, 1]]).repeat(3, 1)
 ONE = torch.tensor([[0, 3]])
-MANY = torch.tensor([[2, 0]]).repeat(150, 1)
+MANY = torch.tensor([[2, 0]]).repeat(240, 1)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_a_card_older_than_ampere_has_no_kernels(monkeypatch: pytest.MonkeyPatch
 def test_every_product_has_a_tiling(card: cards.Card) -> None:
     for format_ in (Plain, *PACKED):
         for product in ("up", "down", *(["dense"] if format_ is not Plain else [])):
-            few, many = (tiles.tiling_of(card, format_.name, product, rows) for rows in (16, 64))
+            few, many = (tiles.tiling_of(card, format_.name, product, torch.bfloat16, rows) for rows in (16, 64))
             # Each thread's share is a whole number of what is copied, and 16 is the least that tl.dot takes.
             assert min(few.rows, few.columns, few.channels) >= 32
             assert many.rows >= 64

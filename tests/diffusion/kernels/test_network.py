@@ -115,7 +115,7 @@ def test_a_reply_of_the_embedded_checkpoint_is_the_same_token_for_token(device: 
     assert len(drafts) > 1
     for ours, theirs in zip(drafts, plain_drafts, strict=True):
         assert ours.tokens == theirs.tokens
-        assert ours.entropies == pytest.approx(theirs.entropies, rel=1e-3, abs=1e-6)
+        assert ours.entropies == pytest.approx(theirs.entropies, rel=1e-3, abs=1e-5)
 
 
 # --- what a step launches ----------------------------------------------------------------------------------
