@@ -78,14 +78,14 @@ class Compiled:
     instructions: dict[str, int]
 
 
-def of_a_reply(formats: Formats, card: torch.device) -> dict[str, list[Launch]]:
+def of_a_reply(formats: Formats, dtype: torch.dtype, card: torch.device) -> dict[str, list[Launch]]:
     """All that a network of the real widths launches there, by what it does: reading a chunk of a prompt, the
     longest and a short one, and a denoising step."""
     config = network_config(is_tiny=False).network()
     kinds = tuple(dict.fromkeys(config.layers))
     config = replace(config, layers=(*kinds, kinds[0]))  # one more, as the encoder leaves off inside the last
-    network = Network(config, torch.bfloat16, META, formats)
-    network.operations = operations_for(config, formats, card)
+    network = Network(config, dtype, META, formats)
+    network.operations = operations_for(config, formats, dtype, card)
     cache = KVCache(config, network.dtype, network.layer_devices)
     found = {}
     for rows in (MAX_PREFILL_TOKENS + IMAGE_TOKENS, 16):
@@ -114,7 +114,7 @@ def untried(config: NetworkConfig, formats: Formats, lengths: Sequence[int], tar
         return trial._kernels[name](*arguments)
 
     with pretended(target) as card:
-        operations = operations_for(config, formats, card)
+        operations = operations_for(config, formats, dtype, card)
     kernels = {name: call for name, call in vars(operations).items() if call is not getattr(PLAIN_TORCH, name)}
     with written_down() as tried, patch.object(Trial, "_beside", unproved):
         Trial(config, formats, dtype, cpu, str).faults(kernels)
@@ -132,11 +132,11 @@ def untried(config: NetworkConfig, formats: Formats, lengths: Sequence[int], tar
     return [said for key, said in found.items() if key not in known]
 
 
-def operations_for(config: NetworkConfig, formats: Formats, card: torch.device) -> Operations:
+def operations_for(config: NetworkConfig, formats: Formats, dtype: torch.dtype, card: torch.device) -> Operations:
     """Every kernel that there is in its place, proved or not."""
     served: dict[str, Any] = {}
     for module in import_kernels():
-        served |= module.usable(config, formats, torch.bfloat16, card)[0]
+        served |= module.usable(config, formats, dtype, card)[0]
     return replace(PLAIN_TORCH, **served)
 
 
@@ -229,6 +229,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default=",".join(TARGETS), help="some of %(default)s")
     parser.add_argument("--case", default="", help=f"one of {', '.join(CASES)}")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--kernel", default="", help="only those whose names have this in them")
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -240,7 +241,7 @@ def main() -> int:
                 (f"{case}, {doing}", launch)
                 for case, formats in CASES.items()
                 if arguments.case in ("", case)
-                for doing, found in of_a_reply(formats, card).items()
+                for doing, found in of_a_reply(formats, getattr(torch, arguments.dtype), card).items()
                 for launch in found
                 if arguments.kernel in launch.kernel.__name__
             ]

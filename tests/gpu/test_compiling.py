@@ -29,7 +29,7 @@ from tests.gpu.tuning import FORMATS, launches_of
 def broken(x, SIZE: triton.language.constexpr):
     triton.language.store(x + triton.language.arange(0, SIZE), unknown)
 
-tiling = tiling_of(Card((8, 6)), "nvfp4", "down", 16)
+tiling = tiling_of(Card((8, 6)), "nvfp4", "down", torch.bfloat16, 16)
 (right,) = launches_of("nvfp4", "down", tiling, "sm_86")
 wrong = Launch(broken, (1,), (torch.empty(8, device="meta"),), {"SIZE": 8})
 verdicts = [report([("a case", right)], "sm_86"), report([("a case", wrong)], "sm_86")]
@@ -51,7 +51,8 @@ def test_what_each_would_take_of_a_card(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", script], env=environment, capture_output=True, text=True, check=False
     )
-    right, wrong, untried, untried_by_one_position, large, verdicts = done.stdout.splitlines() or [done.stderr]
+    assert done.returncode == 0, done.stderr[-2000:]
+    right, wrong, untried, untried_by_one_position, large, verdicts = done.stdout.splitlines()
     assert verdicts == "[True, False, False]"
     assert right.startswith("sm_86   _products")
     assert "0 spilled" in right

@@ -55,8 +55,8 @@ def cut_up(product: Product, tiling: Tiling | None) -> Iterator[None]:
 
     table = experts.tiling_of
 
-    def chosen(card: Card, name: str, asked: Product, mean_rows: float) -> Tiling:
-        return tiling if tiling and asked == product else table(card, name, asked, mean_rows)
+    def chosen(card: Card, name: str, asked: Product, dtype: torch.dtype, mean_rows: float) -> Tiling:
+        return tiling if tiling and asked == product else table(card, name, asked, dtype, mean_rows)
 
     with patch.object(experts, "tiling_of", chosen):
         yield
