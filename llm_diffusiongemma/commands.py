@@ -9,17 +9,18 @@ import json
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 import llm
 
 from .backends.settings import Settings, settings_options
-from .catalog import SERVER_VARIABLE
+from .catalog import SERVER_VARIABLE, Representation
 from .errors import (
     CheckpointNotFoundError,
     DeviceError,
     DiffusionGemmaError,
+    OptionError,
     RegistryError,
     RemovalError,
     ServerAccessError,
@@ -438,6 +439,68 @@ def check(context: click.Context, model_id: str, quick: bool, out: str | None) -
             raise click.FileError(out, error.strerror) from error
     if report.failed:
         context.exit(1)
+
+
+@diffusiongemma.command()
+@click.argument("model_id", metavar="[MODEL]", required=False)
+@click.option("--repeats", type=click.IntRange(1, 1000), default=3, show_default=True, help="Replies of each kind")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=1, show_default=True, help="Of the first of them")
+@click.option(
+    "--random-weights",
+    type=click.Choice(get_args(Representation)),
+    help="In place of a model: a network of the full size, drawn here. No download",
+)
+@click.option(
+    "--steps", type=click.IntRange(1, 1000), help="Denoising steps a canvas, of random weights. Default: 15"
+)
+@click.option("--against", type=click.Choice(["transformers"]), help="By turns with its generate, same weights")
+@click.option("--json", "as_json", is_flag=True, help="As JSON")
+@click.pass_context
+def bench(
+    context: click.Context,
+    model_id: str | None,
+    repeats: int,
+    seed: int,
+    random_weights: Representation | None,
+    steps: int | None,
+    against: str | None,
+    as_json: bool,
+) -> None:
+    """Measure how fast a model is on this machine.
+
+    It makes replies of several kinds, each of them a few times, and says how many tokens a second of the whole
+    reply come of it, when the first block is there, and what a denoising step takes. They are made in this process
+    and not logged. Ctrl-C ends it with what has been measured so far.
+    """
+    from . import bench as measuring
+    from .bench.table import lines
+
+    if random_weights is not None and model_id is not None:
+        raise OptionError(f"Random weights are no model's: leave {quoted(model_id)} or --random-weights out.")
+    if random_weights is None and steps is not None:
+        raise OptionError(
+            "--steps is for --random-weights, which never converge. A model takes as many as its reply needs."
+        )
+    model_id = model_id or "diffusiongemma"
+    with Interrupts(current_command()) as stop:
+        if random_weights is not None:
+            found = measuring.of_random_weights(
+                random_weights, stop, repeats, seed, steps, against=against is not None
+            )
+        else:
+            entry = _entry(model_id)
+            if entry.server is not None:
+                raise ServerError(
+                    f"{model_id} is answered by the server {quoted(entry.server.url)}: run this on that machine, "
+                    "or measure another model."
+                )
+            found = measuring.of_model(entry, stop, repeats, seed, against=against is not None)
+    click.echo(json.dumps(found, indent=2) if as_json else printable("\n".join(lines(found))))
+    if found["is_interrupted"]:
+        click.echo("\nInterrupted.", err=True)
+        context.exit(INTERRUPTED_STATUS)
+    if found["problems"]:
+        context.exit(FAILED_STATUS)
 
 
 def _names() -> set[str]:

@@ -18,7 +18,7 @@ from urllib.request import url2pathname
 
 DISTRIBUTION = "llm-diffusiongemma"
 # What a problem may be of.
-PACKAGES = (DISTRIBUTION, "llm", "torch", "transformers", "tokenizers", "safetensors")
+PACKAGES = (DISTRIBUTION, "llm", "torch", "triton", "transformers", "tokenizers", "safetensors")
 
 
 def versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.models.diffusion_gemma import generation_diffusion_gemma as upstream
 
+from llm_diffusiongemma.bench.replies import NEVER_CONFIDENT
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline
 from llm_diffusiongemma.diffusion.request import Prompt, Request
@@ -24,7 +25,6 @@ from llm_diffusiongemma.diffusion.sampler import EntropyBoundSampler, GeneratorR
 from .networks import Twins, hidden_like_a_reply
 
 OURS, TRANSFORMERS, DIFFUSERS = "this plugin", "transformers", "diffusers"
-NEVER_CONFIDENT = 1e-30
 
 
 @functools.cache

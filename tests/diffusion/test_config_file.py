@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig, Gemma4TextConfig, PreTrainedConfig
 
+from llm_diffusiongemma.bench.theirs import as_read
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion.config import AttentionConfig
 from llm_diffusiongemma.diffusion.config_file import (
@@ -22,8 +23,6 @@ from llm_diffusiongemma.diffusion.config_file import (
     read_generation_settings,
 )
 from llm_diffusiongemma.errors import CheckpointError
-
-from .tiny_models import as_read
 
 REMOVED = object()
 TOKENS = ("boi_token_id", "eoi_token_id", "image_token_id")

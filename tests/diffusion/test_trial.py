@@ -20,6 +20,7 @@ from .small_network import CONFIG, CPU, FORMATS
 
 # Of a softmax, what an operation writes.
 PARTS = {"temper": "logits", "temper_and_measure": "logits", "measure": "part_sum", "conclude": "total"}
+LENGTH = 64
 NAMES = [each.name for each in fields(Operations)]
 
 
@@ -33,7 +34,7 @@ def explain(error: Exception) -> str:
 
 
 def make(dtype: torch.dtype = torch.float32, formats: Any = PLAIN) -> Trial:
-    config = replace(CONFIG, vocab_size=400, final_logit_softcapping=30.0)
+    config = replace(CONFIG, canvas_length=LENGTH, vocab_size=400, final_logit_softcapping=30.0)
     return Trial(config, formats, dtype, CPU, explain)
 
 
@@ -158,13 +159,13 @@ def test_what_comes_behind_is_tried_with_what_is_used() -> None:
         return chosen.int(), weights
 
     def wrong_for_a_canvas(scores: torch.Tensor, *arguments: Any) -> Any:
-        return narrow(scores, *arguments) if len(scores) != CONFIG.canvas_length else fail()
+        return narrow(scores, *arguments) if len(scores) != LENGTH else fail()
 
     def through_experts(x: torch.Tensor, experts: Any, chosen: torch.Tensor, weights: torch.Tensor) -> Any:
         seen.add((len(x), chosen.dtype))
         return PLAIN_TORCH.through_experts(x, experts, chosen.long(), weights)
 
-    lengths = (*trial.CHUNKS, CONFIG.canvas_length)
+    lengths = (*trial.CHUNKS, LENGTH)
     make().faults({"route": narrow, "through_experts": through_experts})
     assert seen == {(length, torch.int32) for length in lengths}
     assert set(make().faults({"route": wrong_for_a_canvas, "through_experts": through_experts})) == {"route"}

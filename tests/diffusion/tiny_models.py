@@ -98,11 +98,6 @@ def shared_model() -> DiffusionGemmaForBlockDiffusion:
     return tiny_model(max_position_embeddings=128)
 
 
-def as_read(config: ConfigFile) -> dict[str, Any]:
-    """What of a config.json was understood, for a class that has the same defaults."""
-    return config.model_dump(exclude_unset=True, exclude={"text_config": {"model_type"}})
-
-
 def network_of(model: DiffusionGemmaForBlockDiffusion, config: dict[str, Any] | None = None) -> Network:
     """The same text network with the same weights, of the model's own dtype. `config` in another spelling."""
     checked = ConfigFile.model_validate(config or model.config.to_dict())

@@ -11,12 +11,11 @@ from unittest.mock import patch
 
 import torch
 
+from llm_diffusiongemma.bench.replies import NEVER_CONFIDENT
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline
 from llm_diffusiongemma.diffusion.request import Prompt, Request
 from llm_diffusiongemma.diffusion.sampler import EntropyBoundSampler, GeneratorRandomness, SamplerSettings
-
-NEVER_CONFIDENT = 1e-30
 
 
 def settings_of(steps: int) -> SamplerSettings:

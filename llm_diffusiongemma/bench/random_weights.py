@@ -1,0 +1,132 @@
+"""The network of the real sizes with random weights, placed on this machine as the real ones would be."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..backends.choice import FORMATS, choose
+from ..backends.engine import TRYING_KERNELS
+from ..backends.turn import WeightsReport
+from ..catalog import HUB_SOURCES, built_in
+from ..diffusion.config_file import ConfigFile
+from ..diffusion.devices import is_out_of_memory, peak_memory
+from ..diffusion.proving import Verdict, prove_all
+from ..errors import DeviceMemoryError
+from ..view.progress import indicate
+from ..wording import listed, tell
+from .networks import REAL, random_network
+from .replies import CANVASES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..backends.choice import Choice
+    from ..backends.turn import Stop
+    from ..catalog import Representation
+    from ..diffusion.network import Network
+    from ..diffusion.placement import Placement
+
+
+@dataclass(frozen=True, eq=False)
+class RandomWeights:
+    """A network that was made."""
+
+    network: Network
+    config: ConfigFile
+    placement: Placement
+    verdict: Verdict
+    """What it computes with."""
+    seconds: float
+    """that it took to make it"""
+
+    def room_for(self, lengths: Sequence[int]) -> list[int]:
+        """Those prompts that leave room for the reply."""
+        config, possible = self.network.config, self.placement.context_tokens
+        most = config.context_length if possible is None else min(possible, config.context_length)
+        return [length for length in lengths if length + CANVASES * config.canvas_length <= most]
+
+    def report(self) -> WeightsReport:
+        return WeightsReport(
+            representation=self.placement.representation,
+            repository="random weights",
+            revision=None,
+            placement=self.placement.as_json(),
+            peak_memory_bytes=peak_memory(self.placement.devices),
+            device=str(self.network.device),
+            dtype=str(self.network.dtype).removeprefix("torch."),
+            kernels=self.verdict.as_json(),
+        )
+
+
+def place(representation: Representation) -> Placement:
+    """Where a prompt would have the real weights of that representation.
+
+    Raises `DeviceMemoryError` or `NoGpuError` if it would have none, and `DeviceMemoryError` if it would read some
+    from the weight files again and again.
+    """
+    choice = _choice(representation)
+    if choice.refusal is not None:
+        raise type(choice.refusal)(f"{choice.refusal}\n{_what_fits()}")
+    placement = choice.placement
+    assert placement is not None  # of a known size
+    if count := placement.num_layers("files"):
+        raise DeviceMemoryError(
+            f"Of random {representation} weights the experts of {count} layers have no room in memory, and there "
+            f"are no weight files that they could be read from at each step.\n{_what_fits()}"
+        )
+    return placement
+
+
+def make(placement: Placement, stop: Stop) -> RandomWeights:
+    """Try kernels, and draw the weights where they are placed. Raises `DeviceMemoryError`, what trying kernels
+    raises, and what `stop` raises."""
+    started = time.perf_counter()
+    config, device = ConfigFile.model_validate(REAL), torch.device(placement.devices[0])
+    sizes, formats = config.network(), FORMATS[placement.representation]
+    weight_bytes = {source.representation: source.weight_bytes for source in HUB_SOURCES}[placement.representation]
+    try:
+        # First, as it is for weights that are loaded: it takes memory.
+        verdict = prove_all(
+            sizes,
+            formats,
+            torch.bfloat16,
+            [torch.device(each) for each in placement.devices],
+            weight_bytes or 0,
+            lambda: indicate(TRYING_KERNELS),
+            stop.check,
+        )
+        network = random_network(sizes, device, formats, placement.layers)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceMemoryError(
+            f"{' and '.join(placement.devices)} ran out of memory while the weights were drawn. Free memory that "
+            "other programs hold there."
+        ) from error
+    if verdict.warning is not None:
+        tell(verdict.warning)
+    network.operations = verdict.operations
+    return RandomWeights(network, config, placement, verdict, time.perf_counter() - started)
+
+
+def _choice(representation: Representation) -> Choice:
+    """What a prompt to the real weights would take, whatever folder the environment names."""
+    model_id = f"diffusiongemma-{representation}"
+    return choose(next(entry for entry in built_in() if entry.model_id == model_id))
+
+
+def _what_fits() -> str:
+    fitting = [source.representation for source in HUB_SOURCES if source.representation is not None]
+    fitting = [each for each in fitting if _fits(_choice(each))]
+    if not fitting:
+        return "No representation fits here. What runs anywhere: llm diffusiongemma bench diffusiongemma-tiny"
+    return f"Here would fit: {listed([f'--random-weights {each}' for each in fitting])}."
+
+
+def _fits(choice: Choice) -> bool:
+    placement = choice.placement
+    return choice.refusal is None and placement is not None and not placement.num_layers("files")

@@ -1,0 +1,132 @@
+"""What was measured, for people. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..last import ROWS
+from ..printing import aligned, filled
+from ..wording import gib, listed, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+# What `llm diffusiongemma last` says of the weights of a reply, too.
+OF_A_REPLY = ("weights", "device", "kernels", "graph", "streaming")
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """The same as `--json`."""
+    random = found["random_weights"]
+    yield f"Random {random} weights" if random else quoted(found["model"])
+    yield from aligned(list(_about(found)))
+    yield filled(", ".join(f"{name} {number}" for name, number in found["versions"].items()) + ".")
+    yield filled(f"{found['system']}.")
+    yield ""
+    kinds = found["kinds"]
+    counts = [each["replies"] for each in kinds.values()]
+    of = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    yield "Replies (one of each kind)" if of == "1" else f"Replies (medians of {of}, least to most in brackets)"
+    yield from aligned(list(_replies(found)))
+    yield ""
+    yield "Denoising steps"
+    yield from aligned(list(_steps(found)))
+    if random:
+        yield ""
+        yield filled(
+            "A random network never converges: tokens a second are those of canvases of exactly "
+            f"{found['max_denoising_steps']} steps. The real one takes as many as its reply needs."
+        )
+        if left_out := [f"{length:,}" for length in found["left_out_prompt_tokens"]]:
+            yield filled(f"For a prompt of {listed(left_out)} tokens there is no room beside the weights.")
+    if found["against"] is not None:
+        yield ""
+        yield f"Against `generate` of transformers {found['versions'].get('transformers', '')}".rstrip()
+        yield from aligned(list(_against(found["against"])))
+    for name, problem in found["problems"].items():
+        yield ""
+        yield filled(f"{name}: {problem}")
+    if found["is_interrupted"]:
+        yield ""
+        yield filled(f"Interrupted: {found['repeats']} replies of each kind were asked for.")
+
+
+def _about(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in OF_A_REPLY:
+        if name in ROWS and (text := ROWS[name](found)):
+            if name == "device":
+                text += f" ({found['device_name']})" if found["device_name"] else f", {found['threads']} threads"
+            yield name, text
+    yield "drawn in" if found["random_weights"] else "loaded in", f"{found['load_seconds']:.1f} s"
+    if memory := ROWS["memory"](found):
+        yield "memory", memory
+
+
+def _replies(found: Mapping[str, Any]) -> Iterator[list[str]]:
+    yield ["", "tokens a second", "first block, s", "whole, s", "tokens out", "prompt", "read in, ms"]
+    for name, of in found["kinds"].items():
+        yield [
+            name,
+            _spread(of["tokens_per_second"]),
+            _spread(of["first_block_seconds"]),
+            _median(of["reply_seconds"]),
+            _median(of["output_tokens"]),
+            f"{of['prompt_tokens']:,}",
+            _median(of["reading_ms"]),
+        ]
+    if _has_all(found):
+        yield ["all", _spread(found["all"]["tokens_per_second"]), *[""] * 5]
+
+
+def _steps(found: Mapping[str, Any]) -> Iterator[list[str]]:
+    has_memory = any(of["peak_memory_bytes"] is not None for of in found["kinds"].values())
+    yield ["", "ms a step", "forward", "sampler", "steps a canvas", "canvases", *["memory"] * has_memory]
+    rows = dict(found["kinds"])
+    if _has_all(found):
+        rows["all"] = found["all"]
+    for name, of in rows.items():
+        peak = of.get("peak_memory_bytes")
+        yield [
+            name,
+            _spread(of["step_ms"]),
+            _median(of["forward_ms"]),
+            _median(of["sampler_ms"]),
+            _spread(of["steps_per_canvas"]),
+            _median(of.get("canvases")),
+            *[gib(peak) if peak is not None else ""] * has_memory,
+        ]
+
+
+def _has_all(found: Mapping[str, Any]) -> bool:
+    """Whether a mean of all kinds says something: not of lengths that are apart."""
+    return len(found["kinds"]) > 1 and not found["random_weights"]
+
+
+def _against(found: Mapping[str, Any]) -> Iterator[list[str]]:
+    yield ["", "tokens a second", "transformers'", "times as fast"]
+    for name, of in found.items():
+        yield [
+            name,
+            _spread(of["ours_tokens_per_second"]),
+            _spread(of["transformers_tokens_per_second"]),
+            _spread(of["times_faster"]),
+        ]
+
+
+def _spread(of: Mapping[str, float] | None) -> str:
+    if of is None:
+        return ""
+    shown = _shown(of["median"])
+    ends = f"{_shown(of['least'])}–{_shown(of['most'])}"
+    return shown if of["least"] == of["most"] else f"{shown} ({ends})"
+
+
+def _median(of: Mapping[str, float] | None) -> str:
+    return "" if of is None else _shown(of["median"])
+
+
+def _shown(value: float) -> str:
+    """To three digits, and whole where it is a count."""
+    if value == int(value) or value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.{1 if value >= 10 else 2}f}"

@@ -1,0 +1,208 @@
+"""`llm diffusiongemma bench` of a model: what it says, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import llm
+import pytest
+
+from llm_diffusiongemma.backends import engine
+from llm_diffusiongemma.bench import measure, prompts, replies
+from llm_diffusiongemma.bench.clock import ReplyClock
+from llm_diffusiongemma.bench.prompts import Kind
+from llm_diffusiongemma.view.records import Reading
+
+from ..conftest import TINY, Llm
+
+COUNT = Kind("count", "Count from 1 to 10")
+QUESTION = Kind("question", "What is a canvas?")
+PERSON = next(kind for kind in prompts.EMBEDDED if kind.schema is not None)
+
+
+@pytest.fixture(autouse=True)
+def _few_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "EMBEDDED", (QUESTION, PERSON))
+
+
+def found(llm_command: Llm, *arguments: str) -> dict[str, Any]:
+    return json.loads(llm_command.ok("diffusiongemma", "bench", TINY, "--json", *arguments))
+
+
+def test_every_kind_has_a_name_of_its_own() -> None:
+    for kinds in (prompts.GENERAL, prompts.EMBEDDED):
+        assert len({kind.name for kind in kinds}) == len(kinds) > 1
+
+
+def test_it_measures_what_a_prompt_gets(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds, begun = [], []
+    local_reply, read = replies.LocalReply, ReplyClock.read
+
+    def noting_reply(entry: Any, turn: Any, stop: Any) -> Any:
+        seeds.append(turn.options.seed)
+        return local_reply(entry, turn, stop)
+
+    def noting_read(clock: ReplyClock, reading: Reading) -> None:
+        begun.append(reading.tokens)
+        read(clock, reading)
+
+    monkeypatch.setattr(replies, "LocalReply", noting_reply)
+    monkeypatch.setattr(ReplyClock, "read", noting_read)
+    result = found(llm_command, "--repeats", "2", "--seed", "7")
+    # The first round warms up. Each is with its own seed, and reads its whole prompt: nothing is in a cache.
+    assert seeds == [7, 7, 7, 7, 8, 8]
+    assert begun.count(0) == len(seeds)
+
+    expected = [llm.get_model(TINY).prompt(QUESTION.text, seed=seed) for seed in (7, 8)]
+    tokens = [response.usage().output for response in expected]
+    question = result["kinds"]["question"]
+    assert question["output_tokens"] == {
+        "median": sum(tokens) / 2, "least": min(tokens), "most": max(tokens),
+    }  # fmt: skip
+    assert question["prompt_tokens"] == expected[0].usage().input
+    assert question["replies"] == 2
+    report = expected[0].response_json
+    for name in ("representation", "repository", "device", "dtype", "placement"):
+        assert result[name] == report[name]
+    assert (result["model"], result["seed"], result["repeats"]) == (TINY, 7, 2)
+    assert {"llm-diffusiongemma", "torch"} <= result["versions"].keys()
+    assert result["all"]["tokens_per_second"]["median"] > 0
+    assert result["problems"] == {}
+    assert not result["is_interrupted"]
+    assert llm_command.logs() == []
+
+
+def test_the_table(llm_command: Llm) -> None:
+    printed = llm_command.ok("diffusiongemma", "bench", TINY, "--repeats", "1")
+    lines = [line.split("  ") for line in printed.splitlines()]
+    assert lines[0] == [TINY]
+    names = [line[1] for line in lines if len(line) > 2]
+    assert names.count("question") == names.count("schema") == names.count("all") == 2
+    assert "Replies (one of each kind)" in printed
+    assert "of the whole process" in printed
+
+
+def test_against_transformers(llm_command: Llm) -> None:
+    result = found(llm_command, "--repeats", "1", "--against", "transformers")
+    # A reply that is held to a form is none of transformers'.
+    assert result["against"].keys() == {"question"}
+    question = result["against"]["question"]
+    ours, theirs = (question[f"{who}_tokens_per_second"]["median"] for who in ("ours", "transformers"))
+    assert question["times_faster"]["median"] == pytest.approx(ours / theirs, rel=1e-2)
+    # About as long a text, so it ends where its end of sequence stands.
+    tokens = result["kinds"]["question"]["output_tokens"]["median"]
+    assert 0 < theirs * result["kinds"]["question"]["reply_seconds"]["least"] < 50 * tokens
+
+
+def test_what_cannot_be_answered_hides_nothing_else(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "EMBEDDED", (Kind("reading", "word " * 9000), QUESTION))
+    result = llm_command("diffusiongemma", "bench", TINY, "--repeats", "1")
+    assert result.exit_code == 1
+    assert "reading: The prompt is" in result.stdout
+    assert "question" in result.stdout
+    monkeypatch.setattr(prompts, "EMBEDDED", prompts.EMBEDDED[:1])
+    assert "The prompt is" in llm_command.fails("diffusiongemma", "bench", TINY, "--repeats", "1")
+
+
+# --- interrupted ---------------------------------------------------------------------------------------------
+
+
+def interrupt_in(reply: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a Ctrl-C come at the first step of a reply, counted from 0 with those of the first round."""
+    count, is_set = [-1], ReplyClock.is_set
+    init = ReplyClock.__init__
+
+    def counting(*arguments: Any) -> None:
+        count[0] += 1
+        init(*arguments)
+
+    def interrupted(clock: ReplyClock) -> bool:
+        if count[0] == reply:
+            count[0] += 1000
+            signal.raise_signal(signal.SIGINT)
+        return is_set(clock)
+
+    monkeypatch.setattr(ReplyClock, "__init__", counting)
+    monkeypatch.setattr(ReplyClock, "is_set", interrupted)
+
+
+def test_what_was_measured_is_kept(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_in(5, monkeypatch)
+    result = llm_command("diffusiongemma", "bench", TINY, "--json", "--repeats", "9")
+    assert result.exit_code == 130
+    assert "Interrupted" in result.stderr
+    result = json.loads(result.stdout)
+    assert result["is_interrupted"]
+    assert [of["replies"] for of in result["kinds"].values()] == [2, 1]
+    lock = engine.get_engine(llm.get_model(TINY).entry).engine.lock
+    assert lock.acquire(blocking=False)
+    lock.release()
+
+
+def test_nothing_was_measured(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_in(1, monkeypatch)
+    result = llm_command("diffusiongemma", "bench", TINY)
+    assert result.exit_code == 130
+    assert result.stdout == ""
+
+
+def test_an_error_that_is_made_of_an_interrupt(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, made = measure._reply, []
+
+    def reply(*arguments: Any, **named: Any) -> Any:
+        made.append(None)
+        if len(made) == 4:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise RuntimeError("as a library makes it") from None
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(measure, "_reply", reply)
+    result = llm_command("diffusiongemma", "bench", TINY)
+    assert result.exit_code == 130
+    assert "question" in result.stdout
+
+
+def test_a_process(llm_command: Llm) -> None:
+    """Nobody can tell from outside when the first round is over, so the third reply's end sends it."""
+    process = llm_command.process(
+        *("diffusiongemma", "bench", TINY, "--repeats", "1000"), module=("tests.bench.interrupted",)
+    )
+    output, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "Interrupted" in errors
+    assert "Traceback" not in errors
+    assert "Interrupted: 1000 replies of each kind were asked for." in " ".join(output.split())
+
+
+# --- what can't be measured -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "The weights of diffusiongemma are not on this machine"),
+        (("diffusiongemma-tini",), "Did you mean diffusiongemma-tiny?"),
+        ((TINY, "--steps", "3"), "--steps is for --random-weights"),
+        ((TINY, "--random-weights", "bf16"), "leave diffusiongemma-tiny or --random-weights out"),
+        (("elsewhere",), "is answered by the server http://127.0.0.1:9/v1"),
+    ],
+)
+def test_what_cannot_be_measured(
+    arguments: Sequence[str], says: str, llm_command: Llm, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    if arguments == ("elsewhere",):
+        llm_command("diffusiongemma", "add", "elsewhere", "http://127.0.0.1:9/v1")
+    assert says in " ".join(llm_command.fails("diffusiongemma", "bench", *arguments).split())
+
+
+@pytest.mark.usefixtures("served")
+def test_a_server_that_runs_is_told_of(llm_command: Llm) -> None:
+    result = llm_command("diffusiongemma", "bench", TINY, "--repeats", "1")
+    assert f"A server for {TINY} is running" in result.stderr
+    assert result.exit_code == 0
