@@ -376,9 +376,13 @@ def _graph(found: Mapping[str, Any]) -> str | None:
 def _streaming(found: Mapping[str, Any]) -> str | None:
     """What it took that experts lie elsewhere."""
     streaming = found["streaming"] or {}
-    num_bytes, share = (_number(streaming.get(name)) for name in ("bytes_a_step", "waited_share"))
-    told = [] if num_bytes is None else [f"{gib(int(num_bytes))} a step"]
-    return ", ".join(told if share is None else [*told, f"waited for {share:.0%} of the time"])
+    says: dict[str, Callable[[float], str]] = {
+        "bytes_a_step": lambda number: f"{gib(int(number))} a step",
+        "bytes_a_second": lambda number: f"{gib(int(number))} a second",
+        "waited_share": lambda share: f"waited for {share:.0%} of the time",
+    }
+    numbers = ((_number(streaming.get(name)), say) for name, say in says.items())
+    return ", ".join(say(number) for number, say in numbers if number is not None)
 
 
 def _memory(found: Mapping[str, Any]) -> str | None:

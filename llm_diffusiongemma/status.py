@@ -337,6 +337,8 @@ def _server_state(state: dict[str, Any], keep_alive_seconds: float | None, ends_
         # One of another version may not tell.
         if (told := kernels_told(loaded.get("kernels"))) is not None:
             text += f" Kernels: {told}."
+        if isinstance(graph := loaded.get("graph"), str):
+            text += f" A denoising step as one CUDA graph: {quoted(graph)}."
     text += f" Replies so far: {state['replies']}."
     if state["running_since"] is not None:
         waiting = {0: "", 1: ", and 1 waits"}.get(state["waiting"], f", and {state['waiting']} wait")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -15,10 +16,10 @@ import llm
 import pytest
 import torch
 
-from llm_diffusiongemma import registry
+from llm_diffusiongemma import registry, status
 from llm_diffusiongemma.backends import launch
 from llm_diffusiongemma.backends.running import Running, identity_of
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, SERVER_VARIABLE, ModelEntry, Source
+from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, KERNELS_VARIABLE, SERVER_VARIABLE, ModelEntry, Source
 from llm_diffusiongemma.commands import _say_served
 from llm_diffusiongemma.diffusion import devices
 from llm_diffusiongemma.errors import ServerError
@@ -167,6 +168,32 @@ def test_status_says_who_would_answer(command: Command, monkeypatch: pytest.Monk
     text = " ".join(text.split())
     assert text.startswith("None is running. A server needs two more libraries: ")
     assert text.endswith(f"{SERVER_VARIABLE} is off: prompts from here ask none.")
+
+
+def test_status_of_kernels(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is tried for it: that may take a minute. On a CPU there are none to speak of."""
+    assert command.status()["kernels"] is None
+    assert "Kernels" not in command.ok("status")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(status, "_free_memory", lambda device: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert command.status()["kernels"] == {"are_tried": True, "because": None}
+    assert "Kernels: tried when a model is loaded; behind a reply" in command.ok("status")
+    monkeypatch.setenv(KERNELS_VARIABLE, "off")
+    assert command.status()["kernels"] == {"are_tried": False, "because": f"{KERNELS_VARIABLE} is off"}
+    assert f"  Kernels: none, since {KERNELS_VARIABLE} is off.\n" in command.ok("status")
+
+
+def test_status_of_what_a_server_computes_with() -> None:
+    state = {"replies": 1, "running_since": 1.0, "waiting": 0}
+    loaded = {"representation": "bf16", "device": "cuda:0"}  # all that one of an earlier version tells
+    before = "Its weights (bf16) are loaded on cuda:0."
+    assert _server_state({**state, "loaded": loaded}, None, False).startswith(f"{before} Replies so far: 1.")
+    kernels = {"in_use": ["heads"], "switched_off": {"all": "why"}}
+    loaded |= {"kernels": kernels, "graph": "used"}
+    assert _server_state({**state, "loaded": loaded}, None, False).startswith(
+        f"{before} Kernels: 1 in use; by PyTorch all: why. A denoising step as one CUDA graph: used. Replies"
+    )
 
 
 def test_status_of_a_server_at_work() -> None:

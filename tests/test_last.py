@@ -10,11 +10,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import llm
 import pytest
 
 from llm_diffusiongemma import registry
 from llm_diffusiongemma.backends import remote
+from llm_diffusiongemma.backends.engine import get_engine
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
+from llm_diffusiongemma.diffusion.network import Network
+from llm_diffusiongemma.diffusion.operations import PLAIN_TORCH
+from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline
+from llm_diffusiongemma.diffusion.proving import Verdict
 
 from .backends.scripted_server import Answer, ScriptedServer, delta, models, sse, usage
 from .conftest import TINY, Llm
@@ -140,6 +146,41 @@ def test_replies_that_did_not_come_to_their_end(llm_command: Llm) -> None:
     text = told(llm_command)
     assert row(text, "server") == "the local server"
     assert "to generate" not in text
+
+
+def test_what_a_card_has_to_tell(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its kernels, of a step as one graph, and of experts that lie elsewhere. A CPU has none of it."""
+    llm_command.ok("-m", TINY, "Hello", "-o", "max_tokens", "1")
+    names = ("kernels", "graph", "streaming")
+    assert not {*names} & llm_command.logs()[0]["response_json"].keys()
+    assert [last(llm_command)[name] for name in names] == [None] * 3
+    assert not any(f"\n  {name} " in told(llm_command) for name in names)
+
+    loaded = get_engine(llm.get_model(TINY).entry).engine.loaded
+    verdict = Verdict(PLAIN_TORCH, ("heads", "finish"), {"after_attention": "it fails"}, ("after_attention",))
+    monkeypatch.setitem(vars(loaded), "verdict", verdict)
+    monkeypatch.setattr(BlockDiffusionPipeline, "graph_state", "the first replay differed\x1b[2J")
+    streaming = {
+        "bytes_a_step": 3 << 30,
+        "bytes_a_second": 20 << 30,
+        "waited_share": 0.124,
+        "of_another_version": 1,
+    }
+    monkeypatch.setattr(Network, "streaming_report", lambda self: streaming)
+    llm_command.ok("-m", TINY, "Hello", "-o", "max_tokens", "1")
+    report, found = llm_command.logs()[-1]["response_json"], last(llm_command)
+    assert report["kernels"] == {"in_use": ["heads", "finish"], "switched_off": {"after_attention": "it fails"}}
+    assert [found[name] for name in names] == [report[name] for name in names]
+    text = told(llm_command)
+    assert row(text, "kernels") == "2 in use; by PyTorch after attention: it fails"
+    assert row(text, "graph") == r"the first replay differed\x1b[2J"
+    assert row(text, "streaming") == "3.0 GiB a step, 20.0 GiB a second, waited for 12% of the time"
+    # A log that somebody else has written.
+    odd = """'$.kernels', json('{"in_use": 3, "switched_off": {"a": [1]}}'), '$.graph', 1, '$.streaming', 'x'"""
+    change(f"update turns set response_json = json_set(response_json, {odd})")
+    text = told(llm_command)
+    assert row(text, "kernels") == "none in use; by PyTorch a: [1]"
+    assert "streaming" not in text
 
 
 @pytest.fixture

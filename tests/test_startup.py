@@ -57,7 +57,7 @@ assert "torch._dynamo" not in sys.modules
 """
     imported = imported_by(code)
     assert "torch" in imported  # these tests would see it
-    assert imported.isdisjoint({"transformers", "sympy", "scipy", "PIL", "accelerate", "torchvision"})
+    assert imported.isdisjoint({"transformers", "sympy", "scipy", "PIL", "accelerate", "torchvision", "triton"})
 
 
 @pytest.mark.usefixtures("served")

@@ -145,6 +145,8 @@ class LocalReply:
                 device=str(loaded.device),
                 dtype=str(loaded.dtype).removeprefix("torch."),
                 kernels=loaded.verdict.as_json(),
+                graph=self._ready.engine.pipeline.graph_state,
+                streaming=loaded.network.streaming_report(),
             ),
             lowered=self._form.lowered if self._form is not None and attempt is self._formed else (),
         )

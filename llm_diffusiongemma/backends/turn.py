@@ -95,8 +95,8 @@ class WeightsReport:
     graph: str | None = None
     """"used", if denoising steps were replayed as a CUDA graph, or why they weren't"""
     streaming: dict[str, Any] | None = None
-    """of experts that lie elsewhere: `bytes_a_step` that came to the devices, and `waited_share` of the time, in
-    which a device had nothing to compute before they were there"""
+    """of experts that lie elsewhere: `bytes_a_step` and `bytes_a_second` that came to the devices, and
+    `waited_share`, of the time, that was waited for them"""
 
     def as_json(self) -> dict[str, Any]:
         untold = [name for name in ("kernels", "graph", "streaming") if getattr(self, name) is None]

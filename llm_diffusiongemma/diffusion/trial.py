@@ -35,8 +35,8 @@ Kernels = dict[str, Callable[..., Any]]
 # How far a row may be from the twin's, over its size: what rounding makes of one, several times in a twin and less
 # often in a kernel, is about half of that. Products in TF32 are no fp32: they are off by 3e-4.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-# What all together may be larger or smaller, over the same: there rounding cancels.
-TOGETHER = 0.25
+# What all together may be larger or smaller, over the same: of so many numbers rounding cancels.
+TOGETHER, MANY = 0.25, 64
 
 # Of the tokens that are chosen the share that may be others: where a random number falls between two of them, the
 # last bit decides.
@@ -199,7 +199,7 @@ def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     ours, theirs = ours.masked_fill(is_out, 0.0), theirs.masked_fill(is_out, 0.0)
     apart, least = ours - theirs, torch.finfo(torch.float32).tiny
     rows = apart.norm(dim=-1) / theirs.norm(dim=-1).clamp(min=least)
-    excess = (apart * theirs).sum() / theirs.square().sum().clamp(min=least)
+    excess = (apart * theirs).sum() / theirs.square().sum().clamp(min=least) * (theirs.numel() >= MANY)
     return F.pad(torch.stack((rows.max(), excess.abs())), (0, 1))
 
 

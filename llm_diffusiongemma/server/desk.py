@@ -171,6 +171,7 @@ class Desk:
                 "representation": engine.loaded.placement.representation,
                 "peak_memory_bytes": engine.peak_memory_bytes(),
                 "kernels": engine.loaded.verdict.as_json(),
+                "graph": engine.pipeline.graph_state,
             }
         return status
 

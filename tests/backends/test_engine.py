@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from llm_diffusiongemma import wording
 from llm_diffusiongemma.backends import engine as engines
 from llm_diffusiongemma.backends.engine import get_engine, let_go, loaded_engines
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, ModelEntry, Source
+from llm_diffusiongemma.diffusion import loading
+from llm_diffusiongemma.diffusion.operations import PLAIN_TORCH
+from llm_diffusiongemma.diffusion.proving import Verdict
 from llm_diffusiongemma.models import DiffusionGemma
 
 
@@ -29,6 +33,19 @@ def test_an_engine_is_loaded_once(entry: ModelEntry) -> None:
     assert first.engine is again.engine
     assert (first.load_seconds > 0, again.load_seconds) == (True, 0)
     assert loaded_engines() == [first.engine]
+
+
+def test_kernels_that_are_switched_off_are_told_once(
+    entry: ModelEntry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wording, "_told", set())
+    verdict = Verdict(PLAIN_TORCH, ("heads",), {"route": "it fails", "linear": "why"}, ("route",))
+    monkeypatch.setattr(loading, "prove_all", lambda *of: verdict)
+    for _ in range(2):
+        get_engine(entry)
+        let_go()
+    told = "kernels are switched off, and PyTorch computes in their place (route: it fails)."
+    assert capsys.readouterr().err == f"mine: {told}\n"
 
 
 def test_files_that_are_replaced_in_place_are_loaded_anew(entry: ModelEntry) -> None:

@@ -34,7 +34,8 @@ def test_what_differs_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         (replace(entry, device="cuda:1"), "has its device from an earlier entry of that name (cuda:1)"),
     ]:
         assert identity_of(server).difference(here) == words
-    for name in ("LLM_DIFFUSIONGEMMA_DEVICE", "LLM_DIFFUSIONGEMMA_MEMORY", "HF_HUB_CACHE", "CUDA_VISIBLE_DEVICES"):
+    ours = (f"LLM_DIFFUSIONGEMMA_{name}" for name in ("DEVICE", "MEMORY", "KERNELS", "GRAPH"))
+    for name in (*ours, "HF_HUB_CACHE", "CUDA_VISIBLE_DEVICES"):
         with monkeypatch.context() as patch:
             patch.setenv(name, "/1")
             said = f"was started with {name}=/1, and here is no {name}"

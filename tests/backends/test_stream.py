@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from llm_diffusiongemma.backends.address import Address
 from llm_diffusiongemma.backends.dialects import Served
-from llm_diffusiongemma.backends.protocol import EXTENSION, report_to_wire
+from llm_diffusiongemma.backends.protocol import EXTENSION, report_from_wire, report_to_wire
 from llm_diffusiongemma.backends.stream import ReplyStream
-from llm_diffusiongemma.backends.turn import Report
+from llm_diffusiongemma.backends.turn import Report, WeightsReport
 from llm_diffusiongemma.errors import ServerError
 
 from .scripted_server import call, delta
@@ -81,3 +81,17 @@ def test_a_report_that_no_log_can_hold(odd: dict[str, Any]) -> None:
     with pytest.raises(ServerError, match="can't be kept in a log"):
         reply.consume({EXTENSION: {"report": report_to_wire(replace(report, **odd))}})
     assert reply.report == replace(report, server="box")
+
+
+def test_a_report_of_another_version() -> None:
+    """A server of before kernels tells nothing of them; a later one tells what nobody here knows of."""
+    weights = WeightsReport(
+        "bf16", "tiny", None, {}, None, "cuda:0", "bfloat16", {"in_use": [], "switched_off": {}}, "used", {"a": 1}
+    )
+    report = Report("stop", "tiny", 9, 7, 0, 1, 0.0, 0.5, weights=weights)
+    wire = json.loads(json.dumps(report_to_wire(report)))
+    assert report_from_wire(wire) == report
+    assert report_from_wire({**wire, "weights": {**wire["weights"], "later": 1}}) == report
+    for name in ("kernels", "graph", "streaming"):
+        del wire["weights"][name]
+    assert report_from_wire(wire).weights == replace(weights, kernels=None, graph=None, streaming=None)

@@ -80,6 +80,9 @@ class PretendedCard(PretendedDevices):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func is torch.Tensor.pin_memory:
+            self._pinned.append(args[0].clone())
+            return self._pinned[-1]
         if kwargs.pop("pin_memory", False):
             result = super().__torch_function__(func, types, args, kwargs)
             self._pinned.append(result)

@@ -25,6 +25,7 @@ from tests.tokenizers import ours
 
 from ..whole import load_whole
 from .plain_vocabulary import PlainVocabulary, step_of
+from .pretended import PretendedCard
 from .tiny_models import network_of, prompt_of, tiny_model
 
 if TYPE_CHECKING:
@@ -221,6 +222,43 @@ def test_a_step_sees_the_constraint_in_all_it_does() -> None:
         assert step.converged == (steps_left == 47)
     sampler.start_canvas()
     assert step_of(sampler, logits).argmax.tolist() != forced.tolist()
+
+
+def test_a_step_on_a_card_waits_for_the_constraint_and_for_what_the_host_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For nothing else. What the constraint decides goes back without a wait."""
+    size = len(BYTE_TOKENS)
+
+    def steps(device: torch.device) -> list[tuple[list[int], list[bool], float]]:
+        sampler = EntropyBoundSampler(
+            SamplerSettings(48, 0.1, 0.4, 0.8, 0.005, 1),
+            vocabulary=PlainVocabulary(size),
+            canvas_length=CANVAS,
+            device=device,
+            softcap=30.0,
+            randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
+        )
+        constraint = TextConstraint(automaton_of(PATTERNS[0]), device)
+        constraint.start_canvas(CANVAS, 100)
+        sampler.start_canvas(constraint)
+        generator = torch.Generator().manual_seed(1)
+        results = []
+        for _ in range(3):
+            hidden = torch.randn(CANVAS, size, generator=generator) * 8
+            sampler.measure(hidden.to(device))
+            step = sampler.conclude()
+            results.append((step.tokens, step.accepted, step.mean_entropy))
+        return results
+
+    with PretendedCard(monkeypatch) as card:
+        on_card = steps(card.device)
+    assert on_card == steps(CPU)
+    there, back = ("cpu", "cuda:0"), ("cuda:0", "cpu")
+    hidden_states = [there]
+    assert card.crossings[-12:] == [*hidden_states, back, there, back] * 3
+    assert back not in card.crossings[:-12]
+    assert card.waits == 3 * 2
 
 
 # --- what is refused ---------------------------------------------------------------------------------------

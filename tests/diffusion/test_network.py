@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
@@ -20,12 +19,13 @@ from llm_diffusiongemma.diffusion.kv_cache import KVCache
 from llm_diffusiongemma.diffusion.placement import LayerHome
 
 from . import small_network
+from .operators import WAITING, Operators
 from .pretended import PretendedDevices
 from .reference import Reference
 from .tiny_models import FULL, SLIDING, network_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from llm_diffusiongemma.diffusion.network import Network
 
@@ -339,40 +339,6 @@ def test_on_two_devices_the_same_bits(homes: list[LayerHome], formats: str) -> N
 
 # --- what a denoising step costs a device ------------------------------------------------------------------
 
-VIEWS = set("view _unsafe_view slice select transpose t permute expand unsqueeze split alias".split())
-# They give the host what it would have to wait for, or a shape that depends on data.
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "equal", "is_nonzero")
-
-
-class _Operators(TorchDispatchMode):
-    """The names of the operators that run, but for views; what is `counted_as_one` shows nothing of its inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self._inside = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in ("index", "index_put_") and any(
-            each is not None and each.dtype == torch.bool for each in args[1]
-        ):
-            name = "nonzero"  # what a mask for an index comes to
-        if not self._inside and name not in VIEWS:
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
-
-    def counted_as_one(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **named: Any) -> Any:
-            self.names.append(function.__name__)
-            self._inside = True
-            try:
-                return function(*arguments, **named)
-            finally:
-                self._inside = False
-
-        return counted
-
 
 @torch.no_grad()
 def operators_of_a_step(layers: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -386,7 +352,7 @@ def operators_of_a_step(layers: list[str], monkeypatch: pytest.MonkeyPatch) -> l
     network.encode(network.embed(tokens(3 * WINDOW)), cache)
     canvas, soft = tokens(CANVAS), torch.zeros(CANVAS, network.hidden_size)
     network.denoise(canvas, soft, cache)
-    with _Operators() as operators, monkeypatch.context() as patch:
+    with Operators() as operators, monkeypatch.context() as patch:
         # One kernel on CUDA; the CPU has only its parts.
         patch.setattr(F, "rms_norm", operators.counted_as_one(F.rms_norm))
         patch.setattr(F, "scaled_dot_product_attention", operators.counted_as_one(F.scaled_dot_product_attention))

@@ -18,6 +18,9 @@ from llm_diffusiongemma.diffusion.trial import WRITTEN, Kernels, Trial
 
 from .small_network import CONFIG, CPU, FORMATS
 
+# Of a softmax, what an operation writes.
+PARTS = {"temper": "logits", "temper_and_measure": "logits", "measure": "part_sum", "conclude": "total"}
+LENGTH = 64
 NAMES = [each.name for each in fields(Operations)]
 
 
@@ -31,7 +34,7 @@ def explain(error: Exception) -> str:
 
 
 def make(dtype: torch.dtype = torch.float32, formats: Any = PLAIN) -> Trial:
-    config = replace(CONFIG, vocab_size=700, final_logit_softcapping=30.0)
+    config = replace(CONFIG, canvas_length=LENGTH, vocab_size=400, final_logit_softcapping=30.0)
     return Trial(config, formats, dtype, CPU, explain)
 
 
@@ -42,7 +45,7 @@ def changed(name: str, change: Change, *arguments: Any) -> Any:
     """What the twin gives, all numbers of it changed in place."""
     result = getattr(PLAIN_TORCH, name)(*arguments)
     written = [arguments[i] for i in WRITTEN.get(name, ())]
-    written = [each.part_sum if isinstance(each, Softmax) else each for each in written]
+    written = [getattr(each, PARTS[name]) if isinstance(each, Softmax) else each for each in written]
     for tensor in [*trial._tensors(result), *written]:
         if tensor.is_floating_point():
             change(tensor)
@@ -122,6 +125,7 @@ def test_wrong_in_other_ways() -> None:
     faults = make().faults(wrong)
     assert set(faults) == set(wrong)
     assert "another shape" in faults["gelu_gate"]
+    assert "NaN" in faults["heads"]  # not what was there from an earlier trial
     assert "chooses otherwise" in faults["conclude"]
     assert set(make().faults({"route": one_twice})) == {"route"}
 
@@ -146,23 +150,26 @@ def test_of_equal_scores_any_may_be_chosen(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_comes_behind_is_tried_with_what_is_used() -> None:
-    """A kernel is compiled for the types of its arguments: those that it will have in a reply."""
-    seen = []
+    """A kernel is compiled for the types of its arguments: those that it will have in a reply, whatever has turned
+    out to be wrong by then."""
+    seen = set()
 
     def narrow(scores: torch.Tensor, scale: torch.Tensor, top_k: int) -> Any:
         chosen, weights = PLAIN_TORCH.route(scores, scale, top_k)
         return chosen.int(), weights
 
+    def wrong_for_a_canvas(scores: torch.Tensor, *arguments: Any) -> Any:
+        return narrow(scores, *arguments) if len(scores) != LENGTH else fail()
+
     def through_experts(x: torch.Tensor, experts: Any, chosen: torch.Tensor, weights: torch.Tensor) -> Any:
-        seen.append(chosen.dtype)
+        seen.add((len(x), chosen.dtype))
         return PLAIN_TORCH.through_experts(x, experts, chosen.long(), weights)
 
-    kernels: Kernels = {"route": narrow, "through_experts": through_experts}
-    make().faults(kernels)
-    assert set(seen) == {torch.int32}
-    seen.clear()
-    assert set(make().faults({**kernels, "route": fail})) == {"route"}
-    assert set(seen) == {torch.int64}
+    lengths = (*trial.CHUNKS, LENGTH)
+    make().faults({"route": narrow, "through_experts": through_experts})
+    assert seen == {(length, torch.int32) for length in lengths}
+    assert set(make().faults({"route": wrong_for_a_canvas, "through_experts": through_experts})) == {"route"}
+    assert seen >= {(length, torch.int64) for length in lengths}
 
 
 def test_it_is_asked_before_each_whether_it_is_wanted() -> None:

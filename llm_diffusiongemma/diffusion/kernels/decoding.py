@@ -40,31 +40,35 @@ E4M3_TO_BF16X2 = tl.constexpr("""{
     fma.rn.bf16x2 $1, a, f, z;
     }""")
 
-# Of four bytes the low nibbles, e2m1, two in each of the first results, and the high ones in the last; times the
-# scales in bf16 of the first two and of the last two bytes.
-E2M1_TO_BF16X2 = tl.constexpr("""{
+# Of four bytes the low nibbles, e2m1, and of four bytes the high ones, two in each result, times their scales.
+LOW_TO_BF16X2 = tl.constexpr("""{
     .reg .b32 w, m, s, z;
     mov.b32 z, 0x80008000;           // -0 twice: this fma is a product, and sm_80 has it, too
-    prmt.b32 w, $4, 0, 0x3120;       // bytes 0, 2, 1, 3: what goes together stands alike in both halves
+    prmt.b32 w, $2, 0, 0x3120;       // bytes 0, 2, 1, 3: what goes together stands alike in both halves
     shl.b32 m, w, 6;
     and.b32 m, m, 0x01C001C0;
     shl.b32 s, w, 12;
     lop3.b32 m, s, 0x80008000, m, 0xEA;
-    fma.rn.bf16x2 $0, m, $5, z;
+    fma.rn.bf16x2 $0, m, $3, z;
     shr.u32 m, w, 2;
     and.b32 m, m, 0x01C001C0;
     shl.b32 s, w, 4;
     lop3.b32 m, s, 0x80008000, m, 0xEA;
-    fma.rn.bf16x2 $1, m, $6, z;
+    fma.rn.bf16x2 $1, m, $4, z;
+    }""")
+HIGH_TO_BF16X2 = tl.constexpr("""{
+    .reg .b32 w, m, s, z;
+    mov.b32 z, 0x80008000;
+    prmt.b32 w, $2, 0, 0x3120;
     shl.b32 m, w, 2;
     and.b32 m, m, 0x01C001C0;
     shl.b32 s, w, 8;
     lop3.b32 m, s, 0x80008000, m, 0xEA;
-    fma.rn.bf16x2 $2, m, $5, z;
+    fma.rn.bf16x2 $0, m, $3, z;
     shr.u32 m, w, 6;
     and.b32 m, m, 0x01C001C0;
     lop3.b32 m, w, 0x80008000, m, 0xEA;
-    fma.rn.bf16x2 $3, m, $6, z;
+    fma.rn.bf16x2 $1, m, $4, z;
     }""")
 
 
@@ -94,16 +98,19 @@ def decode_nvfp4(
     ROWS: tl.constexpr = codes.shape[0]
     BLOCKS: tl.constexpr = codes.shape[1] // 8
     if WORD == 4:
-        scales = scales[:, :, None] >> (8 * tl.arange(0, 4))[None, None, :]
-        scales = tl.reshape(scales, (ROWS, BLOCKS)).to(tl.uint8)
+        pairs = tl.join(tl.join(scales, scales >> 16), tl.join(scales >> 8, scales >> 24))
+        scales = tl.reshape(pairs, (ROWS, BLOCKS)).to(tl.uint8)
     if PACKED:
         s = decode_e4m3(scales, True, tl.bfloat16) * tl.full([1], PACKED_NVFP4_SCALE, tl.bfloat16)
     else:
         s = decode_e4m3(scales, False, tl.float32)
     s = tl.reshape(tl.broadcast_to(s[:, :, None], (ROWS, BLOCKS, 8)), codes.shape)
     if PACKED:
-        even, odd = tl.inline_asm_elementwise(
-            E2M1_TO_BF16X2, "=r,=r,=r,=r,r,r,r", [codes, s], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
+        even = tl.inline_asm_elementwise(
+            LOW_TO_BF16X2, "=r,=r,r,r,r", [codes, s], dtype=tl.bfloat16, is_pure=True, pack=4
+        )
+        odd = tl.inline_asm_elementwise(
+            HIGH_TO_BF16X2, "=r,=r,r,r,r", [codes, s], dtype=tl.bfloat16, is_pure=True, pack=4
         )
     else:
         bits = codes.to(tl.int32)

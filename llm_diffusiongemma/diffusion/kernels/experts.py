@@ -267,7 +267,7 @@ class _Served:
         columns = out.shape[-1]
         rows = out.numel() // columns
         mean_rows = rows / matrices.stack
-        tiling = tiling_of(self.card, matrices.name, product, mean_rows)
+        tiling = tiling_of(self.card, matrices.name, product, x.dtype, mean_rows)
         grid = (math.ceil(mean_rows / tiling.rows), math.ceil(columns / tiling.columns), matrices.stack)
         launching.launch(
             _products,

@@ -17,4 +17,5 @@ def launch(kernel: Any, grid: tuple[int, ...], /, *arguments: Any, **constants: 
     """
     first = next(each for each in arguments if isinstance(each, torch.Tensor))
     with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
-        kernel[grid](*arguments, **constants)
+        # Said, since another Triton takes another default, and one of them warns until somebody says so.
+        kernel[grid](*arguments, enable_fp_fusion=True, **constants)

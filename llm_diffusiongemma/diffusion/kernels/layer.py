@@ -17,6 +17,7 @@ import triton.language as tl
 
 from ..operations import AfterAttention
 from . import launching
+from .cards import Card
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +50,9 @@ def usable(
         "route": ("number of experts", config.num_experts),
         "finish": ("hidden size", config.hidden_size),
     }
+    too_old = Card.of(device).too_old
+    if too_old is not None:
+        return {}, dict.fromkeys(kernels, too_old)
     refused = {}
     for name, (what, width) in widths.items():
         if width > MAX_WIDTH:
@@ -127,8 +131,7 @@ def _heads(
     position = row // HEADS
     head = row % HEADS
     i = tl.arange(0, BLOCK)[None, :]
-    inside = i < HALF
-    is_one = (position < n)[:, None] & inside
+    is_one = (position < n)[:, None] & (i < HALF)
     at = row[:, None] * WIDTH + i
     first = _loaded(projected + at, is_one)
     second = _loaded(projected + at + HALF, is_one)
@@ -142,20 +145,22 @@ def _heads(
     tl.store(to_values, first, is_value)
     tl.store(to_values + HALF, second, is_value)
 
-    is_query = (head < QUERIES)[:, None]
-    q_weight += i
-    k_weight += i
-    first *= tl.where(is_query, _loaded(q_weight, inside), _loaded(k_weight, inside))
-    second *= tl.where(is_query, _loaded(q_weight + HALF, inside), _loaded(k_weight + HALF, inside))
-    turn = position[:, None] * WIDTH + i
-    turned_first = first * _loaded(cos + turn, is_one) + second * _loaded(signed_sin + turn, is_one)
-    turn += HALF
-    turned_second = second * _loaded(cos + turn, is_one) + first * _loaded(signed_sin + turn, is_one)
-    to_queries = queries + (head * n + position)[:, None] * WIDTH + i
-    tl.store(to_queries, turned_first, is_one & is_query)
-    tl.store(to_queries + HALF, turned_second, is_one & is_query)
-    to_keys = keys + ((head - QUERIES).to(tl.int64) * key_rows + position)[:, None] * WIDTH + i
+    is_query = is_one & (head < QUERIES)[:, None]
     is_key = is_one & ((head >= QUERIES) & (head < QUERIES + KEYS))[:, None]
+    is_turned = is_query | is_key
+    # Of all rows, as what it is multiplied by: of one it would go to the others by way of shared memory.
+    weight = tl.broadcast_to(i, ROWS, BLOCK)
+    first *= _loaded(q_weight + weight, is_query) + _loaded(k_weight + weight, is_key)
+    weight += HALF
+    second *= _loaded(q_weight + weight, is_query) + _loaded(k_weight + weight, is_key)
+    turn = position[:, None] * WIDTH + i
+    turned_first = first * _loaded(cos + turn, is_turned) + second * _loaded(signed_sin + turn, is_turned)
+    turn += HALF
+    turned_second = second * _loaded(cos + turn, is_turned) + first * _loaded(signed_sin + turn, is_turned)
+    to_queries = queries + (head * n + position)[:, None] * WIDTH + i
+    tl.store(to_queries, turned_first, is_query)
+    tl.store(to_queries + HALF, turned_second, is_query)
+    to_keys = keys + ((head - QUERIES).to(tl.int64) * key_rows + position)[:, None] * WIDTH + i
     tl.store(to_keys, turned_first, is_key)
     tl.store(to_keys + HALF, turned_second, is_key)
 
@@ -169,7 +174,7 @@ def _loaded(pointers: tl.tensor, mask: tl.tensor) -> tl.tensor:
 def after_attention(x: torch.Tensor, attended: torch.Tensor, norms: LayerNorms) -> AfterAttention:
     """The norms have the same eps."""
     n, width = x.shape
-    out = AfterAttention(*(torch.empty_like(x) for _ in AfterAttention._fields))
+    out = AfterAttention(*(x.new_empty(n, width) for _ in AfterAttention._fields))
     tile = _tile(width)
     launching.launch(
         _after_attention,
@@ -346,8 +351,8 @@ def finish(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The norms have the same eps."""
     n, width = x.shape
-    out = torch.empty_like(x)
-    normed = None if next_norm is None else torch.empty_like(x)
+    out = x.new_empty(n, width)
+    normed = None if next_norm is None else x.new_empty(n, width)
     tile = _tile(width)
     launching.launch(
         _finish,

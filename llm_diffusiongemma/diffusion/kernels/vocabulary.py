@@ -113,9 +113,8 @@ def _take_in(
             below = x - m
             below = tl.where(below < FLOOR, FLOOR, below)
             e = tl.exp2(below * LOG2_E)
-            real = start + parts < PARTS
-            tl.store(part_sum + which * PARTS + start + parts, tl.sum(e, 1), mask=real)
-            below_all += tl.where(real, tl.sum(below * e, 1), 0.0)
+            tl.store(part_sum + which * PARTS + start + parts, tl.sum(e, 1), mask=start + parts < PARTS)
+            below_all += tl.sum(below * e, 1)  # of parts that aren't there next to nothing
             tl.store(weights + row * WIDTH + here, (e * scale).to(weights.dtype.element_ty), mask=here < WIDTH)
     if MEASURES:
         tl.store(deviation + which, -tl.sum(below_all, 0))
@@ -150,7 +149,8 @@ def _first_above(shares: tl.tensor, index: tl.tensor, cdf: tl.tensor, target: tl
     return tl.min(tl.where((cdf > target) & (shares > 0), index, last), 0)
 
 
-@triton.jit
+# `uniforms` may be one of a table, too.
+@triton.jit(do_not_specialize=["uniforms"], do_not_specialize_on_alignment=["uniforms"])
 def _conclude(
     z: tl.tensor,
     part_max: tl.tensor,
@@ -166,19 +166,20 @@ def _conclude(
     BLOCKS: tl.constexpr,
     PARTS: tl.constexpr,
     PART: tl.constexpr,
+    REAL: tl.constexpr,
     ALL: tl.constexpr,
     ALL_BLOCKS: tl.constexpr,
 ) -> None:
-    """A row, in fp64: all its parts in ALL lanes, all its blocks in ALL_BLOCKS."""
+    """A row, in fp64: its REAL parts, those with any token, in ALL lanes, and its blocks in ALL_BLOCKS."""
     row = tl.program_id(0).to(tl.int64)
     z += row * BLOCKS * PARTS * PART
     maximum += row * (BLOCKS + 1) + 1
     columns = tl.arange(0, PART)
     index = tl.arange(0, ALL)
     part = row * BLOCKS * PARTS + index
-    real = index < BLOCKS * PARTS
+    real = index < REAL
     best = tl.argmax(tl.load(part_max + part, mask=real, other=-float("inf")), 0)
-    best = tl.minimum(best, BLOCKS * PARTS - 1)
+    best = tl.minimum(best, REAL - 1)
     best = best * PART + tl.argmax(tl.load(z + best * PART + columns), 0)
     tl.store(argmax + row, tl.minimum(best, SIZE - 1))
 
@@ -195,13 +196,14 @@ def _conclude(
 
     cdf = tl.cumsum(shares, 0)
     u = tl.load(uniforms + row)
-    target = tl.where(u < 2.0**-54, 2.0**-54, u) * sum_all
+    target = tl.where(u < 2.0**-54, 2.0**-54, u) * tl.max(cdf, 0)
     chosen = _first_above(shares, index, cdf, target)
     before = tl.sum(tl.where(index == chosen - 1, cdf, 0.0), 0)
     inside = (target - before) / (tl.sum(tl.where(index == chosen, cdf, 0.0), 0) - before)
     inside = tl.where(inside > 0, tl.where(inside < 1, inside, 1.0), 0.0)
     shares = tl.exp(tl.load(z + chosen * PART + columns).to(tl.float64) - m.to(tl.float64))
-    token = _first_above(shares, columns, tl.cumsum(shares, 0), inside * tl.sum(shares, 0))
+    cdf = tl.cumsum(shares, 0)
+    token = _first_above(shares, columns, cdf, inside * tl.max(cdf, 0))
     tl.store(drawn + row, tl.minimum(chosen * PART + token, SIZE - 1))
 
 
@@ -288,6 +290,7 @@ def add_up(total: torch.Tensor, added: torch.Tensor, softmax: Softmax, block: in
 
 def conclude(softmax: Softmax, uniforms: torch.Tensor) -> Conclusion:
     positions, num_blocks, parts, _ = softmax.z.shape
+    real = triton.cdiv(softmax.size, PART)
 
     def new(dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(positions, dtype=dtype, device=softmax.z.device)
@@ -310,7 +313,8 @@ def conclude(softmax: Softmax, uniforms: torch.Tensor) -> Conclusion:
         BLOCKS=num_blocks,
         PARTS=parts,
         PART=PART,
-        ALL=triton.next_power_of_2(num_blocks * parts),
+        REAL=real,
+        ALL=triton.next_power_of_2(real),
         ALL_BLOCKS=triton.next_power_of_2(num_blocks),
         num_warps=4,
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import torch.utils.deterministic
 
 pytest.importorskip("triton")
 
@@ -25,17 +25,29 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = [(2, 2816), (1, 48), (3, 33), (67, 100)]
 
 
+GUARD = 64
+
+
 @pytest.fixture(autouse=True)
-def _poisoned() -> Iterator[None]:
-    """What nobody has written is NaN, or the largest integer."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+def _guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a kernel writes to is poisoned before, and lies between guards that nobody may touch."""
+    guarded: list[tuple[torch.Tensor, float]] = []
+    original = torch.Tensor.new_empty
+
+    def new_empty(like: torch.Tensor, *shape: int, dtype: torch.dtype | None = None, **named: Any) -> torch.Tensor:
+        if named:  # torch's own
+            return original(like, *shape, dtype=dtype, **named)
+        dtype = dtype or like.dtype
+        poison = float("nan") if dtype.is_floating_point else -(2**30)
+        memory = torch.full((math.prod(shape) + 2 * GUARD,), poison, dtype=dtype, device=like.device)
+        guarded.append((memory, poison))
+        return memory[GUARD:-GUARD].view(shape)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+    yield
+    for memory, poison in guarded:
+        for guard in (memory[:GUARD], memory[-GUARD:]):
+            assert (guard.isnan() if math.isnan(poison) else guard == poison).all()
 
 
 class Drawn:
@@ -245,6 +257,12 @@ NAMES = {"heads", "after_attention", "gelu_gate", "route", "finish"}
 def test_the_real_network_has_them_all() -> None:
     kernels, refused = layer.usable(DIFFUSIONGEMMA_26B_A4B, PLAIN, torch.bfloat16, torch.device("cpu"))
     assert (kernels.keys(), refused) == (NAMES, {})
+
+
+def test_an_old_card_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    kernels, refused = layer.usable(DIFFUSIONGEMMA_26B_A4B, PLAIN, torch.float16, torch.device("cuda", 0))
+    assert (kernels, refused.keys()) == ({}, NAMES)
 
 
 @pytest.mark.parametrize(
