@@ -64,6 +64,7 @@ class Engine:
     def __init__(self, loaded: LoadedModel, tokenizer: ChatTokenizer, described: Described) -> None:
         import torch
 
+        from ..diffusion.graphs import StepGraphs
         from ..diffusion.pipeline import BlockDiffusionPipeline
         from ..diffusion.vision import ImageReader
 
@@ -80,6 +81,7 @@ class Engine:
             eos_token_ids=loaded.generation.eos_token_id,
             pad_token_id=loaded.generation.pad_token_id,
             context_tokens=loaded.placement.context_tokens,
+            graphs=StepGraphs.of(loaded.network, has_room=loaded.placement.has_room_for_graph),
         )
         self.prompt_encoder = PromptEncoder(tokenizer)
         self._tokenizer = tokenizer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..diffusion.network import Network
-from ..diffusion.packed import PLAIN, CompressedTensorsNvfp4, Fp8, Nvfp4
+from ..diffusion.packed import PLAIN, CompressedTensorsNvfp4, Fp8, Nvfp4, Plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,13 +46,9 @@ def random_network(
     network = Network(config, torch.bfloat16, device, formats, homes)
     generator = torch.Generator(device).manual_seed(0)
     for name, tensor in network.tensors():
-        if ".experts." in name:
+        if tensor.dtype != network.dtype or ".experts." in name:
             continue
-        if tensor.dtype == torch.float8_e4m3fn:
-            _draw_fp8(tensor.view(torch.uint8), generator)
-        elif name.endswith("weight_scale"):
-            tensor.fill_(_fp8_scale(config.hidden_size))
-        elif tensor.ndim < 2:
+        if tensor.ndim < 2:
             tensor.fill_(1.0)  # norms and scales
         else:
             # A router that tells tokens apart; the outputs of everything else are as large as its inputs.
@@ -60,9 +56,11 @@ def random_network(
             tensor.normal_(0.0, size, generator=generator)
     for layer in network._layers:
         assert layer.experts is not None
-        for matrices in (layer.experts.gate_up, layer.experts.down):
-            # Not by their names: there are thirty thousand of them.
-            for held, drawn in zip(matrices.held(), _drawn(matrices, generator), strict=True):
+        matrices = (layer.qkv, layer.output, layer.mlp._gate_up, layer.mlp._down)
+        packed = [each for each in matrices if not isinstance(each, Plain)]
+        # Not by their names: there are thirty thousand of them.
+        for each in (*packed, layer.experts.gate_up, layer.experts.down):
+            for held, drawn in zip(each.held(), _drawn(each, generator), strict=True):
                 held.copy_(drawn)
     return network
 

@@ -95,8 +95,7 @@ class Experts:
     ) -> torch.Tensor:
         """The rows of each expert times its matrix: `[n k, in]` to `[n k, out]`.
 
-        Expert e has those from `bounds[e]` to `bounds[e + 1]`, which is `ends[e]`. What computes from the bytes in
-        one kernel would stand in place of this.
+        Expert e has those from `bounds[e]` to `bounds[e + 1]`, which is `ends[e]`.
         """
         results = rows.new_empty(len(rows), matrices.outputs)
         for which, outputs in matrices.pieces(self._scratch):

@@ -99,33 +99,30 @@ class CudaRecorder:
         self._device = device
         self._stream: torch.cuda.Stream | None = None
         """Always the same one: memory that was captured on another would not be used again."""
-        self._pool: _POOL_HANDLE | None = None
         self._last: torch.cuda.CUDAGraph | None = None
-        """What keeps the pool: torch doesn't take one up again that has lost its last graph."""
+        """Whose memory the next one takes: torch can't take it up again when its last graph is gone."""
 
     def record(self, call: Callable[[], None]) -> Callable[[], None]:
         """See `Recorder`."""
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        if self._pool is None:
-            self._last = None
+        if self._last is None:
             # While it captures torch can't take from what it has in store for all else.
             torch.cuda.empty_cache()
-            self._pool = torch.cuda.graph_pool_handle()
+        pool = torch.cuda.graph_pool_handle() if self._last is None else self._last.pool()
         reserved = torch.cuda.memory_reserved(self._device)
         try:
-            graph = self._capture(call, self._stream, self._pool)
+            graph = self._capture(call, self._stream, pool)
         except Exception:
             # Up to PyTorch 2.12 the program's random numbers on this device fail behind a capture that has, until
             # another one has ended well.
             with suppress(Exception):
                 self._capture(self._next_to_nothing, self._stream, torch.cuda.graph_pool_handle())
             raise
-        is_first, self._last = self._last is None, graph
-        if not is_first and torch.cuda.memory_reserved(self._device) > reserved:
-            # Some kernel of attention takes more of it for a longer context, and what it took for a shorter one is
-            # of no use any more. The next one begins anew.
-            self._pool = None
+        has_grown = self._last is not None and torch.cuda.memory_reserved(self._device) > reserved
+        # Some kernel of attention takes more for a longer context, and what it took for a shorter one is of no use
+        # any more: then the next one begins anew.
+        self._last = None if has_grown else graph
         return graph.replay
 
     def _next_to_nothing(self) -> None:

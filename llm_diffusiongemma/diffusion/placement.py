@@ -96,6 +96,8 @@ class Placement:
     """What comes to the devices at every denoising step, from the host or from files."""
     context_tokens: int | None
     """The longest context that there is room for; None if nobody has counted."""
+    has_room_for_graph: bool = True
+    """Whether a denoising step may take memory of its own to be captured. Where nobody has counted it is tried."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -143,6 +145,11 @@ def place(sizes: Sizes, machine: Machine, context_tokens: int = PLANNED_CONTEXT_
     Raises `DeviceMemoryError` if there is no room even with all of them streamed.
     """
     plan, planned = _fewest_streamed(sizes, machine.devices, min(context_tokens, sizes.config.context_length))
+    # Neither is worth streaming experts for. The first one serves every reply.
+    with_graph = replace(plan, graph_bytes=sizes.graph_bytes(machine.devices[0].device.partition(":")[0]))
+    has_graph = len(plan.devices) == 1 and not plan.streamed and with_graph.pack(planned) is not None
+    if has_graph:
+        plan = with_graph
     with_vision = replace(plan, vision_bytes=sizes.vision_bytes)
     has_vision = with_vision.pack(planned) is not None
     if has_vision:
@@ -168,6 +175,7 @@ def place(sizes: Sizes, machine: Machine, context_tokens: int = PLANNED_CONTEXT_
         num_pinned * sizes.pinned_experts_bytes,
         len(plan.streamed) * sizes.experts_bytes,
         longest,
+        has_graph,
     )
 
 
@@ -192,13 +200,15 @@ class _Plan:
     streamed: tuple[int, ...]
     vision_bytes: int = 0
     """Of the vision tower, if it is on the first device."""
+    graph_bytes: int = 0
+    """Of a captured step, if there is to be one."""
 
     def needed(self, number: int, layers: Sequence[int], context: int) -> int:
         """What some layers take on a device with a context of so many tokens."""
         sizes, kind = self.sizes, self.devices[number].device.partition(":")[0]
         total = sizes.working_bytes(kind, context)
         if number == 0:
-            total += sizes.ends_bytes + sizes.sampler_bytes(kind) + self.vision_bytes
+            total += sizes.ends_bytes + sizes.sampler_bytes(kind) + self.vision_bytes + self.graph_bytes
         total += sum(sizes.layer_bytes(layer, context) for layer in layers)
         num_streamed = sum(layer in self.streamed for layer in layers)
         experts = len(layers) - num_streamed + (BUFFERS if num_streamed else 0)

@@ -30,6 +30,9 @@ IMAGE_TOKENS = 280
 # CUDA's context with its kernels, cuBLAS's workspace, and what torch's allocator holds and can't use.
 CUDA_BYTES = 768 << 20
 
+# A workspace of its own for cuBLAS, and what CUDA keeps of a captured step.
+GRAPH_BYTES = 96 << 20
+
 META = torch.device("meta")
 LAYER = re.compile(r"model\..*layers\.(?P<layer>\d+)\.(?P<rest>.*)")
 
@@ -121,14 +124,18 @@ class Sizes:
         return fixed + max(self._prefill_bytes(device_type, context), growing) + self._decoding_bytes(device_type)
 
     def _prefill_bytes(self, device_type: str, context: int) -> int:
-        """See `Network._run` and `Experts.__call__`: what n positions are while a layer reads them. Attention and
-        experts come one after the other; the masks of both kinds of layer stay."""
-        config, itemsize = self.config, self.dtype.itemsize
+        """Of a chunk. The masks of both kinds of layer stay."""
         n = min(self.chunk, context)
+        # A mask is bool; attention makes numbers of it, and comparing takes one more.
+        masks = n * (context + min(context, self.config.window or 0) + n) * (2 + self.dtype.itemsize)
+        return masks + self._layers_bytes(device_type, n)
+
+    def _layers_bytes(self, device_type: str, n: int) -> int:
+        """See `Network._run` and `Experts.__call__`: what n positions are while a layer reads them. Attention and
+        experts come one after the other."""
+        config, itemsize = self.config, self.dtype.itemsize
         # The residual, its norms and sums, and the dense MLP's result.
         stream = 6 * n * config.hidden_size * itemsize
-        # A mask is bool; attention makes numbers of it, and comparing takes one more.
-        masks = n * (context + min(context, config.window or 0) + n) * (2 + itemsize)
         # The projection, and what rotating it makes: joined, times cos, rolled, the sum.
         heads = max(
             (5 * config.num_attention_heads + 7 * k.num_key_value_heads) * k.head_dim for k in config.layers
@@ -139,7 +146,7 @@ class Sizes:
         cast = 4 if device_type == "cpu" and itemsize < 4 else 0
         inside = config.hidden_size * (3 * itemsize + 4 + cast) + config.moe_intermediate_size * itemsize
         experts = n * config.top_k_experts * inside
-        return stream + masks + max(attention, experts)
+        return stream + max(attention, experts)
 
     def _decoding_bytes(self, device_type: str) -> int:
         """See `Scratch`: a piece of the numbers of a stack of matrices, and up to twice as much to make them."""
@@ -160,10 +167,22 @@ class Sizes:
     def sampler_bytes(self, device_type: str) -> int:
         """See `Distributions`: a canvas's logits, the temporaries of a block of the vocabulary, and the canvas's
         soft embeddings a few times."""
-        config = self.config
-        logits = config.canvas_length * config.vocab_size * 4
-        soft = 4 * config.canvas_length * config.hidden_size * 4
-        return logits + 4 * min(chunk_bytes(torch.device(device_type)), logits) + soft
+        return self._logits_bytes + self._sampling_bytes(device_type)
+
+    @property
+    def _logits_bytes(self) -> int:
+        return self.config.canvas_length * self.config.vocab_size * 4
+
+    def _sampling_bytes(self, device_type: str) -> int:
+        soft = 4 * self.config.canvas_length * self.config.hidden_size * 4
+        return 4 * min(chunk_bytes(torch.device(device_type)), self._logits_bytes) + soft
+
+    def graph_bytes(self, device_type: str) -> int:
+        """See `graphs`: a captured step has its own memory for what it makes and drops. 0 where there is none."""
+        if device_type != "cuda":
+            return 0
+        canvas = self._layers_bytes(device_type, self.config.canvas_length)
+        return GRAPH_BYTES + canvas + self._sampling_bytes(device_type)
 
 
 def sizes_of(config: NetworkConfig, formats: Formats, dtype: torch.dtype, vision_bytes: int) -> Sizes:

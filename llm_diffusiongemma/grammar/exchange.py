@@ -8,9 +8,11 @@ import torch
 class Exchange:
     """fp32 numbers on a device and on the host: one of them writes, and then the other has them.
 
-    To an accelerator each way is one copy. CUDA's are queued from and to pinned memory, and the host waits in
-    `fetch` only: not for what it sends, which lies there untouched until it has fetched again and so all that was
-    queued before has happened. On a CPU both are the same memory, and nothing is copied.
+    To an accelerator each way is one copy. CUDA's are queued from and to pinned memory, and only `fetch` waits. On
+    a CPU both are the same memory, and nothing is copied.
+
+    **Invariant**: between `send` and writing on the host again something is fetched from the same device. So the
+    copy has happened by then.
     """
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:

@@ -1,11 +1,12 @@
-"""What torch runs, by name: what a device would have to launch, and what the host would wait for."""
+"""What torch runs, by name: what a device would have to launch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .taped import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,8 +16,6 @@ FREE = set(
     "view _unsafe_view slice select transpose t permute expand unsqueeze split alias"
     " empty empty_like empty_strided new_empty".split()
 )
-# They give the host what it would have to wait for, or a shape that depends on data.
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "equal", "is_nonzero")
 
 
 class Operators(TorchDispatchMode):
@@ -28,11 +27,7 @@ class Operators(TorchDispatchMode):
         self._inside = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in ("index", "index_put_") and any(
-            each is not None and each.dtype == torch.bool for each in args[1]
-        ):
-            name = "nonzero"  # what a mask for an index comes to
+        name = name_of(func, args)
         if not self._inside and name not in FREE:
             self.names.append(name)
         return func(*args, **(kwargs or {}))

@@ -16,18 +16,19 @@ from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion import kv_cache, packed
 from llm_diffusiongemma.diffusion.experts import Experts
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
+from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.placement import LayerHome
+from llm_diffusiongemma.diffusion.sampler import EntropyBoundSampler, GeneratorRandomness, SamplerSettings
 
 from . import small_network
-from .operators import WAITING, Operators
+from .operators import Operators
 from .pretended import PretendedDevices
 from .reference import Reference
+from .taped import WAITING
 from .tiny_models import FULL, SLIDING, network_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from llm_diffusiongemma.diffusion.network import Network
 
 WINDOW, CANVAS, VOCAB = 16, 16, 96
 LAYERS = (SLIDING, SLIDING, FULL, SLIDING, FULL)
@@ -341,8 +342,8 @@ def test_on_two_devices_the_same_bits(homes: list[LayerHome], formats: str) -> N
 
 
 @torch.no_grad()
-def operators_of_a_step(layers: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """In bf16, with self-conditioning, as if on a card."""
+def operators_of_a_step(layers: list[str], monkeypatch: pytest.MonkeyPatch, constraint: Any = None) -> list[str]:
+    """Of network and sampler, in bf16, with self-conditioning, as if on a card; up to what a constraint does."""
     monkeypatch.setattr(packed, "is_multiplied_fast", lambda dtype: True)
     model, config = random_model(torch.bfloat16, **GLOBAL, layer_types=layers, num_hidden_layers=len(layers))
     network = network_of(model, config)
@@ -350,14 +351,27 @@ def operators_of_a_step(layers: list[str], monkeypatch: pytest.MonkeyPatch) -> l
         layer.experts._is_grouped = True
     cache = KVCache(network.config, network.dtype, network.device)
     network.encode(network.embed(tokens(3 * WINDOW)), cache)
-    canvas, soft = tokens(CANVAS), torch.zeros(CANVAS, network.hidden_size)
-    network.denoise(canvas, soft, cache)
+    sampler = sampler_of(network)
+    sampler.start_canvas(constraint)
+    sampler.measure(network.denoise(sampler.canvas, None, cache))
     with Operators() as operators, monkeypatch.context() as patch:
         # One kernel on CUDA; the CPU has only its parts.
         patch.setattr(F, "rms_norm", operators.counted_as_one(F.rms_norm))
         patch.setattr(F, "scaled_dot_product_attention", operators.counted_as_one(F.scaled_dot_product_attention))
-        network.denoise(canvas, soft, cache)
+        sampler.measure(network.denoise(sampler.canvas, sampler.soft_embeddings, cache))
     return operators.names
+
+
+def sampler_of(network: Network) -> EntropyBoundSampler:
+    return EntropyBoundSampler(
+        SamplerSettings(5, 0.1, 0.4, 0.8, 0.005, 1),
+        vocabulary=network,
+        canvas_length=CANVAS,
+        device=network.device,
+        softcap=30.0,
+        randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
+        candidates=3,
+    )
 
 
 @pytest.mark.parametrize("kind", [SLIDING, FULL])
@@ -368,8 +382,24 @@ def test_a_step_takes_few_operators_a_layer(kind: str, monkeypatch: pytest.Monke
     assert 30 < len(more) - len(few) <= 40
 
 
-def test_a_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("constraint", [None, "some"])
+def test_a_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch, constraint: str | None) -> None:
     """And no shape depends on data: a step can be captured."""
-    names = operators_of_a_step([*LAYERS], monkeypatch)
+    names = operators_of_a_step([*LAYERS], monkeypatch, constraint)
     assert "_grouped_mm" in names
+    assert ("cumsum" in names) == (constraint is None)  # positions are accepted
     assert not [name for name in names if name.startswith(WAITING)]
+
+
+@torch.no_grad()
+def test_a_step_can_be_taken_where_no_value_can_be_read() -> None:
+    meta = torch.device("meta")
+    network = Network(asymmetric()[1].config, torch.bfloat16, meta)
+    for layer in network._layers:
+        layer.experts._is_grouped = True
+    cache = KVCache(network.config, network.dtype, meta)
+    network.encode(network.embed(tokens(3 * WINDOW).to(meta)), cache)
+    sampler = sampler_of(network)
+    sampler.start_canvas()
+    for soft_embeddings in (None, sampler.soft_embeddings):
+        sampler.measure(network.denoise(sampler.canvas, soft_embeddings, cache))

@@ -210,3 +210,28 @@ def test_more_memory_never_streams_more(
         assert large is not None
         assert large.step_bytes <= small.step_bytes
         assert large.num_layers("files") <= small.num_layers("files")
+
+
+# --- a captured step ---------------------------------------------------------------------------------------
+
+
+def test_a_captured_step_of_the_real_network_takes_a_quarter_of_a_gibibyte() -> None:
+    for representation in FORMATS:
+        assert 0.2 < real(representation).graph_bytes("cuda") / GIB < 0.4
+        assert real(representation).graph_bytes("mps") == real(representation).graph_bytes("cpu") == 0
+
+
+def test_a_step_is_captured_where_all_is_on_one_card_with_room_for_it() -> None:
+    sizes = real("nvfp4")
+    assert place(sizes, cards(23.5)).has_room_for_graph
+    assert not place(sizes, cards(15.6)).has_room_for_graph  # streamed
+    assert not place(sizes, cards(11.6, 11.6)).has_room_for_graph
+    # From where it fits at all: first nothing but the network, then the graph, then the vision tower.
+    stages = []
+    for mib in range(18 * 1024, 22 * 1024, 32):
+        placement = place(sizes, cards(mib / 1024))
+        if placement.is_resident:
+            expected = dict(placement.device_bytes)["cuda:0"]
+            stages.append((placement.has_room_for_graph, placement.vision != "cpu"))
+            assert expected <= mib * 2**20
+    assert list(dict.fromkeys(stages)) == [(False, False), (True, False), (True, True)]

@@ -553,3 +553,25 @@ def test_a_card_says_how_long_it_waited(
     rate = (3 * NUM_LAYERS + 2) * 3 * 16 * 16 * 4 / card.time
     assert rate <= report["bytes_a_second"] < 2 * rate
     assert not streamed.waiting._laps
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_says_how_long_it_waited() -> None:
+    """For layers in pinned memory, and for those in files."""
+    resident = resident_network()
+    homes = [LayerHome("cuda:0", home) for home in ("host", "files", "host", "files", "host")]
+    network, _ = network_at(homes, resident)
+    reply(network)  # whatever comes up once
+    network.start_reply()
+    expected = reply(resident, chunks=(5,), steps=3)
+    results = reply(network, chunks=(5,), steps=3)
+    torch.cuda.synchronize()
+    report = network.streaming_report()
+    assert report is not None
+    (stream,) = network._streams.values()
+    assert report["bytes_a_step"] == NUM_LAYERS * sum(tensor.nbytes for tensor in stream._kept[0].held())
+    assert 0 < report["waited_share"] < 1
+    assert isinstance(stream.waiting, CardStopwatch)
+    assert not stream.waiting._laps
+    assert all(torch.allclose(one.cpu(), other, atol=1e-4) for one, other in zip(results, expected, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from llm_diffusiongemma.bench.networks import random_network
 from llm_diffusiongemma.diffusion.config_file import ConfigFile
 from llm_diffusiongemma.diffusion.network import Network
 
-from .networks import network_config
+from .networks import network_config, proved
 
 GIB = 2**30
 Result = dict[str, Any]
@@ -40,6 +41,9 @@ class Bench:
     found: Result = field(default_factory=dict)
     """What a long section has found so far, which is said even if it is cut off."""
 
+    records: dict[str, Result] = field(default_factory=dict)
+    """What each section has said, by its name."""
+
     def begin(self) -> Result:
         """Where a long section puts what it finds as it goes."""
         self.found = {}
@@ -60,8 +64,17 @@ class Bench:
 
     @cached_property
     def network(self) -> Network:
-        """The random one in bf16, made when it is first wanted."""
-        return random_network(self.config.network(), self.device)
+        """The random one in bf16, made when it is first wanted, with all kernels that are right here."""
+        network = random_network(self.config.network(), self.device)
+        proved(network)
+        return network
+
+    def let_go(self) -> None:
+        """Of that network. Who wants it next has it made again."""
+        self.__dict__.pop("network", None)
+        gc.collect()
+        if self.on_card:
+            torch.cuda.empty_cache()
 
     def wait(self) -> None:
         if self.on_card:

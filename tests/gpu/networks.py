@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from llm_diffusiongemma.bench.networks import REAL
 from llm_diffusiongemma.diffusion.config_file import ConfigFile
 from llm_diffusiongemma.diffusion.network import Network
+from llm_diffusiongemma.diffusion.proving import Verdict, prove
 
 # The same shape, very small.
 TINY: dict[str, Any] = {
@@ -49,3 +50,10 @@ def converted(network: Network, dtype: torch.dtype, device: torch.device) -> Net
     for (_, target), (_, source) in zip(copy.tensors(), network.tensors(), strict=True):
         target.copy_(source)
     return copy
+
+
+def proved(network: Network) -> Verdict:
+    """Has a network compute with all kernels that are right on its device, as loading does it."""
+    verdict = prove(network.config, network.formats, network.dtype, network.device)
+    network.operations = verdict.operations
+    return verdict

@@ -16,6 +16,7 @@ from llm_diffusiongemma.bench.networks import random_network
 from llm_diffusiongemma.diffusion import streaming
 from llm_diffusiongemma.diffusion.experts import Experts
 from llm_diffusiongemma.diffusion.network import Network
+from llm_diffusiongemma.diffusion.operations import PLAIN_TORCH
 from llm_diffusiongemma.diffusion.packed import (
     PLAIN,
     CompressedTensorsNvfp4,
@@ -30,8 +31,8 @@ from llm_diffusiongemma.diffusion.sizes import Sizes, sizes_of
 
 from .bench import GIB, Bench, Result
 from .loop import randomness, reply, settings_of
-from .networks import network_config, routing_of
-from .speed import PARTS, Denoiser, encoder_seconds, figures, parts_ms, weight_bytes
+from .networks import network_config, proved, routing_of
+from .speed import LAYER_PARTS, Denoiser, encoder_seconds, figures, parts_ms, weight_bytes
 
 # As the repositories are packed.
 NVFP4, FP8 = Formats(ModelOptNvfp4), Formats(Fp8, Fp8, Fp8)
@@ -42,19 +43,23 @@ HOST_BYTES = 100 * GIB
 
 
 def packed(bench: Bench) -> Result:
-    """Resident: a step, prefill, memory against the plan, the experts' products against those of their numbers."""
+    """Resident: a step, prefill, memory against the plan, the experts' products against those of their numbers; by
+    PyTorch's operations and, where there are any, by kernels."""
     found = bench.begin()
+    length = 128 if bench.is_tiny else 1024
     for formats in (NVFP4, FP8):
         outside = bench.taken() - held_by_torch(bench)
         network = random_network(bench.config.network(), bench.device, formats)
         held = weight_bytes(network) / GIB
-        found[formats.representation] = {
-            "held_gib": round(held, 2),
-            **figures(bench, network, 128 if bench.is_tiny else 1024, bench.steps),
-            **against_plan(bench, place_on(bench, formats, HOST_BYTES, 2048), outside),
-            **inside(bench, network),
-            **products(bench, network),
-        }
+        found[formats.representation] = each = {"held_gib": round(held, 2)}
+        each["kernels"] = proved(network).as_json()
+        each |= figures(bench, network, length, bench.steps)
+        each |= against_plan(bench, place_on(bench, formats, HOST_BYTES, 2048), outside)
+        each |= {**inside(bench, network), **products(bench, network)}
+        if network.operations != PLAIN_TORCH:
+            network.operations = PLAIN_TORCH
+            steps = min(bench.steps, 4)  # they take a third of a second each
+            each["by PyTorch"] = {**figures(bench, network, length, steps), **inside(bench, network)}
         del network
         forget(bench)
     errors = [each["relative error of the experts"] for each in found.values()]
@@ -62,7 +67,7 @@ def packed(bench: Bench) -> Result:
 
 
 def inside(bench: Bench, network: Network) -> Result:
-    """Where a step's time goes, and whether larger pieces of decoded numbers would shorten it."""
+    """Where a step's time goes."""
     forward = Denoiser(bench, 128 if bench.is_tiny else 1024, network)
     found: Result = {"forward_ms": bench.ms(forward, 5)}
     queued = []
@@ -72,14 +77,7 @@ def inside(bench: Bench, network: Network) -> Result:
         forward()
         queued.append((time.perf_counter() - started) * 1e3)
     found |= {"host_ms_to_queue_it": round(statistics.median(queued), 2)}
-    found["parts_ms"] = parts_ms(bench, forward, PARTS)
-    scratch = network._layers[0].scratch
-    shipped, by_piece = scratch.piece_bytes, {}
-    for times in (1, 4, 16):
-        scratch.piece_bytes = shipped * times
-        by_piece[f"{scratch.piece_bytes >> 20} MiB"] = bench.ms(forward, 3, 1)
-    scratch.piece_bytes = shipped
-    return found | {"forward_ms by piece": by_piece}
+    return found | {"parts_ms": parts_ms(bench, network, forward, LAYER_PARTS)}
 
 
 def products(bench: Bench, network: Network) -> Result:
@@ -96,11 +94,12 @@ def products(bench: Bench, network: Network) -> Result:
             source.dequantise(which, slice(0, source.outputs), target.held()[0][which])
     x = torch.randn(config.canvas_length, config.hidden_size, device=bench.device).to(network.dtype)
     routing = routing_of(network, 0, x)
-    ours, theirs = (experts(x, *routing).double() for experts in (packed, plain))
+    run = partial(network.operations.through_experts, x, packed, *routing)
+    ours, theirs = run().double(), plain(x, *routing).double()
     return {
         "relative error of the experts": float(f"{((ours - theirs).norm() / theirs.norm()).item():.1e}"),
         "size of what they say": round(theirs.square().mean().sqrt().item(), 3),
-        "experts_ms": bench.ms(partial(packed, x, *routing), 5),
+        "experts_ms": bench.ms(run, 5),
         "plain experts_ms": bench.ms(partial(plain, x, *routing), 5),
     }
 
@@ -115,6 +114,8 @@ def streamed(bench: Bench) -> Result:
         limit = just_too_small(sizes(bench, formats), bench.device) if bench.is_tiny else CARDS[card] << 20
         found[name] = streamed_within(bench, formats, limit)
         forget(bench)
+    found["nvfp4, a third"] = a_third(bench)
+    forget(bench)
     empty_host_cache(bench)
     return {"ok": all(found["same tokens as resident"].values()), **found}
 
@@ -124,6 +125,7 @@ def streamed_within(bench: Bench, formats: Formats, limit: int) -> Result:
     placement = place_on(bench, formats, limit)
     started = time.perf_counter()
     network = random_network(bench.config.network(), bench.device, formats, placement.layers)
+    verdict = proved(network)
     bench.wait()
     built = time.perf_counter() - started
     bench.forget_peak()
@@ -142,6 +144,7 @@ def streamed_within(bench: Bench, formats: Formats, limit: int) -> Result:
     step_gb = placement.step_bytes / 1e9
     shorter = min(computing_ms, copying_ms)
     return {
+        "kernels": verdict.as_json(),
         "layers streamed": placement.num_layers("host"),
         "gb_a_step": round(step_gb, 2),
         "build_seconds": round(built, 1),
@@ -157,6 +160,28 @@ def streamed_within(bench: Bench, formats: Formats, limit: int) -> Result:
         "longest context tried": room,
         **against_plan(bench, placement, outside),
         "limit_gib": round(limit / GIB, 2),
+    }
+
+
+def a_third(bench: Bench) -> Result:
+    """Every third layer's experts in the host's memory, with room for all: how much of the bus a step uses."""
+    config = bench.config.network()
+    homes = [LayerHome(str(bench.device), "host" if i % 3 == 1 else "device") for i in range(len(config.layers))]
+    network = random_network(config, bench.device, NVFP4, homes)
+    found = {"kernels": proved(network).as_json()}
+    forward = Denoiser(bench, 128 if bench.is_tiny else 1024, network)
+    step_ms = bench.ms(forward, 5)
+    with patch.object(streaming, "_copy", lambda *_: None):
+        computing_ms = bench.ms(forward, 5)
+    copying_ms = bench.ms(partial(copy_all, network), 3, 1)
+    gb = len(homes[1::3]) * sizes(bench, NVFP4).experts_bytes / 1e9
+    return found | {
+        "gb_a_step": round(gb, 2),
+        "step_ms": step_ms,
+        "computing_ms": computing_ms,
+        "copying_ms": copying_ms,
+        "copying_gb_s": round(gb / copying_ms * 1e3, 1),
+        "share of the bus": round(copying_ms / step_ms, 3),
     }
 
 

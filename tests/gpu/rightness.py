@@ -32,7 +32,7 @@ from llm_diffusiongemma.models import AsyncDiffusionGemma, DiffusionGemma
 from ..whole import load_whole
 from .bench import Bench, OutOfTimeError, Result
 from .loop import randomness
-from .networks import converted
+from .networks import converted, proved
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -114,6 +114,11 @@ def replies(bench: Bench) -> Result:
         "device fp32": converted(reference.network, torch.float32, bench.device),
         "device as loaded": loaded.network,
     }
+    in_use = {}
+    for dtype in (torch.float32, torch.bfloat16) if bench.on_card else ():
+        name = f"device {dtype}, kernels"
+        networks[name] = converted(reference.network, dtype, bench.device)
+        in_use[name] = proved(networks[name]).in_use
     cases = {(text, seed): question(text) for text in QUESTIONS for seed in (1, 2)}
     expected = {case: answer(reference, reference.network, cases[case], case[1]) for case in cases}
     found: Result = {"load_seconds": round(loaded.load_seconds, 2), "dtype": str(loaded.network.dtype)}
@@ -139,7 +144,7 @@ def replies(bench: Bench) -> Result:
             "ms a step": round((time.perf_counter() - started) * 1e3 / steps_done, 2),
         }
     again = [answer(reference, loaded.network, prompt, 1) for _ in range(2)]
-    return found | {"a seed repeats": again[0] == again[1]}
+    return found | {"a seed repeats": again[0] == again[1], "kernels in use": in_use}
 
 
 def differing(ours: list[int], theirs: list[int]) -> Result:

@@ -12,7 +12,8 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,9 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
 from llm_diffusiongemma.bench.networks import random_network
-from llm_diffusiongemma.bench.theirs import Theirs, transformers_of
+from llm_diffusiongemma.bench.theirs import transformers_of
 from llm_diffusiongemma.diffusion import network as network_module
 from llm_diffusiongemma.diffusion.config_file import ConfigFile
-from llm_diffusiongemma.diffusion.experts import Experts
 from llm_diffusiongemma.diffusion.kv_cache import KVCache
 from llm_diffusiongemma.diffusion.network import Network
 
@@ -34,13 +34,13 @@ from .bench import GIB, Bench, Result
 from .loop import StepClock, reply, sampler_of, settings_of
 from .networks import network_config, routing_of
 
-# What a layer's time is split into: where each part is computed. (`mlp` includes self-conditioning's.)
-PARTS: dict[str, tuple[Any, str]] = {
+# What a step's time is split into, and where each part is computed; experts are an operation of the network.
+# (`mlp` includes self-conditioning's.)
+LAYER_PARTS = ("attention", "mlp", "experts")
+SAMPLER_PARTS = ("output head", "soft embeddings")
+PLACES: dict[str, tuple[Any, str]] = {
     "attention": (network_module, "_attend"),
     "mlp": (network_module._GatedMLP, "__call__"),
-    "experts": (Experts, "__call__"),
-}
-SAMPLER_PARTS: dict[str, tuple[Any, str]] = {
     "output head": (Network, "logits"),
     "soft embeddings": (Network, "mix"),
 }
@@ -48,8 +48,24 @@ SAMPLER_PARTS: dict[str, tuple[Any, str]] = {
 STAND_INS: dict[str, Callable[..., torch.Tensor]] = {
     "attention": lambda queries, keys, values: network_module._in_rows(queries),
     "mlp": lambda mlp, x, operations: x,
-    "experts": lambda experts, x, chosen, weights: x[:, None],
+    "experts": lambda x, experts, chosen, weights: x[:, None],
 }
+
+
+@contextlib.contextmanager
+def computed_otherwise(network: Network, part: str, how: Callable[[Callable[..., Any]], Any]) -> Iterator[None]:
+    """With what `how` makes of a part in its place."""
+    if part in PLACES:
+        owner, attribute = PLACES[part]
+        with patch.object(owner, attribute, how(getattr(owner, attribute))):
+            yield
+        return
+    operations = network.operations
+    network.operations = replace(operations, through_experts=how(operations.through_experts))
+    try:
+        yield
+    finally:
+        network.operations = operations
 
 
 class Denoiser:
@@ -138,17 +154,18 @@ def parts(bench: Bench) -> Result:
         queued.append((time.perf_counter() - started) * 1e3)
     bench.wait()
     found["host_ms_to_queue_it"] = round(statistics.median(queued), 2)
-    found["parts_ms"] = parts_ms(bench, forward, PARTS)
+    found["parts_ms"] = parts_ms(bench, forward.network, forward, LAYER_PARTS)
     step, hidden = Step(forward), forward()
     found["sampler_ms"] = bench.ms(lambda: step.sample(hidden))
-    found["parts_of_the_sampler_ms"] = parts_ms(bench, lambda: step.sample(hidden), SAMPLER_PARTS)
+    sample = partial(step.sample, hidden)
+    found["parts_of_the_sampler_ms"] = parts_ms(bench, forward.network, sample, SAMPLER_PARTS)
     # Besides all weights the embedding once more: the head and the soft embeddings both read it whole.
     read = weight_bytes(bench.network) + bench.network._embedding.nbytes
     found |= {"read_gb": round(read / 1e9, 2), "roofline_ms": round(read / bench.copy_rate * 1e3, 2)}
     return found | bench.peak()
 
 
-def parts_ms(bench: Bench, call: Callable[[], object], parts: dict[str, tuple[Any, str]]) -> Result:
+def parts_ms(bench: Bench, network: Network, call: Callable[[], object], parts: Sequence[str]) -> Result:
     """Milliseconds in each part of a call, all layers together, with the gaps between launches."""
     marks: list[tuple[str, Any, Any]] = []
 
@@ -162,8 +179,8 @@ def parts_ms(bench: Bench, call: Callable[[], object], parts: dict[str, tuple[An
         return run
 
     with contextlib.ExitStack() as patches:
-        for name, (owner, attribute) in parts.items():
-            patches.enter_context(patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
+        for name in parts:
+            patches.enter_context(computed_otherwise(network, name, partial(timed, name)))
         start = bench.mark()
         call()
         end = bench.mark()
@@ -265,7 +282,7 @@ def graph(bench: Bench) -> Result:
             }
         without = {}
         for name, stand_in in STAND_INS.items():
-            with patch.object(*PARTS[name], stand_in):
+            with computed_otherwise(forward.network, name, lambda _, stand_in=stand_in: stand_in):
                 without[name] = bench.ms(captured(bench, forward)[0])
         found[f"forward without a part, replay_ms, context {context}"] = without
     is_right = all(each.get("same bits", True) for each in found.values())
@@ -286,32 +303,6 @@ def captured(bench: Bench, call: Callable[[], torch.Tensor]) -> tuple[Callable[[
     with torch.cuda.graph(recorded):
         result = call()
     return recorded.replay, result
-
-
-def generate(bench: Bench) -> Result:
-    """transformers' own `generate` of the same weights and as many steps, taking turns with ours."""
-    config = network_config(is_tiny=bench.is_tiny)
-    prompt = bench.tokens(128 if bench.is_tiny else 1024).tolist()
-    settings = settings_of(bench.steps)
-    theirs = Theirs(bench.network, config, settings, config.canvas_length, {"": prompt})  # nothing ends a reply
-    calls = {
-        "ours": lambda: reply(bench.network, prompt, bench.steps)[0],
-        "theirs": lambda: theirs.reply("", seed=0).seconds,
-    }
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    peaks: Result = {}
-    for _ in range(3):
-        for name, call in calls.items():
-            if bench.on_card:
-                torch.cuda.reset_peak_memory_stats()
-            times[name].append(call())
-            peaks |= {f"{name}, {key}": value for key, value in bench.peak().items()}
-    medians = {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
-    return {
-        "seconds_a_canvas": {name: round(seconds, 3) for name, seconds in medians.items()},
-        "times_faster": round(medians["theirs"] / medians["ours"], 2),
-        **peaks,
-    }
 
 
 def experts(bench: Bench) -> Result:
@@ -354,10 +345,11 @@ def attention(bench: Bench) -> Result:
         mask = (
             torch.ones(rows, seen, dtype=torch.bool, device=bench.device).tril(seen - rows) if is_masked else None
         )
+        queries = q.transpose(0, 1).contiguous().view(groups, -1, rows, width)
         whole = (
-            partial(network_module._attend_causally, q, k, v, mask)
+            partial(network_module._attend_causally, queries, k, v, mask)
             if is_masked
-            else partial(network_module._attend, q, k, v)
+            else partial(network_module._attend, queries, k, v)
         )
         found[shape] = {"ours, whole": bench.ms(whole, 5, 1)}
         for name, (tensors, is_grouped) in ways_to_group(q, k, v, mask).items():

@@ -9,7 +9,10 @@ from .bench import Bench
 from .first_light import SECTIONS, Section
 
 # Replies, commands and test runs, half a minute each. What they are made of is tested elsewhere.
-SLOW = {"replies", "features", "command", "tests", "load_packed", "limit", "streamed", "unload", "serve"}
+SLOW = {
+    "replies", "features", "command", "tests", "kernel_tests", "bench", "tune", "constrained", "load_packed",
+    "limit", "streamed", "unload", "serve",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

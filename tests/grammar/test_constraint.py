@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -335,3 +336,31 @@ def test_a_step_on_a_card_takes_one_copy_each_way_and_few_launches(monkeypatch: 
     assert launches.count <= 180
     for ours, theirs in zip(results, expected, strict=True):
         assert all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_makes_the_same_step_and_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    automaton = build(regex_language(r'\{"a": (-?1+|"[ab]*"), "b": (a|b)*\}'), vocabulary_of(many_tokens(3000)))
+    generator = torch.Generator().manual_seed(0)
+    steps = [torch.randn(64, 3000, generator=generator) * 8 for _ in range(3)]
+    waits, synchronize = [], torch.cuda.Event.synchronize
+    monkeypatch.setattr(torch.cuda.Event, "synchronize", lambda event: waits.append(event) or synchronize(event))
+    results = []
+    for device in (CPU, torch.device("cuda", 0)):
+        constraint = TextConstraint(automaton, device)
+        constraint.start_canvas(64, 100)
+        there = [logits.to(device) for logits in steps]
+        # "always": of warnings from the same line the default would show the first only.
+        with warnings.catch_warnings(record=True, action="always") as caught:
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                results.append([step(constraint, logits, 8) for logits in there])
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        assert not [each for each in caught if str(each.message).startswith("called a synchronizing")]
+    assert len(waits) == len(steps)
+    for (canvas, entropies, log_q), on_gpu in zip(*results, strict=True):
+        assert torch.equal(canvas, on_gpu[0].cpu())
+        assert torch.allclose(entropies, on_gpu[1].cpu(), atol=1e-4)
+        assert torch.allclose(log_q.exp(), on_gpu[2].cpu().exp(), atol=1e-4)

@@ -67,8 +67,30 @@ def _sort(
 
 
 @triton.jit
-def _accumulate(acc: tl.tensor, x: tl.tensor, w: tl.tensor, SWAP: tl.constexpr) -> tl.tensor:
-    """acc + x w^T for `x [BM, c]` and `w [BN, c]`: `[BM, BN]`, or with SWAP `[BN, BM]`."""
+def _accumulate(
+    acc: tl.tensor, x: tl.tensor, x_odd: tl.tensor, weight: tl.tensor, scale: tl.tensor,
+    left: tl.tensor, blocks_left: tl.tensor,
+    FORMAT: tl.constexpr, WORD: tl.constexpr, PACKED: tl.constexpr, OPERAND: tl.constexpr,
+    MASKED: tl.constexpr, SWAP: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """acc and the products of `x [BM, c]` with what lies at `weight [BN, c]`: `[BM, BN]`, or with SWAP `[BN, BM]`.
+
+    `x_odd` is of nvfp4, whose `x` are the even channels.
+    """
+    w = _load(weight, left, MASKED)
+    if FORMAT == "nvfp4":
+        even, odd = decode_nvfp4(w, _load(scale, blocks_left, MASKED), WORD, PACKED, OPERAND)
+        acc = _dot(acc, x, even, SWAP)
+        acc = _dot(acc, x_odd, odd, SWAP)
+    elif FORMAT == "fp8":
+        acc = _dot(acc, x, decode_e4m3(w, PACKED, OPERAND), SWAP)
+    else:
+        acc = _dot(acc, x, w.to(OPERAND), SWAP)
+    return acc
+
+
+@triton.jit
+def _dot(acc: tl.tensor, x: tl.tensor, w: tl.tensor, SWAP: tl.constexpr) -> tl.tensor:
     if SWAP:
         left, right = w, tl.trans(x)
     else:
@@ -116,11 +138,13 @@ def _products(
     # Channels that are none read the first one's weights, and aren't stored.
     output = n if N % BN == 0 else tl.where(n < N, n, 0)
     p_weight = weight + e * OUTPUTS * LENGTH + output[:, None] * LENGTH + channel[None, :]
-    if FORMAT == "nvfp4":
-        SCALES: tl.constexpr = K // 16 // WORD  # elements of `scale` in a row, WORD bytes each
-        SCALES_STEP: tl.constexpr = BK // 16 // WORD
-        block = tl.arange(0, SCALES_STEP)
-        p_scale = scale + e * OUTPUTS * SCALES + output[:, None] * SCALES + block[None, :]
+    # Of nvfp4 the elements of `scale` in a row, WORD bytes each; others have no such.
+    SCALES: tl.constexpr = K // 16 // WORD if FORMAT == "nvfp4" else 0
+    SCALES_STEP: tl.constexpr = BK // 16 // WORD if FORMAT == "nvfp4" else 1
+    block = tl.arange(0, SCALES_STEP)
+    p_scale = (
+        scale + e * OUTPUTS * SCALES + output[:, None] * SCALES + block[None, :] if FORMAT == "nvfp4" else p_weight
+    )
     m0 = first + tl.program_id(0) * BM
     while m0 < last:  # a range of loaded numbers is more than Triton's interpreter can make
         m = m0 + tl.arange(0, BM)
@@ -133,25 +157,15 @@ def _products(
         for step in range((LENGTH + STEP - 1) // STEP):
             left = channel[None, :] < LENGTH - step * STEP
             a = _load(p_x + step * STEP, left, MASKED).to(OPERAND)
-            w = _load(p_weight + step * STEP, left, MASKED)
-            if FORMAT == "nvfp4":
-                a_odd = _load(p_x + LENGTH + step * STEP, left, MASKED).to(OPERAND)
-                inside = block[None, :] < SCALES - step * SCALES_STEP
-                s = _load(p_scale + step * SCALES_STEP, inside, MASKED)
-                even, odd = decode_nvfp4(w, s, WORD, PACKED, OPERAND)
-                acc = _accumulate(acc, a, even, SWAP)
-                acc = _accumulate(acc, a_odd, odd, SWAP)
-                if GATED:
-                    w = _load(p_weight + N * LENGTH + step * STEP, left, MASKED)
-                    s = _load(p_scale + N * SCALES + step * SCALES_STEP, inside, MASKED)
-                    even, odd = decode_nvfp4(w, s, WORD, PACKED, OPERAND)
-                    acc_up = _accumulate(acc_up, a, even, SWAP)
-                    acc_up = _accumulate(acc_up, a_odd, odd, SWAP)
-            else:
-                acc = _accumulate(acc, a, _numbers(w, FORMAT, PACKED, OPERAND), SWAP)
-                if GATED:
-                    w = _load(p_weight + N * LENGTH + step * STEP, left, MASKED)
-                    acc_up = _accumulate(acc_up, a, _numbers(w, FORMAT, PACKED, OPERAND), SWAP)
+            b = _load(p_x + LENGTH + step * STEP, left, MASKED).to(OPERAND) if FORMAT == "nvfp4" else a
+            blocks_left = block[None, :] < SCALES - step * SCALES_STEP
+            p_w, p_s = p_weight + step * STEP, p_scale + step * SCALES_STEP
+            acc = _accumulate(acc, a, b, p_w, p_s, left, blocks_left, FORMAT, WORD, PACKED, OPERAND, MASKED, SWAP)
+            if GATED:
+                p_w, p_s = p_w + N * LENGTH, p_s + N * SCALES
+                acc_up = _accumulate(
+                    acc_up, a, b, p_w, p_s, left, blocks_left, FORMAT, WORD, PACKED, OPERAND, MASKED, SWAP
+                )
         if SWAP:
             acc = tl.trans(acc)
             acc_up = tl.trans(acc_up)
@@ -171,11 +185,6 @@ def _products(
         place = target.to(tl.int64)[:, None] * N + column[None, :]
         tl.store(out + place, acc.to(out.dtype.element_ty), mask=is_mine)
         m0 += tl.num_programs(0) * BM
-
-
-@triton.jit
-def _numbers(w: tl.tensor, FORMAT: tl.constexpr, PACKED: tl.constexpr, OPERAND: tl.constexpr) -> tl.tensor:
-    return decode_e4m3(w, PACKED, OPERAND) if FORMAT == "fp8" else w.to(OPERAND)
 
 
 @triton.jit

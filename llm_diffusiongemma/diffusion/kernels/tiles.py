@@ -88,7 +88,8 @@ def tiling_of(
     is_sm_90 = card.capability is not None and card.capability[0] == 9
     tiling = (_SM_90 if is_sm_90 else _OTHERS)[format, product]
     if card.is_amd:
-        tiling = replace(tiling, stages=2)  # 64 KiB of shared memory
+        # 64 KiB of shared memory, and on RDNA larger tiles of packed numbers spill registers.
+        tiling = replace(tiling, channels=64, stages=2)
     if product != "dense" and mean_rows > FEW_ROWS:
         tiling = replace(tiling, rows=2 * tiling.rows)
     return tiling

@@ -24,7 +24,8 @@ from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, SamplerSet
 
 from ...whole import load_whole
 from .. import small_network
-from ..operators import WAITING, Operators
+from ..operators import Operators
+from ..taped import WAITING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
