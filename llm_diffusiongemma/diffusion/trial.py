@@ -93,15 +93,18 @@ class Trial:
         self._kernels, self._faults = kernels, {}
         while True:
             before = len(self._faults)
-            self._reply()
+            beside = {name: partial(self._beside, name) for name in kernels if name not in self._faults}
+            self._network.operations = replace(PLAIN_TORCH, **beside)
+            try:
+                self._reply()
+            finally:
+                # They hold this object, and it holds them: nobody collects such garbage while a model is loaded.
+                self._network.operations = PLAIN_TORCH
             if len(self._faults) == before:
                 return self._faults
 
     def _reply(self) -> None:
-        network, device = self._network, self._network.device
-        beside = {name: partial(self._beside, name) for name in self._kernels if name not in self._faults}
-        network.operations = replace(PLAIN_TORCH, **beside)
-        config = network.config
+        network, config, device = self._network, self._network.config, self._network.device
         cache = KVCache(config, network.dtype, device)
         for length in CHUNKS:
             network.encode(network.embed(self._draw(length)), cache)
