@@ -18,7 +18,6 @@ from llm_diffusiongemma.view.records import Reading
 
 from ..conftest import TINY, Llm
 
-COUNT = Kind("count", "Count from 1 to 10")
 QUESTION = Kind("question", "What is a canvas?")
 PERSON = next(kind for kind in prompts.EMBEDDED if kind.schema is not None)
 
