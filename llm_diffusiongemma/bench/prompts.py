@@ -19,7 +19,7 @@ class Kind:
 
 
 def _log(days: int) -> str:
-    """A weather log to be read: a line for each day, some 30 tokens of the real network's."""
+    """A weather log to be read, a line for each day."""
     stations = ("Harbour", "Hilltop", "Old Mill", "Lighthouse", "North Gate", "Orchard", "Quarry")
     skies = ("clear", "cloudy", "light rain", "fog", "showers", "overcast")
     lines = (
