@@ -19,7 +19,7 @@ class Kind:
 
 
 def _log(days: int) -> str:
-    """A weather log to be read: a line for each day, some 30 tokens of the real network's."""
+    """A weather log to be read, a line for each day."""
     stations = ("Harbour", "Hilltop", "Old Mill", "Lighthouse", "North Gate", "Orchard", "Quarry")
     skies = ("clear", "cloudy", "light rain", "fog", "showers", "overcast")
     lines = (
@@ -32,15 +32,14 @@ def _log(days: int) -> str:
 
 _PEOPLE = {
     "type": "array",
-    "minItems": 4,
-    "maxItems": 4,
+    "minItems": 1,
     "items": {
         "type": "object",
         "properties": {
-            "name": {"type": "string", "maxLength": 40},
-            "age": {"type": "integer", "minimum": 1, "maximum": 120},
-            "job": {"type": "string", "maxLength": 40},
-            "languages": {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 4},
+            "name": {"type": "string"},
+            "age": {"type": "integer"},
+            "job": {"type": "string"},
+            "languages": {"type": "array", "items": {"type": "string"}},
         },
         "required": ["name", "age", "job", "languages"],
     },
