@@ -42,5 +42,9 @@ def kernels_told(kernels: Any) -> str | None:
     in_use, switched_off = kernels.get("in_use"), kernels.get("switched_off")
     told = f"{len(in_use)} in use" if isinstance(in_use, list) and in_use else "none in use"
     reasons = switched_off.items() if isinstance(switched_off, dict) else ()
-    off = [f"{quoted(name).replace('_', ' ')}: {quoted(why)}" for name, why in reasons]
-    return f"{told}; by PyTorch {'; '.join(off)}" if off else told
+    # Of "all" there is but the reason.
+    off = [
+        quoted(why) if name == "all" else f"not {quoted(name).replace('_', ' ')}: {quoted(why)}"
+        for name, why in reasons
+    ]
+    return "; ".join((told, *off))

@@ -172,14 +172,14 @@ def test_what_a_card_has_to_tell(llm_command: Llm, monkeypatch: pytest.MonkeyPat
     assert report["kernels"] == {"in_use": ["heads", "finish"], "switched_off": {"after_attention": "it fails"}}
     assert [found[name] for name in names] == [report[name] for name in names]
     text = told(llm_command)
-    assert row(text, "kernels") == "2 in use; by PyTorch after attention: it fails"
+    assert row(text, "kernels") == "2 in use; not after attention: it fails"
     assert row(text, "graph") == r"the first replay differed\x1b[2J"
     assert row(text, "streaming") == "3.0 GiB a step, 20.0 GiB a second, waited for 12% of the time"
     # A log that somebody else has written.
     odd = """'$.kernels', json('{"in_use": 3, "switched_off": {"a": [1]}}'), '$.graph', 1, '$.streaming', 'x'"""
     change(f"update turns set response_json = json_set(response_json, {odd})")
     text = told(llm_command)
-    assert row(text, "kernels") == "none in use; by PyTorch a: [1]"
+    assert row(text, "kernels") == "none in use; not a: [1]"
     assert "streaming" not in text
 
 

@@ -74,7 +74,7 @@ def of_random_weights(
             check(placement)
         made = random_weights.make(placement, stop)
         network, lengths = made.network, made.room_for(CONTEXT_LENGTHS)
-        subject = RandomReplies(network, lengths, steps or STEPS_A_CANVAS, placement.context_tokens)
+        subject = RandomReplies(network, placement, lengths, steps or STEPS_A_CANVAS)
         theirs = None
         if against:
             prompts = {name: subject.prompt(name, seed) for name in subject.names}

@@ -97,7 +97,6 @@ class ReplyClock(Stop):
         self._wanted = wanted
         self._device = device
         self._asked: list[float] = []
-        """since the last block"""
         self._readings: list[list[Any]] = []
         self._forward_ended: float | None = None
         self._started = time.perf_counter()
@@ -132,9 +131,8 @@ class ReplyClock(Stop):
         sample.converged += converged
         sample.tokens += tokens
         sample.steps += steps
-        ends = self._asked[-steps:]
+        ends = self._asked[-steps:]  # whatever else it was asked for before
         sample.step_seconds += [after - before for before, after in itertools.pairwise(ends)]
-        self._asked.clear()
 
     def end(self) -> Sample:
         """All of the reply is there."""

@@ -76,6 +76,7 @@ def _against(measured: Measured, name: str) -> dict[str, Any]:
         for ours, theirs in zip(measured.samples[name], measured.theirs[name], strict=False)
     ]
     return {
+        "transformers_output_tokens": spread(each.tokens for each in measured.theirs[name]),
         "ours_tokens_per_second": spread(ours for ours, _ in rates),
         "transformers_tokens_per_second": spread(theirs for _, theirs in rates),
         "times_faster": spread(ours / theirs for ours, theirs in rates if theirs),

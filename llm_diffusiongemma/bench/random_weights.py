@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from ..backends.turn import WeightsReport
 from ..catalog import HUB_SOURCES, built_in
 from ..diffusion.config_file import ConfigFile
 from ..diffusion.devices import is_out_of_memory, peak_memory
-from ..diffusion.proving import Verdict, prove_all
+from ..diffusion.proving import Verdict, import_kernels, is_to_be_tried, prove_all
 from ..errors import DeviceMemoryError
 from ..view.progress import indicate
 from ..wording import listed, tell
@@ -87,7 +88,11 @@ def make(placement: Placement, stop: Stop) -> RandomWeights:
     started = time.perf_counter()
     config, device = ConfigFile.model_validate(REAL), torch.device(placement.devices[0])
     sizes, formats = config.network(), FORMATS[placement.representation]
-    weight_bytes = {source.representation: source.weight_bytes for source in HUB_SOURCES}[placement.representation]
+    weight_bytes = next(s.weight_bytes or 0 for s in HUB_SOURCES if s.representation == placement.representation)
+    if is_to_be_tried(device, weight_bytes):
+        # What is wrong with it the trial says.
+        with indicate("Importing Triton"), stop.importing(), suppress(Exception):
+            import_kernels()
     try:
         # First, as it is for weights that are loaded: it takes memory.
         verdict = prove_all(
@@ -95,7 +100,7 @@ def make(placement: Placement, stop: Stop) -> RandomWeights:
             formats,
             torch.bfloat16,
             [torch.device(each) for each in placement.devices],
-            weight_bytes or 0,
+            weight_bytes,
             lambda: indicate(TRYING_KERNELS),
             stop.check,
         )

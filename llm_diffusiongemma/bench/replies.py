@@ -10,6 +10,7 @@ from llm.parts import Message, TextPart
 from ..backends.isolation import isolated
 from ..backends.local import LocalReply
 from ..backends.turn import Turn
+from ..diffusion.graphs import StepGraphs
 from ..diffusion.pipeline import Block, BlockDiffusionPipeline
 from ..diffusion.request import Prompt, Request
 from ..diffusion.sampler import GeneratorRandomness, SamplerSettings
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..backends.turn import WeightsReport
     from ..catalog import ModelEntry
     from ..diffusion.network import Network
+    from ..diffusion.placement import Placement
     from .clock import ReplyClock
     from .prompts import Kind
 
@@ -83,15 +85,19 @@ class Replies:
 class RandomReplies:
     """Of a network of random weights, `CANVASES` canvases behind prompts of some lengths. It never converges."""
 
-    def __init__(self, network: Network, lengths: Sequence[int], steps: int, context_tokens: int | None) -> None:
-        """`steps` are taken for each canvas. `context_tokens` as for a pipeline."""
+    def __init__(self, network: Network, placement: Placement, lengths: Sequence[int], steps: int) -> None:
+        """`steps` are taken for each canvas."""
         self.network = network
         self.settings = SamplerSettings(steps, 0.1, 0.4, 0.8, NEVER_CONFIDENT, 1)
         self.max_tokens = CANVASES * network.config.canvas_length
         self._lengths = {f"{length:,} tokens": length for length in lengths}
         # Nothing ends a reply.
         self.pipeline = BlockDiffusionPipeline(
-            network, eos_token_ids=(), pad_token_id=None, context_tokens=context_tokens
+            network,
+            eos_token_ids=(),
+            pad_token_id=None,
+            context_tokens=placement.context_tokens,
+            graphs=StepGraphs.of(network, has_room=placement.has_room_for_graph),
         )
 
     @property

@@ -55,7 +55,12 @@ def _about(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in OF_A_REPLY:
         if name in ROWS and (text := ROWS[name](found)):
             if name == "device":
-                text += f" ({found['device_name']})" if found["device_name"] else f", {found['threads']} threads"
+                threads = found["threads"]
+                text += (
+                    f" ({found['device_name']})"
+                    if found["device_name"]
+                    else f", {threads} thread{'s' * (threads > 1)}"
+                )
             yield name, text
     yield "drawn in" if found["random_weights"] else "loaded in", f"{found['load_seconds']:.1f} s"
     if memory := ROWS["memory"](found):

@@ -18,6 +18,7 @@ from ..errors import CheckpointError, CheckpointNotFoundError, DeviceMemoryError
 from ..hub import settings
 from ..hub.cache import Repository
 from ..installation import system, versions
+from ..printing import kernels_told
 from ..view.progress import Progress, indicate
 from .report import CheckReport, Finding
 
@@ -98,6 +99,7 @@ def _check_whole(entry: ModelEntry, ready: Ready, is_quick: bool, progress: Prog
             "device": _device_name(network.device),
             "computed in": str(network.dtype).removeprefix("torch."),
             "experts": _experts(loaded.placement),
+            "kernels": kernels_told(loaded.verdict.as_json()) or "none in use",
             "loading": f"{loaded.load_seconds:.1f} s for {loaded.weight_bytes:,} bytes",
         },
     )

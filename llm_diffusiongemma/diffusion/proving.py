@@ -75,8 +75,11 @@ class Verdict:
             names_of.setdefault(self.switched_off[name], []).append(name)
         if not names_of:
             return None
-        told = "; ".join(f"{', '.join(names).replace('_', ' ')}: {why}" for why, names in names_of.items())
-        return f"kernels are switched off, and PyTorch computes in their place ({told})."
+        told = (
+            why if ALL in names else f"{', '.join(names).replace('_', ' ')}: {why}"
+            for why, names in names_of.items()
+        )
+        return f"kernels are switched off, and PyTorch computes in their place ({'; '.join(told)})."
 
 
 def none_because(device: torch.device, weight_bytes: int | None = None) -> str | None:
@@ -231,4 +234,5 @@ def _why(error: Exception) -> str:
         )
     # A compiler's errors are pages, whose first line, if it isn't in them apart, says what it is.
     text = PATH.sub("…", str(getattr(error, "error_message", None) or error).strip().partition("\n")[0])
-    return f"it fails on this GPU ({quoted(f'{type(error).__name__}: {text}', MOST_CHARACTERS)})"
+    told = ": ".join(filter(None, (type(error).__name__, text)))
+    return f"it fails on this GPU ({quoted(told, MOST_CHARACTERS)})"

@@ -3,6 +3,8 @@
 The network is a small one of random weights: of another's widths, formats and dtype, but of three layers. It reads
 a chunk of a prompt and a single position, and denoises a canvas twice, free and as under a constraint. So what is
 tried is what a reply launches, with arguments of the same kinds, and all of it is compiled by then.
+
+Of the real widths it takes 6 GiB in bf16 and 3 in nvfp4, and some 2 to compare: less than a model of them does.
 """
 
 from __future__ import annotations
@@ -91,15 +93,18 @@ class Trial:
         self._kernels, self._faults = kernels, {}
         while True:
             before = len(self._faults)
-            self._reply()
+            beside = {name: partial(self._beside, name) for name in kernels if name not in self._faults}
+            self._network.operations = replace(PLAIN_TORCH, **beside)
+            try:
+                self._reply()
+            finally:
+                # They hold this object, and it holds them: nobody collects such garbage while a model is loaded.
+                self._network.operations = PLAIN_TORCH
             if len(self._faults) == before:
                 return self._faults
 
     def _reply(self) -> None:
-        network, device = self._network, self._network.device
-        beside = {name: partial(self._beside, name) for name in self._kernels if name not in self._faults}
-        network.operations = replace(PLAIN_TORCH, **beside)
-        config = network.config
+        network, config, device = self._network, self._network.config, self._network.device
         cache = KVCache(config, network.dtype, device)
         for length in CHUNKS:
             network.encode(network.embed(self._draw(length)), cache)

@@ -11,6 +11,7 @@ import llm
 import pytest
 
 from llm_diffusiongemma.backends import engine
+from llm_diffusiongemma.backends.form import read_form
 from llm_diffusiongemma.bench import measure, prompts, replies
 from llm_diffusiongemma.bench.clock import ReplyClock
 from llm_diffusiongemma.bench.prompts import Kind
@@ -18,7 +19,6 @@ from llm_diffusiongemma.view.records import Reading
 
 from ..conftest import TINY, Llm
 
-COUNT = Kind("count", "Count from 1 to 10")
 QUESTION = Kind("question", "What is a canvas?")
 PERSON = next(kind for kind in prompts.EMBEDDED if kind.schema is not None)
 
@@ -35,6 +35,15 @@ def found(llm_command: Llm, *arguments: str) -> dict[str, Any]:
 def test_every_kind_has_a_name_of_its_own() -> None:
     for kinds in (prompts.GENERAL, prompts.EMBEDDED):
         assert len({kind.name for kind in kinds}) == len(kinds) > 1
+
+
+@pytest.mark.parametrize("kind", [kind for kind in prompts.GENERAL if kind.schema is not None])
+def test_what_is_asked_of_a_large_model_can_be_held_to_its_form(kind: Kind) -> None:
+    """Within the tokens that there are."""
+    form = read_form(kind.schema, None, None)
+    assert form is not None
+    constraint = engine.get_engine(llm.get_model(TINY).entry).engine.hold_to(form)
+    assert constraint.fewest_tokens < prompts.MAX_TOKENS
 
 
 def test_it_measures_what_a_prompt_gets(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,9 +101,8 @@ def test_against_transformers(llm_command: Llm) -> None:
     question = result["against"]["question"]
     ours, theirs = (question[f"{who}_tokens_per_second"]["median"] for who in ("ours", "transformers"))
     assert question["times_faster"]["median"] == pytest.approx(ours / theirs, rel=1e-2)
-    # About as long a text, so it ends where its end of sequence stands.
-    tokens = result["kinds"]["question"]["output_tokens"]["median"]
-    assert 0 < theirs * result["kinds"]["question"]["reply_seconds"]["least"] < 50 * tokens
+    # A sentence: what stands behind its end of sequence in the canvas of 256 is not counted.
+    assert 10 < question["transformers_output_tokens"]["most"] < 100
 
 
 def test_what_cannot_be_answered_hides_nothing_else(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,12 @@ from llm_diffusiongemma.bench.measure import Measured, measure
 from llm_diffusiongemma.bench.replies import RandomReplies
 from llm_diffusiongemma.diffusion.graphs import USED, StepGraphs
 from llm_diffusiongemma.diffusion.network import Network
+from llm_diffusiongemma.diffusion.placement import whole
 from llm_diffusiongemma.view.records import Reading
 
-from ..diffusion.small_network import resident_network
+from ..diffusion.small_network import NUM_LAYERS, resident_network
+
+PLACEMENT = whole("bf16", NUM_LAYERS, "cpu")
 
 
 class Time:
@@ -77,7 +80,7 @@ def network() -> Network:
 
 
 def timed_reply(network: Network, *, is_waiting: bool) -> ReplyClock:
-    subject = RandomReplies(network, [5], steps=3, context_tokens=None)
+    subject = RandomReplies(network, PLACEMENT, [5], steps=3)
     clock = ReplyClock(Stop(), DeviceClock(["cpu"]))
     if is_waiting:
         with clock.waiting(network):
@@ -113,7 +116,7 @@ def test_parts_are_told_apart_of_steps_that_are_computed_as_they_come(network: N
             self.recorded += 1
             return call
 
-    subject = RandomReplies(network, [5], steps=4, context_tokens=None)
+    subject = RandomReplies(network, PLACEMENT, [5], steps=4)
     recorder = Recorder()
     subject.pipeline._graphs = graphs = StepGraphs(recorder)
     measured = Measured(subject.names)
@@ -133,9 +136,7 @@ def test_the_network_is_left_as_it_was(network: Network, monkeypatch: pytest.Mon
     def fail(*_: object) -> torch.Tensor:
         raise RuntimeError("as a device does")
 
-    original = network.denoise
     monkeypatch.setattr(network, "denoise", fail)
     with pytest.raises(RuntimeError, match="as a device does"):
         timed_reply(network, is_waiting=True)
-    monkeypatch.undo()
-    assert network.denoise == original
+    assert network.denoise is fail

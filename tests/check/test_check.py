@@ -43,6 +43,7 @@ def test_the_embedded_checkpoint_passes_all_that_can_be_looked_at(llm_command: L
     assert "4 passed, 0 failed, 1 skipped" in page
     assert "12 of 12 replies" in page
     assert "ms a step" in page
+    assert "\n- kernels: none in use\n" in page
 
 
 @pytest.mark.parametrize("layout", PACKED)

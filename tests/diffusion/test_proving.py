@@ -198,6 +198,7 @@ def test_what_a_kernel_raises(error: Exception, why: str, card: Card, monkeypatc
     verdict = verdict_on()
     assert (verdict.in_use, verdict.operations, verdict.failed) == ((), PLAIN_TORCH, (ALL,))
     assert why in verdict.switched_off[ALL]
+    assert f"in their place ({verdict.switched_off[ALL]})." in str(verdict.warning)
 
 
 def test_what_is_none_of_a_kernels_faults_goes_on(card: Card) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
@@ -170,6 +172,19 @@ def test_what_comes_behind_is_tried_with_what_is_used() -> None:
     assert seen == {(length, torch.int32) for length in lengths}
     assert set(make().faults({"route": wrong_for_a_canvas, "through_experts": through_experts})) == {"route"}
     assert seen >= {(length, torch.int64) for length in lengths}
+
+
+def test_its_memory_is_free_behind_it() -> None:
+    """Without the garbage collector, which is off while a model is loaded: gigabytes, where its weights belong."""
+    gc.disable()
+    try:
+        tried = make()
+        assert set(tried.faults({"route": fail, "finish": PLAIN_TORCH.finish})) == {"route"}
+        held = [weakref.ref(each) for each in (tried, tried._network, next(tried._network.tensors())[1])]
+        del tried
+        assert [each() for each in held] == [None] * len(held)
+    finally:
+        gc.enable()
 
 
 def test_it_is_asked_before_each_whether_it_is_wanted() -> None:
