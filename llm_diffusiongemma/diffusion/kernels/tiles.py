@@ -88,8 +88,9 @@ def tiling_of(
     is_sm_90 = card.capability is not None and card.capability[0] == 9
     tiling = (_SM_90 if is_sm_90 else _OTHERS)[format, product]
     if card.is_amd:
-        # 64 KiB of shared memory, and on RDNA larger tiles of packed numbers spill registers.
-        tiling = replace(tiling, channels=64, stages=2)
+        tiling = replace(tiling, stages=2)  # 64 KiB of shared memory
+    if card.is_amd or dtype == torch.float16:
+        tiling = replace(tiling, channels=64)  # what is decoded by way of fp32 spills registers in larger ones
     if product != "dense" and mean_rows > FEW_ROWS:
         tiling = replace(tiling, rows=2 * tiling.rows)
     return tiling
