@@ -37,7 +37,7 @@ DEFAULT_STABILITY_THRESHOLD = 1
 
 # So much of the logits is worked on at a time: blocks of the vocabulary, and rows for a constraint. On a CPU it
 # has to stay in the cache between the passes over it; an accelerator wants enough work in a kernel to hide the
-# launch. Two temporaries of this size are nearly all the memory a step takes beside the logits.
+# launch. Three tensors of this size are nearly all the memory a step takes beside the logits.
 CHUNK_BYTES_CPU = 1 << 20
 CHUNK_BYTES_ACCELERATOR = 32 << 20
 
