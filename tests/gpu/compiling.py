@@ -150,12 +150,13 @@ def variant(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any
     """What Triton would compile for that launch there, and with what options: what it makes of each argument, so
     which numbers it takes for constants and which addresses for multiples of 16, is its own doing."""
     kernel, backend = launch.kernel, make_backend(target)
+    constants = {"enable_fp_fusion": True, **launch.constants}  # as `launching.launch` has it
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, options = bind(*launch.arguments, **launch.constants)
-    options, signature, constants, attributes = kernel._pack_args(
-        backend, dict(launch.constants), bound, specialization, options
+    bound, specialization, options = bind(*launch.arguments, **constants)
+    options, signature, constexprs, attributes = kernel._pack_args(
+        backend, constants, bound, specialization, options
     )
-    return ASTSource(kernel, signature, constants, attributes), dict(options.__dict__)
+    return ASTSource(kernel, signature, constexprs, attributes), dict(options.__dict__)
 
 
 def compile_for(source: ASTSource, options: dict[str, Any], target: GPUTarget) -> Compiled:
