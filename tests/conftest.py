@@ -32,6 +32,10 @@ from llm_diffusiongemma.chat.template import ChatTemplate
 from llm_diffusiongemma.diffusion import devices
 from llm_diffusiongemma.hub import exchange
 
+if not torch.cuda.is_available():
+    # Kernels run in Triton's interpreter, which is chosen when Triton is imported: transformers does that, too.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from .loopback_hub import FIRST_SHARD, INDEX, LAST_SHARD, LoopbackHub
 
 TINY = "diffusiongemma-tiny"

@@ -122,8 +122,9 @@ def test_several_files_share_the_connections(is_refused: bool, hub: LoopbackHub)
         [number for number, request in enumerate(hub.requests) if request.file == name]
         for name in (FIRST_SHARD, LAST_SHARD)
     )
-    # The first file has work for four, so the other ones began with the second.
-    assert last[0] < first[0] + transfer.CONNECTIONS
+    # The first file has work for four, so the other ones began with the second. Where that was refused, the first
+    # one may be whole by now.
+    assert is_refused or last[0] < first[0] + transfer.CONNECTIONS
 
 
 @pytest.mark.usefixtures("large")

@@ -56,7 +56,9 @@ def test_what_is_imported_is_declared() -> None:
     extras = PROJECT["optional-dependencies"]
     declared = bounds(PROJECT["dependencies"] + extras["video"] + extras["serve"])
     distributions = importlib.metadata.packages_distributions()
-    undeclared = {name for name in imported() if not {*map(normalized, distributions[name])} & declared.keys()}
+    # A CUDA build of PyTorch brings its Triton, and elsewhere nothing imports it.
+    names = imported() - {"triton"}
+    undeclared = {name for name in names if not {*map(normalized, distributions[name])} & declared.keys()}
     assert not undeclared
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,9 +11,7 @@ import torch.utils.deterministic
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ON_CARD = torch.cuda.is_available()
-if not ON_CARD:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before any is imported
+ON_CARD = torch.cuda.is_available()  # where there is none, tests/conftest.py has chosen the interpreter
 
 
 @pytest.fixture(params=["interpreted", pytest.param("compiled", marks=pytest.mark.gpu)])
