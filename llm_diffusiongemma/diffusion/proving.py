@@ -43,6 +43,8 @@ LEAST_WEIGHT_BYTES = 1 << 30
 ALL = "all"
 """Stands in `Verdict.switched_off` for every kernel."""
 
+NO_ROOM = "has no room to try them, which takes 5 to 8 GiB while the model is loaded"
+
 # Of an error's text enough to look it up by, without where it was: what is said here anybody may be shown.
 MOST_CHARACTERS = 160
 PATH = re.compile(r"\S*[/\\]\S*")
@@ -121,8 +123,9 @@ def prove(
     The first time ever Triton compiles them, which takes up to a minute. `check_wanted` is called in between and
     may raise.
 
-    Raises what says that the device has no memory, and `DeviceError` if a kernel has broken CUDA off, which can't
-    be mended in this process.
+    Where there is no room to try them there are none: a card may be there for a few layers only.
+
+    Raises `DeviceError` if a kernel has broken CUDA off, which can't be mended in this process.
     """
     if not is_to_be_tried(device):
         return _none(device)
@@ -142,7 +145,13 @@ def prove(
             offers = [module.usable(config, formats, dtype, device) for module in modules]
         except Exception as error:
             return Verdict(PLAIN_TORCH, switched_off={ALL: explain(error)}, failed=(ALL,))
-        verdict = tried(offers, Trial(config, formats, dtype, device, explain, check_wanted))
+        try:
+            verdict = tried(offers, Trial(config, formats, dtype, device, explain, check_wanted))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            error.__traceback__ = None  # in a circle with `explain`, and it holds the trial's memory
+            verdict = Verdict(PLAIN_TORCH, switched_off={ALL: f"{device} {NO_ROOM}"}, failed=(ALL,))
     give_memory_back()
     return verdict
 

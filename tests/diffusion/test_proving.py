@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib.util
 import subprocess
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -201,10 +203,36 @@ def test_what_a_kernel_raises(error: Exception, why: str, card: Card, monkeypatc
     assert f"in their place ({verdict.switched_off[ALL]})." in str(verdict.warning)
 
 
+def test_where_there_is_no_room_to_try_them_there_are_none(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second card may be there for a few layers, and be smaller than what a trial takes. Its own memory is given
+    back behind it."""
+
+    def too_large(*arguments: Any) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    card.kernels["finish"] = too_large
+    trials: list[weakref.ref[trial.Trial]] = []
+    make_trial = card.make_trial
+
+    def noted(*of: Any) -> trial.Trial:
+        made = make_trial(*of)
+        trials.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(proving, "Trial", noted)
+    alive: list[Any] = []
+    monkeypatch.setattr(proving, "give_memory_back", lambda: alive.extend(each() for each in trials))
+    gc.disable()
+    try:
+        verdict = verdict_on()
+    finally:
+        gc.enable()
+    assert (verdict.in_use, verdict.operations) == ((), PLAIN_TORCH)
+    assert "(cuda:0 has no room to try them, which" in str(verdict.warning)
+    assert alive == [None]
+
+
 def test_what_is_none_of_a_kernels_faults_goes_on(card: Card) -> None:
-    card.kernels["finish"] = raising(torch.OutOfMemoryError("CUDA out of memory."))
-    with pytest.raises(torch.OutOfMemoryError):
-        verdict_on()
     # A Ctrl-C ends the compiler, too.
     card.kernels["finish"] = raising(RuntimeError("ptxas was killed by a signal"))
     asked = []
