@@ -423,7 +423,8 @@ class EntropyBoundSampler:
     @property
     def measured(self) -> list[torch.Tensor]:
         """What `measure` leaves to `conclude`."""
-        return [self._distributions.logits, self._is_sane, self._told]
+        told = [self._told] if self._constraint is None else []
+        return [self._distributions.logits, self._is_sane, *told]
 
     def start_canvas(self, constraint: Constraint | None = None) -> None:
         """Begin with a canvas of pure noise, held to `constraint`; forgets the canvas before."""
