@@ -24,6 +24,7 @@ from ..catalog import KERNELS_VARIABLE
 from ..errors import DeviceError
 from ..wording import quoted
 from .devices import give_memory_back, is_out_of_memory
+from .kernels.cards import Card
 from .operations import PLAIN_TORCH, Operations
 from .trial import Kernels, Trial
 
@@ -129,6 +130,8 @@ def prove(
     """
     if not is_to_be_tried(device):
         return _none(device)
+    if (too_old := Card.of(device).too_old) is not None:
+        return Verdict(PLAIN_TORCH, switched_off={ALL: too_old})
 
     def explain(error: Exception) -> str:
         check_wanted()  # a Ctrl-C ends the compiler, too, which is none of the kernel's faults
@@ -163,8 +166,10 @@ def _none(device: torch.device, weight_bytes: int | None = None) -> Verdict:
 
 def _start_triton() -> None:
     """Have Triton compile its stub of the driver: what this machine lacks is said once, and of no kernel."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise RuntimeError("TRITON_INTERPRET=1 has kernels interpreted on the CPU: unset it")
+    from triton import knobs
+
+    if knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET has kernels interpreted on the CPU: unset it")
     has_folder = any(os.environ.get(name) for name in ("TRITON_CACHE_DIR", "TRITON_HOME"))
     if not has_folder and not os.path.isabs(os.path.expanduser("~")):
         # It would be a folder called "~" in the current one.

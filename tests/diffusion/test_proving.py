@@ -55,6 +55,7 @@ class Card:
         self.unusable: dict[str, str] = {}
         self.is_broken = False
         self.tried: list[torch.device] = []
+        self.capability = (9, 0)
 
     def usable(self, *of: Any) -> tuple[dict[str, Any], dict[str, str]]:
         return self.kernels, self.unusable
@@ -74,6 +75,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     monkeypatch.setattr(trial, "CHUNKS", (5, 1))
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", card.synchronize)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card.capability)
+    monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace())
     monkeypatch.setattr(proving, "import_kernels", lambda: [card])
     monkeypatch.setattr(proving, "_start_triton", lambda: None)
@@ -101,6 +104,18 @@ def test_what_is_right_is_used_and_what_is_wrong_is_not(card: Card) -> None:
 def test_what_no_kernel_could_do_is_no_warning(card: Card) -> None:
     card.unusable["route"] = "this network has too many experts"
     assert verdict_on().warning is None
+
+
+def test_a_card_older_than_ampere_has_no_kernels(card: Card) -> None:
+    """Of whatever room: there Triton can't compile bf16."""
+    for card.capability in ((8, 0), (12, 0), (7, 5)):
+        verdict = verdict_on()
+        assert bool(verdict.in_use) == (card.capability >= (8, 0))
+    assert card.tried == [CARD] * 2
+    assert verdict.switched_off == {
+        ALL: "kernels need an NVIDIA GPU of compute capability 8.0 or newer, and this one has 7.5"
+    }
+    assert verdict.warning is None
 
 
 def test_on_a_cpu_nothing_is_tried(card: Card) -> None:

@@ -330,8 +330,5 @@ def usable(
     names = ["through_experts"]
     if formats.attention is not Plain or formats.mlp is not Plain:
         names.append("linear")
-    card = Card.of(device)
-    if card.too_old is not None:
-        return {}, dict.fromkeys(names, card.too_old)
-    served = _Served(card)
+    served = _Served(Card.of(device))
     return {name: getattr(served, name) for name in names}, {}
