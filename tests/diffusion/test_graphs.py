@@ -143,7 +143,7 @@ def test_what_is_no_number_is_found_in_a_replayed_step() -> None:
             def and_break() -> None:
                 replay()
                 if self.replayed > 2:
-                    sampler_of(call)._told[1] = 0
+                    sampler_of(call)._told.on_device[1] = 0
 
             return and_break
 
