@@ -64,7 +64,7 @@ class StepGraphs:
     ) -> Callable[[], None]:
         """Do `call`, and return what does it again from there: as a graph, or `call` itself.
 
-        `carried` are the tensors that it reads and changes, `written` those that it only writes.
+        `carried` are the tensors that it reads and changes, `written` those that it writes anew, all of each.
         """
         if self._recorder is None:
             call()
@@ -77,6 +77,7 @@ class StepGraphs:
             if not self._is_proved:
                 after = _copies([*carried, *written])
                 _put_back(before, carried)
+                _spoil(written)  # or what the step has left there passes for what the replay should write
                 replay()
                 if not _are_the_same(after, [*carried, *written]):
                     raise _DiffersError
@@ -204,6 +205,11 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 def _put_back(copies: Iterable[torch.Tensor], tensors: Iterable[torch.Tensor]) -> None:
     for copy, tensor in zip(copies, tensors, strict=True):
         tensor.copy_(copy)
+
+
+def _spoil(tensors: Iterable[torch.Tensor]) -> None:
+    for tensor in tensors:
+        tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
 
 
 def _are_the_same(copies: Iterable[torch.Tensor], tensors: Iterable[torch.Tensor]) -> bool:

@@ -24,6 +24,7 @@ from ..catalog import KERNELS_VARIABLE
 from ..errors import DeviceError
 from ..wording import quoted
 from .devices import give_memory_back, is_out_of_memory
+from .kernels.cards import Card
 from .operations import PLAIN_TORCH, Operations
 from .trial import Kernels, Trial
 
@@ -42,6 +43,8 @@ LEAST_WEIGHT_BYTES = 1 << 30
 
 ALL = "all"
 """Stands in `Verdict.switched_off` for every kernel."""
+
+NO_ROOM = "has no room to try them, which takes 5 to 8 GiB while the model is loaded"
 
 # Of an error's text enough to look it up by, without where it was: what is said here anybody may be shown.
 MOST_CHARACTERS = 160
@@ -121,11 +124,14 @@ def prove(
     The first time ever Triton compiles them, which takes up to a minute. `check_wanted` is called in between and
     may raise.
 
-    Raises what says that the device has no memory, and `DeviceError` if a kernel has broken CUDA off, which can't
-    be mended in this process.
+    Where there is no room to try them there are none: a card may be there for a few layers only.
+
+    Raises `DeviceError` if a kernel has broken CUDA off, which can't be mended in this process.
     """
     if not is_to_be_tried(device):
         return _none(device)
+    if (too_old := Card.of(device).too_old) is not None:
+        return Verdict(PLAIN_TORCH, switched_off={ALL: too_old})
 
     def explain(error: Exception) -> str:
         check_wanted()  # a Ctrl-C ends the compiler, too, which is none of the kernel's faults
@@ -142,7 +148,13 @@ def prove(
             offers = [module.usable(config, formats, dtype, device) for module in modules]
         except Exception as error:
             return Verdict(PLAIN_TORCH, switched_off={ALL: explain(error)}, failed=(ALL,))
-        verdict = tried(offers, Trial(config, formats, dtype, device, explain, check_wanted))
+        try:
+            verdict = tried(offers, Trial(config, formats, dtype, device, explain, check_wanted))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            error.__traceback__ = None  # in a circle with `explain`, and it holds the trial's memory
+            verdict = Verdict(PLAIN_TORCH, switched_off={ALL: f"{device} {NO_ROOM}"}, failed=(ALL,))
     give_memory_back()
     return verdict
 
@@ -154,8 +166,10 @@ def _none(device: torch.device, weight_bytes: int | None = None) -> Verdict:
 
 def _start_triton() -> None:
     """Have Triton compile its stub of the driver: what this machine lacks is said once, and of no kernel."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise RuntimeError("TRITON_INTERPRET=1 has kernels interpreted on the CPU: unset it")
+    from triton import knobs
+
+    if knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET has kernels interpreted on the CPU: unset it")
     has_folder = any(os.environ.get(name) for name in ("TRITON_CACHE_DIR", "TRITON_HOME"))
     if not has_folder and not os.path.isabs(os.path.expanduser("~")):
         # It would be a folder called "~" in the current one.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 
 from ..errors import NotANumberError, OptionError
+from ..grammar.exchange import Exchange
 from .softmax import PART, Softmax, pick
 
 if TYPE_CHECKING:
@@ -402,12 +403,7 @@ class EntropyBoundSampler:
         # each position its token, whether that was accepted, its entropy; tokens and probabilities of the
         # candidates. As fp32, which holds every token below 2^24 exactly.
         told = 3 + (3 + 2 * self._candidates) * canvas_length
-        self._told = torch.empty(told, dtype=torch.float32, device=device)
-        self._copied: torch.cuda.Event | None = None
-        if device.type == "cuda":
-            # Nothing is waited for but what was queued before this event.
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._host = torch.empty(told, dtype=torch.float32, device="cpu", pin_memory=True)
+        self._told = Exchange((told,), device)
 
     @property
     def soft_embeddings(self) -> torch.Tensor:
@@ -423,7 +419,8 @@ class EntropyBoundSampler:
     @property
     def measured(self) -> list[torch.Tensor]:
         """What `measure` leaves to `conclude`."""
-        return [self._distributions.logits, self._is_sane, self._told]
+        told = [self._told.on_device] if self._constraint is None else []
+        return [self._distributions.logits, self._is_sane, *told]
 
     def start_canvas(self, constraint: Constraint | None = None) -> None:
         """Begin with a canvas of pure noise, held to `constraint`; forgets the canvas before."""
@@ -462,7 +459,11 @@ class EntropyBoundSampler:
             argmax, entropy = self._constrain(self._constraint, self._distributions.logits)
             self._distributions.add()
             self._decide(argmax, entropy)
-        told = self._on_host()
+        # The step's only wait for the device but for that of a constraint: everything before is queued without the
+        # host knowing a value. The next forward isn't queued before it is known whether there is one: that would
+        # hide the 50 to 100 µs of waking up and launching, one part in a hundred or less of a step, and be thrown
+        # away at the end of each canvas, one step in some fifteen.
+        told = self._told.fetch()
         converged, is_sane, mean_entropy = told[:3].tolist()
         if not is_sane:
             raise NotANumberError()
@@ -489,22 +490,7 @@ class EntropyBoundSampler:
         if self._candidates:
             likeliest = distributions.likeliest(self._candidates)
             told += [likeliest.tokens.float().flatten(), likeliest.probabilities.flatten()]
-        torch.cat(told, out=self._told)
-
-    def _on_host(self) -> torch.Tensor:
-        """What the host is told, there. The step's only wait for the device but for those of a constraint:
-        everything before is queued without the host knowing a value.
-
-        The next forward isn't queued before it is known whether there is one. It would hide the 50 to 100 µs of
-        waking up and launching, one part in a hundred or less of a step; and be thrown away at the end of each
-        canvas, one step in some fifteen.
-        """
-        if self._copied is None:
-            return self._told.cpu()  # of a CPU's the tensor itself
-        self._host.copy_(self._told, non_blocking=True)
-        self._copied.record(torch.cuda.current_stream(self._told.device))
-        self._copied.synchronize()
-        return self._host
+        torch.cat(told, out=self._told.on_device)
 
     def _constrain(self, constraint: Constraint, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Make the constraint's view of the logits, **in place**: see `Constraint.decide` for what it returns."""

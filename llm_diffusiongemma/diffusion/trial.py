@@ -47,6 +47,9 @@ OTHERS = 0.05
 # No logit is as large.
 LARGE = 1e30
 
+# That of e4m3 numbers whose bytes are drawn, a root of a mean square.
+E4M3_SIZE = 100.0
+
 # The lengths of what is read before the canvas: the longest chunk of a prompt without images, and the shortest.
 CHUNKS = (MAX_PREFILL_TOKENS, 1)
 
@@ -224,29 +227,30 @@ def _share(part: float) -> str:
 
 
 def _fill(network: Network, generator: torch.Generator) -> None:
-    """Random weights, of a size that keeps what goes through a layer near one."""
+    """Random weights, of a size that keeps what goes through a layer near one. Small floats are all that there
+    are: of real weights the largest is the largest possible."""
 
     def between(least: float, most: float, tensor: torch.Tensor) -> None:
         tensor.uniform_(least, most, generator=generator)
 
     size = network.hidden_size**-0.5
+    packed_size = size / E4M3_SIZE
     for name, tensor in network.tensors():
         is_scale = name.endswith("weight_scale")
         if tensor.dtype == torch.float8_e4m3fn and is_scale:
-            tensor.view(torch.uint8).random_(0x30, 0x40, generator=generator)  # 0.5 to 1.875
+            tensor.view(torch.uint8).random_(1, 0x7F, generator=generator)  # up to 448, none of them negative
         elif tensor.dtype == torch.float8_e4m3fn:
-            # Without the highest bit of the exponent: below 2, and no NaN.
             codes = tensor.view(torch.uint8)
             codes.random_(generator=generator)
-            codes &= 0b1011_1111
+            codes.masked_fill_((codes & 0x7F) == 0x7F, 0)  # no NaN
         elif tensor.dtype == torch.uint8:
             tensor.random_(generator=generator)
         elif is_scale:
-            between(size, 2 * size, tensor)
+            between(0.6 * packed_size, 1.2 * packed_size, tensor)
         elif name.endswith("weight_scale_2"):
-            between(0.2 * size, 0.4 * size, tensor)
+            between(0.25 * packed_size, 0.5 * packed_size, tensor)
         elif name.endswith("weight_global_scale"):
-            between(2.5 / size, 5 / size, tensor)
+            between(2 / packed_size, 4 / packed_size, tensor)
         elif tensor.ndim > 1:
             tensor.normal_(0.0, tensor.shape[-1] ** -0.5, generator=generator)
         else:

@@ -143,7 +143,7 @@ def test_what_is_no_number_is_found_in_a_replayed_step() -> None:
             def and_break() -> None:
                 replay()
                 if self.replayed > 2:
-                    sampler_of(call)._told[1] = 0
+                    sampler_of(call)._told.on_device[1] = 0
 
             return and_break
 
@@ -237,6 +237,39 @@ def test_a_replay_that_differs_is_found_out(monkeypatch: pytest.MonkeyPatch) -> 
         assert reply(pipeline, **asked) == expected
         assert pipeline.graph_state == "off: its first replay differed from the step that was captured"
     assert len(tensors) == num_tensors
+
+
+def test_a_replay_that_leaves_something_out_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the step itself has left there can't pass for what the replay should have written."""
+    written: list[torch.Tensor] = []
+    forgotten = 0
+
+    class Forgetful(TapeRecorder):
+        def record(self, call: Callable[[], None]) -> Callable[[], None]:
+            replay = super().record(call)
+
+            def all_but_one() -> None:
+                before = written[forgotten].clone()
+                replay()
+                written[forgotten].copy_(before)
+
+            return all_but_one
+
+    run = StepGraphs.run
+
+    def noting(graphs: StepGraphs, call: Any, carried: Any, its: Any) -> Any:
+        written[:] = its
+        return run(graphs, call, carried, its)
+
+    monkeypatch.setattr(StepGraphs, "run", noting)
+    asked: Any = {"settings": replace(SETTINGS, max_denoising_steps=3)}
+    expected = reply(plain(), **asked)
+    # Logits, flag, what is told; each layer's keys and values
+    for forgotten in range(3 + 2 * 2):  # noqa: B007  # `all_but_one` reads it
+        pipeline = pipeline_with(StepGraphs(Forgetful()))
+        assert reply(pipeline, **asked) == expected
+        assert pipeline.graph_state == "off: its first replay differed from the step that was captured"
+    assert len(written) == forgotten + 1
 
 
 @pytest.mark.parametrize("in_replay", [False, True])

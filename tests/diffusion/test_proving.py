@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib.util
 import subprocess
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -53,6 +55,7 @@ class Card:
         self.unusable: dict[str, str] = {}
         self.is_broken = False
         self.tried: list[torch.device] = []
+        self.capability = (9, 0)
 
     def usable(self, *of: Any) -> tuple[dict[str, Any], dict[str, str]]:
         return self.kernels, self.unusable
@@ -72,6 +75,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     monkeypatch.setattr(trial, "CHUNKS", (5, 1))
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", card.synchronize)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card.capability)
+    monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace())
     monkeypatch.setattr(proving, "import_kernels", lambda: [card])
     monkeypatch.setattr(proving, "_start_triton", lambda: None)
@@ -99,6 +104,18 @@ def test_what_is_right_is_used_and_what_is_wrong_is_not(card: Card) -> None:
 def test_what_no_kernel_could_do_is_no_warning(card: Card) -> None:
     card.unusable["route"] = "this network has too many experts"
     assert verdict_on().warning is None
+
+
+def test_a_card_older_than_ampere_has_no_kernels(card: Card) -> None:
+    """Of whatever room: there Triton can't compile bf16."""
+    for card.capability in ((8, 0), (12, 0), (7, 5)):
+        verdict = verdict_on()
+        assert bool(verdict.in_use) == (card.capability >= (8, 0))
+    assert card.tried == [CARD] * 2
+    assert verdict.switched_off == {
+        ALL: "kernels need an NVIDIA GPU of compute capability 8.0 or newer, and this one has 7.5"
+    }
+    assert verdict.warning is None
 
 
 def test_on_a_cpu_nothing_is_tried(card: Card) -> None:
@@ -201,10 +218,36 @@ def test_what_a_kernel_raises(error: Exception, why: str, card: Card, monkeypatc
     assert f"in their place ({verdict.switched_off[ALL]})." in str(verdict.warning)
 
 
+def test_where_there_is_no_room_to_try_them_there_are_none(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second card may be there for a few layers, and be smaller than what a trial takes. Its own memory is given
+    back behind it."""
+
+    def too_large(*arguments: Any) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    card.kernels["finish"] = too_large
+    trials: list[weakref.ref[trial.Trial]] = []
+    make_trial = card.make_trial
+
+    def noted(*of: Any) -> trial.Trial:
+        made = make_trial(*of)
+        trials.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(proving, "Trial", noted)
+    alive: list[Any] = []
+    monkeypatch.setattr(proving, "give_memory_back", lambda: alive.extend(each() for each in trials))
+    gc.disable()
+    try:
+        verdict = verdict_on()
+    finally:
+        gc.enable()
+    assert (verdict.in_use, verdict.operations) == ((), PLAIN_TORCH)
+    assert "(cuda:0 has no room to try them, which" in str(verdict.warning)
+    assert alive == [None]
+
+
 def test_what_is_none_of_a_kernels_faults_goes_on(card: Card) -> None:
-    card.kernels["finish"] = raising(torch.OutOfMemoryError("CUDA out of memory."))
-    with pytest.raises(torch.OutOfMemoryError):
-        verdict_on()
     # A Ctrl-C ends the compiler, too.
     card.kernels["finish"] = raising(RuntimeError("ptxas was killed by a signal"))
     asked = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 
 from llm_diffusiongemma.diffusion import trial
 from llm_diffusiongemma.diffusion.operations import PLAIN_TORCH, Operations
-from llm_diffusiongemma.diffusion.packed import PLAIN
+from llm_diffusiongemma.diffusion.packed import PLAIN, Plain
 from llm_diffusiongemma.diffusion.softmax import Softmax
 from llm_diffusiongemma.diffusion.trial import WRITTEN, Kernels, Trial
 
@@ -74,6 +75,20 @@ def test_what_is_off_by_a_hundredth_is_found(dtype: torch.dtype) -> None:
     # Rounded once more, as a kernel may have it.
     rounded = all_changed(lambda tensor: tensor.copy_(tensor.to(torch.bfloat16)))
     assert (make(dtype).faults(rounded) == {}) == (dtype == torch.bfloat16)
+
+
+@pytest.mark.parametrize(("format_", "name", "bits"), [("fp8", "weight", 8), ("compressed-tensors", "scale", 7)])
+def test_whatever_bit_is_not_decoded(format_: str, name: str, bits: int) -> None:
+    """All are in use: of real weights the largest number is the largest that there is."""
+    for bit in range(bits):
+
+        def blind(x: torch.Tensor, matrices: Any, scratch: Any) -> torch.Tensor:
+            misread = copy.copy(matrices)
+            if not isinstance(matrices, Plain):
+                setattr(misread, name, getattr(matrices, name) & (0xFF ^ 1 << bit))  # noqa: B023
+            return PLAIN_TORCH.linear(x, misread, scratch)
+
+        assert set(make(torch.bfloat16, FORMATS[format_]).faults({"linear": blind})) == {"linear"}, bit
 
 
 def test_what_is_no_number_is_found() -> None:

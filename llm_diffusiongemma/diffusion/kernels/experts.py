@@ -226,9 +226,11 @@ def sort(chosen: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.Tensor
 
 @dataclass(frozen=True)
 class _Served:
-    """What stands in place of `operations` on one kind of card."""
+    """What stands in place of `operations`."""
 
     card: Card
+    """What it is for where nothing lies on a card: the interpreter, or one that isn't here. A network may lie on
+    cards of several kinds, each of which has its own tiles."""
 
     def through_experts(
         self, x: torch.Tensor, experts: Experts, chosen: torch.Tensor, weights: torch.Tensor
@@ -276,7 +278,8 @@ class _Served:
         columns = out.shape[-1]
         rows = out.numel() // columns
         mean_rows = rows / matrices.stack
-        tiling = tiling_of(self.card, matrices.name, product, x.dtype, mean_rows)
+        card = Card.of(x.device) if x.device.type == "cuda" else self.card
+        tiling = tiling_of(card, matrices.name, product, x.dtype, mean_rows)
         grid = (math.ceil(mean_rows / tiling.rows), math.ceil(columns / tiling.columns), matrices.stack)
         launching.launch(
             _products,
@@ -300,8 +303,9 @@ class _Served:
             DIVIDES=isinstance(matrices, CompressedTensorsNvfp4),
             HALVED_OUT=halves,
             WORD=word,
-            PACKED=self.card.capability is not None and x.dtype == torch.bfloat16,
-            OPERAND=self._operand(x.dtype),
+            PACKED=card.capability is not None and x.dtype == torch.bfloat16,
+            # The interpreter would multiply the bits of bf16.
+            OPERAND=tl.float32 if card.is_interpreter and x.dtype == torch.bfloat16 else OPERANDS[x.dtype],
             BM=tiling.rows,
             BN=tiling.columns,
             BK=tiling.channels,
@@ -309,10 +313,6 @@ class _Served:
             num_warps=tiling.warps,
             num_stages=tiling.stages,
         )
-
-    def _operand(self, dtype: torch.dtype) -> tl.dtype:
-        """What is multiplied. The interpreter would multiply the bits of bf16."""
-        return tl.float32 if self.card.is_interpreter and dtype == torch.bfloat16 else OPERANDS[dtype]
 
 
 def _in_order(x: torch.Tensor, matrices: Matrices) -> torch.Tensor:
@@ -330,8 +330,5 @@ def usable(
     names = ["through_experts"]
     if formats.attention is not Plain or formats.mlp is not Plain:
         names.append("linear")
-    card = Card.of(device)
-    if card.too_old is not None:
-        return {}, dict.fromkeys(names, card.too_old)
-    served = _Served(card)
+    served = _Served(Card.of(device))
     return {name: getattr(served, name) for name in names}, {}

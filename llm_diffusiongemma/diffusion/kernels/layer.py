@@ -17,7 +17,6 @@ import triton.language as tl
 
 from ..operations import AfterAttention
 from . import launching
-from .cards import Card
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,9 +49,6 @@ def usable(
         "route": ("number of experts", config.num_experts),
         "finish": ("hidden size", config.hidden_size),
     }
-    too_old = Card.of(device).too_old
-    if too_old is not None:
-        return {}, dict.fromkeys(kernels, too_old)
     refused = {}
     for name, (what, width) in widths.items():
         if width > MAX_WIDTH:

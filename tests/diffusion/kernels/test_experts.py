@@ -24,6 +24,7 @@ from llm_diffusiongemma.diffusion.packed import (
     Plain,
     Scratch,
 )
+from tests.diffusion.pretended import PretendedDevices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -276,18 +277,18 @@ def test_what_is_served() -> None:
         assert refused == {}
 
 
-def test_a_card_older_than_ampere_has_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_card_has_its_own_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever is served first: what is fastest on an H100 has no room in the shared memory of others."""
+    tiles_of, capabilities = [], ((9, 0), (8, 6))
+    monkeypatch.setattr(launching, "launch", lambda *of, **its: tiles_of.append(its.get("num_stages")))
     monkeypatch.setattr(torch.version, "hip", None)
-    for capability, is_served in (((7, 5), False), ((8, 0), True), ((12, 0), True)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, its=capability: its)
-        kernels, refused = experts.usable(
-            DIFFUSIONGEMMA_26B_A4B, Formats(Fp8, Fp8), torch.float16, torch.device("cuda", 0)
-        )
-        assert bool(kernels) == is_served
-        assert {*kernels, *refused} == {"through_experts", "linear"}
-    assert cards.Card((7, 5)).too_old == (
-        "kernels need an NVIDIA GPU of compute capability 8.0 or newer, and this one has 7.5"
-    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
+    with PretendedDevices():
+        for number in (0, 1):
+            its = Experts(4, 64, 32, torch.bfloat16, torch.device("cuda", number))
+            x, chosen = (torch.empty(3, size, device=torch.device("cuda", number)) for size in (64, 2))
+            served("through_experts", torch.bfloat16, torch.device("cuda", 0))(x.bfloat16(), its, chosen, chosen)
+    assert tiles_of == [None, 4, 5, None, 3, 4]
 
 
 @pytest.mark.parametrize(

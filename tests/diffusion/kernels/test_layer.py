@@ -265,12 +265,6 @@ def test_the_real_network_has_them_all() -> None:
     assert (kernels.keys(), refused) == (NAMES, {})
 
 
-def test_an_old_card_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    kernels, refused = layer.usable(DIFFUSIONGEMMA_26B_A4B, PLAIN, torch.float16, torch.device("cuda", 0))
-    assert (kernels, refused.keys()) == ({}, NAMES)
-
-
 @pytest.mark.parametrize(
     ("size", "without"), [("hidden_size", {"after_attention", "finish"}), ("num_experts", {"route"})]
 )

@@ -16,7 +16,7 @@ from llm_diffusiongemma.diffusion.config_file import read_config
 from llm_diffusiongemma.diffusion.kernels import layer
 from llm_diffusiongemma.diffusion.operations import Operations
 from llm_diffusiongemma.diffusion.packed import PLAIN
-from llm_diffusiongemma.diffusion.proving import import_kernels, tried
+from llm_diffusiongemma.diffusion.proving import _start_triton, import_kernels, tried
 from llm_diffusiongemma.diffusion.trial import Trial
 
 # The embedded checkpoint's network, with less of a canvas and a vocabulary: the interpreter takes minutes for all.
@@ -43,3 +43,10 @@ def test_one_that_is_broken_is_found(device: torch.device, monkeypatch: pytest.M
     kernels = {"gelu_gate": lambda gate_up: layer.gelu_gate(gate_up * 1.01), "route": layer.route}
     verdict = tried([(kernels, {})], Trial(CONFIG, PLAIN, torch.float32, device, explain))
     assert (verdict.in_use, verdict.failed) == (("route",), ("gelu_gate",))
+
+
+def test_interpreted_kernels_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would give what is right, in minutes; whichever way Triton was told so."""
+    monkeypatch.setenv("TRITON_INTERPRET", "true")
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET has kernels interpreted"):
+        _start_triton()
