@@ -494,8 +494,8 @@ def bench(
     reply come of it, when the first block is there, and what a denoising step takes. They are made in this process
     and not logged. Ctrl-C ends it with what has been measured so far.
 
-    Without MODEL it is `diffusiongemma`. A model's weights have to be here already, as with `llm diffusiongemma
-    download`; `diffusiongemma-tiny` has its own.
+    Without MODEL it is `diffusiongemma`. Its weights have to be here: `llm diffusiongemma download` brings them.
+    Those of `diffusiongemma-tiny` always are.
     """
     from . import bench as measuring
     from .bench.table import lines

@@ -70,12 +70,13 @@ def place(representation: Representation, *, against: bool = False) -> Placement
     from the weight files again and again.
     """
     choice = _choice(representation)
+    placement = choice.placement
     if isinstance(choice.refusal, NoGpuError):
-        way_out = f"Set {DEVICE_VARIABLE}=cpu to measure it there all the same, or another model: {tiny(against)}"
-        raise NoGpuError(f"{choice.reason} {way_out}")
+        has_room = placement is not None and not placement.num_layers("files")
+        way_out = f"Set {DEVICE_VARIABLE}=cpu to measure it there all the same, or another model" * has_room
+        raise NoGpuError(f"{choice.reason} {way_out or 'What runs anywhere'}: {tiny(against)}")
     if choice.refusal is not None:
         raise type(choice.refusal)(f"{choice.reason}\n{_what_fits(against)}")
-    placement = choice.placement
     assert placement is not None  # of a known size
     if count := placement.num_layers("files"):
         raise DeviceMemoryError(

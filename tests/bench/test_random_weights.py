@@ -115,9 +115,12 @@ def test_without_a_gpu_somebody_has_to_insist(llm_command: Llm, monkeypatch: pyt
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         pytest.skip("there is one")
     monkeypatch.setattr(random_weights, "random_network", None)
-    message = fails(llm_command, "--random-weights", "nvfp4")
-    assert f"Set {DEVICE_VARIABLE}=cpu to measure it there all the same" in message
-    assert "llm -m" not in message
+    for gib, is_room in ((64, True), (8, False)):
+        monkeypatch.setattr(devices, "total_memory", lambda device, gib=gib: gib * 2**30)
+        message = fails(llm_command, "--random-weights", "nvfp4")
+        assert (f"Set {DEVICE_VARIABLE}=cpu to measure it there all the same" in message) == is_room
+        assert message.endswith(f": llm diffusiongemma bench {TINY}")
+        assert "llm -m" not in message
     # Of weights that aren't here, too, only that is named which fits.
     message = fails(llm_command, "diffusiongemma-nvfp4")
     assert message.endswith(f"What it can measure: llm diffusiongemma bench {TINY}")
