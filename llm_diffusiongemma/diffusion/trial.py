@@ -112,6 +112,7 @@ class Trial:
         for length in CHUNKS:
             network.encode(network.embed(self._draw(length)), cache)
         distributions = Distributions(network, config.canvas_length, device, config.final_logit_softcapping)
+        distributions.soft.fill_(torch.nan)  # what stands there is nothing to the first block
         temperature = torch.tensor(0.6, device=device)
         uniforms = torch.rand(config.canvas_length, dtype=torch.float64, device=device, generator=self._generator)
         canvas = self._draw(config.canvas_length)
