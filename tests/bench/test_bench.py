@@ -13,8 +13,10 @@ import pytest
 from llm_diffusiongemma.backends import engine
 from llm_diffusiongemma.backends.form import read_form
 from llm_diffusiongemma.bench import measure, prompts, replies
-from llm_diffusiongemma.bench.clock import ReplyClock
+from llm_diffusiongemma.bench.clock import ReplyClock, Sample
 from llm_diffusiongemma.bench.prompts import Kind
+from llm_diffusiongemma.bench.theirs import Theirs
+from llm_diffusiongemma.errors import DeviceMemoryError
 from llm_diffusiongemma.view.records import Reading
 
 from ..conftest import TINY, Llm
@@ -103,6 +105,27 @@ def test_against_transformers(llm_command: Llm) -> None:
     assert question["times_faster"]["median"] == pytest.approx(ours / theirs, rel=1e-2)
     # A sentence: what stands behind its end of sequence in the canvas of 256 is not counted.
     assert 10 < question["transformers_output_tokens"]["most"] < 100
+
+
+def test_what_transformers_has_no_memory_for_hides_nothing_else(
+    llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longest prompt of random weights is the last of the first round: all others were lost with it."""
+    monkeypatch.setattr(prompts, "EMBEDDED", (QUESTION, Kind("reading", "What is a block?")))
+    answer = Theirs.reply
+
+    def answer_or_not(theirs: Theirs, name: str, seed: int) -> Sample:
+        if name == "reading":
+            raise DeviceMemoryError("There is no room.")
+        return answer(theirs, name, seed)
+
+    monkeypatch.setattr(Theirs, "reply", answer_or_not)
+    result = llm_command("diffusiongemma", "bench", TINY, "--repeats", "1", "--against", "transformers", "--json")
+    assert result.exit_code == 1
+    result = json.loads(result.stdout)
+    assert result["problems"] == {"reading, transformers": "There is no room."}
+    assert result["against"].keys() == {"question"}
+    assert result["kinds"].keys() == {"question", "reading"}
 
 
 def test_what_cannot_be_answered_hides_nothing_else(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
