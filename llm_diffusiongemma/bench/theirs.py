@@ -95,7 +95,7 @@ def check(placement: Placement) -> None:
 
 
 def classes() -> tuple[Any, Any]:
-    """transformers' classes of a configuration and of a model. Raises `OptionError` if this transformers has none."""
+    """transformers' classes of a configuration and of a model. Raises `OptionError` if it has none."""
     try:
         from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
     except ImportError as error:
