@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -93,3 +95,15 @@ def test_what_is_let_go_is_gone_at_once(entry: ModelEntry) -> None:
         gc.enable()
     assert loaded_engines() == []
     let_go()
+
+
+def test_a_command_ends_in_silence_with_triton() -> None:
+    """Its bindings print a line for each of their classes that Python doesn't take apart at its end."""
+    pytest.importorskip("triton")
+    code = """
+from llm_diffusiongemma.backends import engine
+with engine._no_garbage_collection(owns_process=True):
+    import triton
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
