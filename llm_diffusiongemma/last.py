@@ -389,7 +389,7 @@ def _memory(found: Mapping[str, Any]) -> str | None:
     if found["peak_memory_bytes"] is None:
         return None
     return f"{gib(int(found['peak_memory_bytes']))} at most" + (
-        ", of the whole process" if found["device"] == "cpu" else ""
+        ", of the whole process, with Python and PyTorch" if found["device"] == "cpu" else ""
     )
 
 

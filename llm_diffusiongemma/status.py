@@ -24,7 +24,7 @@ from .backends.choice import choose
 from .backends.engine import telling_how_to_mend
 from .backends.running import Running
 from .backends.settings import duration_text
-from .catalog import MEMORY_VARIABLE, SERVER_VARIABLE, ModelEntry, Source
+from .catalog import GRAPH_VARIABLE, MEMORY_VARIABLE, SERVER_VARIABLE, ModelEntry, Source
 from .diffusion import devices
 from .diffusion.loading import describe
 from .diffusion.proving import none_because
@@ -32,6 +32,7 @@ from .errors import DeviceError, DiffusionGemmaError, HubConnectionError, Server
 from .hub.failures import size
 from .installation import system, versions
 from .printing import aligned, filled, kernels_told
+from .switches import switch
 from .wording import gib, quoted
 
 COMMIT_CHARACTERS = 12
@@ -55,6 +56,7 @@ def gather(entries: Sequence[ModelEntry], problems: Sequence[str], updates: bool
         "cache": _cache(),
         "devices": [_device(name) for name in devices.available_devices()],
         "kernels": _kernels(),
+        "graph": _graph(),
         "memory_limit_bytes": _memory_limit(),
         "weights": weights,
         "models": models,
@@ -89,13 +91,28 @@ def _device(name: str) -> dict[str, Any]:
 
 
 def _kernels() -> dict[str, Any] | None:
-    """Whether kernels of ours are tried when a model is loaded, and if not, why; None without a device that could
-    have some. To try them takes long, the first time, so that is left to the reply."""
+    """Whether kernels of ours are tried when a model is loaded, and if not, why; None if that can't be told. To
+    try them takes long, the first time, so that is left to the reply."""
     device = torch.device(devices.available_devices()[0])
-    if device.type != "cuda":
-        return None
-    because = none_because(device)
+    because: str | None = "they need an NVIDIA or AMD GPU"
+    if device.type == "cuda":
+        try:
+            because = none_because(device)
+        except (DiffusionGemmaError, RuntimeError, AssertionError):  # said of each model
+            return None
     return {"are_tried": because is None, "because": because}
+
+
+def _graph() -> str | None:
+    """Of which models on a card a denoising step is captured as a CUDA graph; None if there is no card, or that
+    can't be told."""
+    if torch.device(devices.available_devices()[0]).type != "cuda":
+        return None
+    try:
+        is_off = switch(GRAPH_VARIABLE) is False
+    except DiffusionGemmaError:  # said of each model
+        return None
+    return f"off ({GRAPH_VARIABLE})" if is_off else "captured where all of a model is on one card"
 
 
 def _free_memory(device: torch.device) -> int | None:
@@ -274,6 +291,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"  Of each at most {gib(found['memory_limit_bytes'])} may be taken ({MEMORY_VARIABLE})."
     if (kernels := found["kernels"]) is not None:
         yield filled(f"Kernels: {_kernels_sentence(kernels['because'])}.")
+    if found["graph"] is not None:
+        yield filled(f"A denoising step as one CUDA graph: {found['graph']}.")
     yield ""
     yield f"Weights (of the Hub in {quoted(found['cache'])})" if found["cache"] else "Weights"
     yield from aligned([_weights_cells(weights) for weights in found["weights"]])
@@ -297,8 +316,11 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 def _kernels_sentence(because: str | None) -> str:
     if because is not None:
-        return f"none, since {because}"
-    return "tried when a model is loaded; behind a reply `llm diffusiongemma last` says which are used"
+        return f"none: {because}"
+    return (
+        "tried when a model is loaded; behind a reply `llm diffusiongemma last` says how many are used, and `llm "
+        "logs --json` has their names"
+    )
 
 
 def _server_lines(server: dict[str, Any]) -> Iterator[str]:

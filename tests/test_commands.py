@@ -19,7 +19,14 @@ import torch
 from llm_diffusiongemma import registry, status
 from llm_diffusiongemma.backends import launch
 from llm_diffusiongemma.backends.running import Running, identity_of
-from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT, KERNELS_VARIABLE, SERVER_VARIABLE, ModelEntry, Source
+from llm_diffusiongemma.catalog import (
+    EMBEDDED_CHECKPOINT,
+    GRAPH_VARIABLE,
+    KERNELS_VARIABLE,
+    SERVER_VARIABLE,
+    ModelEntry,
+    Source,
+)
 from llm_diffusiongemma.commands import _say_served
 from llm_diffusiongemma.diffusion import devices
 from llm_diffusiongemma.errors import ServerError
@@ -171,17 +178,47 @@ def test_status_says_who_would_answer(command: Command, monkeypatch: pytest.Monk
 
 
 def test_status_of_kernels(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is tried for it: that may take a minute. On a CPU there are none to speak of."""
-    assert command.status()["kernels"] is None
-    assert "Kernels" not in command.ok("status")
+    """Nothing is tried for it: that may take a minute."""
+    no_gpu = "they need an NVIDIA or AMD GPU"
+    found = command.status()
+    assert (found["kernels"], found["graph"]) == ({"are_tried": False, "because": no_gpu}, None)
+    assert f"  Kernels: none: {no_gpu}.\n" in "\n".join([*status.lines(found), ""])
+    capability = [(7, 5)]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
     monkeypatch.setattr(status, "_free_memory", lambda device: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert command.status()["kernels"] == {"are_tried": True, "because": None}
-    assert "Kernels: tried when a model is loaded; behind a reply" in command.ok("status")
+    assert "compute capability 8.0 or newer" in status._kernels()["because"]
+    capability[0] = (8, 0)
+    found = command.status()
+    assert found["kernels"] == {"are_tried": True, "because": None}
+    text = " ".join(" ".join(status.lines(found)).split())
+    assert "Kernels: tried when a model is loaded; behind a reply" in text
+    assert "A denoising step as one CUDA graph: captured where all of a model is on one card." in text
     monkeypatch.setenv(KERNELS_VARIABLE, "off")
-    assert command.status()["kernels"] == {"are_tried": False, "because": f"{KERNELS_VARIABLE} is off"}
-    assert f"  Kernels: none, since {KERNELS_VARIABLE} is off.\n" in command.ok("status")
+    monkeypatch.setenv(GRAPH_VARIABLE, "0")
+    found = command.status()
+    assert found["kernels"] == {"are_tried": False, "because": f"{KERNELS_VARIABLE} is off"}
+    text = "\n".join(status.lines(found))
+    assert f"  Kernels: none: {KERNELS_VARIABLE} is off.\n" in text
+    assert f"  A denoising step as one CUDA graph: off ({GRAPH_VARIABLE}).\n" in text
+
+
+@pytest.mark.parametrize("variable", [KERNELS_VARIABLE, GRAPH_VARIABLE])
+def test_a_switch_that_is_not_understood(
+    variable: str, command: Command, llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, too: who sets it has a card in doubt, which may be there with the next prompt."""
+    monkeypatch.setenv(variable, "no")
+    says = f"{variable} is 'no'. Set it to on or off, or unset it."
+    assert llm_command.fails("-m", "diffusiongemma-tiny", "hi") == says
+    assert command.status()["models"][-1]["error"] == says
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert (status._kernels() is None, status._graph() is None) == (
+        variable == KERNELS_VARIABLE,
+        variable == GRAPH_VARIABLE,
+    )
 
 
 def test_status_of_what_a_server_computes_with() -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..catalog import DEVICE_VARIABLE, MEMORY_VARIABLE
+from ..catalog import DEVICE_VARIABLE, GRAPH_VARIABLE, KERNELS_VARIABLE, MEMORY_VARIABLE
 from ..errors import DeviceError
+from ..switches import switch
 from ..wording import quoted
 from .placement import DeviceMemory, Machine
 
@@ -102,7 +103,8 @@ def find_machine(name: str | None) -> Machine:
 
     It goes by all memory, used or not: what happens to be free must not decide on other weights.
 
-    Raises what `resolve_device` and `memory_limit` raise.
+    Raises what `resolve_device` and `memory_limit` raise, and `OptionError` if nobody knows what a card is to be
+    kept from, be there one or not.
     """
     chosen = resolve_device(name)
     devices = [chosen]
@@ -110,6 +112,8 @@ def find_machine(name: str | None) -> Machine:
         devices = [torch.device(each) for each in available_devices() if each.startswith("cuda")]
         devices.sort(key=_usable_memory, reverse=True)
     limit = memory_limit()
+    for variable in (KERNELS_VARIABLE, GRAPH_VARIABLE):
+        switch(variable)
     memories = (
         DeviceMemory(str(device), min(_usable_memory(device), limit or NO_LIMIT), device.type in ("cpu", "mps"))
         for device in devices

@@ -10,13 +10,13 @@ out compared bit for bit. Whatever goes wrong, steps run as they always do from 
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from ..catalog import GRAPH_VARIABLE
+from ..switches import switch
 from ..wording import quoted
 from .devices import is_out_of_memory
 
@@ -174,7 +174,7 @@ class _DiffersError(Exception):
 
 def _why_not(network: Network, has_room: bool) -> str | None:
     """Why steps of a network on CUDA are not captured, if they are not."""
-    if os.environ.get(GRAPH_VARIABLE, "").strip().lower() == "off":
+    if switch(GRAPH_VARIABLE) is False:
         return f"{GRAPH_VARIABLE} says so"
     if len({network.device, *network.layer_devices}) > 1:
         return "the model is spread over several cards"

@@ -22,6 +22,7 @@ import torch
 
 from ..catalog import KERNELS_VARIABLE
 from ..errors import DeviceError
+from ..switches import switch
 from ..wording import quoted
 from .devices import give_memory_back, is_out_of_memory
 from .kernels.cards import Card
@@ -87,15 +88,17 @@ class Verdict:
 
 def none_because(device: torch.device, weight_bytes: int | None = None) -> str | None:
     """Why there are no kernels on a device that could have some, for weights of that size, as far as it is known
-    without trying; None if they are to be tried, or it is no such device."""
+    without trying; None if they are to be tried, or it is no such device. Raises `OptionError`."""
     if device.type != "cuda":  # what torch calls AMD's, too
         return None
-    asked = os.environ.get(KERNELS_VARIABLE, "").strip().lower()
-    if asked == "off":
+    asked = switch(KERNELS_VARIABLE)
+    if asked is False:
         return f"{KERNELS_VARIABLE} is off"
+    if (too_old := Card.of(device).too_old) is not None:
+        return too_old
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed, which comes with PyTorch for Linux"
-    if weight_bytes is not None and weight_bytes < LEAST_WEIGHT_BYTES and asked != "on":
+    if weight_bytes is not None and weight_bytes < LEAST_WEIGHT_BYTES and not asked:
         return f"so small a network gains nothing by them ({KERNELS_VARIABLE}=on tries them all the same)"
     return None
 
@@ -130,8 +133,6 @@ def prove(
     """
     if not is_to_be_tried(device):
         return _none(device)
-    if (too_old := Card.of(device).too_old) is not None:
-        return Verdict(PLAIN_TORCH, switched_off={ALL: too_old})
 
     def explain(error: Exception) -> str:
         check_wanted()  # a Ctrl-C ends the compiler, too, which is none of the kernel's faults

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,9 +11,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, get_args
 import llm
 from llm.parts import StreamEvent
 
-from ..errors import OptionError
 from ..options import Options
-from ..wording import quoted
+from ..switches import switch
 from . import screen
 from .canvas import Canvas
 from .progress import Progress, indicate
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
 #: Whether llm's commands show the canvas, if no option says so.
 WATCH_VARIABLE = "LLM_DIFFUSIONGEMMA_WATCH"
-SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 
 T = TypeVar("T")
 How = Literal["canvas", "status", "readings"]
@@ -201,21 +198,12 @@ def _how(asked: bool | None, is_command: bool) -> How | None:
     A program's terminal is its own, unless it asks. Raises `OptionError`.
     """
     if asked is None and is_command:
-        asked = _environment()
+        asked = switch(WATCH_VARIABLE)
     if not (screen.can_show() if asked else is_command and screen.is_watched()):
         return None
     if asked is None:
         return "canvas" if sys.stdout is not None and sys.stdout.isatty() else "status"
     return "canvas" if asked else "readings"
-
-
-def _environment() -> bool | None:
-    value = os.environ.get(WATCH_VARIABLE, "").strip()
-    if not value:
-        return None
-    if (switch := SWITCH.get(value.lower())) is None:
-        raise OptionError(f"{WATCH_VARIABLE} is {quoted(repr(value), 60)}. Set it to on or off, or unset it.")
-    return switch
 
 
 _is_behind_thought = False

@@ -95,7 +95,7 @@ def test_the_table(llm_command: Llm) -> None:
     names = [line[1] for line in lines if len(line) > 2]
     assert names.count("question") == names.count("schema") == names.count("all") == 2
     assert "Replies (one of each kind)" in printed
-    assert "of the whole process" in printed
+    assert "of the whole process, with Python and PyTorch" in printed
 
 
 def test_against_transformers(llm_command: Llm) -> None:
