@@ -44,13 +44,15 @@ def of_model(entry: ModelEntry, stop: Stop, repeats: int, seed: int, *, against:
     and what `stop` raises before anything has been measured.
     """
     _tell_of_server()
+    if against:
+        _import_transformers(stop)
     with indicate(f"Loading {entry.model_id}") as progress:
         ready = _loaded(entry, stop, against)
         from .prompts import EMBEDDED, GENERAL
         from .replies import Replies
 
         subject = Replies(entry, ready, EMBEDDED if _is_embedded(ready) else GENERAL)
-        theirs = _theirs_of(ready, subject, stop) if against else None
+        theirs = _theirs_of(ready, subject) if against else None
         placement = ready.engine.loaded.placement
         found = _measure(subject, placement, stop, repeats, seed, progress.describe, theirs)
     assert subject.weights is not None  # of something that was measured
@@ -74,6 +76,7 @@ def of_random_weights(
         from .theirs import Theirs, check, check_representation
     if against:
         check_representation(representation)
+        _import_transformers(stop)
     with indicate(f"Drawing {representation} weights") as progress:
         placement = random_weights.place(representation, against=against)
         if against:
@@ -166,13 +169,26 @@ def _is_embedded(ready: Ready) -> bool:
     return ready.engine.loaded.network.config == describe(EMBEDDED_CHECKPOINT).config.network()
 
 
-def _theirs_of(ready: Ready, subject: Replies, stop: Stop) -> Theirs:
+def _import_transformers(stop: Stop) -> None:
+    """Before anything is loaded or drawn, which may take minutes.
+
+    Raises `OptionError` if it has no DiffusionGemma, and `DiffusionGemmaError` where it can't be imported.
+    """
+    with indicate("Importing transformers"), stop.importing():
+        from ..backends.engine import import_vision
+
+        import_vision(stop.owns_process)
+        from .theirs import classes
+
+        classes()
+
+
+def _theirs_of(ready: Ready, subject: Replies) -> Theirs:
     """For the kinds of replies that transformers has: none is held to a form there."""
     from ..diffusion.sampler import SamplerSettings
     from .prompts import MAX_TOKENS
+    from .theirs import Theirs, check
 
-    with indicate("Importing transformers"), stop.importing():
-        from .theirs import Theirs, check
     engine, loaded = ready.engine, ready.engine.loaded
     check(loaded.placement)
     prompts = {

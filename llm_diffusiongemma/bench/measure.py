@@ -36,7 +36,7 @@ class Measured:
     theirs: dict[str, list[Sample]] = field(default_factory=dict)
     """Of transformers."""
     problems: dict[str, str] = field(default_factory=dict)
-    """Why there is no reply of a kind, or of transformers."""
+    """Why there is no reply of a kind, or of transformers to it."""
     peak_memory_bytes: int | None = None
     """Of all devices in any reply of ours; on a CPU of the process since it began, if nobody else was in it."""
 
@@ -80,12 +80,13 @@ def measure(
                 measured.samples.setdefault(name, []).append(sample)
             peak = sample.peak_memory_bytes if theirs is not None else peak_memory(devices)
             measured.peak_memory_bytes = max(peak or 0, measured.peak_memory_bytes or 0) or None
-            if theirs is not None and name in theirs.prompts and THEIRS not in measured.problems:
-                describe(f"{name}, transformers")
+            who = f"{name}, {THEIRS}"
+            if theirs is not None and name in theirs.prompts and who not in measured.problems:
+                describe(who)
                 try:
                     other = theirs.reply(name, of_round)
                 except DiffusionGemmaError as error:
-                    measured.problems[THEIRS] = str(error)
+                    measured.problems[who] = str(error)
                     continue
                 if number:
                     measured.theirs.setdefault(name, []).append(other)

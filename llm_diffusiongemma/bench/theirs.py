@@ -100,21 +100,26 @@ def check(placement: Placement) -> None:
         )
 
 
+def classes() -> tuple[Any, Any]:
+    """transformers' classes of a configuration and of a model. Raises `OptionError` if it has none."""
+    try:
+        from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+    except ImportError as error:
+        raise OptionError("transformers has DiffusionGemma from 5.23 on: pip install -U transformers") from error
+    return DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+
+
 def transformers_of(network: Network, config: ConfigFile) -> Any:
     """transformers' model of the same weights, in the same memory. Its vision tower has none.
 
     Raises `OptionError` if this transformers has none.
     """
-    try:
-        from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
-    except ImportError as error:
-        raise OptionError("transformers has it from 5.23 on: pip install -U transformers") from error
-
+    config_class, model_class = classes()
     default = torch.get_default_dtype()
     torch.set_default_dtype(network.dtype)  # as from_pretrained does it: rotary frequencies stay fp32
     try:
         with _parameters_without_memory():
-            model = DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig(**as_read(config))).eval()
+            model = model_class(config_class(**as_read(config))).eval()
     finally:
         torch.set_default_dtype(default)
     left_out = model.load_state_dict(dict(network.tensors()), strict=False, assign=True)

@@ -4,7 +4,8 @@ The network is a small one of random weights: of another's widths, formats and d
 a chunk of a prompt and a single position, and denoises a canvas twice, free and as under a constraint. So what is
 tried is what a reply launches, with arguments of the same kinds, and all of it is compiled by then.
 
-Of the real widths it takes 6 GiB in bf16 and 3 in nvfp4, and some 2 to compare: less than a model of them does.
+Of the real widths it takes 6 GiB in bf16 and 3 in nvfp4, and some 2 to compare: less than a model of them does,
+but maybe more than a few layers of one on a second card.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ class Trial:
         for length in CHUNKS:
             network.encode(network.embed(self._draw(length)), cache)
         distributions = Distributions(network, config.canvas_length, device, config.final_logit_softcapping)
+        distributions.soft.fill_(torch.nan)  # what stands there is nothing to the first block
         temperature = torch.tensor(0.6, device=device)
         uniforms = torch.rand(config.canvas_length, dtype=torch.float64, device=device, generator=self._generator)
         canvas = self._draw(config.canvas_length)

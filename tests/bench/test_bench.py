@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import llm
@@ -16,10 +18,12 @@ import pytest
 from llm_diffusiongemma import bench
 from llm_diffusiongemma.backends import engine
 from llm_diffusiongemma.backends.form import read_form
-from llm_diffusiongemma.bench import measure, prompts, replies, table
-from llm_diffusiongemma.bench.clock import ReplyClock
+from llm_diffusiongemma.bench import measure, prompts, random_weights, replies, table
+from llm_diffusiongemma.bench.clock import ReplyClock, Sample
 from llm_diffusiongemma.bench.prompts import Kind
+from llm_diffusiongemma.bench.theirs import Theirs
 from llm_diffusiongemma.catalog import KERNELS_VARIABLE
+from llm_diffusiongemma.errors import DeviceMemoryError
 from llm_diffusiongemma.view.records import Reading
 
 from ..conftest import TINY, Llm
@@ -150,6 +154,27 @@ def test_against_transformers(llm_command: Llm) -> None:
     assert 10 < question["transformers_output_tokens"]["most"] < 100
 
 
+def test_what_transformers_has_no_memory_for_hides_nothing_else(
+    llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longest prompt of random weights is the last of the first round: all others were lost with it."""
+    monkeypatch.setattr(prompts, "EMBEDDED", (QUESTION, Kind("reading", "What is a block?")))
+    answer = Theirs.reply
+
+    def answer_or_not(theirs: Theirs, name: str, seed: int) -> Sample:
+        if name == "reading":
+            raise DeviceMemoryError("There is no room.")
+        return answer(theirs, name, seed)
+
+    monkeypatch.setattr(Theirs, "reply", answer_or_not)
+    result = llm_command("diffusiongemma", "bench", TINY, "--repeats", "1", "--against", "transformers", "--json")
+    assert result.exit_code == 1
+    result = json.loads(result.stdout)
+    assert result["problems"] == {"reading, transformers": "There is no room."}
+    assert result["against"].keys() == {"question"}
+    assert result["kinds"].keys() == {"question", "reading"}
+
+
 def test_what_cannot_be_answered_hides_nothing_else(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompts, "EMBEDDED", (Kind("reading", "word " * 9000), QUESTION))
     result = llm_command("diffusiongemma", "bench", TINY, "--repeats", "1")
@@ -158,6 +183,20 @@ def test_what_cannot_be_answered_hides_nothing_else(llm_command: Llm, monkeypatc
     assert "question" in result.stdout
     monkeypatch.setattr(prompts, "EMBEDDED", prompts.EMBEDDED[:1])
     assert "The prompt is" in llm_command.fails("diffusiongemma", "bench", TINY, "--repeats", "1")
+
+
+@pytest.mark.parametrize("arguments", [(TINY,), ("--random-weights", "bf16")])
+def test_a_transformers_without_it_is_told_before_anything_is_loaded_or_drawn(
+    arguments: Sequence[str], llm_command: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(engine, "get_engine", None)
+    monkeypatch.setattr(random_weights, "place", None)
+    monkeypatch.setattr(engine, "import_vision", asked.append)  # it has to say what hinders an import
+    monkeypatch.setitem(sys.modules, "transformers", ModuleType("transformers"))
+    message = llm_command.fails("diffusiongemma", "bench", *arguments, "--against", "transformers")
+    assert "transformers has DiffusionGemma from 5.23 on" in message
+    assert asked == [False]
 
 
 # --- interrupted ---------------------------------------------------------------------------------------------

@@ -132,12 +132,17 @@ def test_wrong_in_other_ways() -> None:
         concluded = PLAIN_TORCH.conclude(softmax, uniforms)
         return concluded._replace(drawn=torch.zeros_like(concluded.drawn))
 
+    def first_block_too(total: torch.Tensor, added: torch.Tensor, softmax: Softmax, block: int) -> None:
+        moved = softmax.maximum[:, block] - softmax.maximum[:, block + 1]
+        total.mul_(moved.exp_()[:, None]).add_(added)
+
     wrong: Kernels = {
         "gelu_gate": one_less,
         "after_attention": only_for_one,
         "heads": not_written,
         "route": the_worst,
         "conclude": the_first,
+        "add_up": first_block_too,
     }
     faults = make().faults(wrong)
     assert set(faults) == set(wrong)

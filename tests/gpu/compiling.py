@@ -24,6 +24,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
@@ -51,6 +52,8 @@ CASES = {
     "nvfp4 of compressed-tensors": Formats(CompressedTensorsNvfp4),
 }
 KIB = 1024
+# What torch would compute between launches of which only the shapes matter.
+NO_ATTENTION = patch.object(F, "scaled_dot_product_attention", lambda q, *_, **__: torch.empty_like(q))
 # Of shared memory a block of threads may have: CUDA C++ Programming Guide, "Technical Specifications per Compute
 # Capability"; AMD's local data share is 64 KiB, on CDNA and RDNA.
 SHARED_KIB = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
@@ -81,9 +84,7 @@ class Compiled:
 def of_a_reply(formats: Formats, dtype: torch.dtype, card: torch.device) -> dict[str, list[Launch]]:
     """All that a network of the real widths launches there, by what it does: reading a chunk of a prompt, the
     longest and a short one, and a denoising step."""
-    config = network_config(is_tiny=False).network()
-    kinds = tuple(dict.fromkeys(config.layers))
-    config = replace(config, layers=(*kinds, kinds[0]))  # one more, as the encoder leaves off inside the last
+    config = of_each_kind(network_config(is_tiny=False).network())
     network = Network(config, dtype, META, formats)
     network.operations = operations_for(config, formats, dtype, card)
     cache = KVCache(config, network.dtype, network.layer_devices)
@@ -105,10 +106,18 @@ def of_a_reply(formats: Formats, dtype: torch.dtype, card: torch.device) -> dict
     return found
 
 
+def of_each_kind(config: NetworkConfig) -> NetworkConfig:
+    """With one layer of each kind and one more, as the encoder leaves off inside the last."""
+    kinds = tuple(dict.fromkeys(config.layers))
+    return replace(config, layers=(*kinds, kinds[0]))
+
+
 def untried(config: NetworkConfig, formats: Formats, lengths: Sequence[int], target: str) -> list[str]:
     """What reading chunks of some lengths launches and a trial at load doesn't: it would be compiled in the middle
     of a reply. On the CPU, and of whatever happens to be in memory, since no kernel runs."""
     goal, cpu, dtype = triton_target(target), torch.device("cpu"), torch.bfloat16
+
+    config = of_each_kind(config)
 
     def unproved(trial: Trial, name: str, *arguments: Any) -> Any:
         return trial._kernels[name](*arguments)
@@ -116,12 +125,12 @@ def untried(config: NetworkConfig, formats: Formats, lengths: Sequence[int], tar
     with pretended(target) as card:
         operations = operations_for(config, formats, dtype, card)
     kernels = {name: call for name, call in vars(operations).items() if call is not getattr(PLAIN_TORCH, name)}
-    with written_down() as tried, patch.object(Trial, "_beside", unproved):
+    with written_down() as tried, patch.object(Trial, "_beside", unproved), NO_ATTENTION:
         Trial(config, formats, dtype, cpu, str).faults(kernels)
     network = Network(config, dtype, cpu, formats)
     network.operations = operations
     cache = KVCache(config, dtype, cpu)
-    with written_down() as launched:
+    with written_down() as launched, NO_ATTENTION:
         for length in lengths:
             network.encode(network.embed(torch.zeros(length, dtype=torch.int64)), cache)
     known = {source.hash() for source, _ in (variant(launch, goal) for launch in tried)}

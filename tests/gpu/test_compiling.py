@@ -36,8 +36,7 @@ verdicts = [report([("a case", right)], "sm_86"), report([("a case", wrong)], "s
 SHARED_KIB["sm_86"] = 20
 config = network_config(is_tiny=True).network()
 lengths = (1, 2, 15, 16, 17, 255, 256, 300, 1000, 1024, 1304)
-for chunks in (CHUNKS, CHUNKS[1:]):
-    trial.CHUNKS = chunks
+for trial.CHUNKS, lengths in ((CHUNKS, lengths), (CHUNKS[1:], (300,))):
     print(len(untried(config, FORMATS["nvfp4"], lengths, "sm_86")))
 print([*verdicts, report([("a case", right), ("another", right)], "sm_86")])
 """

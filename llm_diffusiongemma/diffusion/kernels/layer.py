@@ -345,10 +345,10 @@ def finish(
     scalar: torch.Tensor,
     next_norm: Norm | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The norms have the same eps."""
+    """The norms have the same eps. Without a next one, where the next layer is on another card, some norm is made
+    all the same: so it is the kernel that was tried at load, where there always is one."""
     n, width = x.shape
-    out = x.new_empty(n, width)
-    normed = None if next_norm is None else x.new_empty(n, width)
+    out, normed = x.new_empty(n, width), x.new_empty(n, width)
     tile = _tile(width)
     launching.launch(
         _finish,
@@ -359,18 +359,17 @@ def finish(
         norms.post_experts.weight,
         norms.post_mlp.weight,
         norms.post.weight,
-        norms.post.weight if next_norm is None else next_norm.weight,
+        (next_norm or norms.post).weight,
         scalar,
         out,
-        out if normed is None else normed,
+        normed,
         n,
         norms.post.eps,
         WIDTH=width,
         PARTS=parts.shape[1],
-        HAS_NEXT=normed is not None,
         **tile,
     )
-    return out, normed
+    return out, None if next_norm is None else normed
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -389,7 +388,6 @@ def _finish(
     eps: tl.tensor,
     WIDTH: tl.constexpr,
     PARTS: tl.constexpr,
-    HAS_NEXT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -411,8 +409,7 @@ def _finish(
     added = _normed(from_mlp, eps, WIDTH) * post_mlp_weight + _normed(sparse, eps, WIDTH) * post_experts_weight
     residual = (residual + _normed(added, eps, WIDTH) * post_weight) * factor
     tl.store(out + at, residual, is_one)
-    if HAS_NEXT:
-        tl.store(to_following + at, _normed(residual, eps, WIDTH) * _loaded(following + i, inside), is_one)
+    tl.store(to_following + at, _normed(residual, eps, WIDTH) * _loaded(following + i, inside), is_one)
 
 
 def _tile(width: int) -> dict[str, int]:

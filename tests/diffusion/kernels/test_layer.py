@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from llm_diffusiongemma.diffusion import operations
 from llm_diffusiongemma.diffusion.config import DIFFUSIONGEMMA_26B_A4B
-from llm_diffusiongemma.diffusion.kernels import layer
+from llm_diffusiongemma.diffusion.kernels import launching, layer
 from llm_diffusiongemma.diffusion.operations import LayerNorms, Norm, Rotation
 from llm_diffusiongemma.diffusion.packed import PLAIN
 
@@ -181,13 +181,19 @@ def test_finish(
     )
 
 
-def test_finish_without_a_norm_behind_it(device: torch.device) -> None:
+def test_finish_without_a_norm_behind_it(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = Drawn(torch.float32, device)
     arguments = (drawn(5, 48), drawn(5, 48), drawn(5, 1, 48), drawn.norms(48), drawn(1))
     result, normed = layer.finish(*arguments, None)
     assert normed is None
     exact = operations.finish(*map(exactly, arguments), None)[0]
     assert_as_good([result], [operations.finish(*arguments, None)[0]], [exact])
+    # Where the next layer is on another card; and no other kernel than the one that was tried at load.
+    constants: list[dict[str, Any]] = []
+    monkeypatch.setattr(launching, "launch", lambda *of, **its: constants.append(its))
+    for next_norm in (None, arguments[3].mlp):
+        layer.finish(*arguments, next_norm)
+    assert constants[0] == constants[1]
 
 
 def test_the_parts_are_added_in_their_order(device: torch.device) -> None:
