@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -372,11 +371,6 @@ def _print(text: str, nl: bool = True) -> None:
     except BrokenPipeError:  # nobody reads any more, and click ends in silence
         raise
     except OSError as error:
-        command = current_command()
-        if command is not None and command.owns_process:
-            # Or Python, which still has it, tries again at its end, and says so in words of its own.
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise DiffusionGemmaError(
             f"What this command says can't be written: {quoted(error.strerror or error)}. Have it go where there "
             "is room, or to the terminal."

@@ -102,23 +102,25 @@ def test_what_does_not_fit_is_refused_with_what_would(llm_command: Llm, monkeypa
     message = fails(llm_command, "--random-weights", "bf16")
     assert "no weight files that they could be read from" in message
     assert "Here would fit: --random-weights fp8 and --random-weights nvfp4." in message
+    message = fails(llm_command, "--random-weights", "bf16", "--against", "transformers")
+    assert message.endswith(f"llm diffusiongemma bench {TINY} --against transformers")
+    assert "Here would fit" not in message
     monkeypatch.setenv(MEMORY_VARIABLE, "1GiB")
     message = fails(llm_command, "--random-weights", "bf16")
     assert "There may be taken 1.0 GiB of cpu" in message
     assert f"llm diffusiongemma bench {TINY}" in message
     assert "llm -m" not in message  # that measures nothing
-    message = fails(llm_command, "--random-weights", "bf16", "--against", "transformers")
-    assert message.endswith(f"llm diffusiongemma bench {TINY} --against transformers")
 
 
 def test_without_a_gpu_somebody_has_to_insist(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         pytest.skip("there is one")
     monkeypatch.setattr(random_weights, "random_network", None)
-    for gib, is_room in ((64, True), (8, False)):
+    for gib, is_room in ((64, True), (16, False)):
         monkeypatch.setattr(devices, "total_memory", lambda device, gib=gib: gib * 2**30)
         message = fails(llm_command, "--random-weights", "nvfp4")
         assert (f"Set {DEVICE_VARIABLE}=cpu to measure it there all the same" in message) == is_room
+        assert "PyTorch finds no GPU here" in message
         assert message.endswith(f": llm diffusiongemma bench {TINY}")
         assert "llm -m" not in message
     # Of weights that aren't here, too, only that is named which fits.
