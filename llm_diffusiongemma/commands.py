@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -28,7 +30,7 @@ from .errors import (
     ServerError,
     ServerUnreachableError,
 )
-from .interrupts import FAILED_STATUS, INTERRUPTED_STATUS, Interrupts, current_command
+from .interrupts import FAILED_STATUS, INTERRUPTED, INTERRUPTED_STATUS, Interrupts, current_command
 from .wording import printable, quoted, tell
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def status(as_json: bool, updates: bool) -> None:
         from .status import gather, has_failed, lines
 
         found = gather(entries, _problems(entries), updates)
-    click.echo(json.dumps(found, indent=2) if as_json else printable("\n".join(lines(found))))
+    _print(json.dumps(found, indent=2) if as_json else printable("\n".join(lines(found))))
     if has_failed(found):
         raise click.exceptions.Exit(FAILED_STATUS)
 
@@ -75,7 +77,7 @@ def last(as_json: bool) -> None:
     from .last import gather, lines, public
 
     found = gather()
-    click.echo(json.dumps(public(found), indent=2) if as_json else printable("\n".join(lines(found))))
+    _print(json.dumps(public(found), indent=2) if as_json else printable("\n".join(lines(found))))
 
 
 @diffusiongemma.command()
@@ -94,11 +96,11 @@ def download(model_id: str, update: bool) -> None:
     entry = _entry(model_id)
     if entry.server is not None:
         url = quoted(entry.server.url)
-        click.echo(printable(f"{model_id} is answered by the server {url}: there is nothing to download."))
+        _print(printable(f"{model_id} is answered by the server {url}: there is nothing to download."))
         return
     source = entry.sources[0] if len(entry.sources) == 1 else _chosen(entry)
     if isinstance(source.where, Path):
-        click.echo(printable(f"{model_id} is in the folder {quoted(source.where)}: there is nothing to download."))
+        _print(printable(f"{model_id} is in the folder {quoted(source.where)}: there is nothing to download."))
         return
     with Interrupts(current_command()) as stop:
         checkpoint = hub.download(source, update, stop.check)
@@ -107,9 +109,9 @@ def download(model_id: str, update: bool) -> None:
     what = f"{checkpoint.resolved_model} is here{num_bytes}"
     refusal = _refusal(entry)
     if refusal is not None:
-        click.echo(printable(f"{what}. This machine doesn't run it as it is: {refusal}"))
+        _print(printable(f"{what}. This machine doesn't run it as it is: {refusal}"))
     else:
-        click.echo(printable(f"{what}: `llm -m {model_id}` runs it."))
+        _print(printable(f"{what}: `llm -m {model_id}` runs it."))
 
 
 @diffusiongemma.command()
@@ -157,14 +159,14 @@ def remove(model_id: str, yes: bool) -> None:
     lines = [*staying, *(["These weights will be deleted:", *deleted] if deleted else [])]
     if is_own:
         lines.append(f"llm will not know {model_id!r} any more.")
-    click.echo(printable("\n".join(lines)))
+    _print(printable("\n".join(lines)))
     if not yes:
         click.confirm(f"Delete {size(num_bytes)}?" if removals else "Go on?", abort=True)
     for removal in removals:
         hub.remove(removal)
     if is_own:
         registry.take_out(model_id)
-    click.echo(f"Done: {size(num_bytes)} are free again." if num_bytes else "Done.")
+    _print(f"Done: {size(num_bytes)} are free again." if num_bytes else "Done.")
 
 
 def _shares(entry: ModelEntry, source: Source) -> bool:
@@ -215,7 +217,7 @@ def add(
             key_name = entry.server.key_name
             done = "Changed"
             how = f" with the key that `llm keys` has as {quoted(key_name)}" if key_name else " without a key"
-        click.echo(printable(f"{done}: `llm -m {model_id}` asks {quoted(entry.server.url)}{how}. {found_there}"))
+        _print(printable(f"{done}: `llm -m {model_id}` asks {quoted(entry.server.url)}{how}. {found_there}"))
         return
     (found,) = entry.sources
     with indicate("Looking at it"):
@@ -230,7 +232,7 @@ def add(
         else:
             hub.on_disk(found)  # it refuses what can be no revision
     registry.add(entry)
-    click.echo(printable(f"Added: `llm -m {model_id}` runs {quoted(found)}."))
+    _print(printable(f"Added: `llm -m {model_id}` runs {quoted(found)}."))
 
 
 def _ask_server(entry: ModelEntry) -> str:
@@ -336,7 +338,7 @@ def stop() -> None:
 
     with indicate("Waiting for the server's end"):
         ended = launch.stop()
-    click.echo(f"The server for {ended.identity.model_id} is stopped." if ended else "No server is running.")
+    _print(f"The server for {ended.identity.model_id} is stopped." if ended else "No server is running.")
 
 
 @diffusiongemma.command()
@@ -354,13 +356,31 @@ def warm(state: str | None) -> None:
     if state is not None:
         launch.set_warm(state == "on")
     if launch.is_warm():
-        click.echo("on: a prompt that finds no server starts one, which goes after ten minutes without a prompt.")
+        _print("on: a prompt that finds no server starts one, which goes after ten minutes without a prompt.")
         return
-    click.echo("off: each prompt loads the model anew, unless a server is running.")
+    _print("off: each prompt loads the model anew, unless a server is running.")
     found = running.recorded()
     if found is not None and running.answers(found):
         model_id = quoted(found.identity.model_id)
-        click.echo(f"One for {model_id} is running: `llm diffusiongemma stop` ends it.")
+        _print(f"One for {model_id} is running: `llm diffusiongemma stop` ends it.")
+
+
+def _print(text: str, nl: bool = True) -> None:
+    """What a command has found. Raises `DiffusionGemmaError` if it can't be written, as to a full disk."""
+    try:
+        click.echo(text, nl=nl)
+    except BrokenPipeError:  # nobody reads any more, and click ends in silence
+        raise
+    except OSError as error:
+        command = current_command()
+        if command is not None and command.owns_process:
+            # Or Python, which still has it, tries again at its end, and says so in words of its own.
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise DiffusionGemmaError(
+            f"What this command says can't be written: {quoted(error.strerror or error)}. Have it go where there "
+            "is room, or to the terminal."
+        ) from error
 
 
 def _entries() -> list[ModelEntry]:
@@ -430,12 +450,12 @@ def check(context: click.Context, model_id: str, quick: bool, out: str | None) -
         )
     report = checks.run(entry, is_quick=quick)
     if out is None:
-        click.echo(report.markdown(), nl=False)
+        _print(report.markdown(), nl=False)
     else:
         try:
             Path(out).write_text(report.markdown(), encoding="utf-8")
         except OSError as error:
-            click.echo(report.markdown(), nl=False)  # it may have taken an hour
+            _print(report.markdown(), nl=False)  # it may have taken an hour
             raise click.FileError(out, error.strerror) from error
     if report.failed:
         context.exit(1)
@@ -444,7 +464,9 @@ def check(context: click.Context, model_id: str, quick: bool, out: str | None) -
 @diffusiongemma.command()
 @click.argument("model_id", metavar="[MODEL]", required=False)
 @click.option("--repeats", type=click.IntRange(1, 1000), default=3, show_default=True, help="Replies of each kind")
-@click.option("--seed", type=click.IntRange(0, 2**62), default=1, show_default=True, help="Of the first of them")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**62), default=1, show_default=True, help="Seed of the first round"
+)
 @click.option(
     "--random-weights",
     type=click.Choice(get_args(Representation)),
@@ -471,6 +493,9 @@ def bench(
     It makes replies of several kinds, each of them a few times, and says how many tokens a second of the whole
     reply come of it, when the first block is there, and what a denoising step takes. They are made in this process
     and not logged. Ctrl-C ends it with what has been measured so far.
+
+    Without MODEL it is `diffusiongemma`. Its weights have to be here: `llm diffusiongemma download` brings them.
+    Those of `diffusiongemma-tiny` always are.
     """
     from . import bench as measuring
     from .bench.table import lines
@@ -479,10 +504,15 @@ def bench(
         raise OptionError(f"Random weights are no model's: leave {quoted(model_id)} or --random-weights out.")
     if random_weights is None and steps is not None:
         raise OptionError(
-            "--steps is for --random-weights, which never converge. A model takes as many as its reply needs."
+            "--steps is for --random-weights, which never converge. A model takes as many as its reply needs, at "
+            "most what its checkpoint says. What `llm models options` has does not count: figures are to be "
+            "comparable."
         )
     model_id = model_id or "diffusiongemma"
-    with Interrupts(current_command()) as stop:
+    command = current_command()
+    if command is not None:
+        command.last_words = "Interrupted. Nothing has been measured yet."
+    with Interrupts(command) as stop:
         if random_weights is not None:
             found = measuring.of_random_weights(
                 random_weights, stop, repeats, seed, steps, against=against is not None
@@ -495,9 +525,12 @@ def bench(
                     "or measure another model."
                 )
             found = measuring.of_model(entry, stop, repeats, seed, against=against is not None)
-    click.echo(json.dumps(found, indent=2) if as_json else printable("\n".join(lines(found))))
+    if command is not None:
+        command.last_words = INTERRUPTED
+    _print(json.dumps(found, indent=2) if as_json else printable("\n".join(lines(found))))
     if found["is_interrupted"]:
-        click.echo("\nInterrupted.", err=True)
+        if as_json or sys.stdout is None or not sys.stdout.isatty():  # else it stands there
+            click.echo(f"\n{INTERRUPTED}", err=True)
         context.exit(INTERRUPTED_STATUS)
     if found["problems"]:
         context.exit(FAILED_STATUS)

@@ -26,6 +26,8 @@ from .view import screen
 #: What shells call a command that was ended by SIGINT.
 INTERRUPTED_STATUS = 130
 FAILED_STATUS = 1
+#: What is said then.
+INTERRUPTED = "Interrupted."
 
 # How long printing may take in which an interrupt has to wait, before nobody is there to read it.
 READER_SECONDS = 1.0
@@ -39,6 +41,8 @@ class Command:
     """The command of `llm` itself that wants a reply."""
 
     def __init__(self, context: click.Context) -> None:
+        self.last_words = INTERRUPTED
+        """What it says when it is interrupted."""
         self._context = context
         self._status = 0
         self._workers: list[threading.Thread] = []
@@ -100,7 +104,7 @@ class Command:
         if is_interrupted:
             self._status = INTERRUPTED_STATUS
             if not owns_process:
-                _say_last()
+                _say_last(self.last_words)
             elif not (self._is_heard() and self._are_workers_done()):
                 # Python would wait for who should read it, or for a thread that imports or loads and can't be
                 # stopped at that. llm's log is not open to that thread: nothing is being written there.
@@ -121,7 +125,7 @@ class Command:
 
         def say() -> None:
             with suppress(OSError):  # nobody is there any more
-                _say_last()
+                _say_last(self.last_words)
                 is_unheard.release()
 
         # In a thread: where nobody reads, writing doesn't end. Not by `threading`: see `_insist`.
@@ -134,9 +138,9 @@ class Command:
         return not any(worker.is_alive() for worker in self._workers)
 
 
-def _say_last() -> None:
+def _say_last(words: str = INTERRUPTED) -> None:
     screen.dismiss()  # of a thread that can't be stopped
-    click.echo("\nInterrupted.", err=True)
+    click.echo(f"\n{words}", err=True)
     click.echo(nl=False)  # flushes
 
 

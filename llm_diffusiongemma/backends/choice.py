@@ -141,6 +141,11 @@ class Choice:
         return None
 
     @property
+    def reason(self) -> str:
+        """That of its refusal, without the ways out, which are those of a prompt."""
+        return str(self.refusal and self.refusal.__cause__)
+
+    @property
     def download_bytes(self) -> int | None:
         """How much a prompt would download, about; None if nobody knows."""
         if self.on_disk is None or self.on_disk.missing_bytes is None:
@@ -246,10 +251,11 @@ def _placed(entry: ModelEntry, sizes: Sizes, weight_bytes: int, machine: Machine
 def _check_gpu(entry: ModelEntry, sizes: Sizes, placement: Placement, weight_bytes: int) -> None:
     """The CPU is too slow for a large model to take it just because there is nothing else. Raises `NoGpuError`."""
     if placement.devices[0] == "cpu" and entry.device is None and not is_small(weight_bytes):
-        raise NoGpuError(
+        reason = NoGpuError(
             f"The model's weights take {gib(weight_bytes)}, and PyTorch finds no GPU here: on the CPU "
-            f"{_slowness(sizes, placement)}. Set {DEVICE_VARIABLE}=cpu to run it there all the same, or {TINY}"
+            f"{_slowness(sizes, placement)}."
         )
+        raise NoGpuError(f"{reason} Set {DEVICE_VARIABLE}=cpu to run it there all the same, or {TINY}") from reason
 
 
 def _way_out(entry: ModelEntry, sizes: Sizes, machine: Machine) -> str:

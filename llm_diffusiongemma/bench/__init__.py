@@ -6,13 +6,16 @@ In this process, whatever server runs, and nothing of it goes to llm's log. What
 
 from __future__ import annotations
 
+import os
+import subprocess
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backends import running
-from ..catalog import EMBEDDED_CHECKPOINT
+from ..catalog import EMBEDDED_CHECKPOINT, GRAPH_VARIABLE, KERNELS_VARIABLE
 from ..errors import CheckpointNotFoundError, DiffusionGemmaError
 from ..installation import system, versions
 from ..view.progress import indicate
@@ -21,6 +24,7 @@ from ..wording import quoted, tell
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..backends.choice import Choice
     from ..backends.engine import Ready
     from ..backends.turn import Stop, WeightsReport
     from ..catalog import ModelEntry, Representation
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 # Of the prompts that random weights read, in tokens.
 CONTEXT_LENGTHS = (64, 1024, 8192)
+DRIVER_SECONDS = 10.0
 
 
 def of_model(entry: ModelEntry, stop: Stop, repeats: int, seed: int, *, against: bool) -> dict[str, Any]:
@@ -42,7 +47,7 @@ def of_model(entry: ModelEntry, stop: Stop, repeats: int, seed: int, *, against:
     if against:
         _import_transformers(stop)
     with indicate(f"Loading {entry.model_id}") as progress:
-        ready = _loaded(entry, stop)
+        ready = _loaded(entry, stop, against)
         from .prompts import EMBEDDED, GENERAL
         from .replies import Replies
 
@@ -68,13 +73,13 @@ def of_random_weights(
         from ..diffusion.placement import STEPS_A_CANVAS
         from . import random_weights
         from .replies import RandomReplies
+        from .theirs import Theirs, check, check_representation
     if against:
+        check_representation(representation)
         _import_transformers(stop)
     with indicate(f"Drawing {representation} weights") as progress:
-        placement = random_weights.place(representation)
+        placement = random_weights.place(representation, against=against)
         if against:
-            from .theirs import Theirs, check
-
             check(placement)
         made = random_weights.make(placement, stop)
         network, lengths = made.network, made.room_for(CONTEXT_LENGTHS)
@@ -121,19 +126,40 @@ def _measure(
     return {**figures(measured), "is_interrupted": is_interrupted}
 
 
-def _loaded(entry: ModelEntry, stop: Stop) -> Ready:
-    """Raises `CheckpointNotFoundError` if its weights aren't here, and what loading it raises."""
+def _loaded(entry: ModelEntry, stop: Stop, against: bool) -> Ready:
+    """Raises `CheckpointNotFoundError` if its weights aren't here, `OptionError` if transformers can't have them,
+    and what loading it raises."""
     with indicate("Importing PyTorch"), stop.importing():
         from ..backends.choice import choose
         from ..backends.engine import get_engine
+        from .theirs import check_representation
     choice = choose(entry)
+    representation = choice.placement.representation if choice.placement else choice.source.representation
+    if against and representation is not None:
+        check_representation(representation)
     # What is wrong with a folder is told when it is loaded.
     if not isinstance(choice.source.where, Path) and choice.candidate.folder is None:
         raise CheckpointNotFoundError(
-            f"The weights of {entry.model_id} are not on this machine. Download them first, by llm diffusiongemma "
-            f"download {entry.model_id}, or measure without any: llm diffusiongemma bench --random-weights nvfp4"
+            f"The weights of {entry.model_id} are not on this machine{_ways(choice, against)}"
         )
     return get_engine(entry, stop)
+
+
+def _ways(choice: Choice, against: bool) -> str:
+    """The end of a sentence: what can be measured where a model's weights are not."""
+    from .random_weights import fitting_here, tiny
+
+    model_id = choice.entry.model_id
+    if choice.refusal is not None:
+        return (
+            f", and it would not run them as it is (llm diffusiongemma status says why). What it can measure: "
+            f"{tiny(against)}"
+        )
+    ways = [f"Download them first, by llm diffusiongemma download {model_id}"]
+    if drawn := [each for each in fitting_here() if each == "bf16" or not against]:
+        option = " --against transformers" * against
+        ways.append(f"measure without any: llm diffusiongemma bench --random-weights {drawn[0]}{option}")
+    return f". {', or '.join(ways)}"
 
 
 def _is_embedded(ready: Ready) -> bool:
@@ -192,9 +218,24 @@ def _about(
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "load_seconds": round(load_seconds, 3),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": {
+            name: os.environ[name] for name in (KERNELS_VARIABLE, GRAPH_VARIABLE) if name in os.environ
+        },
+        "driver_version": _driver_version() if device.type == "cuda" and torch.version.hip is None else None,
         "versions": versions() | {name: number for name in ("cuda", "hip") if (number := _built_for(name))},
         "system": system(),
     }
+
+
+def _driver_version() -> str | None:
+    """Of NVIDIA's, which PyTorch doesn't tell; None if it can't be had."""
+    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=DRIVER_SECONDS, check=True).stdout
+    except (OSError, ValueError, subprocess.SubprocessError):  # none here, or a driver that hangs
+        return None
+    return next(iter(told.split()), None)
 
 
 def _built_for(name: str) -> str | None:

@@ -12,11 +12,11 @@ import torch
 from ..backends.choice import FORMATS, choose
 from ..backends.engine import TRYING_KERNELS
 from ..backends.turn import WeightsReport
-from ..catalog import HUB_SOURCES, built_in
+from ..catalog import DEVICE_VARIABLE, HUB_SOURCES, built_in
 from ..diffusion.config_file import ConfigFile
 from ..diffusion.devices import is_out_of_memory, peak_memory
 from ..diffusion.proving import Verdict, import_kernels, is_to_be_tried, prove_all
-from ..errors import DeviceMemoryError
+from ..errors import DeviceMemoryError, NoGpuError
 from ..view.progress import indicate
 from ..wording import listed, tell
 from .networks import REAL, random_network
@@ -63,21 +63,25 @@ class RandomWeights:
         )
 
 
-def place(representation: Representation) -> Placement:
-    """Where a prompt would have the real weights of that representation.
+def place(representation: Representation, *, against: bool = False) -> Placement:
+    """Where a prompt would have the real weights of that representation. `against` transformers, too?
 
     Raises `DeviceMemoryError` or `NoGpuError` if it would have none, and `DeviceMemoryError` if it would read some
     from the weight files again and again.
     """
     choice = _choice(representation)
-    if choice.refusal is not None:
-        raise type(choice.refusal)(f"{choice.refusal}\n{_what_fits()}")
     placement = choice.placement
+    if isinstance(choice.refusal, NoGpuError):
+        has_room = placement is not None and not placement.num_layers("files")
+        way_out = f"Set {DEVICE_VARIABLE}=cpu to measure it there all the same, or another model" * has_room
+        raise NoGpuError(f"{choice.reason} {way_out or 'What runs anywhere'}: {tiny(against)}")
+    if choice.refusal is not None:
+        raise type(choice.refusal)(f"{choice.reason}\n{_what_fits(against)}")
     assert placement is not None  # of a known size
     if count := placement.num_layers("files"):
         raise DeviceMemoryError(
             f"Of random {representation} weights the experts of {count} layers have no room in memory, and there "
-            f"are no weight files that they could be read from at each step.\n{_what_fits()}"
+            f"are no weight files that they could be read from at each step.\n{_what_fits(against)}"
         )
     return placement
 
@@ -124,11 +128,23 @@ def _choice(representation: Representation) -> Choice:
     return choose(next(entry for entry in built_in() if entry.model_id == model_id))
 
 
-def _what_fits() -> str:
-    fitting = [source.representation for source in HUB_SOURCES if source.representation is not None]
-    fitting = [each for each in fitting if _fits(_choice(each))]
-    if not fitting:
-        return "No representation fits here. What runs anywhere: llm diffusiongemma bench diffusiongemma-tiny"
+def fitting_here() -> list[Representation]:
+    """The representations that have room here, the most exact first."""
+    every = [source.representation for source in HUB_SOURCES if source.representation is not None]
+    return [each for each in every if _fits(_choice(each))]
+
+
+def tiny(against: bool) -> str:
+    """What can be measured anywhere."""
+    return "llm diffusiongemma bench diffusiongemma-tiny" + " --against transformers" * against
+
+
+def _what_fits(against: bool) -> str:
+    """Where bf16 doesn't, which is all that transformers has."""
+    if against:
+        return f"--against needs bf16 weights. Those of another model fit here: {tiny(against)}"
+    if not (fitting := fitting_here()):
+        return f"No representation fits here. What runs anywhere: {tiny(against)}"
     return f"Here would fit: {listed([f'--random-weights {each}' for each in fitting])}."
 
 

@@ -20,7 +20,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     random = found["random_weights"]
     yield f"Random {random} weights" if random else quoted(found["model"])
     yield from aligned(list(_about(found)))
-    yield filled(", ".join(f"{name} {number}" for name, number in found["versions"].items()) + ".")
+    numbers = found["versions"] | ({"driver": found["driver_version"]} if found["driver_version"] else {})
+    yield filled(", ".join(f"{name} {number}" for name, number in numbers.items()) + ".")
     yield filled(f"{found['system']}.")
     yield ""
     kinds = found["kinds"]
@@ -28,6 +29,9 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     of = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     yield "Replies (one of each kind)" if of == "1" else f"Replies (medians of {of}, least to most in brackets)"
     yield from aligned(list(_replies(found)))
+    yield ""
+    yield "Prompts and canvases"
+    yield from aligned(list(_prompts(found)))
     yield ""
     yield "Denoising steps"
     yield from aligned(list(_steps(found)))
@@ -41,7 +45,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
             yield filled(f"For a prompt of {listed(left_out)} tokens there is no room beside the weights.")
     if found["against"] is not None:
         yield ""
-        yield f"Against `generate` of transformers {found['versions'].get('transformers', '')}".rstrip()
+        version = found["versions"].get("transformers", "")
+        yield f"Against `generate` of transformers {version}".rstrip() + ", tokens a second"
         yield from aligned(list(_against(found["against"])))
     for name, problem in found["problems"].items():
         yield ""
@@ -68,7 +73,7 @@ def _about(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _replies(found: Mapping[str, Any]) -> Iterator[list[str]]:
-    yield ["", "tokens a second", "first block, s", "whole, s", "tokens out", "prompt", "read in, ms"]
+    yield ["", "tokens a second", "first block, s", "whole, s", "tokens out"]
     for name, of in found["kinds"].items():
         yield [
             name,
@@ -76,16 +81,28 @@ def _replies(found: Mapping[str, Any]) -> Iterator[list[str]]:
             _spread(of["first_block_seconds"]),
             _median(of["reply_seconds"]),
             _median(of["output_tokens"]),
-            f"{of['prompt_tokens']:,}",
-            _median(of["reading_ms"]),
         ]
     if _has_all(found):
-        yield ["all", _spread(found["all"]["tokens_per_second"]), *[""] * 5]
+        yield ["all", _spread(found["all"]["tokens_per_second"]), "", "", ""]
+
+
+def _prompts(found: Mapping[str, Any]) -> Iterator[list[str]]:
+    yield ["", "prompt, tokens", "read in, ms", "canvases", "steps a canvas"]
+    for name, of in found["kinds"].items():
+        yield [
+            name,
+            f"{of['prompt_tokens']:,}",
+            _median(of["reading_ms"]),
+            _median(of["canvases"]),
+            _spread(of["steps_per_canvas"]),
+        ]
+    if _has_all(found):
+        yield ["all", "", "", "", _spread(found["all"]["steps_per_canvas"])]
 
 
 def _steps(found: Mapping[str, Any]) -> Iterator[list[str]]:
     has_memory = any(of["peak_memory_bytes"] is not None for of in found["kinds"].values())
-    yield ["", "ms a step", "forward", "sampler", "steps a canvas", "canvases", *["memory"] * has_memory]
+    yield ["", "ms a step", "forward, ms", "sampler, ms", *["memory"] * has_memory]
     rows = dict(found["kinds"])
     if _has_all(found):
         rows["all"] = found["all"]
@@ -96,8 +113,6 @@ def _steps(found: Mapping[str, Any]) -> Iterator[list[str]]:
             _spread(of["step_ms"]),
             _median(of["forward_ms"]),
             _median(of["sampler_ms"]),
-            _spread(of["steps_per_canvas"]),
-            _median(of.get("canvases")),
             *[gib(peak) if peak is not None else ""] * has_memory,
         ]
 
@@ -108,7 +123,7 @@ def _has_all(found: Mapping[str, Any]) -> bool:
 
 
 def _against(found: Mapping[str, Any]) -> Iterator[list[str]]:
-    yield ["", "tokens a second", "transformers'", "times as fast"]
+    yield ["", "here", "transformers", "times as fast"]
     for name, of in found.items():
         yield [
             name,

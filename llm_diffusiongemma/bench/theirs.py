@@ -15,6 +15,7 @@ from .clock import Sample
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from ..catalog import Representation
     from ..diffusion.config_file import ConfigFile
     from ..diffusion.network import Network
     from ..diffusion.placement import Placement
@@ -80,13 +81,18 @@ class Theirs:
         return Sample(len(prompt), min(end, self._max_tokens), seconds)
 
 
+def check_representation(representation: Representation) -> None:
+    """Raises `OptionError` if it is none of transformers'."""
+    if representation != "bf16":
+        raise OptionError(
+            f"transformers' own class computes with bf16 weights, and these are {representation}: --against needs "
+            "the bf16 ones."
+        )
+
+
 def check(placement: Placement) -> None:
     """Raises `OptionError` if transformers can't compute with weights that are placed so."""
-    if placement.representation != "bf16":
-        raise OptionError(
-            f"transformers' own class computes with bf16 weights, and these are {placement.representation}: "
-            "--against needs the bf16 ones."
-        )
+    check_representation(placement.representation)
     if len(placement.devices) > 1 or not placement.is_resident:
         raise OptionError(
             "transformers would compute with the very weights that are loaded here, which it can where all are on "

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import llm
 import pytest
 
+from llm_diffusiongemma import bench
 from llm_diffusiongemma.backends import engine
 from llm_diffusiongemma.backends.form import read_form
-from llm_diffusiongemma.bench import measure, prompts, random_weights, replies
+from llm_diffusiongemma.bench import measure, prompts, random_weights, replies, table
 from llm_diffusiongemma.bench.clock import ReplyClock, Sample
 from llm_diffusiongemma.bench.prompts import Kind
 from llm_diffusiongemma.bench.theirs import Theirs
+from llm_diffusiongemma.catalog import KERNELS_VARIABLE
 from llm_diffusiongemma.errors import DeviceMemoryError
 from llm_diffusiongemma.view.records import Reading
 
@@ -88,14 +93,54 @@ def test_it_measures_what_a_prompt_gets(llm_command: Llm, monkeypatch: pytest.Mo
     assert llm_command.logs() == []
 
 
-def test_the_table(llm_command: Llm) -> None:
-    printed = llm_command.ok("diffusiongemma", "bench", TINY, "--repeats", "1")
+def test_the_tables(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KERNELS_VARIABLE, "off")
+    result = found(llm_command, "--repeats", "1")
+    assert (result["environment"], result["driver_version"]) == ({KERNELS_VARIABLE: "off"}, None)
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(result["date"])) < timedelta(hours=1)
+    printed = "\n".join(table.lines(result))
     lines = [line.split("  ") for line in printed.splitlines()]
     assert lines[0] == [TINY]
     names = [line[1] for line in lines if len(line) > 2]
-    assert names.count("question") == names.count("schema") == names.count("all") == 2
+    assert names.count("question") == names.count("schema") == names.count("all") == 3
     assert "Replies (one of each kind)" in printed
     assert "of the whole process, with Python and PyTorch" in printed
+
+    # Of a fast card, where nothing is the same twice.
+    each = {"median": 1234, "least": 1180, "most": 1290}
+    for of in [*result["kinds"].values(), result["all"]]:
+        of |= {name: each for name in of if isinstance(of[name], dict)}
+        of |= {"steps_per_canvas": {"median": 10.3, "least": 9.33, "most": 12.7}, "peak_memory_bytes": 100 << 30}
+    result["kinds"]["explanation"] = result["kinds"].pop("question")
+    names = ("ours_tokens_per_second", "transformers_tokens_per_second", "times_faster")
+    result |= {"against": {"explanation": dict.fromkeys(names, each)}, "driver_version": "570.86"}
+    printed = "\n".join(table.lines(result))
+    assert all(each in printed for each in ("1,234 (1,180–1,290)", "100.0 GiB", "driver 570.86"))
+    _, _, tables = printed.partition("\n\n")
+    assert max(map(len, tables.splitlines())) <= 80
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_what_cannot_be_written(llm_command: Llm) -> None:
+    """By whatever command."""
+    with open("/dev/full", "w") as full:
+        process = llm_command.process("diffusiongemma", "warm", stdout=full.fileno())
+        _, errors = process.communicate()
+    assert process.returncode == 1
+    assert errors.startswith("Error: What this command says can't be written: No space left on device.")
+    assert len(errors.splitlines()) == 1
+
+
+def test_the_driver_is_asked_of_nvidias_own_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["570.86.15\n570.86.15\n", "", None])
+
+    def run(command: Sequence[str], **_: Any) -> Any:
+        if (answer := next(answers)) is None:
+            raise subprocess.TimeoutExpired(command, 1)
+        return subprocess.CompletedProcess(command, 0, answer)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert [bench._driver_version() for _ in range(3)] == ["570.86.15", None, None]
 
 
 def test_against_transformers(llm_command: Llm) -> None:
@@ -194,6 +239,7 @@ def test_nothing_was_measured(llm_command: Llm, monkeypatch: pytest.MonkeyPatch)
     result = llm_command("diffusiongemma", "bench", TINY)
     assert result.exit_code == 130
     assert result.stdout == ""
+    assert result.stderr.endswith("\nInterrupted. Nothing has been measured yet.\n")
 
 
 def test_an_error_that_is_made_of_an_interrupt(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,10 +85,13 @@ def fails(llm_command: Llm, *arguments: str) -> str:
 
 @pytest.mark.usefixtures("small")
 def test_packed_weights_are_none_of_transformers(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said before anything is drawn."""
-    monkeypatch.setattr(random_weights, "random_network", None)
+    """Said before anybody asks whether they would fit."""
+    monkeypatch.setattr(random_weights, "place", None)
     message = fails(llm_command, "--random-weights", "nvfp4", "--against", "transformers")
     assert "--against needs the bf16 ones" in message
+    assert "--against needs the bf16 ones" in fails(
+        llm_command, "diffusiongemma-nvfp4", "--against", "transformers"
+    )
 
 
 def test_what_does_not_fit_is_refused_with_what_would(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,15 +106,25 @@ def test_what_does_not_fit_is_refused_with_what_would(llm_command: Llm, monkeypa
     message = fails(llm_command, "--random-weights", "bf16")
     assert "There may be taken 1.0 GiB of cpu" in message
     assert f"llm diffusiongemma bench {TINY}" in message
+    assert "llm -m" not in message  # that measures nothing
+    message = fails(llm_command, "--random-weights", "bf16", "--against", "transformers")
+    assert message.endswith(f"llm diffusiongemma bench {TINY} --against transformers")
 
 
 def test_without_a_gpu_somebody_has_to_insist(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         pytest.skip("there is one")
     monkeypatch.setattr(random_weights, "random_network", None)
-    assert f"Set {DEVICE_VARIABLE}=cpu to run it there all the same" in fails(
-        llm_command, "--random-weights", "nvfp4"
-    )
+    for gib, is_room in ((64, True), (8, False)):
+        monkeypatch.setattr(devices, "total_memory", lambda device, gib=gib: gib * 2**30)
+        message = fails(llm_command, "--random-weights", "nvfp4")
+        assert (f"Set {DEVICE_VARIABLE}=cpu to measure it there all the same" in message) == is_room
+        assert message.endswith(f": llm diffusiongemma bench {TINY}")
+        assert "llm -m" not in message
+    # Of weights that aren't here, too, only that is named which fits.
+    message = fails(llm_command, "diffusiongemma-nvfp4")
+    assert message.endswith(f"What it can measure: llm diffusiongemma bench {TINY}")
+    assert "--random-weights" not in message
 
 
 @pytest.mark.usefixtures("small")
