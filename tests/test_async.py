@@ -166,7 +166,7 @@ def test_ctrl_c_in_an_async_program_ends_it_cleanly() -> None:
 import asyncio, llm
 async def main():
     model = llm.get_async_model("diffusiongemma-tiny")
-    slow = {"max_denoising_steps": 40, "confidence_threshold": 1e-12, "max_tokens": 512}
+    slow = {"max_denoising_steps": 10, "confidence_threshold": 1e-12, "max_tokens": 1024}
     async for chunk in model.prompt("Count from 1 to 400", seed=3, **slow):
         print("block", flush=True)
 asyncio.run(main())

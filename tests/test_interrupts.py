@@ -33,7 +33,7 @@ from . import tmux
 from .conftest import ENVIRONMENT, TINY, Llm, after_each_forward
 
 # Never sure enough to stop: both canvases take all of their steps, long enough to be interrupted.
-SLOW = "-o seed 3 -o max_denoising_steps 30 -o confidence_threshold 1e-12 -o max_tokens 512".split()
+SLOW = "-o seed 3 -o max_denoising_steps 20 -o confidence_threshold 1e-12 -o max_tokens 512".split()
 
 # Whose first call a SIGINT meets.
 LOADING = (weights.Reader, "fill")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import click.testing
 import llm.cli
 import pytest
+
+from llm_diffusiongemma.bench import replies
 
 from .conftest import Llm
 
@@ -114,6 +116,7 @@ def test_examples_run_as_printed(
 ) -> None:
     """One after the other, as by somebody who reads the page."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(replies, "Options", partial(replies.Options, max_denoising_steps=2))  # of a measurement
     for example in run_on_its_page()[page]:
         if example.language == "python":
             exec(compile(example.code, page.name, "exec"), {"__name__": "__main__"})

@@ -228,7 +228,7 @@ def test_a_step_is_captured_where_all_is_on_one_card_with_room_for_it() -> None:
     assert not place(sizes, cards(11.6, 11.6)).has_room_for_graph
     # From where it fits at all: first nothing but the network, then the graph, then the vision tower.
     stages = []
-    for mib in range(18 * 1024, 22 * 1024, 32):
+    for mib in range(19 * 1024, 21 * 1024, 64):
         placement = place(sizes, cards(mib / 1024))
         if placement.is_resident:
             expected = dict(placement.device_bytes)["cuda:0"]

@@ -315,7 +315,7 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
 
 
 def test_draws_follow_the_distribution() -> None:
-    vocab_size, draws = 4096, 200_000
+    vocab_size, draws = 2048, 100_000
     logits = random_logits(1, vocab_size, 2.0)
     measured = distributions_of(logits.expand(4000, -1), hidden_size=1)
     source, counts = generator(), torch.zeros(vocab_size, dtype=torch.int64)
@@ -327,7 +327,7 @@ def test_draws_follow_the_distribution() -> None:
     frequent = expected >= 5  # the chi-square approximation wants no rarer ones; those go into one bin
     observed = [*counts[frequent].tolist(), counts[~frequent].sum().item()]
     wanted = [*expected[frequent].tolist(), expected[~frequent].sum().item()]
-    assert len(wanted) > 1000
+    assert len(wanted) > 500
     assert scipy.stats.chisquare(observed, wanted).pvalue > 0.01
 
 

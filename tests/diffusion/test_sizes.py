@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 
@@ -83,14 +84,19 @@ def test_the_cache_of_the_real_network() -> None:
     assert cache_bytes(sizes, 1 << 17) / 1e9 == pytest.approx(2.7 + 0.63, abs=0.05)
 
 
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[Executor]:
+    """A process of its own: what other tests have left in the heap is used again, more or less of it."""
+    with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (1,)) as executor:
+        yield executor
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak that Linux accounts for")
 @pytest.mark.parametrize("formats", [PLAIN, Formats(ModelOptNvfp4, Plain, ModelOptNvfp4)])
-def test_what_a_reply_takes(formats: Formats) -> None:
+def test_what_a_reply_takes(formats: Formats, fresh: Executor) -> None:
     """Beside the weights: prefill, cache, mark and a denoising step."""
     length = 2 * MAX_PREFILL_TOKENS + 10  # whole chunks, behind which the cache grows
-    # In a process of its own: what other tests have left in the heap is used again, more or less of it.
-    with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (1,)) as fresh:
-        measured = fresh.submit(peak_of_a_reply, formats, length).result()
+    measured = fresh.submit(peak_of_a_reply, formats, length).result()
     sizes, context = sizes_of(SMALL, formats, torch.float32, 0), length + SMALL.canvas_length
     counted = cache_bytes(sizes, context) + sizes.working_bytes("cpu", context) + sizes.sampler_bytes("cpu")
     assert 0.75 * counted < measured < 1.05 * counted

@@ -145,7 +145,7 @@ def test_half_of_the_bits(format_: type[Matrices], dtype: torch.dtype, device: t
 
 
 def test_the_real_widths(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the interpreter a few large tiles, which take it a fifth of the time."""
+    """In the interpreter by a few large tiles, which take it a fifth of the time."""
     if device.type == "cpu":
         monkeypatch.setattr(experts, "tiling_of", lambda *_: tiles.Tiling(16, 256, 512, 4, 3, swap=False))
     its = drawn_experts(ModelOptNvfp4, (2, 2816, 704), torch.float32, device)
