@@ -22,6 +22,7 @@ from ..packed import CompressedTensorsNvfp4, Fp8, Matrices, Nvfp4, Plain
 from . import launching
 from .cards import Card
 from .decoding import PACKED_NVFP4, decode_e4m3, decode_nvfp4
+from .layer import gelu
 from .tiles import Product, tiling_of
 
 if TYPE_CHECKING:
@@ -174,9 +175,7 @@ def _products(
             acc_up = _scaled(
                 acc_up, scale, global_scale, part_of_row, e, output + N, OUTPUTS, PARTS, FORMAT, DIVIDES, PACKED
             )
-            # gelu by tanh, g (1 + tanh z) / 2, is g sigmoid(2 z) for z = sqrt(2 / pi) (g + 0.044715 g^3).
-            twice = 1.5957691216057308 * (acc + 0.044715 * acc * acc * acc)
-            acc = acc / (1.0 + tl.exp(-twice)) * acc_up
+            acc = gelu(acc) * acc_up
         if PRODUCT == "down":
             acc *= tl.load(routing + slot)[:, None]
         target = m if GATED else slot
