@@ -16,6 +16,11 @@ from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field
 from pydantic_core import PydanticCustomError
 
 DEFAULT_MAX_TOKENS = 8192
+# A canvas may be as short as this, and is so many times it.
+CANVAS_PIECE = 16
+MAX_READS = 64
+# What of a draft's positions is renoised where nobody says how much.
+DEFAULT_NOISE = 0.5
 # What Gemma 4's image processor accepts.
 IMAGE_TOKENS = (70, 140, 280, 560, 1120)
 
@@ -94,6 +99,43 @@ class Options(llm.Options):
         default=None,
         description="What the reply is sure to be one of: a,b,c or a JSON list of strings",
     )
+    probabilities: Optional[bool] = Field(  # noqa: UP045
+        default=None,
+        description="true: answer with the probability of each of the choices, as JSON, from a single step",
+    )
+    reads: Optional[int] = Field(  # noqa: UP045
+        default=None,
+        ge=1,
+        le=MAX_READS,
+        description=f"Average the probabilities over so many steps, 1 to {MAX_READS}, each with fresh noise (1)",
+    )
+    fill: Optional[str] = Field(  # noqa: UP045
+        default=None,
+        description="A text with blanks that is sure to be the reply, filled in: 'Dear {name}, {text...}'",
+    )
+    fill_json: Optional[bool] = Field(  # noqa: UP045
+        default=None,
+        description="true: reply with what was filled in, by name, as JSON",
+    )
+
+    draft: Optional[str] = Field(  # noqa: UP045
+        default=None,
+        description="A text that the reply begins as, in place of pure noise",
+    )
+    noise: Optional[float] = Field(  # noqa: UP045
+        default=None,
+        ge=0,
+        le=1,
+        description=f"The share of the draft that is noise at first, 0 to 1 ({DEFAULT_NOISE})",
+    )
+    canvas_length: Optional[int] = Field(  # noqa: UP045
+        default=None,
+        description=f"Tokens of a canvas, a multiple of {CANVAS_PIECE} up to the checkpoint's (256)",
+    )
+    stop_at_end: Optional[bool] = Field(  # noqa: UP045
+        default=None,
+        description="true: a canvas may stop when all is sure up to its end of text, whatever is behind (false)",
+    )
 
     watch: Optional[bool] = Field(  # noqa: UP045
         default=None,
@@ -122,7 +164,7 @@ class Options(llm.Options):
             raise _wrong("must be the name of a file, such as out.html")
         return named
 
-    @field_validator("watch", "thinking", mode="wrap")
+    @field_validator("watch", "thinking", "probabilities", "fill_json", "stop_at_end", mode="wrap")
     @classmethod
     def _is_a_boolean(cls, value: object, handler: ValidatorFunctionWrapHandler) -> object:
         try:
@@ -137,8 +179,27 @@ class Options(llm.Options):
             raise _wrong(f"must be one of {', '.join(map(str, IMAGE_TOKENS))}")
         return value
 
+    @field_validator("canvas_length")
+    @classmethod
+    def _is_in_pieces(cls, value: int | None) -> int | None:
+        if value is not None and (value < CANVAS_PIECE or value % CANVAS_PIECE):
+            raise _wrong(f"must be a multiple of {CANVAS_PIECE}, such as {4 * CANVAS_PIECE}")
+        return value
+
     @model_validator(mode="after")
     def _temperature_falls(self) -> Options:
         if self.t_min is not None and self.t_max is not None and self.t_min >= self.t_max:
             raise _wrong(f"t_min ({self.t_min}) must be below t_max ({self.t_max})")
+        return self
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Options:
+        if self.probabilities and self.choices is None:
+            raise _wrong("probabilities are those of choices: name them, as with -o choices 'yes,no'")
+        if self.reads is not None and not self.probabilities:
+            raise _wrong("reads are for probabilities of choices: add -o probabilities true")
+        if self.fill_json and self.fill is None:
+            raise _wrong("fill_json is for a text with blanks: give it, as with -o fill 'Dear {name},'")
+        if self.noise is not None and self.draft is None:
+            raise _wrong("noise is that of a draft: give one with -o draft")
         return self

@@ -27,6 +27,8 @@ class Form:
     """Whether a text is of this form, by other means than `language`."""
     lowered: tuple[Lowered, ...] = ()
     """What the form allows, and the reply won't have."""
+    choices: tuple[str, ...] = ()
+    """What it is one of, if it is one of several texts."""
 
     def check(self, text: str) -> None:
         """Raises `ConstraintError` for a finished reply that is not what was promised."""
@@ -114,7 +116,8 @@ def _one_of(text: str) -> Form:
     if not is_text(text):
         raise ConstraintError("The choices hold bytes that are no valid UTF-8. Convert them first.")
     choices = parse_choices(text)
-    return Form(choices_language(choices), f"Answer with one of: {', '.join(choices)}", choices.__contains__)
+    request = f"Answer with one of: {', '.join(choices)}"
+    return Form(choices_language(choices), request, choices.__contains__, choices=tuple(choices))
 
 
 def parse_choices(text: str) -> list[str]:

@@ -274,7 +274,7 @@ class _Attempt:
             stability_threshold=options.stability_threshold,
         )
         self._records = asked.engine.pipeline.generate(
-            Request(prompt, settings, options.max_tokens or DEFAULT_MAX_TOKENS, parts),
+            Request(prompt, settings, options.max_tokens or DEFAULT_MAX_TOKENS, parts, options.canvas_length),
             # On the CPU whatever the model runs on: a seed then draws the same numbers everywhere.
             randomness=GeneratorRandomness(torch.Generator().manual_seed(asked.seed)),
             readings=teller is not None,

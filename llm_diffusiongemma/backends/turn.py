@@ -66,12 +66,34 @@ class BlockReport:
     encoded_tokens: int
     seconds: float
     constraint: ConstraintReport | None
+    redrawn: int = 0
+    """How often it came out empty, and was drawn again. Steps and seconds are those of all of them."""
 
     def as_json(self) -> dict[str, Any]:
         plain = {**asdict(self), "seconds": round(self.seconds, 3)}
         if self.constraint is None:
             del plain["constraint"]
+        if not self.redrawn:
+            del plain["redrawn"]
         return plain
+
+
+@dataclass(frozen=True)
+class ChoicesReport:
+    """How probable each of the choices was."""
+
+    probabilities: dict[str, float]
+    """of all choices, the most probable first; they add up to 1"""
+    log_mass: float
+    """nats: how much of what the network would have written fell on the choices, before that was made 1"""
+    reads: int | None = None
+    """Over so many steps of temperature 1 it is the mean. None: it is of the last denoising step of a reply, at
+    the temperature of that."""
+    spread: dict[str, float] | None = None
+    """the standard deviation of each over several reads"""
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -123,6 +145,10 @@ class Report:
     weights: WeightsReport | None = None
     lowered: tuple[Lowered, ...] = ()
     """What the schema allows, and a reply held to it can't have."""
+    choices: ChoicesReport | None = None
+    """of a reply that is one of several, or says how probable they are"""
+    blanks: dict[str, str] | None = None
+    """What was filled into a text, by name."""
     server: str | None = None
     """What answered, if that was not this process."""
 
@@ -153,6 +179,10 @@ class Report:
         values["blocks"] = [block.as_json() for block in self.blocks]
         if self.lowered:
             values["lowered"] = [asdict(each) for each in self.lowered]
+        if self.choices is not None:
+            values["choices"] = self.choices.as_json()
+        if self.blanks is not None:
+            values["blanks"] = self.blanks
         return values
 
 

@@ -106,6 +106,7 @@ class BlockDiffusionPipeline:
         self._graphs = StepGraphs.of(network) if graphs is None else graphs
         self.prefix_cache = PrefixCache()
         self.canvas_length = network.config.canvas_length
+        """Unless a request asks for a shorter one."""
         self.context_length = network.config.context_length
         self._context_tokens = context_tokens
         self.eos_token_ids = frozenset(eos_token_ids)
@@ -137,10 +138,11 @@ class BlockDiffusionPipeline:
 
         What the prompt has in common with the last reply's prompt and text is not encoded again.
 
-        Raises at the call, before any work, what `Request.room` raises. Raises while it runs:
-        `DeviceMemoryError`, `NotANumberError`, and what an image's soft tokens raise.
+        Raises at the call, before any work, what `Request.length_of_canvas` and `Request.room` raise. Raises while
+        it runs: `DeviceMemoryError`, `NotANumberError`, and what an image's soft tokens raise.
         """
-        room = request.room(self.context_length, self.canvas_length, self._context_tokens)
+        canvas_length = request.length_of_canvas(self.canvas_length)
+        room = request.room(self.context_length, canvas_length, self._context_tokens)
         return self._reply(request, room, randomness, readings, drafts, candidates, should_stop or (lambda: False))
 
     # As a decorator of a generator `no_grad` lasts while the generator runs, and the consumer has its own
@@ -167,7 +169,7 @@ class BlockDiffusionPipeline:
             sampler = EntropyBoundSampler(
                 request.settings,
                 vocabulary=network,
-                canvas_length=self.canvas_length,
+                canvas_length=room.canvas_length,
                 device=network.device,
                 softcap=network.config.final_logit_softcapping,
                 randomness=randomness,

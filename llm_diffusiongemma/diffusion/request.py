@@ -254,12 +254,25 @@ class Request:
     """Of what the blocks hold, so without the end of sequence. The last canvas is denoised whole all the same."""
     parts: tuple[Part, ...] = (Text(),)
     """In their order, one at least. Each begins with a canvas of its own."""
+    canvas_length: int | None = None
+    """None: the checkpoint's."""
 
     def __post_init__(self) -> None:
         if len(self.prompt.token_ids) == 0:
             raise PromptError("The prompt is empty. Say something.")
         if self.max_tokens < 1:
             raise OptionError(f"max_tokens must be at least 1, but it is {self.max_tokens}.")
+
+    def length_of_canvas(self, checkpoints: int) -> int:
+        """For a checkpoint whose canvases have that length. Raises `OptionError` if this asks for a longer one."""
+        if self.canvas_length is None:
+            return checkpoints
+        if self.canvas_length > checkpoints:
+            raise OptionError(
+                f"canvas_length is {self.canvas_length:,}, but this checkpoint's canvases have {checkpoints:,} "
+                "tokens. Set it to that or less."
+            )
+        return self.canvas_length
 
     def room(self, context_length: int, canvas_length: int, memory_for: int | None = None) -> Room:
         """What the reply may take in a context of so many tokens, of which there may be memory for fewer.
