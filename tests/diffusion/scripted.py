@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 
     import pytest
 
+# Of the networks that say it.
+CANVAS_LENGTH = 16
+
 
 class Scripted:
     """Predicts what it is told to: a canvas of tokens after the other."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *canvases: Sequence[int], canvas_length: int = 16) -> None:
-        self._canvases = [list(canvas) + [PAD] * (canvas_length - len(canvas)) for canvas in canvases]
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *canvases: Sequence[int], unsure_behind: int | None = None
+    ) -> None:
+        """`unsure_behind`: from which position on it says nothing, if there is one."""
+        self._canvases = [list(canvas) + [PAD] * (CANVAS_LENGTH - len(canvas)) for canvas in canvases]
         self._index = -1
         start = EntropyBoundSampler.start_canvas
 
@@ -31,6 +37,8 @@ class Scripted:
         def predict(_: Network, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
             canvas = self._canvases[min(self._index, len(self._canvases) - 1)]
             told = torch.zeros(len(hidden), len(BYTE_TOKENS)).scatter(1, torch.tensor(canvas)[:, None], 1000.0)
+            if unsure_behind is not None:
+                told[unsure_behind:] = 0
             return told[:, tokens]
 
         monkeypatch.setattr(EntropyBoundSampler, "start_canvas", next_canvas)
