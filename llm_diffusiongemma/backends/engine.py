@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ..diffusion.placement import Machine, Placement
     from ..diffusion.weights import Stamp
     from ..grammar.automaton import Vocabulary
+    from ..grammar.choices import ChoiceTexts
     from ..grammar.constraint import TextConstraint
 
 # In llm's folder: what schemas and other forms were made into, for each tokenizer. It may be deleted.
@@ -194,6 +195,18 @@ class Engine:
             else:
                 automaton = load_or_build(form.language, self._vocabulary, folder)
         return TextConstraint(automaton, self.loaded.device)
+
+    def choice_texts(self, choices: Sequence[str]) -> ChoiceTexts:
+        """Of a form's choices, to be asked how probable each is. Raises what `ChoiceTexts` does."""
+        from ..grammar.choices import ChoiceTexts
+
+        vocabulary = self._vocabulary
+        return ChoiceTexts(
+            choices,
+            self._token_bytes[: vocabulary.size],
+            eos_token_ids=vocabulary.eos_token_ids,
+            pad_token_id=vocabulary.pad_token_id,
+        )
 
     def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thought, as templates do after a tool's result."""
