@@ -1,13 +1,18 @@
 """How probable each of several texts is, from what a network says of each position of a canvas.
 
-One denoising step says of each position, by itself, how likely each token is there. A canvas drawn from that reads
-as a text if the tokens before its first end of sequence spell the text, in whichever way. So the probability of a
-text is a sum over its tokenisations of products over their tokens. The bytes of all texts as one tree have these
-tokenisations as their paths, and one sweep over the positions adds all of them up.
+One denoising step says of each position, by itself, how likely each token is there. A canvas drawn from that is a
+text if tokens that spell it, in whichever way, stand before its first end of sequence, and nothing but ends of
+sequence and padding behind it. So the probability of a text is a sum over its tokenisations of products over all
+positions. The bytes of all texts as one tree have these tokenisations as their paths, and one sweep over the
+positions adds all of them up.
+
+What stands behind the end counts because without it a short text would have positions for nothing: of three ways
+to count them (at nothing, at no more than `constraint.TAIL_WEIGHT`, in full) this one is the best calibrated and
+prefers short texts least; docs/canvas.md has the figures.
 
 The tree is not minimised: an automaton that merges the ends of texts can't tell them apart any more.
 
-Sizes in comments: L positions of a canvas, U tokens, S spellings, N nodes of the tree, E edges.
+Sizes in comments: L positions of a canvas, U tokens, S spellings, N nodes of the tree.
 """
 
 from __future__ import annotations
@@ -85,19 +90,22 @@ class ChoiceTexts:
         """that the choice which takes most of them needs, its end of sequence counted"""
 
     def log_probabilities(self, canvas: Floats) -> Floats:
-        """The log-probability of each choice, in their order, nats; -inf if no canvas of that length reads as it.
+        """The log-probability of each choice, in their order, nats; -inf if no canvas of that length is that text.
 
         `canvas` fp64 `[L, U]`: log-probabilities of `tokens` at each position, of the whole vocabulary.
         """
-        canvas = np.maximum(canvas[: self._deepest + 1], LOG_ZERO)
-        spelled = log_sums(canvas[:, : self._num_text], self._spellings)  # [L, S]
-        behind = self._num_text + self._num_ending
-        eos = np.logaddexp.reduce(canvas[:, self._num_text : behind], axis=1)  # [L]
+        canvas = np.maximum(canvas, LOG_ZERO)
+        ends = np.logaddexp.reduce(canvas[:, self._num_text : self._num_text + self._num_ending], axis=1)  # [L]
+        tail = np.logaddexp.reduce(canvas[:, self._num_text :], axis=1)  # [L]
+        ends[:-1] += tail[:0:-1].cumsum()[::-1]
+        # Further than this no text goes.
+        positions = min(len(canvas), self._deepest + 1)
+        spelled = log_sums(canvas[:positions, : self._num_text], self._spellings)  # [positions, S]
         here = np.full(self._num_nodes, LOG_ZERO)
         here[0] = 0.0
         result = np.full(len(self._ends), LOG_ZERO)
-        for i in range(len(canvas)):
-            result = np.logaddexp(result, here[self._ends] + eos[i])
+        for i in range(positions):
+            result = np.logaddexp(result, here[self._ends] + ends[i])
             here = self._further(here, spelled[i], i + 1)
         return np.where(result > LOG_ZERO / 2, result, -np.inf)
 

@@ -41,7 +41,7 @@ def random_log_probabilities(length: int, scale: float, seed: int, tokens: int =
 
 
 def by_looking_at_every_canvas(log_p: np.ndarray) -> dict[bytes, float]:
-    """The log-probability of each text that a canvas can read as: what stands before its first end of sequence."""
+    """The log-probability of each text that a canvas can be: behind its end nothing but such ends and padding."""
     length, vocabulary = log_p.shape
     canvases = np.array(list(itertools.product(range(vocabulary), repeat=length)))
     log_weights = log_p[np.arange(length), canvases].sum(1)
@@ -49,7 +49,7 @@ def by_looking_at_every_canvas(log_p: np.ndarray) -> dict[bytes, float]:
     for canvas, log_weight in zip(canvases.tolist(), log_weights.tolist(), strict=True):
         end = next((i for i, token in enumerate(canvas) if token in (EOS, OTHER_EOS)), None)
         words = [TOKENS[token] for token in canvas[:end]]
-        if end is not None and all(words):
+        if end is not None and all(words) and {*canvas[end:]} <= {PAD, EOS, OTHER_EOS}:
             of_text.setdefault(b"".join(words), []).append(log_weight)
     return {text: float(np.logaddexp.reduce(log_weights)) for text, log_weights in of_text.items()}
 
@@ -91,15 +91,16 @@ def plainly(text: bytes, tokens: Sequence[bytes | None], log_p: np.ndarray) -> f
     """Of one text, position by position and place by place."""
     ways = {0: 0.0}
     found = -np.inf
-    for row in log_p:
+    for i, row in enumerate(log_p):
         if len(text) in ways:
-            found = np.logaddexp(found, ways[len(text)] + np.logaddexp(row[EOS], row[OTHER_EOS]))
+            behind = np.logaddexp.reduce(log_p[i + 1 :, [PAD, EOS, OTHER_EOS]], axis=1).sum()
+            found = np.logaddexp(found, ways[len(text)] + np.logaddexp(row[EOS], row[OTHER_EOS]) + behind)
         following: dict[int, float] = {}
         for place, weight in ways.items():
             for token, word in enumerate(tokens):
                 if word and text.startswith(word, place) and token not in (EOS, OTHER_EOS):
-                    behind = place + len(word)
-                    following[behind] = np.logaddexp(following.get(behind, -np.inf), weight + row[token])
+                    further = place + len(word)
+                    following[further] = np.logaddexp(following.get(further, -np.inf), weight + row[token])
         ways = following
     return float(found)
 
