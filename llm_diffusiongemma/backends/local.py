@@ -28,7 +28,7 @@ from .forks import importing
 from .form import Form, read_form
 from .isolation import isolated, isolated_numbers
 from .telling import CANDIDATES, Teller
-from .turn import BlockReport, FinishReason, Report, Stop, Turn, WeightsReport
+from .turn import BlockReport, ChoicesReport, FinishReason, Report, Stop, Turn, WeightsReport
 
 if TYPE_CHECKING:
     from ..chat.images import Picture
@@ -149,7 +149,13 @@ class LocalReply:
                 streaming=loaded.network.streaming_report(),
             ),
             lowered=self._form.lowered if self._form is not None and attempt is self._formed else (),
+            choices=self._choices_of(attempt),
         )
+
+    def _choices_of(self, attempt: _Attempt) -> ChoicesReport | None:
+        if self._form is None or attempt.choices is None:
+            return None
+        return ChoicesReport.of_last_step(self._form.choices, attempt.choices)
 
     @property
     def has_text(self) -> bool:
@@ -259,6 +265,8 @@ class _Attempt:
         self.finish_reason: FinishReason = "interrupted"
         """Until the last block says otherwise."""
         self.blocks: list[BlockReport] = []
+        self.choices: tuple[float, ...] | None = None
+        """See `Block.choices`."""
         self.seconds = 0.0
         """See `Report.generate_seconds`."""
         self.text = ""
@@ -333,6 +341,7 @@ class _Attempt:
                 constraint=block.constraint,
             )
         )
+        self.choices = block.choices
         if self._teller is not None:
             self._teller.committed(block)
         events = self.reader.consume(block.tokens)
