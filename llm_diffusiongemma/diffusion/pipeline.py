@@ -287,16 +287,19 @@ class BlockDiffusionPipeline:
                 reader.measure(network.denoise(reader.canvas, None, cache))
 
             again: Callable[[], None] = step
+            if should_stop() or len(prefix) < len(asked.prompt.token_ids):
+                return
             for index in range(asked.count):
-                if should_stop() or len(prefix) < len(asked.prompt.token_ids):
-                    return
                 reader.start_canvas()
                 if index == 1 and asked.count > 2:
                     again = self._graphs.run(step, [], [*reader.measured, *cache.written(canvas_length)])
                 else:
                     again()
+                log_probabilities = reader.conclude()
+                if should_stop():
+                    return
                 yield Read(
-                    log_probabilities=reader.conclude(),
+                    log_probabilities=log_probabilities,
                     encoded_tokens=len(prefix) - before,
                     seconds=time.perf_counter() - started,
                 )
