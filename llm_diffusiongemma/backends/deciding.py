@@ -18,6 +18,7 @@ from llm.parts import StreamEvent
 from ..chat.output import THOUGHT_CLOSES
 from ..errors import ConstraintError
 from ..options import CANVAS_PIECE, Options
+from ..view.progress import indicate
 from ..view.records import Reading
 from .engine import Engine, telling_how_to_mend
 from .form import Question
@@ -67,7 +68,8 @@ class Decision:
         self.tool_calls: Sequence[llm.ToolCall] = ()
         self._engine, self._source, self._teller = engine, source, teller
         self._choices = question.choices
-        self._texts = engine.texts_of(question.choices)
+        with indicate("Spelling the choices in tokens"):
+            self._texts = engine.choice_texts(question.choices)
         prompt = _behind_a_thought(engine, prompt)
         self.input_tokens = len(prompt.token_ids)
         length = _canvas_length(options.canvas_length, self._texts.fewest_positions, engine.pipeline.canvas_length)

@@ -196,18 +196,17 @@ class Engine:
                 automaton = load_or_build(form.language, self._vocabulary, folder)
         return TextConstraint(automaton, self.loaded.device)
 
-    def texts_of(self, choices: Sequence[str]) -> ChoiceTexts:
-        """How probable each of them is, from what the network says. Raises `ConstraintError` if there are too many
-        of them, or no tokens can spell one."""
+    def choice_texts(self, choices: Sequence[str]) -> ChoiceTexts:
+        """Of a form's choices, to be asked how probable each is. Raises what `ChoiceTexts` does."""
         from ..grammar.choices import ChoiceTexts
 
-        with indicate("Spelling the choices in tokens"):
-            return ChoiceTexts(
-                choices,
-                self._token_bytes[: self.loaded.network.config.vocab_size],
-                eos_token_ids=self.loaded.generation.eos_token_id,
-                pad_token_id=self.loaded.generation.pad_token_id,
-            )
+        vocabulary = self._vocabulary
+        return ChoiceTexts(
+            choices,
+            self._token_bytes[: vocabulary.size],
+            eos_token_ids=vocabulary.eos_token_ids,
+            pad_token_id=vocabulary.pad_token_id,
+        )
 
     def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thought, as templates do after a tool's result."""

@@ -67,11 +67,13 @@ def read_form(schema: dict[str, Any] | None, regex: str | None, choices: str | N
 
 def read_question(schema: dict[str, Any] | None, regex: str | None, choices: str, fill: str | None) -> Question:
     """The choices whose probabilities a request asks for. Raises `ConstraintError` if there can be none."""
+    from ..grammar.choices import check_sizes
     from ..grammar.pattern import check_choices
 
     _check_one(schema=schema, regex=regex, choices=choices, fill=fill)
     texts = _choices(choices)
     check_choices(texts)
+    check_sizes([each.encode() for each in texts])
     if len(texts) == 1:
         raise ConstraintError("A decision needs two choices at least. Name another, as with -o choices 'yes,no'.")
     return Question(tuple(texts), _choices_request(texts))
