@@ -25,7 +25,7 @@ from ..catalog import DEVICE_VARIABLE, ModelEntry, Source
 from ..chat.checkpoint import NetworkTokens, load_tokenizer
 from ..chat.drafts import Spelling
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
-from ..chat.prompt import PromptEncoder
+from ..chat.prompt import TURN_OPENS, PromptEncoder
 from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
 from ..errors import CheckpointError, ConstraintError, DeviceError, DiffusionGemmaError, NotANumberError
 from ..layout import read_files
@@ -221,11 +221,17 @@ class Engine:
 
     def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thought, as templates do after a tool's result."""
-        for token_id in reversed(prompt_ids):
-            name = self.control_tokens.get(token_id)
-            if name in (THOUGHT_OPENS, THOUGHT_CLOSES):
-                return name == THOUGHT_OPENS
-        return False
+        return self._last_control(prompt_ids, THOUGHT_OPENS, THOUGHT_CLOSES) == THOUGHT_OPENS
+
+    def has_thought(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether a prompt ends with a thought that is closed, in the turn that is to be written."""
+        markers = THOUGHT_OPENS, THOUGHT_CLOSES, TURN_OPENS
+        return self._last_control(prompt_ids, *markers) == THOUGHT_CLOSES
+
+    def _last_control(self, token_ids: Sequence[int], *names: str) -> str | None:
+        """Which of these control tokens stands there last, if one does."""
+        found = (self.control_tokens.get(token_id) for token_id in reversed(token_ids))
+        return next((name for name in found if name in names), None)
 
 
 _engines: dict[tuple[Path, Machine], Engine] = {}

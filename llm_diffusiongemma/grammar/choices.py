@@ -51,7 +51,7 @@ class ChoiceTexts:
         can spell.
         """
         texts = [choice.encode() for choice in choices]
-        _check_sizes(texts)
+        check_sizes(texts)
         tree = _Tree(texts, _spellings(texts, token_bytes, eos_token_ids))
         fewest = [tree.fewest[node] for node in tree.ends if tree.fewest[node] < UNREACHABLE]
         if not fewest:
@@ -161,7 +161,8 @@ class _Tree:
         """by number, the tokens of each spelling"""
 
 
-def _check_sizes(texts: Sequence[bytes]) -> None:
+def check_sizes(texts: Sequence[bytes]) -> None:
+    """Raises `ConstraintError` if there are more of them than probabilities are told of."""
     if len(texts) > MAX_CHOICES:
         raise ConstraintError(
             f"There are {len(texts):,} choices, but probabilities are told of {MAX_CHOICES:,} at most. Use fewer."
