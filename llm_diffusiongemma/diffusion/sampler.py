@@ -169,6 +169,10 @@ class Vocabulary(Protocol):
         """H"""
 
     @property
+    def canvas_length(self) -> int:
+        """Of the longest canvas that it is asked about."""
+
+    @property
     def product_dtype(self) -> torch.dtype:
         """What it multiplies in."""
 
@@ -220,7 +224,9 @@ class Distributions:
         self._vocabulary = vocabulary
         self._operations = vocabulary.operations
         self._softcap = softcap
-        self._softmax = Softmax.empty(canvas_length, vocabulary.size, chunk_bytes(device), device)
+        # Those of the longest canvas, however long this one is: kernels were tried, and are compiled, for them.
+        block_bytes = chunk_bytes(device) * canvas_length // vocabulary.canvas_length
+        self._softmax = Softmax.empty(canvas_length, vocabulary.size, block_bytes, device)
         self.logits = self._softmax.logits
         """`[256, V]`: z"""
         _, _, parts, _ = self._softmax.z.shape
