@@ -25,9 +25,9 @@ from ..catalog import DEVICE_VARIABLE, ModelEntry, Source
 from ..chat.checkpoint import NetworkTokens, load_tokenizer
 from ..chat.drafts import Spelling
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
-from ..chat.prompt import PromptEncoder
+from ..chat.prompt import TURN_CLOSES, PromptEncoder
 from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
-from ..errors import CheckpointError, DeviceError, DiffusionGemmaError, NotANumberError
+from ..errors import CheckpointError, DeviceError, DiffusionGemmaError, NotANumberError, OptionError
 from ..layout import read_files
 from ..view.progress import indicate
 from ..wording import quoted, tell_once
@@ -38,6 +38,7 @@ from .isolation import isolated, isolated_numbers
 from .turn import ALWAYS_WANTED, Stop
 
 if TYPE_CHECKING:
+    from ..diffusion.drafting import DraftedText
     from ..diffusion.loading import Described, LoadedModel
     from ..diffusion.placement import Machine, Placement
     from ..diffusion.weights import Stamp
@@ -194,6 +195,22 @@ class Engine:
             else:
                 automaton = load_or_build(form.language, self._vocabulary, folder)
         return TextConstraint(automaton, self.loaded.device)
+
+    def drafted(self, text: str, noise: float) -> DraftedText:
+        """What the canvases of one attempt at a reply begin as. Raises `OptionError` for a text of no tokens."""
+        from ..diffusion.drafting import DraftedText
+
+        tokens = self.prompt_encoder.encode_text(text)
+        if not tokens:
+            raise OptionError("The draft is nothing to this checkpoint's tokenizer. Give another text.")
+        generation = self.loaded.generation
+        ends, turn_closes = generation.eos_token_id, self.prompt_encoder.control_id(TURN_CLOSES)
+        return DraftedText(
+            tokens,
+            noise,
+            eos_token_id=turn_closes if turn_closes in ends else ends[0],
+            pad_token_id=generation.pad_token_id,
+        )
 
     def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thought, as templates do after a tool's result."""

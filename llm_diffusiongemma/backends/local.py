@@ -20,7 +20,7 @@ from ..chat.images import VIDEO_TYPES
 from ..chat.messages import Conversation, read_conversation
 from ..chat.output import THOUGHT_CLOSES, ReplyReader
 from ..diffusion.request import ConstrainedText, Part, Prompt, Request, Text, Thought
-from ..options import DEFAULT_MAX_TOKENS, Options
+from ..options import DEFAULT_MAX_TOKENS, DEFAULT_NOISE, Options
 from ..view.progress import indicate
 from ..view.records import Reading, Watch
 from .engine import Engine, ReentrantLock, get_engine, import_vision, telling_how_to_mend
@@ -32,6 +32,7 @@ from .turn import BlockReport, FinishReason, Report, Stop, Turn, WeightsReport
 
 if TYPE_CHECKING:
     from ..chat.images import Picture
+    from ..diffusion.drafting import DraftedText
     from ..diffusion.pipeline import Block
     from ..diffusion.vision import Patches
 
@@ -49,6 +50,11 @@ class _Asked:
     seed: int
     stop: Stop
     watch: Watch | None
+
+    def drafted(self) -> DraftedText | None:
+        """What the text of an attempt begins as, if that is no noise. Raises what a draft can't be."""
+        draft, noise = self.options.draft, self.options.noise
+        return None if draft is None else self.engine.drafted(draft, DEFAULT_NOISE if noise is None else noise)
 
     def teller(self, attempt: int, *, in_thought: bool, has_calls: bool) -> Teller | None:
         """For an attempt whose prompt may have opened a thought, and which may call tools."""
@@ -211,6 +217,11 @@ def _free(asked: _Asked, prompts: _PromptReader, turn: Turn) -> _Attempt:
     """A reply that may be anything."""
     engine = asked.engine
     prompt = prompts.read()
+    draft = asked.drafted()
+    thought: tuple[Part, ...] = ()
+    if draft is not None and (asked.options.thinking or engine.opens_thought(prompt.token_ids)):
+        # A part of its own: the draft is of the text behind it.
+        prompt, thought = _with_thought(engine, prompt)
     in_thought = engine.opens_thought(prompt.token_ids)
     reader = ReplyReader(
         engine.decode,
@@ -219,22 +230,28 @@ def _free(asked: _Asked, prompts: _PromptReader, turn: Turn) -> _Attempt:
         tools={tool.name: tool.input_schema or {} for tool in turn.tools},
     )
     teller = asked.teller(0, in_thought=in_thought, has_calls=bool(turn.tools))
-    return _Attempt(asked, prompt, reader, (Text(),), teller)
+    return _Attempt(asked, prompt, reader, (*thought, Text(draft)), teller)
 
 
 def _formed(asked: _Asked, prompts: _PromptReader, form: Form, attempt: int) -> _Attempt:
     """A reply held to a form, its thought excepted. `attempt` counts those before. Raises `ConstraintError`."""
     engine = asked.engine
-    prompt = prompts.read(form)
     thinking = bool(asked.options.thinking)
-    # Opened for it: what is free has to be a thought.
-    if thinking and not engine.opens_thought(prompt.token_ids):
-        prompt = replace(prompt, token_ids=[*prompt.token_ids, *engine.prompt_encoder.opening_of_thought])
+    prompt = prompts.read(form)
+    # What is free has to be a thought.
+    prompt, thought = _with_thought(engine, prompt) if thinking else (prompt, ())
     reader = ReplyReader(engine.decode_bytes, engine.control_tokens, in_thought=thinking, verbatim=True)
-    thought_closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES) if thinking else None
-    thought = () if thought_closes is None else (Thought(thought_closes),)
     teller = asked.teller(attempt, in_thought=thinking, has_calls=False)
-    return _Attempt(asked, prompt, reader, (*thought, ConstrainedText(engine.hold_to(form))), teller)
+    text = ConstrainedText(engine.hold_to(form), asked.drafted())
+    return _Attempt(asked, prompt, reader, (*thought, text), teller)
+
+
+def _with_thought(engine: Engine, prompt: Prompt) -> tuple[Prompt, tuple[Part, ...]]:
+    """A prompt that has opened a thought, and the parts of a reply that begins with one."""
+    if not engine.opens_thought(prompt.token_ids):
+        prompt = replace(prompt, token_ids=[*prompt.token_ids, *engine.prompt_encoder.opening_of_thought])
+    closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES)
+    return prompt, () if closes is None else (Thought(closes),)
 
 
 class _Attempt:

@@ -44,6 +44,7 @@ class Draft:
     step: int
     """Denoising steps done on this canvas, from 1."""
     max_steps: int
+    """of this canvas"""
     tokens: list[int]
     """The most likely token of every position of the canvas, whatever comes after an end of sequence. Of a canvas
     that is held to a constraint: the most likely canvas that is allowed."""
@@ -194,7 +195,7 @@ class BlockDiffusionPipeline:
 
                 own_room = room.beside(later)
                 part.start_canvas(sampler, own_room)
-                denoising = self._denoise(prefix.cache, sampler, request.settings.max_denoising_steps)
+                denoising = self._denoise(prefix.cache, sampler)
                 for steps_done, step in enumerate(denoising, start=1):
                     if drafts:
                         suspended = time.perf_counter()
@@ -202,7 +203,7 @@ class BlockDiffusionPipeline:
                         yield Draft(
                             block_index=index,
                             step=steps_done,
-                            max_steps=request.settings.max_denoising_steps,
+                            max_steps=sampler.max_steps,
                             tokens=tokens,
                             end=part.end(tokens, own_room, endings),
                             accepted=step.accepted,
@@ -250,9 +251,7 @@ class BlockDiffusionPipeline:
             if prefix is not None:
                 self.prefix_cache.keep(prefix)
 
-    def _denoise(
-        self, cache: KVCache, sampler: EntropyBoundSampler, max_denoising_steps: int
-    ) -> Iterator[DenoisingStep]:
+    def _denoise(self, cache: KVCache, sampler: EntropyBoundSampler) -> Iterator[DenoisingStep]:
         """Denoise the sampler's canvas behind what is in the KV cache: the steps until it has converged."""
         network = self._network
 
@@ -263,10 +262,10 @@ class BlockDiffusionPipeline:
             sampler.measure(network.denoise(sampler.canvas, sampler.soft_embeddings, cache))
 
         again: Callable[[], None] = go_on
-        for step in range(1, max_denoising_steps + 1):
+        for step in range(1, sampler.max_steps + 1):
             if step == 1:
                 begin()
-            elif step == 2 and max_denoising_steps > 2:
+            elif step == 2 and sampler.max_steps > 2:
                 # The first one that is like those behind it.
                 written = [*sampler.measured, *cache.written(len(sampler.canvas))]
                 again = self._graphs.run(go_on, sampler.carried, written)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..grammar.constraint import TextConstraint
     from ..grammar.records import ConstraintReport
+    from .drafting import DraftedText
     from .prefix_cache import Identity
     from .sampler import EntropyBoundSampler, SamplerSettings
 
@@ -140,6 +141,10 @@ class Part(Protocol):
     def need(self) -> Need:
         """What it takes at the least, from here on."""
 
+    @property
+    def draft(self) -> DraftedText | None:
+        """What its canvases begin as; None if that is pure noise."""
+
     def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """Let the sampler begin with its next canvas. `room` is what the parts behind it leave it."""
 
@@ -155,9 +160,12 @@ class Text:
 
     need = Need(tokens=1, positions=1)
 
+    def __init__(self, draft: DraftedText | None = None) -> None:
+        self.draft = draft
+
     def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """See `Part`."""
-        sampler.start_canvas()
+        sampler.start_canvas(start=None if self.draft is None else self.draft.start(room.canvas_length))
 
     def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
         """See `Part`."""
@@ -173,6 +181,8 @@ class Text:
             return Piece(canvas[:end], "stop", canvas[end])
         if endings.is_padding(canvas):
             return Piece([], "stop")
+        if self.draft is not None:
+            self.draft.commit(canvas)
         left = room.after(len(canvas))
         return Piece(canvas[: room.tokens], "length" if left.tokens <= 0 or left.canvases == 0 else None)
 
@@ -180,9 +190,10 @@ class Text:
 class ConstrainedText:
     """A text that belongs to a language. It ends in time, so always with an end of sequence."""
 
-    def __init__(self, constraint: TextConstraint) -> None:
+    def __init__(self, constraint: TextConstraint, draft: DraftedText | None = None) -> None:
         """`constraint` is fresh, and this reply's alone."""
         self._constraint = constraint
+        self.draft = draft
 
     @property
     def need(self) -> Need:
@@ -192,7 +203,8 @@ class ConstrainedText:
     def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """See `Part`."""
         self._constraint.start_canvas(room.canvas_length, room.positions)
-        sampler.start_canvas(self._constraint)
+        start = None if self.draft is None else self.draft.start(room.canvas_length)
+        sampler.start_canvas(self._constraint, start)
 
     def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
         """See `Part`."""
@@ -203,6 +215,8 @@ class ConstrainedText:
         report = self._constraint.commit(canvas)
         end = endings.first(canvas)
         if end is None:
+            if self.draft is not None:
+                self.draft.commit(canvas)
             return Piece(canvas, constraint=report)
         return Piece(canvas[:end], "stop", canvas[end], report)
 
@@ -214,6 +228,7 @@ class Thought:
     """
 
     need = Need(tokens=1, positions=1)  # for what closes it
+    draft = None
 
     def __init__(self, closes: int) -> None:
         """`closes` is the token that closes a thought."""
@@ -278,7 +293,7 @@ class Request:
         """What the reply may take in a context of so many tokens, of which there may be memory for fewer.
 
         Raises `ContextLengthError` if the prompt leaves no room for a canvas, `ContextMemoryError` if that is for
-        want of memory, `ConstraintError` if not even the shortest reply fits.
+        want of memory, `ConstraintError` if not even the shortest reply fits, `OptionError` if a draft doesn't.
         """
         length = len(self.prompt.token_ids)
         most = context_length if memory_for is None else min(memory_for, context_length)
@@ -294,11 +309,24 @@ class Request:
                 f"max_tokens is {room.tokens:,}. Set max_tokens to {least:,} or more."
             )
         *before, text = self.parts
-        positions = room.beside(before).canvases * canvas_length
+        left = room.beside(before)
+        positions = left.canvases * canvas_length
         if text.need.positions > positions:
             raise ConstraintError(
                 f"Not even the shortest reply of the form asked for fits: it takes {text.need.positions:,} "
                 f"tokens, but the prompt leaves room for {positions:,} in this model's context. Shorten the "
                 "prompt, or start a new conversation."
+            )
+        drafted = 0 if text.draft is None else text.draft.num_tokens
+        if drafted > left.tokens:
+            least = drafted + room.tokens - left.tokens
+            raise OptionError(
+                f"The draft is {drafted:,} tokens long, but max_tokens is {room.tokens:,}. Set max_tokens to "
+                f"{least:,} or more, or shorten the draft."
+            )
+        if drafted > positions:
+            raise OptionError(
+                f"The draft is {drafted:,} tokens long, but the prompt leaves room for {positions:,}. Shorten one "
+                "of them, or start a new conversation."
             )
         return room

@@ -25,6 +25,8 @@ from ..grammar.exchange import Exchange
 from .softmax import PART, Softmax, pick
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .operations import Operations
     from .softmax import Conclusion
 
@@ -131,18 +133,33 @@ class CanvasNumbers:
     """fp64 `[N, 256]` in [0, 1): what each step draws each position's token with."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a canvas begins as where that is not pure noise."""
+
+    tokens: Sequence[int]
+    """of all positions"""
+    noise: float
+    """0 to 1: the share of them that is noise all the same"""
+
+
 class Randomness(Protocol):
     """Where all randomness of a reply comes from."""
 
     def canvas(self, steps: int, canvas_length: int, vocab_size: int) -> CanvasNumbers:
         """The numbers of one canvas. Called once for each canvas, when it starts."""
 
+    def noise(self, share: float, canvas_length: int) -> torch.Tensor:
+        """Which positions of a drafted canvas are noise, each with the probability `share`: bool `[256]`, on the
+        CPU. Called for such a canvas only, right behind `canvas`."""
+
 
 class GeneratorRandomness:
     """Draws from one `torch.Generator`, never from the global one.
 
     Whatever a canvas makes of its numbers, the next one gets the same: how many there are depends on the
-    settings only. The generator is one of the CPU, so that a seed gives the same numbers on every device.
+    settings, and on whether it is drafted. The generator is one of the CPU, so that a seed gives the same numbers
+    on every device.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -155,6 +172,10 @@ class GeneratorRandomness:
             tokens=torch.randint(vocab_size, (steps + 1, canvas_length), generator=source),
             uniforms=torch.rand(steps, canvas_length, dtype=torch.float64, generator=source),
         )
+
+    def noise(self, share: float, canvas_length: int) -> torch.Tensor:
+        """See `Randomness`."""
+        return torch.rand(canvas_length, dtype=torch.float64, generator=self._generator) < share
 
 
 class Vocabulary(Protocol):
@@ -402,6 +423,8 @@ class EntropyBoundSampler:
         self._counters = [self._steps_done] if exact is self._steps_done else [self._steps_done, exact]
         self._argmax_history = integers(settings.stability_threshold, canvas_length)
         self._constraint: Constraint | None = None
+        self.max_steps = num_steps
+        """The most denoising steps that this canvas may have."""
         self._is_sane = torch.zeros((), dtype=torch.bool, device=device)
         self.canvas = integers(canvas_length)
         """`[256]`: what the next step denoises. Drawn tokens where accepted, fresh uniform ones elsewhere."""
@@ -428,20 +451,35 @@ class EntropyBoundSampler:
         told = [self._told.on_device] if self._constraint is None else []
         return [self._distributions.logits, self._is_sane, *told]
 
-    def start_canvas(self, constraint: Constraint | None = None) -> None:
-        """Begin with a canvas of pure noise, held to `constraint`; forgets the canvas before."""
-        numbers = self._randomness.canvas(
-            self._settings.max_denoising_steps, self._canvas_length, self._vocab_size
-        )
+    def start_canvas(self, constraint: Constraint | None = None, start: Start | None = None) -> None:
+        """Begin with a canvas of pure noise, or with what `start` says, held to `constraint`; forgets the canvas
+        before."""
+        num_steps, canvas_length = self._settings.max_denoising_steps, self._canvas_length
+        numbers = self._randomness.canvas(num_steps, canvas_length, self._vocab_size)
+        self.max_steps = num_steps
+        if start is not None:
+            is_noise = self._randomness.noise(start.noise, canvas_length)
+            numbers.tokens[0] = torch.where(is_noise, numbers.tokens[0], torch.tensor(start.tokens))
+            self.max_steps = self._steps_from(start.noise)
         _send(numbers.tokens, self._tokens)
         _send(numbers.uniforms, self._uniforms)
         for counter in self._counters:
-            counter.zero_()
+            counter.fill_(num_steps - self.max_steps)
         # No token is -1, so a canvas can't be stable before the history is full; and with a threshold of 0 there
         # is nothing to differ from, so it always is.
         self._argmax_history.fill_(-1)
         self._constraint = constraint
         self.canvas.copy_(self._tokens[0])
+
+    def _steps_from(self, noise: float) -> int:
+        """How many steps of the schedule are left where so large a share of a canvas is noise.
+
+        In uniform-state diffusion that share is the time that is left, which the schedule falls with: it is 1 at
+        a canvas's first step. There are always as many left as a canvas takes to be stable.
+        """
+        settings = self._settings
+        steps = max(round(noise * settings.max_denoising_steps), settings.stability_threshold + 1)
+        return min(steps, settings.max_denoising_steps)
 
     def measure(self, hidden: torch.Tensor) -> None:
         """Take in the network's last hidden states, `[256, H]`. Without a constraint that is all but telling the
