@@ -201,7 +201,7 @@ def _options(request: _Request, extension: dict[str, Any]) -> Options:
         }
     )
     options = {**own.model_dump(), "max_tokens": standard.max_tokens, "seed": standard.seed, "thinking": thinking}
-    return Options(**options)
+    return conform(Options, options, EXTENSION)
 
 
 def _agreed(said: dict[str, Any]) -> Any:
