@@ -19,7 +19,7 @@ from ..chat.drafts import CanvasReader
 from ..chat.images import VIDEO_TYPES
 from ..chat.messages import Conversation, read_conversation
 from ..chat.output import THOUGHT_CLOSES, ReplyReader
-from ..diffusion.request import ConstrainedText, Part, Prompt, Request, Text, Thought
+from ..diffusion.request import ConstrainedText, Part, Prompt, Request, Text, Thought, length_of_canvas
 from ..options import DEFAULT_MAX_TOKENS, Options
 from ..view.progress import indicate
 from ..view.records import Reading, Watch
@@ -83,6 +83,8 @@ class LocalReply:
             conversation = read_conversation(turn.messages)
         stop.check()
         self._ready = get_engine(entry, stop)
+        # Before pictures are cut and a form is made an automaton of.
+        length_of_canvas(options.canvas_length, self._ready.engine.pipeline.canvas_length)
         self._seed = options.seed if options.seed is not None else secrets.randbits(32)
         asked = _Asked(self._ready.source.where, self._ready.engine, options, self._seed, stop, turn.watch)
         with isolated():

@@ -238,6 +238,19 @@ class Thought:
         return Piece(canvas) if end is None else Piece([*canvas[:end], self._closes], "stop")
 
 
+def length_of_canvas(asked: int | None, checkpoints: int) -> int:
+    """Of a reply by a checkpoint whose canvases have that length. Raises `OptionError` where a longer one is
+    asked for."""
+    if asked is None:
+        return checkpoints
+    if asked > checkpoints:
+        raise OptionError(
+            f"canvas_length is {asked:,}, but this checkpoint's canvases have {checkpoints:,} tokens. Set it to "
+            "that or less."
+        )
+    return asked
+
+
 # --- all of it -------------------------------------------------------------------------------------------
 
 
@@ -264,15 +277,8 @@ class Request:
             raise OptionError(f"max_tokens must be at least 1, but it is {self.max_tokens}.")
 
     def length_of_canvas(self, checkpoints: int) -> int:
-        """For a checkpoint whose canvases have that length. Raises `OptionError` if this asks for a longer one."""
-        if self.canvas_length is None:
-            return checkpoints
-        if self.canvas_length > checkpoints:
-            raise OptionError(
-                f"canvas_length is {self.canvas_length:,}, but this checkpoint's canvases have {checkpoints:,} "
-                "tokens. Set it to that or less."
-            )
-        return self.canvas_length
+        """See the function of that name."""
+        return length_of_canvas(self.canvas_length, checkpoints)
 
     def room(self, context_length: int, canvas_length: int, memory_for: int | None = None) -> Room:
         """What the reply may take in a context of so many tokens, of which there may be memory for fewer.
