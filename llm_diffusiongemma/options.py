@@ -198,6 +198,14 @@ class Options(llm.Options):
             raise _wrong("probabilities are those of choices: name them, as with -o choices 'yes,no'")
         if self.reads is not None and not self.probabilities:
             raise _wrong("reads are for probabilities of choices: add -o probabilities true")
+        if self.probabilities and self.thinking:
+            raise _wrong("probabilities are those of an answer without a thought: set -o thinking false")
+        if self.probabilities and self.draft is not None:
+            raise _wrong(
+                "probabilities come from pure noise, and a draft would decide them: give only one of both"
+            )
+        if self.probabilities and self.replay is not None:
+            raise _wrong("a decision has no steps that follow on each other, so there is nothing to replay")
         if self.fill_json and self.fill is None:
             raise _wrong("fill_json is for a text with blanks: give it, as with -o fill 'Dear {name},'")
         if self.noise is not None and self.draft is None:

@@ -25,7 +25,7 @@ from ..catalog import DEVICE_VARIABLE, ModelEntry, Source
 from ..chat.checkpoint import NetworkTokens, load_tokenizer
 from ..chat.drafts import Spelling
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
-from ..chat.prompt import TURN_CLOSES, PromptEncoder
+from ..chat.prompt import TURN_CLOSES, TURN_OPENS, PromptEncoder
 from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
 from ..errors import CheckpointError, DeviceError, DiffusionGemmaError, NotANumberError, OptionError
 from ..layout import read_files
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ..diffusion.placement import Machine, Placement
     from ..diffusion.weights import Stamp
     from ..grammar.automaton import Vocabulary
+    from ..grammar.choices import ChoiceTexts
     from ..grammar.constraint import TextConstraint
 
 # In llm's folder: what schemas and other forms were made into, for each tokenizer. It may be deleted.
@@ -212,13 +213,31 @@ class Engine:
             pad_token_id=generation.pad_token_id,
         )
 
+    def choice_texts(self, choices: Sequence[str]) -> ChoiceTexts:
+        """Of a form's choices, to be asked how probable each is. Raises what `ChoiceTexts` does."""
+        from ..grammar.choices import ChoiceTexts
+
+        vocabulary = self._vocabulary
+        return ChoiceTexts(
+            choices,
+            self._token_bytes[: vocabulary.size],
+            eos_token_ids=vocabulary.eos_token_ids,
+            pad_token_id=vocabulary.pad_token_id,
+        )
+
     def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thought, as templates do after a tool's result."""
-        for token_id in reversed(prompt_ids):
-            name = self.control_tokens.get(token_id)
-            if name in (THOUGHT_OPENS, THOUGHT_CLOSES):
-                return name == THOUGHT_OPENS
-        return False
+        return self._last_control(prompt_ids, THOUGHT_OPENS, THOUGHT_CLOSES) == THOUGHT_OPENS
+
+    def has_thought(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether a prompt ends with a thought that is closed, in the turn that is to be written."""
+        markers = THOUGHT_OPENS, THOUGHT_CLOSES, TURN_OPENS
+        return self._last_control(prompt_ids, *markers) == THOUGHT_CLOSES
+
+    def _last_control(self, token_ids: Sequence[int], *names: str) -> str | None:
+        """Which of these control tokens stands there last, if one does."""
+        found = (self.control_tokens.get(token_id) for token_id in reversed(token_ids))
+        return next((name for name in found if name in names), None)
 
 
 _engines: dict[tuple[Path, Machine], Engine] = {}

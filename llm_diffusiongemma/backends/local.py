@@ -19,16 +19,17 @@ from ..chat.drafts import CanvasReader
 from ..chat.images import VIDEO_TYPES
 from ..chat.messages import Conversation, read_conversation
 from ..chat.output import THOUGHT_CLOSES, ReplyReader
-from ..diffusion.request import ConstrainedText, Part, Prompt, Request, Text, Thought
+from ..diffusion.request import ConstrainedText, Part, Prompt, Request, Text, Thought, length_of_canvas
 from ..options import DEFAULT_MAX_TOKENS, DEFAULT_NOISE, Options
 from ..view.progress import indicate
 from ..view.records import Reading, Watch
+from .deciding import Decision
 from .engine import Engine, ReentrantLock, get_engine, import_vision, telling_how_to_mend
 from .forks import importing
-from .form import Form, read_form
+from .form import Form, Question, read_form, read_question
 from .isolation import isolated, isolated_numbers
 from .telling import CANDIDATES, Teller
-from .turn import BlockReport, FinishReason, Report, Stop, Turn, WeightsReport
+from .turn import BlockReport, ChoicesReport, FinishReason, Report, Stop, Turn, WeightsReport
 
 if TYPE_CHECKING:
     from ..chat.images import Picture
@@ -83,22 +84,33 @@ class LocalReply:
         options = turn.options
         # Before the model is loaded: these need none of it.
         with indicate("Reading the form"), stop.importing(), importing("forms"), isolated_numbers():
-            self._form = read_form(turn.schema, options.regex, options.choices)
+            self._form: Form | Question | None
+            if options.probabilities and options.choices is not None:
+                self._form = read_question(turn.schema, options.regex, options.choices, options.fill)
+            else:
+                self._form = read_form(turn.schema, options.regex, options.choices)
             _import_video_reader(turn.messages)
         with indicate("Reading the attachments"), isolated_numbers():
             conversation = read_conversation(turn.messages)
         stop.check()
         self._ready = get_engine(entry, stop)
+        # Before pictures are cut and a form is made an automaton of.
+        length_of_canvas(options.canvas_length, self._ready.engine.pipeline.canvas_length)
         self._seed = options.seed if options.seed is not None else secrets.randbits(32)
         asked = _Asked(self._ready.source.where, self._ready.engine, options, self._seed, stop, turn.watch)
         with isolated():
             prompts = _PromptReader(asked, conversation, turn)
             # What can't be guaranteed is refused before anything is written.
             has_tools = bool(turn.tools)
-            self._formed = None if self._form is None else _formed(asked, prompts, self._form, int(has_tools))
+            self._formed: _Attempt | Decision | None = None
+            if isinstance(self._form, Question):
+                self._formed = _decided(asked, prompts, self._form, int(has_tools))
+            elif self._form is not None:
+                self._formed = _formed(asked, prompts, self._form, int(has_tools))
             self._free = _free(asked, prompts, turn) if self._form is None or has_tools else None
         # The one at work, or whose outcome counts, is the last.
-        self._tried = [attempt for attempt in (self._free, self._formed) if attempt is not None][:1]
+        attempts = [attempt for attempt in (self._free, self._formed) if attempt is not None]
+        self._tried: list[_Attempt | Decision] = attempts[:1]
 
     def steps(self) -> Generator[list[StreamEvent], None, None]:
         """The events of each converged block. Closing it ends the reply."""
@@ -109,14 +121,14 @@ class LocalReply:
             return
         if free is not None:
             unseen = list(free.events())
-            if free.reader.tool_calls:
+            if free.tool_calls:
                 yield from unseen
                 return
             if free.finish_reason == "interrupted":
                 return
             self._tried.append(formed)
         for events in formed.events(seconds_before=0.0 if free is None else free.seconds):
-            if formed.finish_reason != "interrupted":
+            if formed.finish_reason != "interrupted" and isinstance(form, Form):
                 form.check(formed.text)
             yield events
 
@@ -126,7 +138,7 @@ class LocalReply:
         attempt.close()
         if attempt.finish_reason == "tool_calls":
             attempt.finish_reason = "interrupted"  # nobody will run them
-        return [] if attempt is self._free and self._formed else attempt.reader.finalize()
+        return [] if attempt is self._free and self._formed else attempt.held_back()
 
     @property
     def report(self) -> Report:
@@ -154,7 +166,8 @@ class LocalReply:
                 graph=self._ready.engine.pipeline.graph_state,
                 streaming=loaded.network.streaming_report(),
             ),
-            lowered=self._form.lowered if self._form is not None and attempt is self._formed else (),
+            lowered=self._form.lowered if isinstance(self._form, Form) and attempt is self._formed else (),
+            choices=attempt.choices,
         )
 
     @property
@@ -163,9 +176,9 @@ class LocalReply:
         return bool(self._tried[-1].text.strip())
 
     @property
-    def tool_calls(self) -> list[llm.ToolCall]:
+    def tool_calls(self) -> Sequence[llm.ToolCall]:
         """What the model wants to have run, with the ids that the events have."""
-        return self._tried[-1].reader.tool_calls
+        return self._tried[-1].tool_calls
 
     @property
     def lock(self) -> ReentrantLock:
@@ -203,8 +216,8 @@ class _PromptReader:
         with telling_how_to_mend(self._asked.source, engine.folder):
             return engine.image_reader.cut(picture.image, soft_tokens)
 
-    def read(self, form: Form | None = None) -> Prompt:
-        """The prompt of a free reply, or of one that is held to a form."""
+    def read(self, form: Form | Question | None = None) -> Prompt:
+        """The prompt of a free reply, or of one that is held to a form, or a decision."""
         engine = self._asked.engine
         conversation = self._conversation if form is None else self._conversation.with_request(form.request)
         encoder = engine.prompt_encoder
@@ -254,6 +267,13 @@ def _with_thought(engine: Engine, prompt: Prompt) -> tuple[Prompt, tuple[Part, .
     return prompt, () if closes is None else (Thought(closes),)
 
 
+def _decided(asked: _Asked, prompts: _PromptReader, question: Question, attempt: int) -> Decision:
+    """The probabilities of choices. `attempt` as `_formed` has it. Raises `ConstraintError`."""
+    teller = asked.teller(attempt, in_thought=False, has_calls=False)
+    prompt = prompts.read(question)
+    return Decision(asked.engine, asked.source, prompt, question, asked.options, asked.seed, asked.stop, teller)
+
+
 class _Attempt:
     """A prompt being answered, and what has come of it so far."""
 
@@ -279,6 +299,7 @@ class _Attempt:
         self.seconds = 0.0
         """See `Report.generate_seconds`."""
         self.text = ""
+        self.choices: ChoicesReport | None = None
         self._engine, self._source, self._teller = asked.engine, asked.source, teller
         options = asked.options
         settings = SamplerSettings.from_generation_config(
@@ -321,6 +342,14 @@ class _Attempt:
 
     def close(self) -> None:
         self._records.close()
+
+    def held_back(self) -> list[StreamEvent]:
+        """What has not been told of what is written, when nothing follows."""
+        return self.reader.finalize()
+
+    @property
+    def tool_calls(self) -> list[llm.ToolCall]:
+        return self.reader.tool_calls
 
     def _next_block(self, began: float) -> Block | None:
         """The next one, if there is one. Who watches is told how it comes to be: the time is counted from when the

@@ -64,6 +64,11 @@ class Prompt:
         return identities
 
 
+def _check(prompt: Prompt) -> None:
+    if len(prompt.token_ids) == 0:
+        raise PromptError("The prompt is empty. Say something.")
+
+
 # --- how much there may be -------------------------------------------------------------------------------
 
 
@@ -73,6 +78,33 @@ class Need(NamedTuple):
     tokens: int
     positions: int
     """of canvases, so an end of sequence counts; each part begins with a canvas of its own"""
+
+
+def length_of_canvas(asked: int | None, checkpoints: int) -> int:
+    """For a checkpoint whose canvases have that length. Raises `OptionError` if a longer one is asked for."""
+    if asked is None:
+        return checkpoints
+    if asked > checkpoints:
+        raise OptionError(
+            f"canvas_length is {asked:,}, but this checkpoint's canvases have {checkpoints:,} "
+            "tokens. Set it to that or less."
+        )
+    return asked
+
+
+def canvases_behind(prompt: Prompt, canvas_length: int, context_length: int, memory_for: int | None = None) -> int:
+    """How many canvases there is room for in a context of so many tokens, of which there may be memory for fewer.
+
+    Raises `ContextLengthError` if not for one, `ContextMemoryError` if that is for want of memory.
+    """
+    length = len(prompt.token_ids)
+    most = context_length if memory_for is None else min(memory_for, context_length)
+    canvases = (most - length) // canvas_length
+    if canvases < 1:
+        shown = sum(len(image.span) for image in prompt.images)
+        lack = ContextLengthError if length + canvas_length > context_length else ContextMemoryError
+        raise lack(length, most, canvas_length, shown)
+    return canvases
 
 
 @dataclass(frozen=True)
@@ -273,35 +305,22 @@ class Request:
     """None: the checkpoint's."""
 
     def __post_init__(self) -> None:
-        if len(self.prompt.token_ids) == 0:
-            raise PromptError("The prompt is empty. Say something.")
+        _check(self.prompt)
         if self.max_tokens < 1:
             raise OptionError(f"max_tokens must be at least 1, but it is {self.max_tokens}.")
 
     def length_of_canvas(self, checkpoints: int) -> int:
-        """For a checkpoint whose canvases have that length. Raises `OptionError` if this asks for a longer one."""
-        if self.canvas_length is None:
-            return checkpoints
-        if self.canvas_length > checkpoints:
-            raise OptionError(
-                f"canvas_length is {self.canvas_length:,}, but this checkpoint's canvases have {checkpoints:,} "
-                "tokens. Set it to that or less."
-            )
-        return self.canvas_length
+        """See the function of that name."""
+        return length_of_canvas(self.canvas_length, checkpoints)
 
     def room(self, context_length: int, canvas_length: int, memory_for: int | None = None) -> Room:
         """What the reply may take in a context of so many tokens, of which there may be memory for fewer.
 
-        Raises `ContextLengthError` if the prompt leaves no room for a canvas, `ContextMemoryError` if that is for
-        want of memory, `ConstraintError` if not even the shortest reply fits, `OptionError` if a draft doesn't.
+        Raises what `canvases_behind` raises, `ConstraintError` if not even the shortest reply fits, and
+        `OptionError` if a draft doesn't.
         """
-        length = len(self.prompt.token_ids)
-        most = context_length if memory_for is None else min(memory_for, context_length)
-        room = Room(self.max_tokens, (most - length) // canvas_length, canvas_length)
-        if room.canvases < 1:
-            shown = sum(len(image.span) for image in self.prompt.images)
-            lack = ContextLengthError if length + canvas_length > context_length else ContextMemoryError
-            raise lack(length, most, canvas_length, shown)
+        canvases = canvases_behind(self.prompt, canvas_length, context_length, memory_for)
+        room = Room(self.max_tokens, canvases, canvas_length)
         least = sum(part.need.tokens for part in self.parts)
         if least > room.tokens:
             raise ConstraintError(
@@ -330,3 +349,22 @@ class Request:
                 "of them, or start a new conversation."
             )
         return room
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a network is asked to say of canvases of pure noise, in place of a reply.
+
+    Raises `PromptError` if the prompt is empty.
+    """
+
+    prompt: Prompt
+    tokens: Sequence[int]
+    """Those that it is to tell of: U."""
+    canvas_length: int | None = None
+    """None: the checkpoint's."""
+    count: int = 1
+    """Of canvases, each with noise of its own. One at least."""
+
+    def __post_init__(self) -> None:
+        _check(self.prompt)

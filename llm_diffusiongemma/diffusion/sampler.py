@@ -22,7 +22,7 @@ import torch
 
 from ..errors import NotANumberError, OptionError
 from ..grammar.exchange import Exchange
-from .softmax import PART, Softmax, pick
+from .softmax import PART, Softmax, log_total, pick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -240,9 +240,17 @@ class Distributions:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, canvas_length: int, device: torch.device, softcap: float | None
+        self,
+        vocabulary: Vocabulary,
+        canvas_length: int,
+        device: torch.device,
+        softcap: float | None,
+        *,
+        mixes: bool = True,
     ) -> None:
+        """Without `mixes` there are no soft embeddings, and nothing is computed for them."""
         self._vocabulary = vocabulary
+        self._mixes = mixes
         self._operations = vocabulary.operations
         self._softcap = softcap
         # Those of the longest canvas, however long this one is: kernels were tried, and are compiled, for them.
@@ -285,6 +293,8 @@ class Distributions:
             self._mix(block, tokens)
 
     def _mix(self, block: int, tokens: slice) -> None:
+        if not self._mixes:
+            return
         weights = self._weights[:, : tokens.stop - tokens.start]
         self._operations.add_up(self.soft, self._vocabulary.mix(weights, tokens), self._softmax, block)
 
@@ -301,6 +311,10 @@ class Distributions:
         Once, after `conclude`.
         """
         return self.soft.div_((self._softmax.total * self._weight_scale)[:, None])
+
+    def log_probabilities(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Those of some tokens, int64 `[U]`, at each position: fp32 `[256, U]`, nats."""
+        return self.logits[:, tokens] - log_total(self._softmax)[:, None]
 
     def likeliest(self, most: int) -> Likeliest:
         """The `most` likeliest tokens of each position, the likeliest first, equal ones by their ids; where not
@@ -461,8 +475,8 @@ class EntropyBoundSampler:
             is_noise = self._randomness.noise(start.noise, canvas_length)
             numbers.tokens[0] = torch.where(is_noise, numbers.tokens[0], torch.tensor(start.tokens))
             self.max_steps = self._steps_from(start.noise)
-        _send(numbers.tokens, self._tokens)
-        _send(numbers.uniforms, self._uniforms)
+        send(numbers.tokens, self._tokens)
+        send(numbers.uniforms, self._uniforms)
         for counter in self._counters:
             counter.fill_(num_steps - self.max_steps)
         # No token is -1, so a canvas can't be stable before the history is full; and with a threshold of 0 there
@@ -554,7 +568,7 @@ class EntropyBoundSampler:
         return stable
 
 
-def _send(numbers: torch.Tensor, to: torch.Tensor) -> None:
+def send(numbers: torch.Tensor, to: torch.Tensor) -> None:
     """Copy to the device without waiting for it, which CUDA does from pinned memory only."""
     is_cuda = to.device.type == "cuda"
     to.copy_(numbers.pin_memory() if is_cuda else numbers, non_blocking=is_cuda)

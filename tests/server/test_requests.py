@@ -195,7 +195,11 @@ def test_a_warning_is_not_long() -> None:
         ({"diffusiongemma": {"seed": 1}}, "diffusiongemma.seed", "none of the options canvas_length, choices"),
         ({"diffusiongemma": {"t_min": -1}}, "diffusiongemma.t_min", "0 or more"),
         ({"diffusiongemma": {"t_min": 1, "t_max": 1}}, "diffusiongemma", "must be below"),
-        ({"diffusiongemma": {"probabilities": True}}, "diffusiongemma", "in diffusiongemma, probabilities are those"),
+        (
+            {"diffusiongemma": {"probabilities": True}},
+            "diffusiongemma",
+            "in diffusiongemma, probabilities are",
+        ),
         ({"diffusiongemma": {"choices": "a,b", "reads": 2}}, "diffusiongemma", "reads are for probabilities"),
         ({"diffusiongemma": {"choices": "a,b", "reads": 65}}, "diffusiongemma.reads", "64 or less"),
         ({"diffusiongemma": {"fill_json": True}}, "diffusiongemma", "fill_json is for a text with blanks"),

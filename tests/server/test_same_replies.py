@@ -206,7 +206,10 @@ def outcome(response: Any, events: list[Any]) -> dict[str, Any]:
     ids = {call.tool_call_id: number for number, call in enumerate(response._tool_calls)}
     assert len(ids) == len(response._tool_calls)
     return {
-        "events": [(each.type, said(each, response), ids.get(each.tool_call_id), each.provider_metadata) for each in events],
+        "events": [
+            (each.type, said(each, response), ids.get(each.tool_call_id), each.provider_metadata)
+            for each in events
+        ],
         "calls": [(call.name, call.arguments) for call in response._tool_calls],
         "report": comparable(response.response_json),
         "usage": (response.input_tokens, response.output_tokens),
