@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Generator, Sequence
@@ -77,7 +78,7 @@ class LocalReply:
         options = turn.options
         # Before the model is loaded: these need none of it.
         with indicate("Reading the form"), stop.importing(), importing("forms"), isolated_numbers():
-            self._form = read_form(turn.schema, options.regex, options.choices)
+            self._form = read_form(turn.schema, options.regex, options.choices, options.fill)
             _import_video_reader(turn.messages)
         with indicate("Reading the attachments"), isolated_numbers():
             conversation = read_conversation(turn.messages)
@@ -91,6 +92,8 @@ class LocalReply:
             has_tools = bool(turn.tools)
             self._formed = None if self._form is None else _formed(asked, prompts, self._form, int(has_tools))
             self._free = _free(asked, prompts, turn) if self._form is None or has_tools else None
+        self._blanks: dict[str, str] | None = None
+        self._only_blanks = bool(options.fill_json)
         # The one at work, or whose outcome counts, is the last.
         self._tried = [attempt for attempt in (self._free, self._formed) if attempt is not None][:1]
 
@@ -110,8 +113,14 @@ class LocalReply:
                 return
             self._tried.append(formed)
         for events in formed.events(seconds_before=0.0 if free is None else free.seconds):
+            if self._only_blanks:
+                events = _without_text(events)
             if formed.finish_reason != "interrupted":
                 form.check(formed.text)
+                if form.blanks is not None:
+                    self._blanks = form.blanks.read(formed.text)
+                if self._only_blanks:
+                    events.append(StreamEvent("text", json.dumps(self._blanks, ensure_ascii=False)))
             yield events
 
     def cut_short(self) -> list[StreamEvent]:
@@ -120,7 +129,10 @@ class LocalReply:
         attempt.close()
         if attempt.finish_reason == "tool_calls":
             attempt.finish_reason = "interrupted"  # nobody will run them
-        return [] if attempt is self._free and self._formed else attempt.reader.finalize()
+        if attempt is self._free and self._formed:
+            return []
+        held_back = attempt.reader.finalize()
+        return _without_text(held_back) if self._only_blanks else held_back
 
     @property
     def report(self) -> Report:
@@ -149,11 +161,14 @@ class LocalReply:
                 streaming=loaded.network.streaming_report(),
             ),
             lowered=self._form.lowered if self._form is not None and attempt is self._formed else (),
+            blanks=self._blanks,
         )
 
     @property
     def has_text(self) -> bool:
         """Whether anything but blanks and thoughts has been written."""
+        if self._only_blanks and self._tried[-1] is self._formed:
+            return self._blanks is not None
         return bool(self._tried[-1].text.strip())
 
     @property
@@ -165,6 +180,10 @@ class LocalReply:
     def lock(self) -> ReentrantLock:
         """Hold it to keep other replies of the same engine waiting."""
         return self._ready.engine.lock
+
+
+def _without_text(events: Sequence[StreamEvent]) -> list[StreamEvent]:
+    return [event for event in events if event.type != "text"]
 
 
 def _import_video_reader(messages: Sequence[Message]) -> None:
