@@ -35,6 +35,9 @@ from .pattern import LINE_ENDS, WHITE_SPACE, Ranges, all_but, utf8
 # nobody begins a signature and goes on with the letter.
 TELLING = 16
 
+# A blank doesn't end with one of these if that stands behind it anyhow: a sentence would end twice.
+MARKS = ".,;:!?"
+
 _BRACE = re.compile(r"[{}]")
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")  # what Python makes of bytes that are no UTF-8
 _BLANK = re.compile(r"\{([^{}]*)\}")
@@ -53,9 +56,9 @@ class Blank:
     is_long: bool
     """Whether it may have several lines, and tabs. Other control characters it never has."""
 
-    def takes(self, text: str) -> bool:
-        """Whether it may be filled with this."""
-        if not text or text != text.strip().strip(_BYTE_ORDER_MARK):
+    def takes(self, text: str, mark: str) -> bool:
+        """Whether it may be filled with this, where such a mark stands behind it ("" for none)."""
+        if not text or (mark and text.endswith(mark)) or text != text.strip().strip(_BYTE_ORDER_MARK):
             return False
         if not self.is_long and len(text.splitlines()) > 1:
             return False
@@ -85,14 +88,14 @@ class BlankText:
                 if states > MAX_STATES:
                     raise StateLimitError
                 telling, behind = self._ends(number)
-                filled = _filled(blank.is_long, telling)
+                filled = _filled(blank.is_long, telling, self._mark(number))
                 states += filled.dead - len(telling.encode()) - 1
                 parts += [embed(filled), Literal(behind.encode())]
             return minimal_dfa(concatenate(*parts))
         except StateLimitError:
             raise ConstraintError(
                 f"The text to fill needs an automaton of more than {MAX_STATES:,} states: one for each byte "
-                "outside its blanks, and some for each blank. Shorten it, or have its parts filled one after the other."
+                "outside its blanks, and some for each blank. Shorten it, or have its parts filled one by one."
             ) from None
 
     def read(self, text: str) -> dict[str, str] | None:
@@ -105,7 +108,7 @@ class BlankText:
             telling, behind = self._ends(number)
             end = text.find(telling, position) if telling else len(text) - len(behind)
             value = text[position:end] if end >= 0 else ""
-            if not blank.takes(value) or not text.startswith(telling + behind, end):
+            if not blank.takes(value, self._mark(number)) or not text.startswith(telling + behind, end):
                 return None
             values[blank.name] = value
             position = end + len(telling) + len(behind)
@@ -121,6 +124,11 @@ class BlankText:
         is_last = number + 1 == len(self.blanks)
         telling = 0 if is_last and len(literal) < TELLING else TELLING
         return literal[:telling], literal[telling:]
+
+    def _mark(self, number: int) -> str:
+        """Which of the marks stands behind a blank, if one does."""
+        character = self.literals[number + 1][:1]
+        return character if character in MARKS else ""
 
 
 def parse_blanks(text: str) -> BlankText:
@@ -207,13 +215,15 @@ def _place(text: str, position: int) -> str:
 
 
 @lru_cache(maxsize=64)
-def _filled(is_long: bool, telling: str) -> ByteDFA:
-    """A blank with what tells that it has ended."""
+def _filled(is_long: bool, telling: str, mark: str) -> ByteDFA:
+    """A blank with what tells that it has ended, which a mark may begin."""
     if not telling:
         character = all_but(_CONTROLS_BUT_LINES) if is_long else all_but(_CONTROLS, LINE_ENDS)
-        edge = utf8(all_but(_CONTROLS, LINE_ENDS, WHITE_SPACE))
-        return minimal_dfa(unite([edge, concatenate(edge, Repetition(utf8(character), 0, None), edge)]))
-    anywhere = concatenate(embed(_filled(is_long, "")), Literal(telling.encode()))
+        outside = _CONTROLS, LINE_ENDS, WHITE_SPACE
+        first = utf8(all_but(*outside))
+        last = utf8(all_but(*outside, tuple((ord(each), ord(each)) for each in mark)))
+        return minimal_dfa(unite([last, concatenate(first, Repetition(utf8(character), 0, None), last)]))
+    anywhere = concatenate(embed(_filled(is_long, "", mark)), Literal(telling.encode()))
     return intersection(minimal_dfa(anywhere), _until(telling.encode()))
 
 
