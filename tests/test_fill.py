@@ -75,19 +75,20 @@ def test_the_json_comes_at_once_when_all_canvases_are_done() -> None:
 
 
 def test_interrupted_it_is_no_half_of_a_json() -> None:
-    options = Options(fill=LONG, fill_json=True, max_denoising_steps=1, max_tokens=600, seed=1)
-    reply = LocalReply(llm.get_model(TINY).entry, Turn([llm.user(UNSEEN)], options), ALWAYS_WANTED)
-    steps = reply.steps()
-    assert next(steps) == []
-    steps.close()
-    assert reply.cut_short() == []
-    assert not reply.has_text
-    assert reply.report.finish_reason == "interrupted"
-    assert reply.report.blanks is None
-    plain = options.model_copy(update={"fill_json": None})
-    reply = LocalReply(llm.get_model(TINY).entry, Turn([llm.user(UNSEEN)], plain), ALWAYS_WANTED)
-    assert [event.type for event in next(reply.steps())] == ["text"]
-    assert reply.has_text
+    """Nor is it what was held back: the first canvas ends within a character, each of which takes three tokens."""
+    options = Options(fill="日" * 150 + "{x}", max_denoising_steps=1, max_tokens=600, seed=1)
+    saying: dict[bool, list[list[str]]] = {}
+    for fill_json in (False, True):
+        turn = Turn([llm.user(UNSEEN)], options.model_copy(update={"fill_json": fill_json}))
+        reply = LocalReply(llm.get_model(TINY).entry, turn, ALWAYS_WANTED)
+        steps = reply.steps()
+        events = next(steps)
+        steps.close()
+        saying[fill_json] = [[event.type for event in each] for each in (events, reply.cut_short())]
+        assert reply.has_text == (not fill_json)
+        assert reply.report.finish_reason == "interrupted"
+        assert reply.report.blanks is None
+    assert saying == {False: [["text"], ["text"]], True: [[], []]}
 
 
 def test_a_thought_is_said_before_the_json(llm_command: Llm) -> None:
