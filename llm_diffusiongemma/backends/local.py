@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Generator, Sequence
@@ -88,7 +89,7 @@ class LocalReply:
             if options.probabilities and options.choices is not None:
                 self._form = read_question(turn.schema, options.regex, options.choices, options.fill)
             else:
-                self._form = read_form(turn.schema, options.regex, options.choices)
+                self._form = read_form(turn.schema, options.regex, options.choices, options.fill)
             _import_video_reader(turn.messages)
         with indicate("Reading the attachments"), isolated_numbers():
             conversation = read_conversation(turn.messages)
@@ -108,6 +109,8 @@ class LocalReply:
             elif self._form is not None:
                 self._formed = _formed(asked, prompts, self._form, int(has_tools))
             self._free = _free(asked, prompts, turn) if self._form is None or has_tools else None
+        self._blanks: dict[str, str] | None = None
+        self._only_blanks = bool(options.fill_json)
         # The one at work, or whose outcome counts, is the last.
         attempts = [attempt for attempt in (self._free, self._formed) if attempt is not None]
         self._tried: list[_Attempt | Decision] = attempts[:1]
@@ -128,8 +131,14 @@ class LocalReply:
                 return
             self._tried.append(formed)
         for events in formed.events(seconds_before=0.0 if free is None else free.seconds):
+            if self._only_blanks:
+                events = _without_text(events)
             if formed.finish_reason != "interrupted" and isinstance(form, Form):
                 form.check(formed.text)
+                if form.blanks is not None:
+                    self._blanks = form.blanks.read(formed.text)
+                if self._only_blanks:
+                    events.append(StreamEvent("text", json.dumps(self._blanks, ensure_ascii=False)))
             yield events
 
     def cut_short(self) -> list[StreamEvent]:
@@ -138,7 +147,10 @@ class LocalReply:
         attempt.close()
         if attempt.finish_reason == "tool_calls":
             attempt.finish_reason = "interrupted"  # nobody will run them
-        return [] if attempt is self._free and self._formed else attempt.held_back()
+        if attempt is self._free and self._formed:
+            return []
+        held_back = attempt.held_back()
+        return _without_text(held_back) if self._only_blanks else held_back
 
     @property
     def report(self) -> Report:
@@ -168,11 +180,14 @@ class LocalReply:
             ),
             lowered=self._form.lowered if isinstance(self._form, Form) and attempt is self._formed else (),
             choices=attempt.choices,
+            blanks=self._blanks,
         )
 
     @property
     def has_text(self) -> bool:
         """Whether anything but blanks and thoughts has been written."""
+        if self._only_blanks and self._tried[-1] is self._formed:
+            return self._blanks is not None
         return bool(self._tried[-1].text.strip())
 
     @property
@@ -184,6 +199,10 @@ class LocalReply:
     def lock(self) -> ReentrantLock:
         """Hold it to keep other replies of the same engine waiting."""
         return self._ready.engine.lock
+
+
+def _without_text(events: Sequence[StreamEvent]) -> list[StreamEvent]:
+    return [event for event in events if event.type != "text"]
 
 
 def _import_video_reader(messages: Sequence[Message]) -> None:
