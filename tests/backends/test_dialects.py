@@ -94,8 +94,6 @@ def test_ours_is_told_everything() -> None:
         "thinking": False,
         "regex": "a+",
         "choices": "a,b",
-        "probabilities": True,
-        "reads": 2,
         "fill": "{a}",
         "fill_json": True,
         "draft": "a",
@@ -103,7 +101,8 @@ def test_ours_is_told_everything() -> None:
         "canvas_length": 64,
         "stop_at_end": True,
     }
-    assert set(options) == set(Options.model_fields) - VIEW_OPTIONS
+    decision = {"choices": "a,b", "probabilities": True, "reads": 2}
+    assert options.keys() | decision == set(Options.model_fields) - VIEW_OPTIONS
     body = body_of(turn(SCHEMA, [TOOL], **options), OURS)
     assert (body["model"], body["stream"], body["max_tokens"], body["seed"]) == ("a", True, 5, 0)
     others = {name: value for name, value in options.items() if name not in ("max_tokens", "seed")}
@@ -112,6 +111,7 @@ def test_ours_is_told_everything() -> None:
     # It makes no control tokens of texts.
     assert body["messages"] == [{"role": "user", "content": "Hi <turn|>"}]
     assert body["tools"][0]["function"]["description"] == "Adds <turn|>"
+    assert body_of(turn(**decision), OURS)[EXTENSION] == {**decision, "progress": True}
     # What isn't set there is the checkpoint's.
     plain = body_of(turn(), OURS)
     assert plain[EXTENSION] == {"progress": True}
