@@ -204,14 +204,8 @@ class Engine:
         tokens = self.prompt_encoder.encode_text(text)
         if not tokens:
             raise OptionError("The draft is nothing to this checkpoint's tokenizer. Give another text.")
-        generation = self.loaded.generation
-        ends, turn_closes = generation.eos_token_id, self.prompt_encoder.control_id(TURN_CLOSES)
-        return DraftedText(
-            tokens,
-            noise,
-            eos_token_id=turn_closes if turn_closes in ends else ends[0],
-            pad_token_id=generation.pad_token_id,
-        )
+        ends, turn_closes = self.loaded.generation.eos_token_id, self.prompt_encoder.control_id(TURN_CLOSES)
+        return DraftedText(tokens, noise, turn_closes if turn_closes in ends else ends[0])
 
     def choice_texts(self, choices: Sequence[str]) -> ChoiceTexts:
         """Of a form's choices, to be asked how probable each is. Raises what `ChoiceTexts` does."""

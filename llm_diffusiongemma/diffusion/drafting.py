@@ -16,24 +16,24 @@ MOST_OF_DRAFT = 4
 
 
 class DraftedText:
-    """What is left of a draft for the canvases to come. For one attempt at a reply."""
+    """What is left of a draft for the canvases to come. For one attempt at a reply.
 
-    def __init__(
-        self, tokens: Sequence[int], noise: float, *, eos_token_id: int, pad_token_id: int | None
-    ) -> None:
-        """`noise`, 0 to 1, is the share of each canvas that is renoised. Behind the text its end is drafted, too:
-        `eos_token_id`, then padding to the end of that canvas."""
+    It ends with an end of sequence, and what is behind that is noise: with as much padding as its length leaves a
+    canvas would keep to that length, and what is damaged or left out has another one.
+    """
+
+    def __init__(self, tokens: Sequence[int], noise: float, eos_token_id: int) -> None:
+        """`tokens` are those of the text. `noise`, 0 to 1, is the share of it that is noise at first."""
         self.num_tokens = len(tokens)
+        """of the text"""
         self._left = [*tokens, eos_token_id]
         self._noise = noise
-        self._filler = eos_token_id if pad_token_id is None else pad_token_id
 
     def start(self, canvas_length: int) -> Start | None:
         """What the next canvas begins as; None if that is pure noise, as it is behind the draft's end."""
         if not self._left or self._noise == 1:
             return None
-        tokens = self._left[:canvas_length]
-        return Start([*tokens, *[self._filler] * (canvas_length - len(tokens))], self._noise)
+        return Start(self._left[:canvas_length], self._noise)
 
     def commit(self, canvas: Sequence[int]) -> None:
         """Leave out what a committed canvas has taken, if another one follows it."""

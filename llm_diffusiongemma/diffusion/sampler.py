@@ -38,6 +38,11 @@ DEFAULT_T_MAX = 0.8
 DEFAULT_CONFIDENCE_THRESHOLD = 0.005
 DEFAULT_STABILITY_THRESHOLD = 1
 
+# A canvas that begins as a text has so many steps at least, however little of it is noise. In fewer what is wrong
+# in it is not mended: two, in which a right text is stable, leave every second damaged one of the embedded
+# checkpoint's as it was.
+LEAST_DRAFTED_STEPS = 8
+
 # So much of the logits is worked on at a time: blocks of the vocabulary, and rows for a constraint. On a CPU it
 # has to stay in the cache between the passes over it; an accelerator wants enough work in a kernel to hide the
 # launch. Three tensors of this size are nearly all the memory a step takes beside the logits.
@@ -138,9 +143,9 @@ class Start:
     """What a canvas begins as where that is not pure noise."""
 
     tokens: Sequence[int]
-    """of all positions"""
+    """of its first positions; those behind are noise"""
     noise: float
-    """0 to 1: the share of them that is noise all the same"""
+    """0 to 1: the share of these tokens that is noise all the same"""
 
 
 class Randomness(Protocol):
@@ -149,9 +154,9 @@ class Randomness(Protocol):
     def canvas(self, steps: int, canvas_length: int, vocab_size: int) -> CanvasNumbers:
         """The numbers of one canvas. Called once for each canvas, when it starts."""
 
-    def noise(self, share: float, canvas_length: int) -> torch.Tensor:
-        """Which positions of a drafted canvas are noise, each with the probability `share`: bool `[256]`, on the
-        CPU. Called for such a canvas only, right behind `canvas`."""
+    def noise(self, share: float, num_tokens: int) -> torch.Tensor:
+        """Which tokens of a draft are noise, each with the probability `share`: bool `[num_tokens]`, on the CPU.
+        Called for each canvas that begins as one, right behind `canvas`."""
 
 
 class GeneratorRandomness:
@@ -173,9 +178,9 @@ class GeneratorRandomness:
             uniforms=torch.rand(steps, canvas_length, dtype=torch.float64, generator=source),
         )
 
-    def noise(self, share: float, canvas_length: int) -> torch.Tensor:
+    def noise(self, share: float, num_tokens: int) -> torch.Tensor:
         """See `Randomness`."""
-        return torch.rand(canvas_length, dtype=torch.float64, generator=self._generator) < share
+        return torch.rand(num_tokens, dtype=torch.float64, generator=self._generator) < share
 
 
 class Vocabulary(Protocol):
@@ -472,9 +477,10 @@ class EntropyBoundSampler:
         numbers = self._randomness.canvas(num_steps, canvas_length, self._vocab_size)
         self.max_steps = num_steps
         if start is not None:
-            is_noise = self._randomness.noise(start.noise, canvas_length)
-            numbers.tokens[0] = torch.where(is_noise, numbers.tokens[0], torch.tensor(start.tokens))
-            self.max_steps = self._steps_from(start.noise)
+            drafted = numbers.tokens[0, : len(start.tokens)]
+            is_noise = self._randomness.noise(start.noise, len(drafted))
+            drafted.copy_(torch.where(is_noise, drafted, torch.tensor(start.tokens)))
+            self.max_steps = self._steps_from(1 - (1 - start.noise) * len(drafted) / canvas_length)
         send(numbers.tokens, self._tokens)
         send(numbers.uniforms, self._uniforms)
         for counter in self._counters:
@@ -489,11 +495,11 @@ class EntropyBoundSampler:
         """How many steps of the schedule are left where so large a share of a canvas is noise.
 
         In uniform-state diffusion that share is the time that is left, which the schedule falls with: it is 1 at
-        a canvas's first step. There are always as many left as a canvas takes to be stable.
+        a canvas's first step.
         """
         settings = self._settings
-        steps = max(round(noise * settings.max_denoising_steps), settings.stability_threshold + 1)
-        return min(steps, settings.max_denoising_steps)
+        least = max(LEAST_DRAFTED_STEPS, settings.stability_threshold + 1)
+        return min(max(round(noise * settings.max_denoising_steps), least), settings.max_denoising_steps)
 
     def measure(self, hidden: torch.Tensor) -> None:
         """Take in the network's last hidden states, `[256, H]`. Without a constraint that is all but telling the
