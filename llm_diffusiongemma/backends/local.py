@@ -275,7 +275,7 @@ def _formed(asked: _Asked, prompts: _PromptReader, form: Form, attempt: int) -> 
     reader = ReplyReader(engine.decode_bytes, engine.control_tokens, in_thought=thinking, verbatim=True)
     teller = asked.teller(attempt, in_thought=thinking, has_calls=False)
     text = ConstrainedText(engine.hold_to(form), asked.drafted())
-    return _Attempt(asked, prompt, reader, (*thought, text), teller)
+    return _Attempt(asked, prompt, reader, (*thought, text), teller, form.choices)
 
 
 def _with_thought(engine: Engine, prompt: Prompt) -> tuple[Prompt, tuple[Part, ...]]:
@@ -303,8 +303,10 @@ class _Attempt:
         reader: ReplyReader,
         parts: tuple[Part, ...],
         teller: Teller | None,
+        among: Sequence[str] = (),
     ) -> None:
-        """Nothing is computed yet. Raises what a prompt or constraint can't be."""
+        """Nothing is computed yet. `among` are the choices of a reply that is one of several. Raises what a prompt
+        or constraint can't be."""
         import torch
 
         from ..diffusion.sampler import GeneratorRandomness, SamplerSettings
@@ -319,6 +321,7 @@ class _Attempt:
         """See `Report.generate_seconds`."""
         self.text = ""
         self.choices: ChoicesReport | None = None
+        self._among = among
         self._engine, self._source, self._teller = asked.engine, asked.source, teller
         options = asked.options
         settings = SamplerSettings.from_generation_config(
@@ -398,6 +401,8 @@ class _Attempt:
                 constraint=block.constraint,
             )
         )
+        if block.choices is not None:
+            self.choices = ChoicesReport.of_last_step(self._among, block.choices)
         if self._teller is not None:
             self._teller.committed(block)
         events = self.reader.consume(block.tokens)
