@@ -270,19 +270,6 @@ class Thought:
         return Piece(canvas) if end is None else Piece([*canvas[:end], self._closes], "stop")
 
 
-def length_of_canvas(asked: int | None, checkpoints: int) -> int:
-    """Of a reply by a checkpoint whose canvases have that length. Raises `OptionError` where a longer one is
-    asked for."""
-    if asked is None:
-        return checkpoints
-    if asked > checkpoints:
-        raise OptionError(
-            f"canvas_length is {asked:,}, but this checkpoint's canvases have {checkpoints:,} tokens. Set it to "
-            "that or less."
-        )
-    return asked
-
-
 # --- all of it -------------------------------------------------------------------------------------------
 
 
