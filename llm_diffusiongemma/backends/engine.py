@@ -287,12 +287,31 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
     Raises what the download and loading raise, and between their parts what `stop` raises.
     """
     with _engines_lock:
-        started = time.perf_counter()
-        with indicate("Importing PyTorch"), stop.importing(), isolated_numbers():
-            _import_libraries(stop.owns_process)
-        ready = _find_or_load(entry, stop, time.perf_counter() - started)
+        import_seconds = _import_all(stop)
+        ready = _find_or_load(entry, stop, import_seconds)
     stop.check()
     return ready
+
+
+def is_here(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> bool:
+    """Whether `get_engine` would download nothing. Raises what finding out raises, and what `stop` raises."""
+    with _engines_lock:
+        _import_all(stop)
+        from .choice import choose
+
+        _check_cuda_after_fork(entry.device)
+        choice = choose(entry)
+    stop.check()
+    # Of a folder that isn't there whoever loads it says more.
+    return isinstance(choice.source.where, Path) or choice.candidate.is_here
+
+
+def _import_all(stop: Stop) -> float:
+    """How many seconds it took."""
+    started = time.perf_counter()
+    with indicate("Importing PyTorch"), stop.importing(), isolated_numbers():
+        _import_libraries(stop.owns_process)
+    return time.perf_counter() - started
 
 
 def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready:

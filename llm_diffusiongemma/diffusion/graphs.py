@@ -4,9 +4,9 @@ A canvas's first step has no self-conditioning. Its second one is the first that
 as it always does and is captured right behind that, while the card is still at it. Nothing of a graph is used for
 another canvas, whose context is longer. So no tensor that a graph knows has moved when it is replayed.
 
-No reply rests on it: the first graph of canvases of a length is replayed at once over the step that it was
-captured from, and what comes out compared bit for bit. Whatever goes wrong, steps run as they always do from there
-on.
+No reply rests on it: the first graph of each kind of step and of each length of a canvas is replayed at once over
+the step that it was captured from, and what comes out compared bit for bit. Whatever goes wrong, steps run as they
+always do from there on.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class StepGraphs:
         """Without a recorder for good as they are; `state` then says why, if there is something to say."""
         self._recorder = recorder
         self._proved: set[tuple[torch.Size, ...]] = set()
-        """Shapes of what was carried: for another one other kernels may run."""
+        """Shapes of all that a step reads, changes and writes: for others other kernels may run."""
         self.state = state
         """`USED`, or why none is: for people. None where there is no CUDA."""
 
@@ -71,7 +71,7 @@ class StepGraphs:
         if self._recorder is None:
             call()
             return call
-        shapes = tuple(tensor.shape for tensor in carried)
+        shapes = tuple(tensor.shape for tensor in (*carried, *written))
         is_proved = shapes in self._proved
         before = [] if is_proved else _copies(carried)
         call()
