@@ -258,6 +258,8 @@ def _canvas(block: Mapping[str, Any]) -> dict[str, Any]:
         "encoded_tokens": _number(block.get("encoded_tokens")),
         "seconds": _number(block.get("seconds")),
         "changed_positions": _number(_object(block.get("constraint")).get("changed_positions")),
+        # What is not told was not done.
+        "redrawn": _number(block.get("redrawn")) or 0,
     }
 
 
@@ -344,6 +346,9 @@ def _canvases(found: Mapping[str, Any]) -> str | None:
         converged = sum(canvas["converged"] for canvas in canvases)
         share = {0: "not", len(canvases): "all"}.get(converged, f"{converged} of them")
         text += ", converged" if converged == len(canvases) == 1 else f", {share} converged"
+    if redrawn := sum(canvas["redrawn"] for canvas in canvases):
+        often = {1: "once", 2: "twice"}.get(redrawn, f"{redrawn:g} times")
+        text += f"; drawn again {often}, as nothing was in it"
     text += f"; {found['denoising_steps']:,} denoising steps"
     if found["tokens_per_step"] is not None:
         text += f", tokens a step: {found['tokens_per_step']:g}"

@@ -255,14 +255,18 @@ def _free(asked: _Asked, prompts: _PromptReader, turn: Turn) -> _Attempt:
         # A part of its own: the draft is of the text behind it.
         prompt, thought = _with_thought(engine, prompt)
     in_thought = engine.opens_thought(prompt.token_ids)
-    reader = ReplyReader(
-        engine.decode,
-        engine.control_tokens,
-        in_thought=in_thought,
-        tools={tool.name: tool.input_schema or {} for tool in turn.tools},
-    )
+    tools = {tool.name: tool.input_schema or {} for tool in turn.tools}
+
+    def reader() -> ReplyReader:
+        return ReplyReader(engine.decode, engine.control_tokens, in_thought=in_thought, tools=tools)
+
+    def says_nothing(tokens: Sequence[int]) -> bool:
+        whole = reader()
+        events = whole.consume(tokens) + whole.finalize(is_whole=True)
+        return not any(event.chunk.strip() for event in events)
+
     teller = asked.teller(0, in_thought=in_thought, has_calls=bool(turn.tools))
-    return _Attempt(asked, prompt, reader, (*thought, Text(draft)), teller)
+    return _Attempt(asked, prompt, reader(), (*thought, Text(draft, says_nothing)), teller)
 
 
 def _formed(asked: _Asked, prompts: _PromptReader, form: Form, attempt: int) -> _Attempt:
@@ -332,6 +336,7 @@ class _Attempt:
             t_max=options.t_max,
             confidence_threshold=options.confidence_threshold,
             stability_threshold=options.stability_threshold,
+            stop_at_end=bool(options.stop_at_end),
         )
         self._records = asked.engine.pipeline.generate(
             Request(prompt, settings, options.max_tokens or DEFAULT_MAX_TOKENS, parts, options.canvas_length),
@@ -399,6 +404,7 @@ class _Attempt:
                 encoded_tokens=block.encoded_tokens,
                 seconds=block.seconds,
                 constraint=block.constraint,
+                redrawn=block.redrawn,
             )
         )
         if block.choices is not None:

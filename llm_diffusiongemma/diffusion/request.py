@@ -6,6 +6,7 @@ with it. What a reply can be is a matter of parts; the loop knows none of them.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 from ..errors import ConstraintError, ContextLengthError, ContextMemoryError, OptionError, PromptError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -166,6 +167,8 @@ class Piece:
     constraint: ConstraintReport | None = None
     choices: tuple[float, ...] | None = None
     """See `Block.choices`."""
+    is_empty: bool = False
+    """Whether the part ends here with nothing said, by no right of its own: another draw may have more to say."""
 
 
 class Part(Protocol):
@@ -194,8 +197,12 @@ class Text:
 
     need = Need(tokens=1, positions=1)
 
-    def __init__(self, draft: DraftedText | None = None) -> None:
+    def __init__(
+        self, draft: DraftedText | None = None, says_nothing: Callable[[Sequence[int]], bool] = operator.not_
+    ) -> None:
+        """`says_nothing` is asked of the tokens of a canvas that ends it; by default no tokens say nothing."""
         self.draft = draft
+        self._says_nothing = says_nothing
 
     def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """See `Part`."""
@@ -212,9 +219,10 @@ class Text:
         end = endings.first(canvas)
         # Right behind the last token of the budget it still says that the text is complete.
         if end is not None and end <= room.tokens:
-            return Piece(canvas[:end], "stop", canvas[end])
+            tokens = canvas[:end]
+            return Piece(tokens, "stop", canvas[end], is_empty=self._says_nothing(tokens))
         if endings.is_padding(canvas):
-            return Piece([], "stop")
+            return Piece([], "stop", is_empty=True)
         if self.draft is not None:
             self.draft.commit(canvas)
         left = room.after(len(canvas))
@@ -270,7 +278,7 @@ class Thought:
 
     def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """See `Part`."""
-        sampler.start_canvas()
+        sampler.start_canvas(closes=self._closes)
 
     def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
         """See `Part`: where what closes the thought stands, or has to be put."""

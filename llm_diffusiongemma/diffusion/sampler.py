@@ -25,7 +25,7 @@ from ..grammar.exchange import Exchange
 from .softmax import PART, Softmax, log_total, pick
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from .operations import Operations
     from .softmax import Conclusion
@@ -49,6 +49,9 @@ LEAST_DRAFTED_STEPS = 8
 CHUNK_BYTES_CPU = 1 << 20
 CHUNK_BYTES_ACCELERATOR = 32 << 20
 
+# What stands for one where there is none.
+NO_TOKEN = -1
+
 # fp16 ends at 65,504, and a block of the vocabulary may have 32,768 tokens of weight 1.
 FP16_HEADROOM = 2.0**-7
 
@@ -63,6 +66,8 @@ class SamplerSettings:
     - `t_min`, `t_max` (0 <= t_min < t_max): temperature at the end and at the start of the schedule.
     - `confidence_threshold` (nats, > 0): a canvas may stop when its mean entropy is below this.
     - `stability_threshold` (>= 0): ... and its argmax has been the same for so many steps before.
+    - `stop_at_end`: both are asked only of what stands up to the first token of the argmax that ends the text,
+      that token included; of all where none does.
 
     Raises `OptionError` for values that are out of range or contradict each other.
     """
@@ -73,6 +78,7 @@ class SamplerSettings:
     t_max: float
     confidence_threshold: float
     stability_threshold: int
+    stop_at_end: bool = False
 
     def __post_init__(self) -> None:
         if self.max_denoising_steps < 1:
@@ -101,6 +107,7 @@ class SamplerSettings:
         t_max: float | None = None,
         confidence_threshold: float | None = None,
         stability_threshold: int | None = None,
+        stop_at_end: bool = False,
     ) -> SamplerSettings:
         """The checkpoint's settings, with what is not None put over them.
 
@@ -125,6 +132,7 @@ class SamplerSettings:
                 confidence_threshold, config.confidence_threshold, DEFAULT_CONFIDENCE_THRESHOLD
             ),
             stability_threshold=pick(stability_threshold, config.stability_threshold, DEFAULT_STABILITY_THRESHOLD),
+            stop_at_end=stop_at_end,
         )
 
 
@@ -361,7 +369,7 @@ class DenoisingStep:
     converged: bool
     """Whether the canvas is stable and sure enough to be committed."""
     mean_entropy: float
-    """nats"""
+    """nats: of the positions that have to be sure, see `SamplerSettings.stop_at_end`"""
     _positions: torch.Tensor
     """fp32 `[3, 256]`: see `EntropyBoundSampler`."""
     _likeliest: torch.Tensor
@@ -414,8 +422,9 @@ class EntropyBoundSampler:
         softcap: float | None,
         randomness: Randomness,
         candidates: int = 0,
+        eos_token_ids: Collection[int] = (),
     ) -> None:
-        """So many `candidates` are told of each position."""
+        """So many `candidates` are told of each position. `eos_token_ids` are what `stop_at_end` stops at."""
         self._settings = settings
         self._vocab_size = vocabulary.size
         self._canvas_length = canvas_length
@@ -441,6 +450,10 @@ class EntropyBoundSampler:
         exact = self._steps_done.to(self._uniforms.device)
         self._counters = [self._steps_done] if exact is self._steps_done else [self._steps_done, exact]
         self._argmax_history = integers(settings.stability_threshold, canvas_length)
+        self._ends: torch.Tensor | None = None
+        """`[n, 1]`: the tokens that end a text, the last one a canvas's own; None if all positions count."""
+        if settings.stop_at_end:
+            self._ends = torch.tensor([*sorted(eos_token_ids), NO_TOKEN], device=device)[:, None]
         self._constraint: Constraint | None = None
         self.max_steps = num_steps
         """The most denoising steps that this canvas may have."""
@@ -470,9 +483,14 @@ class EntropyBoundSampler:
         told = [self._told.on_device] if self._constraint is None else []
         return [self._distributions.logits, self._is_sane, *told]
 
-    def start_canvas(self, constraint: Constraint | None = None, start: Start | None = None) -> None:
+    def start_canvas(
+        self, constraint: Constraint | None = None, start: Start | None = None, *, closes: int | None = None
+    ) -> None:
         """Begin with a canvas of pure noise, or with what `start` says, held to `constraint`; forgets the canvas
-        before."""
+        before.
+
+        `closes` is a token that ends this one as an end of sequence does.
+        """
         num_steps, canvas_length = self._settings.max_denoising_steps, self._canvas_length
         numbers = self._randomness.canvas(num_steps, canvas_length, self._vocab_size)
         self.max_steps = num_steps
@@ -485,9 +503,11 @@ class EntropyBoundSampler:
         send(numbers.uniforms, self._uniforms)
         for counter in self._counters:
             counter.fill_(num_steps - self.max_steps)
-        # No token is -1, so a canvas can't be stable before the history is full; and with a threshold of 0 there
-        # is nothing to differ from, so it always is.
-        self._argmax_history.fill_(-1)
+        # So a canvas can't be stable before the history is full; and with a threshold of 0 there is nothing to
+        # differ from, so it always is.
+        self._argmax_history.fill_(NO_TOKEN)
+        if self._ends is not None:
+            self._ends[-1:].fill_(NO_TOKEN if closes is None else closes)
         self._constraint = constraint
         self.canvas.copy_(self._tokens[0])
 
@@ -547,8 +567,9 @@ class EntropyBoundSampler:
         fresh = self._tokens.index_select(0, self._steps_done)[0]
         torch.where(accepted, found.drawn, fresh, out=self.canvas)
         distributions.soft_embeddings()
-        mean_entropy = entropy.mean()
-        stop = self._is_stable(argmax) & (mean_entropy < self._settings.confidence_threshold)
+        counts = self._counts(argmax)
+        mean_entropy = entropy.mean() if counts is None else (entropy * counts).sum() / counts.sum()
+        stop = self._is_stable(argmax, counts) & (mean_entropy < self._settings.confidence_threshold)
         sane = self._is_sane & entropy.isfinite().all()
         told = [torch.stack((stop.float(), sane.float(), mean_entropy)), argmax.float(), accepted.float(), entropy]
         if self._candidates:
@@ -567,11 +588,19 @@ class EntropyBoundSampler:
             constraint.reweigh(rows, logits[rows])
         return argmax, entropy
 
-    def _is_stable(self, argmax: torch.Tensor) -> torch.Tensor:
-        """Whether `argmax` is that of each of the last `stability_threshold` steps: bool scalar tensor."""
-        stable = (self._argmax_history == argmax).all()
+    def _counts(self, argmax: torch.Tensor) -> torch.Tensor | None:
+        """Which positions have to be stable and sure for the canvas to stop: bool `[256]`; None if all."""
+        if self._ends is None:
+            return None
+        ends = (argmax == self._ends).any(0).int()
+        return ends.cumsum(0) == ends  # no end before it
+
+    def _is_stable(self, argmax: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
+        """Whether `argmax` is that of each of the last `stability_threshold` steps, where it `counts`: bool scalar
+        tensor."""
+        same = self._argmax_history == argmax
         self._argmax_history.copy_(torch.cat((self._argmax_history, argmax[None]))[1:])
-        return stable
+        return (same if counts is None else same | ~counts).all()
 
 
 def send(numbers: torch.Tensor, to: torch.Tensor) -> None:

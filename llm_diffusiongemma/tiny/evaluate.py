@@ -48,7 +48,8 @@ class Examiner:
         described = describe(folder)
         num_layers = described.config.text_config.num_hidden_layers
         self._engine = Engine.load(described, whole(described.formats.representation, num_layers, "cpu"))
-        self._settings = SamplerSettings.from_generation_config(self._engine.loaded.generation)
+        self.settings = SamplerSettings.from_generation_config(self._engine.loaded.generation)
+        """What its canvases are denoised by. Others may be put in their place."""
 
     def examine(self, skill: str, questions: int, *, held_out: bool = True, seed: int = 1) -> Score:
         """Ask one skill so many questions."""
@@ -90,7 +91,7 @@ class Examiner:
         blocks = steps = 0
         end = None
         for block in engine.pipeline.generate(
-            Request(Prompt(ids, placed), self._settings, max_tokens=1024, parts=(text,)),
+            Request(Prompt(ids, placed), self.settings, max_tokens=1024, parts=(text,)),
             randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
         ):
             assert isinstance(block, Block)

@@ -168,9 +168,11 @@ def test_the_first_end_of_sequence_ends_the_reply() -> None:
 
 
 def test_a_block_may_hold_nothing_but_the_end() -> None:
-    whole = list(usual_tokens())
-    (block,) = blocks_of(eos=[whole[0]])
-    assert (block.tokens, block.eos_token_id, block.finish_reason) == ([], whole[0], "stop")
+    whole = tokens_of(blocks_of(seed=1))
+    assert whole[CANVAS] not in whole[:CANVAS]
+    first, block = blocks_of(seed=1, eos=[whole[CANVAS]])
+    assert (block.tokens, block.eos_token_id, block.finish_reason) == ([], whole[CANVAS], "stop")
+    assert (first.redrawn, block.redrawn) == (0, 0)
 
 
 def test_an_output_that_is_no_number_is_an_error() -> None:
