@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llm_diffusiongemma.errors import ConstraintError, NotANumberError
 from llm_diffusiongemma.grammar import constraint as constraint_module
 from llm_diffusiongemma.grammar.automaton import UNREACHABLE, TokenAutomaton, build
+from llm_diffusiongemma.grammar.choices import ChoiceTexts
 from llm_diffusiongemma.grammar.constraint import TAIL_WEIGHT, TextConstraint
-from llm_diffusiongemma.grammar.pattern import regex_language
+from llm_diffusiongemma.grammar.pattern import choices_language, regex_language
 from tests.diffusion.plain_vocabulary import distributions_of
 from tests.diffusion.pretended import PretendedCard
 
@@ -246,6 +247,45 @@ def test_the_report_says_what_the_constraint_changed() -> None:
     assert canvas.tolist() == [4 + ord("a"), 4 + ord("a"), EOS, PAD, PAD]
     assert report.changed_positions == 1
     assert report.log_probability == pytest.approx(-30, abs=1e-3)
+
+
+def held_to_choices(choices: list[str]) -> tuple[TextConstraint, ChoiceTexts]:
+    texts = ChoiceTexts(choices, BYTE_TOKENS, eos_token_ids=(EOS, OTHER_EOS), pad_token_id=PAD)
+    automaton = build(choices_language(choices), vocabulary_of(BYTE_TOKENS))
+    return TextConstraint(automaton, CPU, choices=texts), texts
+
+
+def test_it_tells_how_probable_each_choice_was_in_the_last_step() -> None:
+    """By what the network says, and not by what the constraint makes of it."""
+    constraint, texts = held_to_choices(["true", "tru", "false", "日"])
+    assert texts.fewest_positions == 4
+    for canvas_length, tokens_left in ((8, 100), (4, 100), (8, 4)):
+        constraint.start_canvas(canvas_length, tokens_left)
+        assert constraint.choices() is None
+        for seed in range(2):
+            generator = torch.Generator().manual_seed(seed)
+            logits = torch.randn(canvas_length, len(BYTE_TOKENS), generator=generator) * 9
+            step(constraint, logits, rows_per_chunk=3)
+        log_p = logits.double().log_softmax(-1).numpy()[:, texts.tokens]
+        np.testing.assert_allclose(
+            constraint.choices() or (), texts.log_probabilities(log_p), rtol=1e-6, atol=1e-5
+        )
+
+
+def test_of_a_canvas_that_is_no_choice_it_tells_nothing() -> None:
+    """One that has no room for all of them, be it for want of tokens, and the second one of a text."""
+    constraint, _ = held_to_choices(["null", "日日"])
+    logits = torch.zeros(6, len(BYTE_TOKENS))
+    logits[range(6), [4 + byte for byte in "日日".encode()]] = 20.0
+    for canvas_length, tokens_left in ((6, 12), (12, 6)):
+        constraint.start_canvas(canvas_length, tokens_left)
+        step(constraint, torch.zeros(canvas_length, len(BYTE_TOKENS)))
+        assert constraint.choices() is None
+    constraint.start_canvas(6, 12)
+    constraint.commit(step(constraint, logits)[0].tolist())
+    constraint.start_canvas(12, 12)
+    step(constraint, torch.zeros(12, len(BYTE_TOKENS)))
+    assert constraint.choices() is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
