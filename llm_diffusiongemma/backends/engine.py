@@ -25,9 +25,16 @@ from ..catalog import DEVICE_VARIABLE, ModelEntry, Source
 from ..chat.checkpoint import NetworkTokens, load_tokenizer
 from ..chat.drafts import Spelling
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
-from ..chat.prompt import TURN_OPENS, PromptEncoder
+from ..chat.prompt import TURN_CLOSES, TURN_OPENS, PromptEncoder
 from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
-from ..errors import CheckpointError, ConstraintError, DeviceError, DiffusionGemmaError, NotANumberError
+from ..errors import (
+    CheckpointError,
+    ConstraintError,
+    DeviceError,
+    DiffusionGemmaError,
+    NotANumberError,
+    OptionError,
+)
 from ..layout import read_files
 from ..view.progress import indicate
 from ..wording import quoted, tell_once
@@ -38,6 +45,7 @@ from .isolation import isolated, isolated_numbers
 from .turn import ALWAYS_WANTED, Stop
 
 if TYPE_CHECKING:
+    from ..diffusion.drafting import DraftedText
     from ..diffusion.loading import Described, LoadedModel
     from ..diffusion.placement import Machine, Placement
     from ..diffusion.weights import Stamp
@@ -201,6 +209,16 @@ class Engine:
                     choices = self.choice_texts(form.choices)
         return TextConstraint(automaton, self.loaded.device, choices=choices)
 
+    def drafted(self, text: str, noise: float) -> DraftedText:
+        """What the canvases of one attempt at a reply begin as. Raises `OptionError` for a text of no tokens."""
+        from ..diffusion.drafting import DraftedText
+
+        tokens = self.prompt_encoder.encode_text(text)
+        if not tokens:
+            raise OptionError("The draft is nothing to this checkpoint's tokenizer. Give another text.")
+        ends, turn_closes = self.loaded.generation.eos_token_id, self.prompt_encoder.control_id(TURN_CLOSES)
+        return DraftedText(tokens, noise, turn_closes if turn_closes in ends else ends[0])
+
     def choice_texts(self, choices: tuple[str, ...]) -> ChoiceTexts:
         """Of a form's choices, to be asked how probable each is. Raises what `ChoiceTexts` does.
 
@@ -269,12 +287,31 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
     Raises what the download and loading raise, and between their parts what `stop` raises.
     """
     with _engines_lock:
-        started = time.perf_counter()
-        with indicate("Importing PyTorch"), stop.importing(), isolated_numbers():
-            _import_libraries(stop.owns_process)
-        ready = _find_or_load(entry, stop, time.perf_counter() - started)
+        import_seconds = _import_all(stop)
+        ready = _find_or_load(entry, stop, import_seconds)
     stop.check()
     return ready
+
+
+def is_here(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> bool:
+    """Whether `get_engine` would download nothing. Raises what finding out raises, and what `stop` raises."""
+    with _engines_lock:
+        _import_all(stop)
+        from .choice import choose
+
+        _check_cuda_after_fork(entry.device)
+        choice = choose(entry)
+    stop.check()
+    # Of a folder that isn't there whoever loads it says more.
+    return isinstance(choice.source.where, Path) or choice.candidate.is_here
+
+
+def _import_all(stop: Stop) -> float:
+    """How many seconds it took."""
+    started = time.perf_counter()
+    with indicate("Importing PyTorch"), stop.importing(), isolated_numbers():
+        _import_libraries(stop.owns_process)
+    return time.perf_counter() - started
 
 
 def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready:
