@@ -113,11 +113,8 @@ def _search_automaton(pattern: str) -> ByteDFA:
     return minimal_dfa(search_language(pattern, utf8))
 
 
-def choices_language(choices: Sequence[str]) -> ByteDFA:
-    """Exactly these texts.
-
-    Raises `ConstraintError` if there are none, one is empty, or one is there twice.
-    """
+def check_choices(choices: Sequence[str]) -> None:
+    """Raises `ConstraintError` if there are none, one is empty or no text, or one is there twice."""
     if not choices:
         raise ConstraintError("There are no choices to choose from. Name at least one.")
     if sum(map(len, choices)) > MAX_CHOICES_LENGTH:
@@ -129,10 +126,17 @@ def choices_language(choices: Sequence[str]) -> ByteDFA:
         if choice in seen:
             raise ConstraintError(f"The choice {_shown(choice)} is there twice. Leave one out.")
         seen.add(choice)
+        try:
+            choice.encode()
+        except UnicodeEncodeError:
+            raise ConstraintError("A choice has half of a surrogate pair in it, which isn't text.") from None
+
+
+def choices_language(choices: Sequence[str]) -> ByteDFA:
+    """Exactly these texts. Raises what `check_choices` does, and `ConstraintError` for too many."""
+    check_choices(choices)
     try:
         return minimal_dfa(unite([Literal(choice.encode()) for choice in choices]))
-    except UnicodeEncodeError:
-        raise ConstraintError("A choice has half of a surrogate pair in it, which isn't text.") from None
     except StateLimitError:
         raise ConstraintError(
             f"The choices need an automaton of more than {MAX_STATES:,} states. Use fewer or shorter ones."

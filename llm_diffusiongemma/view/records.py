@@ -47,7 +47,7 @@ class Snapshot:
     block: int
     """from 0"""
     step: int
-    """Denoising steps done on this canvas, from 1."""
+    """Denoising steps done on this canvas, from 1; drawn again it begins anew."""
     max_steps: int
     pieces: tuple[str, ...]
     """The most likely text of each position, `[256]`. A character of several tokens stands at the last of them,
@@ -61,13 +61,15 @@ class Snapshot:
     """From this position on nothing would be part of the reply: there stands its end of sequence, or what closes a
     thought before a form, or as much has been written as may be. None: all of the canvas is part of it."""
     mean_entropy: float
-    """nats"""
+    """nats: of the positions that have to be sure for the canvas to stop"""
     tokens_before: int
     """of the reply, in the canvases before this one"""
     seconds: float
     """since the reply was begun, of computing"""
     likely: Likely | None = None
     """only where candidates are wanted"""
+    redrawn: int = 0
+    """How often this canvas had come out empty before."""
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,16 @@ from llm_diffusiongemma.diffusion.request import ConstrainedText, Part, Prompt, 
 from llm_diffusiongemma.diffusion.sampler import EntropyBoundSampler, GeneratorRandomness, SamplerSettings
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.automaton import TokenAutomaton, build
+from llm_diffusiongemma.grammar.choices import ChoiceTexts
 from llm_diffusiongemma.grammar.constraint import TextConstraint
-from llm_diffusiongemma.grammar.pattern import regex_language
+from llm_diffusiongemma.grammar.pattern import choices_language, regex_language
 from tests.grammar.languages import BYTE_TOKENS, EOS, PAD, text_of, vocabulary_of
 from tests.tokenizers import ours
 
 from ..whole import load_whole
 from .plain_vocabulary import PlainVocabulary, step_of
 from .pretended import PretendedCard
+from .scripted import Scripted, letters
 from .tiny_models import network_of, prompt_of, tiny_model
 
 if TYPE_CHECKING:
@@ -261,6 +263,28 @@ def test_a_step_on_a_card_waits_for_the_constraint_and_for_what_the_host_is_told
     assert card.waits == 3 * 2
 
 
+# --- choices -----------------------------------------------------------------------------------------------
+
+
+class Overheard(TextConstraint):
+    """Keeps what the network says in the last step."""
+
+    def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.last = logits.clone()
+        return super().decide(logits)
+
+
+def test_a_choice_comes_with_the_probabilities_of_its_last_step() -> None:
+    choices = ["true", "tru", "false", "日"]
+    texts = ChoiceTexts(choices, BYTE_TOKENS, eos_token_ids=(EOS,), pad_token_id=PAD)
+    automaton = build(choices_language(choices), vocabulary_of(BYTE_TOKENS, eos=(EOS,)))
+    constraint = Overheard(automaton, CPU, choices=texts)
+    (block,) = reply(pipeline_of(nonsense()), constraint, max_tokens=CANVAS).blocks
+    assert block.denoising_steps > 1
+    log_p = constraint.last.double().log_softmax(-1).numpy()[:, texts.tokens]
+    assert block.choices == pytest.approx(texts.log_probabilities(log_p).tolist(), rel=1e-6, abs=1e-4)
+
+
 # --- what is refused ---------------------------------------------------------------------------------------
 
 
@@ -293,31 +317,6 @@ def test_a_context_too_small_for_any_text_is_refused() -> None:
 
 
 # --- behind a thought --------------------------------------------------------------------------------------
-
-
-class Scripted:
-    """Predicts what it is told to: a canvas of tokens after the other."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *canvases: Sequence[int]) -> None:
-        self._canvases = [list(canvas) + [PAD] * (CANVAS - len(canvas)) for canvas in canvases]
-        self._index = -1
-        start = EntropyBoundSampler.start_canvas
-
-        def next_canvas(sampler: EntropyBoundSampler, *arguments: Any) -> None:
-            self._index += 1
-            start(sampler, *arguments)
-
-        def predict(_: Network, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
-            canvas = self._canvases[min(self._index, len(self._canvases) - 1)]
-            told = torch.zeros(len(hidden), len(BYTE_TOKENS)).scatter(1, torch.tensor(canvas)[:, None], 1000.0)
-            return told[:, tokens]
-
-        monkeypatch.setattr(EntropyBoundSampler, "start_canvas", next_canvas)
-        monkeypatch.setattr(Network, "logits", predict)
-
-
-def letters(text: str) -> list[int]:
-    return [4 + byte for byte in text.encode()]
 
 
 def behind_thought(pattern: str, max_tokens: int, **options: Any) -> Reply:

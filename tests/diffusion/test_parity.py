@@ -57,12 +57,18 @@ def compare_with_generate(
     settings: SamplerSettings = SETTINGS,
     images: tuple[PromptImage, ...] = (),
     margin: float = MARGIN,
+    canvas_length: int | None = None,
     **their_images: torch.Tensor,
 ) -> Comparison:
-    """Both replies on the same random numbers; fails unless they are the same as far as they have to be."""
-    canvas_length = model.config.canvas_length
+    """Both replies on the same random numbers; fails unless they are the same as far as they have to be.
+
+    Canvases shorter than the model's are an option of ours; theirs are as long as the config says.
+    """
+    asked_length, canvas_length = canvas_length, canvas_length or model.config.canvas_length
     max_tokens = num_canvases * canvas_length
-    their_tokens, theirs = generate(model, prompt, settings, max_tokens, seed, **their_images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.config, "canvas_length", canvas_length)
+        their_tokens, theirs = generate(model, prompt, settings, max_tokens, seed, **their_images)
 
     config = model.generation_config
     eos = [config.eos_token_id] if isinstance(config.eos_token_id, int) else config.eos_token_id
@@ -79,7 +85,7 @@ def compare_with_generate(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EntropyBoundSampler, "conclude", note)
-        request = Request(Prompt(prompt, images), settings, max_tokens)
+        request = Request(Prompt(prompt, images), settings, max_tokens, canvas_length=asked_length)
         for record in pipeline.generate(request, randomness=numbers_of(seed), drafts=True):
             if isinstance(record, Draft):
                 draft = record
@@ -221,6 +227,14 @@ def embedded(dtype: torch.dtype) -> Any:
     return DiffusionGemmaForBlockDiffusion.from_pretrained(EMBEDDED_CHECKPOINT, dtype=dtype).eval()
 
 
+def embedded_prompt(question: str) -> list[int]:
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
+    messages = [{"role": "user", "content": question}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    tokens: list[int] = tokenizer.encode(rendered, add_special_tokens=False)
+    return tokens
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("question", ["What is a canvas?", "Count from 1 to 120"])
 def test_the_embedded_checkpoint_replies_as_generate_does(dtype: torch.dtype, question: str) -> None:
@@ -230,10 +244,7 @@ def test_the_embedded_checkpoint_replies_as_generate_does(dtype: torch.dtype, qu
     network, which is sure of nothing, bf16 says nothing at all.
     """
     model = embedded(dtype)
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
-    messages = [{"role": "user", "content": question}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    prompt = tokenizer.encode(rendered, add_special_tokens=False)
+    prompt = embedded_prompt(question)
     settings = SamplerSettings.from_generation_config(model.generation_config)
     margin = MARGIN if dtype == torch.float32 else math.inf
     result = compare_with_generate(model, prompt, 3, 1, settings, margin=margin)
@@ -241,3 +252,19 @@ def test_the_embedded_checkpoint_replies_as_generate_does(dtype: torch.dtype, qu
     assert result.blocks[-1].finish_reason == "stop"
     assert result.tokens == result.their_tokens[: len(result.tokens)]
     assert result.their_tokens[len(result.tokens)] == result.blocks[-1].eos_token_id
+
+
+@pytest.mark.parametrize("canvas_length", [16, 48, 128])
+def test_shorter_canvases_are_those_of_generate(canvas_length: int) -> None:
+    """Of a random network, then of the trained one, which says in the same words what a canvas is."""
+    model = tiny_model(canvas_length=256, sharpness=16.0)
+    result = compare_with_generate(model, prompt_of(20), 2, seed=0, canvas_length=canvas_length)
+    assert not result.parted
+    assert [len(block.tokens) for block in result.blocks] == [canvas_length] * 2
+
+    model = embedded(torch.float32)
+    settings = SamplerSettings.from_generation_config(model.generation_config)
+    prompt = embedded_prompt("What is a canvas?")
+    result = compare_with_generate(model, prompt, 256 // canvas_length, 1, settings, canvas_length=canvas_length)
+    assert not result.parted
+    assert result.blocks[-1].finish_reason == "stop"

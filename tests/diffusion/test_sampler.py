@@ -96,7 +96,7 @@ def test_settings_without_a_checkpoint_are_those_of_transformers() -> None:
     settings = SamplerSettings.from_generation_config(DiffusionGemmaGenerationConfig())
     assert settings == SamplerSettings(
         entropy_bound=upstream["sampler_config"].entropy_bound,
-        **{name: upstream[name] for name in vars(settings) if name != "entropy_bound"},
+        **{name: upstream[name] for name in vars(settings) if name not in ("entropy_bound", "stop_at_end")},
     )
 
 
@@ -544,7 +544,7 @@ def test_mean_entropy_is_what_must_be_below_the_threshold() -> None:
 
 def test_soft_embeddings_are_the_embeddings_by_their_probabilities() -> None:
     class Embeddings:
-        size, hidden_size = 1200, 24
+        size, hidden_size, canvas_length = 1200, 24, 16
         product_dtype, operations = torch.float32, PLAIN_TORCH
         weight = random_logits(1200, 24, 1.0)
 
@@ -573,7 +573,7 @@ def test_soft_embeddings_are_the_embeddings_by_their_probabilities() -> None:
 
 def test_in_fp16_sums_over_a_vague_block_of_the_vocabulary_do_not_overflow() -> None:
     class Embeddings:
-        size, hidden_size = 2816, 8
+        size, hidden_size, canvas_length = 2816, 8, 3
         product_dtype, operations = torch.float16, PLAIN_TORCH
         weight = torch.full((2816, 8), 100.0, dtype=torch.float16)
 
@@ -671,7 +671,7 @@ def tensors(tree: Any) -> list[torch.Tensor]:
 class HeadOfOnes:
     """A large vocabulary whose weights take no memory worth mentioning."""
 
-    hidden_size = 8
+    hidden_size, canvas_length = 8, 256
     product_dtype, operations = torch.float32, PLAIN_TORCH
 
     def __init__(self, size: int) -> None:
