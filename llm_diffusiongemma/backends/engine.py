@@ -27,7 +27,7 @@ from ..chat.drafts import Spelling
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
 from ..chat.prompt import TURN_OPENS, PromptEncoder
 from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
-from ..errors import CheckpointError, DeviceError, DiffusionGemmaError, NotANumberError
+from ..errors import CheckpointError, ConstraintError, DeviceError, DiffusionGemmaError, NotANumberError
 from ..layout import read_files
 from ..view.progress import indicate
 from ..wording import quoted, tell_once
@@ -92,6 +92,7 @@ class Engine:
         self.lock: ReentrantLock = threading.RLock()
         """Anew in a forked process: don't keep it."""
         self._process = os.getpid()
+        self._last_choices: tuple[tuple[str, ...], ChoiceTexts] | None = None
 
     @classmethod
     def load(
@@ -194,19 +195,29 @@ class Engine:
                 automaton = build(form.language, self._vocabulary)
             else:
                 automaton = load_or_build(form.language, self._vocabulary, folder)
-        return TextConstraint(automaton, self.loaded.device)
+            choices = None
+            if form.choices:
+                with suppress(ConstraintError):  # too many: they can be chosen from all the same
+                    choices = self.choice_texts(form.choices)
+        return TextConstraint(automaton, self.loaded.device, choices=choices)
 
-    def choice_texts(self, choices: Sequence[str]) -> ChoiceTexts:
-        """Of a form's choices, to be asked how probable each is. Raises what `ChoiceTexts` does."""
+    def choice_texts(self, choices: tuple[str, ...]) -> ChoiceTexts:
+        """Of a form's choices, to be asked how probable each is. Raises what `ChoiceTexts` does.
+
+        The last ones are kept: who decides many things decides them all between the same.
+        """
         from ..grammar.choices import ChoiceTexts
 
-        vocabulary = self._vocabulary
-        return ChoiceTexts(
-            choices,
-            self._token_bytes[: vocabulary.size],
-            eos_token_ids=vocabulary.eos_token_ids,
-            pad_token_id=vocabulary.pad_token_id,
-        )
+        if self._last_choices is None or self._last_choices[0] != choices:
+            vocabulary = self._vocabulary
+            texts = ChoiceTexts(
+                choices,
+                self._token_bytes[: vocabulary.size],
+                eos_token_ids=vocabulary.eos_token_ids,
+                pad_token_id=vocabulary.pad_token_id,
+            )
+            self._last_choices = choices, texts
+        return self._last_choices[1]
 
     def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thought, as templates do after a tool's result."""

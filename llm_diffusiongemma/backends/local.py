@@ -247,7 +247,8 @@ def _formed(asked: _Asked, prompts: _PromptReader, form: Form, attempt: int) -> 
     thought_closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES) if thinking else None
     thought = () if thought_closes is None else (Thought(thought_closes),)
     teller = asked.teller(attempt, in_thought=thinking, has_calls=False)
-    return _Attempt(asked, prompt, reader, (*thought, ConstrainedText(engine.hold_to(form))), teller)
+    parts = (*thought, ConstrainedText(engine.hold_to(form)))
+    return _Attempt(asked, prompt, reader, parts, teller, form.choices)
 
 
 def _decided(asked: _Asked, prompts: _PromptReader, question: Question, attempt: int) -> Decision:
@@ -267,8 +268,10 @@ class _Attempt:
         reader: ReplyReader,
         parts: tuple[Part, ...],
         teller: Teller | None,
+        among: Sequence[str] = (),
     ) -> None:
-        """Nothing is computed yet. Raises what a prompt or constraint can't be."""
+        """Nothing is computed yet. `among` are the choices of a reply that is one of several. Raises what a prompt
+        or constraint can't be."""
         import torch
 
         from ..diffusion.sampler import GeneratorRandomness, SamplerSettings
@@ -283,6 +286,7 @@ class _Attempt:
         """See `Report.generate_seconds`."""
         self.text = ""
         self.choices: ChoicesReport | None = None
+        self._among = among
         self._engine, self._source, self._teller = asked.engine, asked.source, teller
         options = asked.options
         settings = SamplerSettings.from_generation_config(
@@ -362,6 +366,8 @@ class _Attempt:
                 constraint=block.constraint,
             )
         )
+        if block.choices is not None:
+            self.choices = ChoicesReport.of_last_step(self._among, block.choices)
         if self._teller is not None:
             self._teller.committed(block)
         events = self.reader.consume(block.tokens)

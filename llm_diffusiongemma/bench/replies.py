@@ -140,7 +140,8 @@ class RandomReplies:
         records: Iterator[Reading | Draft | Block | Read]
         with isolated():
             if name == DECISION:
-                asked = Reads(prompt, DECISION_TOKENS, CANVAS_PIECE)
+                length = min(CANVAS_PIECE, self.network.config.canvas_length)
+                asked = Reads(prompt, DECISION_TOKENS, length)
                 records = self.pipeline.read(asked, randomness=randomness, readings=True, should_stop=clock.is_set)
             else:
                 request = Request(prompt, self.settings, self.max_tokens)

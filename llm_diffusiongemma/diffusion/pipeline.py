@@ -85,6 +85,9 @@ class Block:
     them, and the consumer."""
     constraint: ConstraintReport | None = None
     """What the constraint did here; None if the canvas was free."""
+    choices: tuple[float, ...] | None = None
+    """nats: how probable it was in the last denoising step that the canvas is this one of the choices, for each of
+    them. None unless the canvas is a choice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +237,7 @@ class BlockDiffusionPipeline:
                     encoded_tokens=encoded_tokens,
                     seconds=time.perf_counter() - started,
                     constraint=piece.constraint,
+                    choices=piece.choices,
                 )
                 if finish_reason is not None:
                     return

@@ -163,6 +163,8 @@ class Piece:
     eos_token_id: int | None = None
     """The end of sequence that ended it, if one did. It is not in `tokens`."""
     constraint: ConstraintReport | None = None
+    choices: tuple[float, ...] | None = None
+    """See `Block.choices`."""
 
 
 class Part(Protocol):
@@ -232,11 +234,11 @@ class ConstrainedText:
 
     def commit(self, canvas: list[int], room: Room, endings: Endings) -> Piece:
         """See `Part`."""
-        report = self._constraint.commit(canvas)
         end = endings.first(canvas)
         if end is None:
-            return Piece(canvas, constraint=report)
-        return Piece(canvas[:end], "stop", canvas[end], report)
+            return Piece(canvas, constraint=self._constraint.commit(canvas))
+        choices = self._constraint.choices()
+        return Piece(canvas[:end], "stop", canvas[end], self._constraint.commit(canvas), choices)
 
 
 class Thought:

@@ -29,6 +29,7 @@ from llm_diffusiongemma.view.records import Reading
 from ..conftest import TINY, Llm
 
 QUESTION = Kind("question", "What is a canvas?")
+DECISION = next(kind for kind in prompts.EMBEDDED if kind.choices is not None)
 PERSON = next(kind for kind in prompts.EMBEDDED if kind.schema is not None)
 
 
@@ -118,6 +119,20 @@ def test_the_tables(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(each in printed for each in ("1,234 (1,180–1,290)", "100.0 GiB", "driver 570.86"))
     _, _, tables = printed.partition("\n\n")
     assert max(map(len, tables.splitlines())) <= 80
+
+
+def test_a_decision(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prefill and one step, and no tokens that a rate could be of."""
+    monkeypatch.setattr(prompts, "EMBEDDED", (DECISION,))
+    result = found(llm_command, "--repeats", "1")
+    decision = result["kinds"]["decision"]
+    assert [decision[name]["most"] for name in ("canvases", "steps_per_canvas", "output_tokens")] == [1, 1, 0]
+    assert decision["tokens_per_second"] is None
+    assert decision["forward_ms"]["median"] > 0
+    assert decision["sampler_ms"]["median"] > 0
+    assert decision["reply_seconds"]["median"] >= decision["reading_ms"]["median"] / 1e3
+    row = next(line for line in table.lines(result) if line.strip().startswith("decision"))
+    assert len(row.split()) == 4  # without a rate
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
