@@ -15,6 +15,8 @@ import llm
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from .chat.texts import is_text
+
 DEFAULT_MAX_TOKENS = 8192
 # A canvas may be as short as this, and is so many times it.
 CANVAS_PIECE = 16
@@ -171,6 +173,15 @@ class Options(llm.Options):
             return handler(value)
         except ValidationError as error:
             raise _wrong("must be true or false") from error
+
+    @field_validator("draft", mode="before")
+    @classmethod
+    def _is_written(cls, value: object) -> object:
+        if isinstance(value, str) and not value.strip():
+            raise _wrong('must be a text, such as the reply before: -o draft "$(llm logs -r)"')
+        if isinstance(value, str) and not is_text(value):
+            raise _wrong("holds bytes that are no valid UTF-8. Convert it first")
+        return value
 
     @field_validator("image_tokens")
     @classmethod

@@ -80,7 +80,7 @@ def test_what_was_lowered_is_in_the_report_and_on_the_terminal(
     note = "\nThe reply keeps to less than the schema allows: maxLength 280 → 32; maxItems 10 → 6.\n"
     assert llm_command(*asked).stderr == note
     for held in (("--schema", PERSON), ("-o", "regex", "[ab]{3}"), ("-o", "choices", "a,b"), ()):
-        assert llm_command("-m", TINY, *held, "name Ada, age 36").stderr == ""
+        assert llm_command("-m", TINY, *held, "name Ada, age 36", *FEW_STEPS).stderr == ""
         assert "lowered" not in llm_command.logs()[-1]["response_json"]
 
 

@@ -25,9 +25,16 @@ from ..catalog import DEVICE_VARIABLE, ModelEntry, Source
 from ..chat.checkpoint import NetworkTokens, load_tokenizer
 from ..chat.drafts import Spelling
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
-from ..chat.prompt import TURN_OPENS, PromptEncoder
+from ..chat.prompt import TURN_CLOSES, TURN_OPENS, PromptEncoder
 from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
-from ..errors import CheckpointError, ConstraintError, DeviceError, DiffusionGemmaError, NotANumberError
+from ..errors import (
+    CheckpointError,
+    ConstraintError,
+    DeviceError,
+    DiffusionGemmaError,
+    NotANumberError,
+    OptionError,
+)
 from ..layout import read_files
 from ..view.progress import indicate
 from ..wording import quoted, tell_once
@@ -38,6 +45,7 @@ from .isolation import isolated, isolated_numbers
 from .turn import ALWAYS_WANTED, Stop
 
 if TYPE_CHECKING:
+    from ..diffusion.drafting import DraftedText
     from ..diffusion.loading import Described, LoadedModel
     from ..diffusion.placement import Machine, Placement
     from ..diffusion.weights import Stamp
@@ -200,6 +208,16 @@ class Engine:
                 with suppress(ConstraintError):  # too many: they can be chosen from all the same
                     choices = self.choice_texts(form.choices)
         return TextConstraint(automaton, self.loaded.device, choices=choices)
+
+    def drafted(self, text: str, noise: float) -> DraftedText:
+        """What the canvases of one attempt at a reply begin as. Raises `OptionError` for a text of no tokens."""
+        from ..diffusion.drafting import DraftedText
+
+        tokens = self.prompt_encoder.encode_text(text)
+        if not tokens:
+            raise OptionError("The draft is nothing to this checkpoint's tokenizer. Give another text.")
+        ends, turn_closes = self.loaded.generation.eos_token_id, self.prompt_encoder.control_id(TURN_CLOSES)
+        return DraftedText(tokens, noise, turn_closes if turn_closes in ends else ends[0])
 
     def choice_texts(self, choices: tuple[str, ...]) -> ChoiceTexts:
         """Of a form's choices, to be asked how probable each is. Raises what `ChoiceTexts` does.

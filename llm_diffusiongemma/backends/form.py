@@ -1,4 +1,4 @@
-"""What a reply is held to: a JSON schema, a regular expression or a choice of texts."""
+"""What a reply is held to: a JSON schema, a regular expression, a choice of texts or a text with blanks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..chat.texts import is_text
 from ..errors import ConstraintError
 
 if TYPE_CHECKING:
+    from ..grammar.blanks import BlankText
     from ..grammar.dfa import ByteDFA
     from ..grammar.records import Lowered
     from .turn import ChoicesReport
@@ -33,6 +34,8 @@ class Form:
     """What the form allows, and the reply won't have."""
     choices: tuple[str, ...] = ()
     """What it is one of, if it is one of several texts."""
+    blanks: BlankText | None = None
+    """What it fills, if it is a text with blanks."""
 
     def check(self, text: str) -> None:
         """Raises `ConstraintError` for a finished reply that is not what was promised."""
@@ -52,17 +55,21 @@ class Question:
     """What the prompt says of it: without it hardly any of what the model would write falls on them."""
 
 
-def read_form(schema: dict[str, Any] | None, regex: str | None, choices: str | None) -> Form | None:
+def read_form(
+    schema: dict[str, Any] | None, regex: str | None, choices: str | None, fill: str | None = None
+) -> Form | None:
     """The form that a request asks for, if it asks for any.
 
     Raises `ConstraintError` if it asks for several, or for one that can't be guaranteed.
     """
-    _check_one(schema=schema, regex=regex, choices=choices)
+    _check_one(schema=schema, regex=regex, choices=choices, fill=fill)
     if schema is not None:
         return _json(schema)
     if regex is not None:
         return _matching(regex)
-    return None if choices is None else _one_of(choices)
+    if choices is not None:
+        return _one_of(choices)
+    return None if fill is None else _filled(fill)
 
 
 def read_question(schema: dict[str, Any] | None, regex: str | None, choices: str, fill: str | None) -> Question:
@@ -179,3 +186,11 @@ def parse_choices(text: str) -> list[str]:
     if not all(isinstance(choice, str) for choice in choices):
         raise ConstraintError('Choices are texts: give a JSON list of strings, such as ["1", "2"].')
     return list(choices)
+
+
+def _filled(text: str) -> Form:
+    from ..grammar.blanks import parse_blanks
+
+    blanks = parse_blanks(text)
+    request = f"Answer with this text, its blanks filled in: {blanks}"
+    return Form(blanks.language(), request, lambda filled: blanks.read(filled) is not None, blanks=blanks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Generator, Sequence
@@ -20,7 +21,7 @@ from ..chat.images import VIDEO_TYPES
 from ..chat.messages import Conversation, read_conversation
 from ..chat.output import THOUGHT_CLOSES, ReplyReader
 from ..diffusion.request import ConstrainedText, Part, Prompt, Request, Text, Thought, length_of_canvas
-from ..options import DEFAULT_MAX_TOKENS, Options
+from ..options import DEFAULT_MAX_TOKENS, DEFAULT_NOISE, Options
 from ..view.progress import indicate
 from ..view.records import Reading, Watch
 from .deciding import Decision
@@ -33,6 +34,7 @@ from .turn import BlockReport, ChoicesReport, FinishReason, Report, Stop, Turn, 
 
 if TYPE_CHECKING:
     from ..chat.images import Picture
+    from ..diffusion.drafting import DraftedText
     from ..diffusion.pipeline import Block
     from ..diffusion.vision import Patches
 
@@ -50,6 +52,11 @@ class _Asked:
     seed: int
     stop: Stop
     watch: Watch | None
+
+    def drafted(self) -> DraftedText | None:
+        """What the text of an attempt begins as, if that is no noise. Raises what a draft can't be."""
+        draft, noise = self.options.draft, self.options.noise
+        return None if draft is None else self.engine.drafted(draft, DEFAULT_NOISE if noise is None else noise)
 
     def teller(self, attempt: int, *, in_thought: bool, has_calls: bool) -> Teller | None:
         """For an attempt whose prompt may have opened a thought, and which may call tools."""
@@ -82,7 +89,7 @@ class LocalReply:
             if options.probabilities and options.choices is not None:
                 self._form = read_question(turn.schema, options.regex, options.choices, options.fill)
             else:
-                self._form = read_form(turn.schema, options.regex, options.choices)
+                self._form = read_form(turn.schema, options.regex, options.choices, options.fill)
             _import_video_reader(turn.messages)
         with indicate("Reading the attachments"), isolated_numbers():
             conversation = read_conversation(turn.messages)
@@ -102,6 +109,8 @@ class LocalReply:
             elif self._form is not None:
                 self._formed = _formed(asked, prompts, self._form, int(has_tools))
             self._free = _free(asked, prompts, turn) if self._form is None or has_tools else None
+        self._blanks: dict[str, str] | None = None
+        self._only_blanks = bool(options.fill_json)
         # The one at work, or whose outcome counts, is the last.
         attempts = [attempt for attempt in (self._free, self._formed) if attempt is not None]
         self._tried: list[_Attempt | Decision] = attempts[:1]
@@ -122,8 +131,14 @@ class LocalReply:
                 return
             self._tried.append(formed)
         for events in formed.events(seconds_before=0.0 if free is None else free.seconds):
+            if self._only_blanks:
+                events = _without_text(events)
             if formed.finish_reason != "interrupted" and isinstance(form, Form):
                 form.check(formed.text)
+                if form.blanks is not None:
+                    self._blanks = form.blanks.read(formed.text)
+                if self._only_blanks:
+                    events.append(StreamEvent("text", json.dumps(self._blanks, ensure_ascii=False)))
             yield events
 
     def cut_short(self) -> list[StreamEvent]:
@@ -132,7 +147,10 @@ class LocalReply:
         attempt.close()
         if attempt.finish_reason == "tool_calls":
             attempt.finish_reason = "interrupted"  # nobody will run them
-        return [] if attempt is self._free and self._formed else attempt.held_back()
+        if attempt is self._free and self._formed:
+            return []
+        held_back = attempt.held_back()
+        return _without_text(held_back) if self._only_blanks else held_back
 
     @property
     def report(self) -> Report:
@@ -162,11 +180,14 @@ class LocalReply:
             ),
             lowered=self._form.lowered if isinstance(self._form, Form) and attempt is self._formed else (),
             choices=attempt.choices,
+            blanks=self._blanks,
         )
 
     @property
     def has_text(self) -> bool:
         """Whether anything but blanks and thoughts has been written."""
+        if self._only_blanks and self._tried[-1] is self._formed:
+            return self._blanks is not None
         return bool(self._tried[-1].text.strip())
 
     @property
@@ -178,6 +199,10 @@ class LocalReply:
     def lock(self) -> ReentrantLock:
         """Hold it to keep other replies of the same engine waiting."""
         return self._ready.engine.lock
+
+
+def _without_text(events: Sequence[StreamEvent]) -> list[StreamEvent]:
+    return [event for event in events if event.type != "text"]
 
 
 def _import_video_reader(messages: Sequence[Message]) -> None:
@@ -224,31 +249,45 @@ def _free(asked: _Asked, prompts: _PromptReader, turn: Turn) -> _Attempt:
     """A reply that may be anything."""
     engine = asked.engine
     prompt = prompts.read()
+    draft = asked.drafted()
+    thought: tuple[Part, ...] = ()
+    if draft is not None and (asked.options.thinking or engine.opens_thought(prompt.token_ids)):
+        # A part of its own: the draft is of the text behind it.
+        prompt, thought = _with_thought(engine, prompt)
     in_thought = engine.opens_thought(prompt.token_ids)
-    reader = ReplyReader(
-        engine.decode,
-        engine.control_tokens,
-        in_thought=in_thought,
-        tools={tool.name: tool.input_schema or {} for tool in turn.tools},
-    )
+    tools = {tool.name: tool.input_schema or {} for tool in turn.tools}
+
+    def reader() -> ReplyReader:
+        return ReplyReader(engine.decode, engine.control_tokens, in_thought=in_thought, tools=tools)
+
+    def says_nothing(tokens: Sequence[int]) -> bool:
+        whole = reader()
+        events = whole.consume(tokens) + whole.finalize(is_whole=True)
+        return not any(event.chunk.strip() for event in events)
+
     teller = asked.teller(0, in_thought=in_thought, has_calls=bool(turn.tools))
-    return _Attempt(asked, prompt, reader, (Text(),), teller)
+    return _Attempt(asked, prompt, reader(), (*thought, Text(draft, says_nothing)), teller)
 
 
 def _formed(asked: _Asked, prompts: _PromptReader, form: Form, attempt: int) -> _Attempt:
     """A reply held to a form, its thought excepted. `attempt` counts those before. Raises `ConstraintError`."""
     engine = asked.engine
-    prompt = prompts.read(form)
     thinking = bool(asked.options.thinking)
-    # Opened for it: what is free has to be a thought.
-    if thinking and not engine.opens_thought(prompt.token_ids):
-        prompt = replace(prompt, token_ids=[*prompt.token_ids, *engine.prompt_encoder.opening_of_thought])
+    prompt = prompts.read(form)
+    # What is free has to be a thought.
+    prompt, thought = _with_thought(engine, prompt) if thinking else (prompt, ())
     reader = ReplyReader(engine.decode_bytes, engine.control_tokens, in_thought=thinking, verbatim=True)
-    thought_closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES) if thinking else None
-    thought = () if thought_closes is None else (Thought(thought_closes),)
     teller = asked.teller(attempt, in_thought=thinking, has_calls=False)
-    parts = (*thought, ConstrainedText(engine.hold_to(form)))
-    return _Attempt(asked, prompt, reader, parts, teller, form.choices)
+    text = ConstrainedText(engine.hold_to(form), asked.drafted())
+    return _Attempt(asked, prompt, reader, (*thought, text), teller, form.choices)
+
+
+def _with_thought(engine: Engine, prompt: Prompt) -> tuple[Prompt, tuple[Part, ...]]:
+    """A prompt that has opened a thought, and the parts of a reply that begins with one."""
+    if not engine.opens_thought(prompt.token_ids):
+        prompt = replace(prompt, token_ids=[*prompt.token_ids, *engine.prompt_encoder.opening_of_thought])
+    closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES)
+    return prompt, () if closes is None else (Thought(closes),)
 
 
 def _decided(asked: _Asked, prompts: _PromptReader, question: Question, attempt: int) -> Decision:
@@ -297,6 +336,7 @@ class _Attempt:
             t_max=options.t_max,
             confidence_threshold=options.confidence_threshold,
             stability_threshold=options.stability_threshold,
+            stop_at_end=bool(options.stop_at_end),
         )
         self._records = asked.engine.pipeline.generate(
             Request(prompt, settings, options.max_tokens or DEFAULT_MAX_TOKENS, parts, options.canvas_length),
@@ -364,6 +404,7 @@ class _Attempt:
                 encoded_tokens=block.encoded_tokens,
                 seconds=block.seconds,
                 constraint=block.constraint,
+                redrawn=block.redrawn,
             )
         )
         if block.choices is not None:

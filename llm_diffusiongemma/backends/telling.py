@@ -28,7 +28,7 @@ class Teller:
         self._reader = reader
         self._attempt = attempt
         self._tokens_before = 0
-        # By position the token that was accepted in the step before.
+        # By position the token that was accepted in the step before, of the same draw.
         self._accepted: list[int | None] = []
 
     def read(self, reading: Reading) -> None:
@@ -39,7 +39,8 @@ class Teller:
         """A denoising step is done, so long after the reply was begun."""
         pieces, kinds = self._reader.read(draft.tokens)
         accepted = [token if is_in else None for token, is_in in zip(draft.tokens, draft.accepted, strict=True)]
-        before, self._accepted = self._accepted or [None] * len(accepted), accepted
+        before = self._accepted if draft.step > 1 else []
+        self._accepted = accepted
         snapshot = Snapshot(
             attempt=self._attempt,
             block=draft.block_index,
@@ -47,12 +48,13 @@ class Teller:
             max_steps=draft.max_steps,
             pieces=tuple(pieces),
             kinds=kinds,
-            states="".join(map(_state, accepted, before)),
+            states="".join(map(_state, accepted, before or [None] * len(accepted))),
             end=draft.end,
             mean_entropy=draft.mean_entropy,
             tokens_before=self._tokens_before,
             seconds=seconds,
             likely=self._likely(draft),
+            redrawn=draft.redrawn,
         )
         self._watch.see(snapshot)
 
@@ -60,7 +62,6 @@ class Teller:
         """A canvas is done, and the next one begins behind it."""
         self._reader.commit(block.tokens)
         self._tokens_before += len(block.tokens)
-        self._accepted = []
 
     def _likely(self, draft: Draft) -> Likely | None:
         if draft.candidates is None:

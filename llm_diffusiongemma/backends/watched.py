@@ -72,6 +72,7 @@ def _is_sound_snapshot(snapshot: Snapshot) -> bool:
     length, likely = len(snapshot.pieces), snapshot.likely
     numbers, texts = [snapshot.mean_entropy, snapshot.seconds], list(snapshot.pieces)
     lengths = [len(snapshot.kinds), len(snapshot.states)]
+    counts = snapshot.attempt, snapshot.block, snapshot.tokens_before, snapshot.redrawn
     if likely is not None:
         lengths += [len(likely.entropies), len(likely.candidates)]
         numbers += likely.entropies
@@ -87,7 +88,7 @@ def _is_sound_snapshot(snapshot: Snapshot) -> bool:
         and STATES.issuperset(snapshot.states)
         and (snapshot.end is None or 0 <= snapshot.end < length)
         and 1 <= snapshot.step <= snapshot.max_steps < MAX_COUNT
-        and all(0 <= each < MAX_COUNT for each in (snapshot.attempt, snapshot.block, snapshot.tokens_before))
+        and all(0 <= each < MAX_COUNT for each in counts)
         and snapshot.seconds >= 0
         and all(abs(number) <= MAX_MEASURE for number in numbers)
         and (likely is None or all(len(each) <= MAX_CANDIDATES for each in likely.candidates))

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 # each of them and a column for each token of the context, which at once would be gigabytes for a long one.
 MAX_PREFILL_TOKENS = 1024
 
+# So often the first canvas is drawn again if there is nothing in it. A later one ends the reply: it has one.
+MAX_REDRAWS = 2
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -44,8 +47,9 @@ class Draft:
 
     block_index: int
     step: int
-    """Denoising steps done on this canvas, from 1."""
+    """Denoising steps done on this canvas, from 1; drawn again it begins anew."""
     max_steps: int
+    """of this canvas"""
     tokens: list[int]
     """The most likely token of every position of the canvas, whatever comes after an end of sequence. Of a canvas
     that is held to a constraint: the most likely canvas that is allowed."""
@@ -61,6 +65,8 @@ class Draft:
     them. They are what the step has drawn from: behind softcap and temperature, and where a constraint holds the
     canvas, the share of all allowed canvases that have the token there. The most likely of those canvases may have
     another token than the likeliest there."""
+    redrawn: int = 0
+    """How often this canvas had come out empty before."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class Block:
     eos_token_id: int | None
     """The end-of-sequence token that ended the reply here, if one did. It is not in `tokens`."""
     denoising_steps: int
+    """of all its draws"""
     converged: bool
     """False if the denoising steps ran out first."""
     finish_reason: FinishReason | None
@@ -88,6 +95,8 @@ class Block:
     choices: tuple[float, ...] | None = None
     """nats: how probable it was in the last denoising step that the canvas is this one of the choices, for each of
     them. None unless the canvas is a choice."""
+    redrawn: int = 0
+    """How often it came out empty, and was drawn again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +198,7 @@ class BlockDiffusionPipeline:
                 softcap=network.config.final_logit_softcapping,
                 randomness=randomness,
                 candidates=candidates if drafts else 0,
+                eos_token_ids=self.eos_token_ids,
             )
             for index in itertools.count():
                 if should_stop():
@@ -204,40 +214,47 @@ class BlockDiffusionPipeline:
                 encoded_tokens = len(prefix) - before
 
                 own_room = room.beside(later)
-                part.start_canvas(sampler, own_room)
-                denoising = self._denoise(prefix.cache, sampler, request.settings.max_denoising_steps)
-                for steps_done, step in enumerate(denoising, start=1):
-                    if drafts:
-                        suspended = time.perf_counter()
-                        tokens = step.tokens
-                        yield Draft(
-                            block_index=index,
-                            step=steps_done,
-                            max_steps=request.settings.max_denoising_steps,
-                            tokens=tokens,
-                            end=part.end(tokens, own_room, endings),
-                            accepted=step.accepted,
-                            entropies=step.entropies,
-                            mean_entropy=step.mean_entropy,
-                            candidates=step.candidates if candidates else None,
-                        )
-                        started += time.perf_counter() - suspended
-                    if should_stop():
-                        return
+                denoising_steps = 0
+                for redrawn in itertools.count():
+                    part.start_canvas(sampler, own_room)
+                    denoising = self._denoise(prefix.cache, sampler)
+                    for steps_done, step in enumerate(denoising, start=1):
+                        if drafts:
+                            suspended = time.perf_counter()
+                            tokens = step.tokens
+                            yield Draft(
+                                block_index=index,
+                                step=steps_done,
+                                max_steps=sampler.max_steps,
+                                tokens=tokens,
+                                end=part.end(tokens, own_room, endings),
+                                accepted=step.accepted,
+                                entropies=step.entropies,
+                                mean_entropy=step.mean_entropy,
+                                candidates=step.candidates if candidates else None,
+                                redrawn=redrawn,
+                            )
+                            started += time.perf_counter() - suspended
+                        if should_stop():
+                            return
+                    denoising_steps += steps_done
+                    piece = part.commit(step.tokens, own_room, endings)
+                    if not piece.is_empty or index > 0 or redrawn == MAX_REDRAWS:
+                        break
 
-                piece = part.commit(step.tokens, own_room, endings)
                 finish_reason = None if later else piece.ends
                 yield Block(
                     index=index,
                     tokens=piece.tokens,
                     eos_token_id=piece.eos_token_id,
-                    denoising_steps=steps_done,
+                    denoising_steps=denoising_steps,
                     converged=step.converged,
                     finish_reason=finish_reason,
                     encoded_tokens=encoded_tokens,
                     seconds=time.perf_counter() - started,
                     constraint=piece.constraint,
                     choices=piece.choices,
+                    redrawn=redrawn,
                 )
                 if finish_reason is not None:
                     return
@@ -339,9 +356,7 @@ class BlockDiffusionPipeline:
             if is_sound:
                 self.prefix_cache.keep(prefix)
 
-    def _denoise(
-        self, cache: KVCache, sampler: EntropyBoundSampler, max_denoising_steps: int
-    ) -> Iterator[DenoisingStep]:
+    def _denoise(self, cache: KVCache, sampler: EntropyBoundSampler) -> Iterator[DenoisingStep]:
         """Denoise the sampler's canvas behind what is in the KV cache: the steps until it has converged."""
         network = self._network
 
@@ -352,10 +367,10 @@ class BlockDiffusionPipeline:
             sampler.measure(network.denoise(sampler.canvas, sampler.soft_embeddings, cache))
 
         again: Callable[[], None] = go_on
-        for step in range(1, max_denoising_steps + 1):
+        for step in range(1, sampler.max_steps + 1):
             if step == 1:
                 begin()
-            elif step == 2 and max_denoising_steps > 2:
+            elif step == 2 and sampler.max_steps > 2:
                 # The first one that is like those behind it.
                 written = [*sampler.measured, *cache.written(len(sampler.canvas))]
                 again = self._graphs.run(go_on, sampler.carried, written)

@@ -6,6 +6,7 @@ with it. What a reply can be is a matter of parts; the loop knows none of them.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 from ..errors import ConstraintError, ContextLengthError, ContextMemoryError, OptionError, PromptError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
     from ..grammar.constraint import TextConstraint
     from ..grammar.records import ConstraintReport
+    from .drafting import DraftedText
     from .prefix_cache import Identity
     from .sampler import EntropyBoundSampler, SamplerSettings
 
@@ -165,6 +167,8 @@ class Piece:
     constraint: ConstraintReport | None = None
     choices: tuple[float, ...] | None = None
     """See `Block.choices`."""
+    is_empty: bool = False
+    """Whether the part ends here with nothing said, by no right of its own: another draw may have more to say."""
 
 
 class Part(Protocol):
@@ -173,6 +177,10 @@ class Part(Protocol):
     @property
     def need(self) -> Need:
         """What it takes at the least, from here on."""
+
+    @property
+    def draft(self) -> DraftedText | None:
+        """What its canvases begin as; None if that is pure noise."""
 
     def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """Let the sampler begin with its next canvas. `room` is what the parts behind it leave it."""
@@ -189,9 +197,16 @@ class Text:
 
     need = Need(tokens=1, positions=1)
 
+    def __init__(
+        self, draft: DraftedText | None = None, says_nothing: Callable[[Sequence[int]], bool] = operator.not_
+    ) -> None:
+        """`says_nothing` is asked of the tokens of a canvas that ends it; by default no tokens say nothing."""
+        self.draft = draft
+        self._says_nothing = says_nothing
+
     def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """See `Part`."""
-        sampler.start_canvas()
+        sampler.start_canvas(start=None if self.draft is None else self.draft.start(room.canvas_length))
 
     def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
         """See `Part`."""
@@ -204,9 +219,12 @@ class Text:
         end = endings.first(canvas)
         # Right behind the last token of the budget it still says that the text is complete.
         if end is not None and end <= room.tokens:
-            return Piece(canvas[:end], "stop", canvas[end])
+            tokens = canvas[:end]
+            return Piece(tokens, "stop", canvas[end], is_empty=self._says_nothing(tokens))
         if endings.is_padding(canvas):
-            return Piece([], "stop")
+            return Piece([], "stop", is_empty=True)
+        if self.draft is not None:
+            self.draft.commit(canvas)
         left = room.after(len(canvas))
         return Piece(canvas[: room.tokens], "length" if left.tokens <= 0 or left.canvases == 0 else None)
 
@@ -214,9 +232,10 @@ class Text:
 class ConstrainedText:
     """A text that belongs to a language. It ends in time, so always with an end of sequence."""
 
-    def __init__(self, constraint: TextConstraint) -> None:
+    def __init__(self, constraint: TextConstraint, draft: DraftedText | None = None) -> None:
         """`constraint` is fresh, and this reply's alone."""
         self._constraint = constraint
+        self.draft = draft
 
     @property
     def need(self) -> Need:
@@ -226,7 +245,8 @@ class ConstrainedText:
     def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """See `Part`."""
         self._constraint.start_canvas(room.canvas_length, room.positions)
-        sampler.start_canvas(self._constraint)
+        start = None if self.draft is None else self.draft.start(room.canvas_length)
+        sampler.start_canvas(self._constraint, start)
 
     def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
         """See `Part`."""
@@ -236,6 +256,8 @@ class ConstrainedText:
         """See `Part`."""
         end = endings.first(canvas)
         if end is None:
+            if self.draft is not None:
+                self.draft.commit(canvas)
             return Piece(canvas, constraint=self._constraint.commit(canvas))
         choices = self._constraint.choices()
         return Piece(canvas[:end], "stop", canvas[end], self._constraint.commit(canvas), choices)
@@ -248,6 +270,7 @@ class Thought:
     """
 
     need = Need(tokens=1, positions=1)  # for what closes it
+    draft = None
 
     def __init__(self, closes: int) -> None:
         """`closes` is the token that closes a thought."""
@@ -255,7 +278,7 @@ class Thought:
 
     def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """See `Part`."""
-        sampler.start_canvas()
+        sampler.start_canvas(closes=self._closes)
 
     def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
         """See `Part`: where what closes the thought stands, or has to be put."""
@@ -303,7 +326,8 @@ class Request:
     def room(self, context_length: int, canvas_length: int, memory_for: int | None = None) -> Room:
         """What the reply may take in a context of so many tokens, of which there may be memory for fewer.
 
-        Raises what `canvases_behind` raises, and `ConstraintError` if not even the shortest reply fits.
+        Raises what `canvases_behind` raises, `ConstraintError` if not even the shortest reply fits, and
+        `OptionError` if a draft doesn't.
         """
         canvases = canvases_behind(self.prompt, canvas_length, context_length, memory_for)
         room = Room(self.max_tokens, canvases, canvas_length)
@@ -314,12 +338,25 @@ class Request:
                 f"max_tokens is {room.tokens:,}. Set max_tokens to {least:,} or more."
             )
         *before, text = self.parts
-        positions = room.beside(before).canvases * canvas_length
+        left = room.beside(before)
+        positions = left.canvases * canvas_length
         if text.need.positions > positions:
             raise ConstraintError(
                 f"Not even the shortest reply of the form asked for fits: it takes {text.need.positions:,} "
                 f"tokens, but the prompt leaves room for {positions:,} in this model's context. Shorten the "
                 "prompt, or start a new conversation."
+            )
+        drafted = 0 if text.draft is None else text.draft.num_tokens
+        if drafted > left.tokens:
+            least = drafted + room.tokens - left.tokens
+            raise OptionError(
+                f"The draft is {drafted:,} tokens long, but max_tokens is {room.tokens:,}. Set max_tokens to "
+                f"{least:,} or more, or shorten the draft."
+            )
+        if drafted > positions:
+            raise OptionError(
+                f"The draft is {drafted:,} tokens long, but the prompt leaves room for {positions:,}. Shorten one "
+                "of them, or start a new conversation."
             )
         return room
 

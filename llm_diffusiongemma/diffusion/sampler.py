@@ -25,6 +25,8 @@ from ..grammar.exchange import Exchange
 from .softmax import PART, Softmax, log_total, pick
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from .operations import Operations
     from .softmax import Conclusion
 
@@ -36,11 +38,19 @@ DEFAULT_T_MAX = 0.8
 DEFAULT_CONFIDENCE_THRESHOLD = 0.005
 DEFAULT_STABILITY_THRESHOLD = 1
 
+# A canvas that begins as a text has at least this share of the schedule's steps left, however little of it is
+# noise: what is wrong in it is noise, too, and in fewer steps much of that is committed before it is mended. A
+# text that stays as it is takes as few as ever.
+LEAST_DRAFTED_SHARE = 0.5
+
 # So much of the logits is worked on at a time: blocks of the vocabulary, and rows for a constraint. On a CPU it
 # has to stay in the cache between the passes over it; an accelerator wants enough work in a kernel to hide the
 # launch. Three tensors of this size are nearly all the memory a step takes beside the logits.
 CHUNK_BYTES_CPU = 1 << 20
 CHUNK_BYTES_ACCELERATOR = 32 << 20
+
+# What stands for one where there is none.
+NO_TOKEN = -1
 
 # fp16 ends at 65,504, and a block of the vocabulary may have 32,768 tokens of weight 1.
 FP16_HEADROOM = 2.0**-7
@@ -56,6 +66,8 @@ class SamplerSettings:
     - `t_min`, `t_max` (0 <= t_min < t_max): temperature at the end and at the start of the schedule.
     - `confidence_threshold` (nats, > 0): a canvas may stop when its mean entropy is below this.
     - `stability_threshold` (>= 0): ... and its argmax has been the same for so many steps before.
+    - `stop_at_end`: it may also stop when both hold of what stands up to the first token of the argmax that ends
+      the text, that token included.
 
     Raises `OptionError` for values that are out of range or contradict each other.
     """
@@ -66,6 +78,7 @@ class SamplerSettings:
     t_max: float
     confidence_threshold: float
     stability_threshold: int
+    stop_at_end: bool = False
 
     def __post_init__(self) -> None:
         if self.max_denoising_steps < 1:
@@ -94,6 +107,7 @@ class SamplerSettings:
         t_max: float | None = None,
         confidence_threshold: float | None = None,
         stability_threshold: int | None = None,
+        stop_at_end: bool = False,
     ) -> SamplerSettings:
         """The checkpoint's settings, with what is not None put over them.
 
@@ -118,6 +132,7 @@ class SamplerSettings:
                 confidence_threshold, config.confidence_threshold, DEFAULT_CONFIDENCE_THRESHOLD
             ),
             stability_threshold=pick(stability_threshold, config.stability_threshold, DEFAULT_STABILITY_THRESHOLD),
+            stop_at_end=stop_at_end,
         )
 
 
@@ -131,18 +146,33 @@ class CanvasNumbers:
     """fp64 `[N, 256]` in [0, 1): what each step draws each position's token with."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a canvas begins as where that is not pure noise."""
+
+    tokens: Sequence[int]
+    """of its first positions; those behind are noise"""
+    noise: float
+    """0 to 1: the share of these tokens that is noise all the same"""
+
+
 class Randomness(Protocol):
     """Where all randomness of a reply comes from."""
 
     def canvas(self, steps: int, canvas_length: int, vocab_size: int) -> CanvasNumbers:
         """The numbers of one canvas. Called once for each canvas, when it starts."""
 
+    def noise(self, share: float, num_tokens: int) -> torch.Tensor:
+        """Which tokens of a draft are noise, each with the probability `share`: bool `[num_tokens]`, on the CPU.
+        Called for each canvas that begins as one, right behind `canvas`."""
+
 
 class GeneratorRandomness:
     """Draws from one `torch.Generator`, never from the global one.
 
     Whatever a canvas makes of its numbers, the next one gets the same: how many there are depends on the
-    settings only. The generator is one of the CPU, so that a seed gives the same numbers on every device.
+    settings, and on whether it is drafted. The generator is one of the CPU, so that a seed gives the same numbers
+    on every device.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -155,6 +185,10 @@ class GeneratorRandomness:
             tokens=torch.randint(vocab_size, (steps + 1, canvas_length), generator=source),
             uniforms=torch.rand(steps, canvas_length, dtype=torch.float64, generator=source),
         )
+
+    def noise(self, share: float, num_tokens: int) -> torch.Tensor:
+        """See `Randomness`."""
+        return torch.rand(num_tokens, dtype=torch.float64, generator=self._generator) < share
 
 
 class Vocabulary(Protocol):
@@ -388,8 +422,9 @@ class EntropyBoundSampler:
         softcap: float | None,
         randomness: Randomness,
         candidates: int = 0,
+        eos_token_ids: Collection[int] = (),
     ) -> None:
-        """So many `candidates` are told of each position."""
+        """So many `candidates` are told of each position. `eos_token_ids` are what `stop_at_end` stops at."""
         self._settings = settings
         self._vocab_size = vocabulary.size
         self._canvas_length = canvas_length
@@ -415,7 +450,13 @@ class EntropyBoundSampler:
         exact = self._steps_done.to(self._uniforms.device)
         self._counters = [self._steps_done] if exact is self._steps_done else [self._steps_done, exact]
         self._argmax_history = integers(settings.stability_threshold, canvas_length)
+        self._ends: torch.Tensor | None = None
+        """`[n, 1]`: the tokens that end a text, the last one a canvas's own; None if a canvas stops as a whole."""
+        if settings.stop_at_end:
+            self._ends = torch.tensor([*sorted(eos_token_ids), NO_TOKEN], device=device)[:, None]
         self._constraint: Constraint | None = None
+        self.max_steps = num_steps
+        """The most denoising steps that this canvas may have."""
         self._is_sane = torch.zeros((), dtype=torch.bool, device=device)
         self.canvas = integers(canvas_length)
         """`[256]`: what the next step denoises. Drawn tokens where accepted, fresh uniform ones elsewhere."""
@@ -442,20 +483,43 @@ class EntropyBoundSampler:
         told = [self._told.on_device] if self._constraint is None else []
         return [self._distributions.logits, self._is_sane, *told]
 
-    def start_canvas(self, constraint: Constraint | None = None) -> None:
-        """Begin with a canvas of pure noise, held to `constraint`; forgets the canvas before."""
-        numbers = self._randomness.canvas(
-            self._settings.max_denoising_steps, self._canvas_length, self._vocab_size
-        )
+    def start_canvas(
+        self, constraint: Constraint | None = None, start: Start | None = None, *, closes: int | None = None
+    ) -> None:
+        """Begin with a canvas of pure noise, or with what `start` says, held to `constraint`; forgets the canvas
+        before.
+
+        `closes` is a token that ends this one as an end of sequence does.
+        """
+        num_steps, canvas_length = self._settings.max_denoising_steps, self._canvas_length
+        numbers = self._randomness.canvas(num_steps, canvas_length, self._vocab_size)
+        self.max_steps = num_steps
+        if start is not None:
+            drafted = numbers.tokens[0, : len(start.tokens)]
+            is_noise = self._randomness.noise(start.noise, len(drafted))
+            drafted.copy_(torch.where(is_noise, drafted, torch.tensor(start.tokens)))
+            self.max_steps = self._steps_from(1 - (1 - start.noise) * len(drafted) / canvas_length)
         send(numbers.tokens, self._tokens)
         send(numbers.uniforms, self._uniforms)
         for counter in self._counters:
-            counter.zero_()
-        # No token is -1, so a canvas can't be stable before the history is full; and with a threshold of 0 there
-        # is nothing to differ from, so it always is.
-        self._argmax_history.fill_(-1)
+            counter.fill_(num_steps - self.max_steps)
+        # So a canvas can't be stable before the history is full; and with a threshold of 0 there is nothing to
+        # differ from, so it always is.
+        self._argmax_history.fill_(NO_TOKEN)
+        if self._ends is not None:
+            self._ends[-1:].fill_(NO_TOKEN if closes is None else closes)
         self._constraint = constraint
         self.canvas.copy_(self._tokens[0])
+
+    def _steps_from(self, noise: float) -> int:
+        """How many steps of the schedule are left where so large a share of a canvas is noise.
+
+        In uniform-state diffusion that share is the time that is left, which the schedule falls with: it is 1 at
+        a canvas's first step.
+        """
+        num_steps = self._settings.max_denoising_steps
+        steps = round(num_steps * max(noise, LEAST_DRAFTED_SHARE))
+        return min(max(steps, self._settings.stability_threshold + 1), num_steps)
 
     def measure(self, hidden: torch.Tensor) -> None:
         """Take in the network's last hidden states, `[256, H]`. Without a constraint that is all but telling the
@@ -503,8 +567,14 @@ class EntropyBoundSampler:
         fresh = self._tokens.index_select(0, self._steps_done)[0]
         torch.where(accepted, found.drawn, fresh, out=self.canvas)
         distributions.soft_embeddings()
+        kept = self._kept(argmax)
         mean_entropy = entropy.mean()
-        stop = self._is_stable(argmax) & (mean_entropy < self._settings.confidence_threshold)
+        stop = kept.all() & (mean_entropy < self._settings.confidence_threshold)
+        if self._ends is not None:
+            # Beside that: sure positions behind a text would make up for the doubt in it.
+            text = _up_to_end(argmax, self._ends)
+            doubt = (entropy * text).sum() / text.sum()
+            stop |= (kept | ~text).all() & (doubt < self._settings.confidence_threshold)
         sane = self._is_sane & entropy.isfinite().all()
         told = [torch.stack((stop.float(), sane.float(), mean_entropy)), argmax.float(), accepted.float(), entropy]
         if self._candidates:
@@ -523,11 +593,17 @@ class EntropyBoundSampler:
             constraint.reweigh(rows, logits[rows])
         return argmax, entropy
 
-    def _is_stable(self, argmax: torch.Tensor) -> torch.Tensor:
-        """Whether `argmax` is that of each of the last `stability_threshold` steps: bool scalar tensor."""
-        stable = (self._argmax_history == argmax).all()
+    def _kept(self, argmax: torch.Tensor) -> torch.Tensor:
+        """Where `argmax` is that of the last `stability_threshold` steps, of each: bool `[len, 256]`."""
+        kept = self._argmax_history == argmax
         self._argmax_history.copy_(torch.cat((self._argmax_history, argmax[None]))[1:])
-        return stable
+        return kept
+
+
+def _up_to_end(argmax: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """The positions up to the first token that is one of `ends`, `[n, 1]`, or all if none is: bool `[256]`."""
+    is_end = (argmax == ends).any(0).int()
+    return is_end.cumsum(0) == is_end
 
 
 def send(numbers: torch.Tensor, to: torch.Tensor) -> None:

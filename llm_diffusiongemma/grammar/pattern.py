@@ -62,7 +62,7 @@ _SPACE_SOMEWHERE: Ranges = (
     (0x3000, 0x3000),
     (0xFEFF, 0xFEFF),
 )
-_LINE_ENDS: Ranges = ((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029))
+LINE_ENDS: Ranges = ((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029))
 
 _CONTROL_ESCAPES = {"n": 0x0A, "r": 0x0D, "t": 0x09, "f": 0x0C, "v": 0x0B, "a": 0x07, "0": 0x00}
 _HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
@@ -228,6 +228,15 @@ def _without(ranges: Ranges, removed: Ranges) -> Ranges:
     return _complement(_union(_complement(ranges), removed))
 
 
+def all_but(*sets: Ranges) -> Ranges:
+    """The characters in none of the sets."""
+    return _complement(_union(*sets))
+
+
+# What either of the dialects takes for it.
+WHITE_SPACE: Ranges = _union(_SPACE, _SPACE_SOMEWHERE)
+
+
 # A class escape as what it matches in both dialects, and as what it matches in at least one. Negation swaps
 # the two: `[^\w]` must not match what only one dialect takes for a word character.
 _CLASSES: dict[str, tuple[Ranges, Ranges]] = {}
@@ -341,7 +350,7 @@ class _Parser:
             case "$":
                 return Anchor.END
             case ".":
-                return self.encode(_complement(_LINE_ENDS))
+                return self.encode(_complement(LINE_ENDS))
             case "(":
                 return self._group()
             case "[":

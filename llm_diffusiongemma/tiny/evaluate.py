@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..catalog import EMBEDDED_CHECKPOINT
+from ..options import DEFAULT_NOISE
 from . import data
 from .network import STOP, TOOL_STOP
 
@@ -47,7 +48,8 @@ class Examiner:
         described = describe(folder)
         num_layers = described.config.text_config.num_hidden_layers
         self._engine = Engine.load(described, whole(described.formats.representation, num_layers, "cpu"))
-        self._settings = SamplerSettings.from_generation_config(self._engine.loaded.generation)
+        self.settings = SamplerSettings.from_generation_config(self._engine.loaded.generation)
+        """What its canvases are denoised by. Others may be put in their place."""
 
     def examine(self, skill: str, questions: int, *, held_out: bool = True, seed: int = 1) -> Score:
         """Ask one skill so many questions."""
@@ -65,12 +67,15 @@ class Examiner:
                 score.wrong.append((str(lesson.messages[-1]["content"]), lesson.reply, reply))
         return score
 
-    def answer(self, lesson: data.Lesson, seed: int) -> tuple[str, int | None, int, int]:
-        """The reply to a lesson's prompt with its control tokens, what ended it, its blocks and steps."""
+    def answer(
+        self, lesson: data.Lesson, seed: int, draft: str | None = None, noise: float = DEFAULT_NOISE
+    ) -> tuple[str, int | None, int, int]:
+        """The reply to a lesson's prompt with its control tokens, what ended it, its blocks and steps. With a
+        `draft` it begins as that text, so much of which is noise."""
         import torch
 
         from ..diffusion.pipeline import Block
-        from ..diffusion.request import Prompt, Request
+        from ..diffusion.request import Prompt, Request, Text
         from ..diffusion.sampler import GeneratorRandomness
 
         engine = self._engine
@@ -81,11 +86,12 @@ class Examiner:
 
             shown.append(engine.image_reader.cut(images.plain(lesson.colour, random.Random(seed)), None))
         ids, placed = engine.image_reader.place(ids, shown)
+        text = Text(None if draft is None else engine.drafted(draft, noise))
         tokens: list[int] = []
         blocks = steps = 0
         end = None
         for block in engine.pipeline.generate(
-            Request(Prompt(ids, placed), self._settings, max_tokens=1024),
+            Request(Prompt(ids, placed), self.settings, max_tokens=1024, parts=(text,)),
             randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
         ):
             assert isinstance(block, Block)

@@ -170,8 +170,9 @@ def _status(snapshot: Snapshot, tokens_a_second: float | None, width: int) -> st
     """Where it is too long, its end goes."""
     states = snapshot.states[: snapshot.end] or snapshot.states
     settled = 100 * states.count(SETTLED) // max(1, len(states))
+    draw = f", draw {snapshot.redrawn + 1}" if snapshot.redrawn else ""
     parts = [
-        f"canvas {snapshot.block + 1:,}",
+        f"canvas {snapshot.block + 1:,}{draw}",
         f"step {snapshot.step} of {snapshot.max_steps}",
         f"{settled} % settled",
     ]

@@ -47,7 +47,7 @@ class Snapshot:
     block: int
     """from 0"""
     step: int
-    """Denoising steps done on this canvas, from 1."""
+    """Denoising steps done on this canvas, from 1; drawn again it begins anew."""
     max_steps: int
     pieces: tuple[str, ...]
     """The most likely text of each position, `[256]`. A character of several tokens stands at the last of them,
@@ -68,6 +68,8 @@ class Snapshot:
     """since the reply was begun, of computing"""
     likely: Likely | None = None
     """only where candidates are wanted"""
+    redrawn: int = 0
+    """How often this canvas had come out empty before."""
 
 
 @dataclass(frozen=True)

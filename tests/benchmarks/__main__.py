@@ -1,4 +1,4 @@
-"""Prints the tables of docs/speed.md and of docs/quality.md: `python -m tests.benchmarks`.
+"""Prints the tables of docs/speed.md, docs/quality.md and docs/canvas.md: `python -m tests.benchmarks`.
 
 diffusers takes part with the `benchmark` extra. Everything in a table ran in one process, side by side; read
 the ratios, and have nothing else run on the machine.
@@ -28,7 +28,7 @@ import transformers
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.grammar.automaton import Vocabulary
 
-from . import constrained, contestants, networks, quality, server, short, warm, watched
+from . import constrained, contestants, ends, networks, quality, server, short, warm, watched
 from .contestants import OURS, Task
 from .conversation import chat_seconds, conversation
 from .measure import MIB, Action, Cost, Sizes, compare
@@ -248,7 +248,7 @@ def costs_in_quality(device: torch.device, repeats: int, sizes: Sizes) -> None:
             encode(lesson.messages, tools=lesson.tools, thinking=lesson.thinking) for lesson in quality.lessons()
         ]
         plain = tiny[quality.REFERENCE]
-        steps = quality.states(plain, prompts, reference._settings)
+        steps = quality.states(plain, prompts, reference.settings)
         print_deviations("the embedded checkpoint, against bf16", plain, tiny, steps)
         scores = {layout: quality.scores(examiner, sizes.questions) for layout, examiner in examiners.items()}
     print("\n(j) Right answers of the embedded checkpoint\n")
@@ -330,6 +330,17 @@ def shorter_canvases(device: torch.device, repeats: int, sizes: Sizes) -> None:
     print("| steps a reply | " + " | ".join(f"{t.denoising_steps / t.asked:.1f}" for t in totals) + " |")
 
 
+def stopping(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    scores = ends.scores(sizes.questions, range(1, repeats + 1))
+    print(f"\n(l) Stopping where the text ends: the embedded checkpoint, {repeats} seeds\n")
+    print("| `confidence_threshold` | `stop_at_end` | Right | Steps a canvas |\n| --- | --- | --- | --- |")
+    for (threshold, stop_at_end), score in scores.items():
+        print(
+            f"| {threshold} | {str(stop_at_end).lower()} | {score.right} of {score.asked} ({score.share:.1%}) "
+            f"| {score.denoising_steps / score.blocks:.2f} |"
+        )
+
+
 BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "around": around,
     "reply": reply,
@@ -343,6 +354,7 @@ BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "warm": warm_commands,
     "watch": watch,
     "short": shorter_canvases,
+    "ends": stopping,
 }
 
 

@@ -27,6 +27,7 @@ from tests.tokenizers import ours
 from ..whole import load_whole
 from .plain_vocabulary import PlainVocabulary, step_of
 from .pretended import PretendedCard
+from .scripted import Scripted, letters
 from .tiny_models import network_of, prompt_of, tiny_model
 
 if TYPE_CHECKING:
@@ -316,31 +317,6 @@ def test_a_context_too_small_for_any_text_is_refused() -> None:
 
 
 # --- behind a thought --------------------------------------------------------------------------------------
-
-
-class Scripted:
-    """Predicts what it is told to: a canvas of tokens after the other."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *canvases: Sequence[int]) -> None:
-        self._canvases = [list(canvas) + [PAD] * (CANVAS - len(canvas)) for canvas in canvases]
-        self._index = -1
-        start = EntropyBoundSampler.start_canvas
-
-        def next_canvas(sampler: EntropyBoundSampler, *arguments: Any) -> None:
-            self._index += 1
-            start(sampler, *arguments)
-
-        def predict(_: Network, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
-            canvas = self._canvases[min(self._index, len(self._canvases) - 1)]
-            told = torch.zeros(len(hidden), len(BYTE_TOKENS)).scatter(1, torch.tensor(canvas)[:, None], 1000.0)
-            return told[:, tokens]
-
-        monkeypatch.setattr(EntropyBoundSampler, "start_canvas", next_canvas)
-        monkeypatch.setattr(Network, "logits", predict)
-
-
-def letters(text: str) -> list[int]:
-    return [4 + byte for byte in text.encode()]
 
 
 def behind_thought(pattern: str, max_tokens: int, **options: Any) -> Reply:

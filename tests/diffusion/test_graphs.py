@@ -102,9 +102,10 @@ def tokens_of(records: Sequence[Draft | Block]) -> list[int]:
         {"prompt": prompt_of(40, VOCAB)},
         {"drafts": True, "candidates": 3, "seed": 2},
         {"settings": replace(SETTINGS, max_denoising_steps=20)},
+        {"settings": replace(SETTINGS, max_denoising_steps=20, stop_at_end=True), "drafts": True},
         {"pattern": DATES, "drafts": True, "candidates": 2},
     ],
-    ids=["long prompt", "watched", "converging", "constrained"],
+    ids=["long prompt", "watched", "converging", "stopping at the end", "constrained"],
 )
 def test_a_replayed_step_is_a_step(asked: dict[str, Any]) -> None:
     recorder = TapeRecorder()

@@ -63,7 +63,8 @@ class Sampler:
     def __init__(self) -> None:
         self.constraints: list[object] = []
 
-    def start_canvas(self, constraint: object) -> None:
+    def start_canvas(self, constraint: object, start: object) -> None:
+        assert start is None
         self.constraints.append(constraint)
 
 
@@ -92,10 +93,10 @@ FULL = list(range(20, 20 + CANVAS))
         (FULL, room(100, canvases=1), Piece(FULL, "length")),
         (canvas(20, 21, EOS, 22, 9), room(100), Piece([20, 21], "stop", EOS)),
         (canvas(20, 21, 9, EOS), room(100), Piece([20, 21], "stop", 9)),
-        (canvas(EOS), room(100), Piece([], "stop", EOS)),
+        (canvas(EOS), room(100), Piece([], "stop", EOS, is_empty=True)),
         (canvas(20, 21, EOS), room(2), Piece([20, 21], "stop", EOS)),
         (canvas(20, 21, EOS), room(1), Piece([20], "length")),
-        (canvas(), room(100), Piece([], "stop")),
+        (canvas(), room(100), Piece([], "stop", is_empty=True)),
         (canvas(20), room(100), Piece(canvas(20))),
     ],
 )
@@ -104,6 +105,15 @@ def test_a_text_ends_with_its_end_of_sequence_or_its_room(
 ) -> None:
     assert Text().commit(committed, left, ENDINGS) == expected
     assert committed[: Text().end(committed, left, ENDINGS)] == expected.tokens
+
+
+def test_who_knows_what_tokens_say_may_find_a_text_empty() -> None:
+    part = Text(says_nothing=lambda tokens: set(tokens) <= {30, 31})
+    for committed, is_empty in (((30, 31, EOS), True), ((EOS,), True), ((), True), ((30, 20, EOS), False)):
+        assert part.commit(canvas(*committed), room(100), ENDINGS).is_empty == is_empty
+    # It has not come to its end.
+    assert not part.commit([30] * CANVAS, room(100), ENDINGS).is_empty
+    assert not part.commit(canvas(30, 31, EOS), room(1), ENDINGS).is_empty
 
 
 def test_without_a_token_for_padding_nothing_is_padding() -> None:

@@ -56,8 +56,10 @@ function prepare(reply) {
     canvas.number = number;
     canvas.first = start; // its first step among all of the reply
     start += canvas.steps.length;
+    const next = reply.canvases[number + 1];
+    canvas.wasEmpty = next?.attempt === canvas.attempt && next.block === canvas.block; // that is another draw of it
     canvas.isReply = canvas.attempt === last;
-    canvas.report = canvas.isReply ? reply.blocks[canvas.block] : undefined;
+    canvas.report = canvas.isReply && !canvas.wasEmpty ? reply.blocks[canvas.block] : undefined;
     canvas.steps = canvas.steps.map(([step, end, mean, seconds], i) => {
       return { step, end, mean, seconds, accepted: accepted(canvas, i) };
     });
@@ -232,8 +234,9 @@ function show() {
 }
 
 function showStatus(canvas, i, step) {
-  const own = reply.canvases.filter((each) => each.attempt === canvas.attempt).length;
-  const where = [`Canvas ${canvas.block + 1} of ${own}`, `step ${step.step} of ${canvas.steps.at(-1).step}`];
+  const own = reply.canvases.filter((each) => each.attempt === canvas.attempt && !each.wasEmpty).length;
+  const draw = canvas.redrawn ? `, draw ${canvas.redrawn + 1}` : "";
+  const where = [`Canvas ${canvas.block + 1} of ${own}${draw}`, `step ${step.step} of ${canvas.steps.at(-1).step}`];
   const numbers = [
     `${step.accepted} of ${canvas.size} accepted`,
     `mean entropy ${nats(step.mean)} nats`,
@@ -266,6 +269,8 @@ function showNote(canvas) {
   note.hidden = false;
   if (!canvas.isReply)
     note.textContent = "An attempt that is not the reply: it might have called a tool, and did not. The reply follows.";
+  else if (canvas.wasEmpty)
+    note.textContent = "This canvas came out empty, so it was drawn again: nothing of it is in the reply.";
   else if (!canvas.report)
     note.textContent = "This canvas was not finished: nothing of it is in the reply.";
   else note.hidden = true;
@@ -276,7 +281,7 @@ function showPast(canvas) {
   const past = $("past");
   past.replaceChildren();
   for (const before of reply.canvases) {
-    if (before.number >= canvas.number || before.attempt !== canvas.attempt) continue;
+    if (before.number >= canvas.number || before.attempt !== canvas.attempt || before.wasEmpty) continue;
     const i = before.steps.length - 1;
     let run = null;
     let words = "";

@@ -26,6 +26,7 @@ import sys
 import zlib
 from array import array
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from string import Template
 from typing import Any, Literal
@@ -86,7 +87,7 @@ def _pack(reply: RecordedReply) -> bytes:
         "text": reply.text,
         "canvases": [
             _pack_canvas(list(steps), strings, columns)
-            for _, steps in itertools.groupby(reply.snapshots, key=lambda each: (each.attempt, each.block))
+            for _, steps in itertools.groupby(reply.snapshots, key=attrgetter("attempt", "block", "redrawn"))
         ],
         "strings": list(strings),
     }
@@ -123,6 +124,7 @@ def _pack_canvas(steps: list[Snapshot], strings: dict[str, int], columns: bytear
     return {
         "attempt": steps[0].attempt,
         "block": steps[0].block,
+        "redrawn": steps[0].redrawn,
         "size": size,
         "ranks": ranks,
         "maxSteps": steps[0].max_steps,

@@ -144,8 +144,8 @@ class Recorder:
         self._page.show(reply)
 
 
-def _step_of(snapshot: Snapshot) -> tuple[int, int, int]:
-    return snapshot.attempt, snapshot.block, snapshot.step
+def _step_of(snapshot: Snapshot) -> tuple[int, int, int, int]:
+    return snapshot.attempt, snapshot.block, snapshot.redrawn, snapshot.step
 
 
 def _figures(report: Report | None) -> dict[str, Any]:
