@@ -166,8 +166,6 @@ CONVERSATIONS: dict[str, list[Asked]] = {
     "a canvas longer than the checkpoint's": [Asked("Why?", {"canvas_length": 512})],
     "braces that don't close": [Asked("Why?", {"fill": "Dear {name"})],
     "half a character in a text with blanks": [Asked("Why?", {"fill": "\udce9 {a}"})],
-    "half a character in a draft": [Asked("Why?", {"draft": "\udce9"})],
-    "a draft that is empty": [Asked("Why?", {"draft": ""})],
 }
 
 # What is measured, and what tells how warm the engine was: a log probability by its last digits.
