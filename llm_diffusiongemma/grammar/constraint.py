@@ -162,9 +162,9 @@ class TextConstraint:
         all texts of the language, if it is to be told how probable each of them was."""
         self._automaton = automaton
         self._choices = choices
-        self._choices_tokens = None if choices is None else torch.from_numpy(choices.tokens).to(device)
-        # What the network says of those tokens, `[L, U]` on the device, as long as nobody asks.
-        self._choices_logits: torch.Tensor | None = None
+        tokens = torch.zeros(0, dtype=torch.int64) if choices is None else torch.from_numpy(choices.tokens)
+        self._choices_tokens = tokens.to(device)
+        self._choices_decided = False
         self._normaliser = np.zeros((0, 1))
         self._tail_weight = tail_weight
         self._lattice = Lattice(automaton)
@@ -205,7 +205,7 @@ class TextConstraint:
         # Behind the budget everything is tail.
         self._positions = min(canvas_length, tokens_left)
         self._may_end = self._automaton.distance <= tokens_left - self._positions
-        self._choices_logits = None
+        self._choices_decided = False
         if len(self._small) != canvas_length:
             self._make_room(canvas_length)
 
@@ -219,6 +219,8 @@ class TextConstraint:
         # Of each position the bias of each class, its entropy, and the span of the block of its token. fp32 holds
         # every number of tokens below 2^24 exactly.
         self._decision = Exchange((canvas_length, self._automaton.num_classes + 3), device)
+        # What the network says of the choices' tokens: `[L, U]`, fetched when somebody asks.
+        self._choices_logits = Exchange((canvas_length, len(self._choices_tokens)), device)
 
     def observe(self, rows: slice, chunk: torch.Tensor) -> None:
         """Take in what the network says of some rows: `chunk` fp32 `[rows, V]`, which is left as it is."""
@@ -237,9 +239,10 @@ class TextConstraint:
         `[L, V]` are all the rows that have been observed. Raises `NotANumberError` if they are none.
         """
         self._reduce_small()
-        if self._choices_tokens is not None and self._can_be_any_choice():
-            # `reweigh` writes over them.
-            self._choices_logits = logits.index_select(1, self._choices_tokens)
+        if self._can_be_any_choice():
+            # Here, for `reweigh` writes over them.
+            torch.index_select(logits, 1, self._choices_tokens, out=self._choices_logits.on_device)
+            self._choices_decided = True
         statistics = self._statistics.fetch().double().numpy()
         if not np.isfinite(statistics).all():
             raise NotANumberError()
@@ -280,9 +283,9 @@ class TextConstraint:
 
         None if there are none, or the canvas had no room for all of them, or their text began before it.
         """
-        if self._choices is None or self._choices_logits is None:
+        if self._choices is None or not self._choices_decided:
             return None
-        log_p = self._choices_logits.cpu().double().numpy() - self._normaliser
+        log_p = self._choices_logits.fetch().double().numpy() - self._normaliser
         return tuple(self._choices.log_probabilities(log_p).tolist())
 
     def _can_be_any_choice(self) -> bool:

@@ -249,10 +249,10 @@ def test_the_report_says_what_the_constraint_changed() -> None:
     assert report.log_probability == pytest.approx(-30, abs=1e-3)
 
 
-def held_to_choices(choices: list[str]) -> tuple[TextConstraint, ChoiceTexts]:
+def held_to_choices(choices: list[str], device: torch.device = CPU) -> tuple[TextConstraint, ChoiceTexts]:
     texts = ChoiceTexts(choices, BYTE_TOKENS, eos_token_ids=(EOS, OTHER_EOS), pad_token_id=PAD)
     automaton = build(choices_language(choices), vocabulary_of(BYTE_TOKENS))
-    return TextConstraint(automaton, CPU, choices=texts), texts
+    return TextConstraint(automaton, device, choices=texts), texts
 
 
 def test_it_tells_how_probable_each_choice_was_in_the_last_step() -> None:
@@ -376,6 +376,28 @@ def test_a_step_on_a_card_takes_one_copy_each_way_and_few_launches(monkeypatch: 
     assert launches.count <= 180
     for ours, theirs in zip(results, expected, strict=True):
         assert all(map(torch.equal, ours, theirs))
+
+
+def test_what_choices_take_stays_on_the_device_until_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = ["true", "tru", "false"]
+    logits = torch.randn(8, len(BYTE_TOKENS), generator=torch.Generator().manual_seed(0))
+    with PretendedCard(monkeypatch) as card:
+        constraint, _ = held_to_choices(choices, card.device)
+        constraint.start_canvas(8, 100)
+        there = logits.to(card.device)
+        card.crossings.clear()
+        for _ in range(2):
+            step(constraint, there)
+        assert card.crossings == [("cuda:0", "cpu"), ("cpu", "cuda:0")] * 2
+        assert card.waits == 2
+        found = constraint.choices()
+        assert card.crossings == [("cuda:0", "cpu"), ("cpu", "cuda:0")] * 2 + [("cuda:0", "cpu")]
+        assert card.waits == 3
+    on_host, _ = held_to_choices(choices)
+    on_host.start_canvas(8, 100)
+    step(on_host, logits)
+    assert found is not None
+    assert found == on_host.choices()
 
 
 @pytest.mark.gpu
