@@ -42,6 +42,12 @@ def test_two_blanks(llm_command: Llm, seed: int) -> None:
     assert turn["response_json"]["finish_reason"] == "stop"
 
 
+def test_the_prompt_shows_the_text() -> None:
+    form = read_form(None, None, None, '{{"a": {x}, {y...}}}')
+    assert form is not None
+    assert form.request == 'Answer with this text, its blanks filled in: {"a": {x}, {y...}}'
+
+
 def test_a_greeting_which_the_next_turn_knows_of(llm_command: Llm) -> None:
     fill = ("-o", "fill", "Nice to meet you, {name}!")
     assert llm_command.ok("-m", TINY, *fill, "My name is Grace.") == "Nice to meet you, Grace!"
