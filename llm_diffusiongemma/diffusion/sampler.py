@@ -38,10 +38,10 @@ DEFAULT_T_MAX = 0.8
 DEFAULT_CONFIDENCE_THRESHOLD = 0.005
 DEFAULT_STABILITY_THRESHOLD = 1
 
-# A canvas that begins as a text has so many steps at least, however little of it is noise. In fewer what is wrong
-# in it is not mended: two, in which a right text is stable, leave every second damaged one of the embedded
-# checkpoint's as it was.
-LEAST_DRAFTED_STEPS = 8
+# A canvas that begins as a text has at least this share of the schedule's steps left, however little of it is
+# noise: what is wrong in it is noise, too, and in fewer steps much of that is committed before it is mended. A
+# text that stays as it is takes as few as ever.
+LEAST_DRAFTED_SHARE = 0.5
 
 # So much of the logits is worked on at a time: blocks of the vocabulary, and rows for a constraint. On a CPU it
 # has to stay in the cache between the passes over it; an accelerator wants enough work in a kernel to hide the
@@ -517,9 +517,9 @@ class EntropyBoundSampler:
         In uniform-state diffusion that share is the time that is left, which the schedule falls with: it is 1 at
         a canvas's first step.
         """
-        settings = self._settings
-        least = max(LEAST_DRAFTED_STEPS, settings.stability_threshold + 1)
-        return min(max(round(noise * settings.max_denoising_steps), least), settings.max_denoising_steps)
+        num_steps = self._settings.max_denoising_steps
+        steps = round(num_steps * max(noise, LEAST_DRAFTED_SHARE))
+        return min(max(steps, self._settings.stability_threshold + 1), num_steps)
 
     def measure(self, hidden: torch.Tensor) -> None:
         """Take in the network's last hidden states, `[256, H]`. Without a constraint that is all but telling the

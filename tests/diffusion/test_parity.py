@@ -18,18 +18,20 @@ from transformers import AutoTokenizer, DiffusionGemmaForBlockDiffusion
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion import pipeline as pipeline_module
+from llm_diffusiongemma.diffusion.drafting import DraftedText
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
-from llm_diffusiongemma.diffusion.request import Prompt, Request
+from llm_diffusiongemma.diffusion.request import Part, Prompt, Request, Text
 from llm_diffusiongemma.diffusion.sampler import DenoisingStep, EntropyBoundSampler, SamplerSettings
 
-from .generate import generate, numbers_of
+from .generate import DraftedNumbers, generate, numbers_of
 from .tiny_models import FULL, IMAGE_TOKEN_ID, NEVER, SLIDING, network_of, prompt_of, tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_diffusiongemma.diffusion.request import PromptImage
+    from llm_diffusiongemma.diffusion.sampler import Randomness
 
 SETTINGS = SamplerSettings(20, 0.1, 0.4, 0.8, 0.005, 1)
 # Of a reply that parts. See `Decision.margin`.
@@ -58,17 +60,30 @@ def compare_with_generate(
     images: tuple[PromptImage, ...] = (),
     margin: float = MARGIN,
     canvas_length: int | None = None,
+    draft: tuple[DraftedText, int] | None = None,
     **their_images: torch.Tensor,
 ) -> Comparison:
     """Both replies on the same random numbers; fails unless they are the same as far as they have to be.
 
-    Canvases shorter than the model's are an option of ours; theirs are as long as the config says.
+    Canvases shorter than the model's are an option of ours; theirs are as long as the config says. With a `draft` one
+    canvas begins as that, with so many denoising steps left.
     """
     asked_length, canvas_length = canvas_length, canvas_length or model.config.canvas_length
     max_tokens = num_canvases * canvas_length
+    parts: tuple[Part, ...] = (Text(),)
+    their_randomness: Randomness = numbers_of(seed)
+    their_settings = settings
+    if draft is not None:
+        drafted, steps = draft
+        parts, start = (Text(drafted),), drafted.start(canvas_length)
+        assert start is not None
+        their_randomness = left = DraftedNumbers(seed, start, settings)
+        their_settings = left.settings(steps)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.config, "canvas_length", canvas_length)
-        their_tokens, theirs = generate(model, prompt, settings, max_tokens, seed, **their_images)
+        their_tokens, theirs = generate(
+            model, prompt, their_settings, max_tokens, their_randomness, **their_images
+        )
 
     config = model.generation_config
     eos = [config.eos_token_id] if isinstance(config.eos_token_id, int) else config.eos_token_id
@@ -85,7 +100,7 @@ def compare_with_generate(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EntropyBoundSampler, "conclude", note)
-        request = Request(Prompt(prompt, images), settings, max_tokens, canvas_length=asked_length)
+        request = Request(Prompt(prompt, images), settings, max_tokens, parts, asked_length)
         for record in pipeline.generate(request, randomness=numbers_of(seed), drafts=True):
             if isinstance(record, Draft):
                 draft = record
@@ -220,6 +235,19 @@ def test_same_tokens_as_generate_with_images(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Network, "encode", lambda *arguments: encode(*arguments[:3]))
     with pytest.raises(AssertionError):
         compare_with_generate(model, prompt, 2, seed=0, images=images, **theirs)
+
+
+@pytest.mark.parametrize(("noise", "steps"), [(0.0, 10), (0.5, 14)])
+def test_a_canvas_that_begins_as_a_draft_goes_on_as_theirs(noise: float, steps: int) -> None:
+    """Theirs is given the canvas that ours begins with, and the rest of the schedule."""
+    model = tiny_model(sharpness=14.0)
+    results = []
+    for seed in range(3):
+        drafted = DraftedText(prompt_of(9, seed=9), noise, 5)
+        settings = replace(SETTINGS, max_denoising_steps=20)
+        draft = (drafted, steps)
+        results.append(compare_with_generate(model, prompt_of(12), 1, seed, settings, draft=draft))
+    assert sum(result.parted for result in results) <= 1
 
 
 @functools.cache

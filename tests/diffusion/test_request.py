@@ -63,7 +63,8 @@ class Sampler:
     def __init__(self) -> None:
         self.constraints: list[object] = []
 
-    def start_canvas(self, constraint: object) -> None:
+    def start_canvas(self, constraint: object, start: object) -> None:
+        assert start is None
         self.constraints.append(constraint)
 
 
