@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import llm
@@ -23,6 +25,7 @@ from llm_diffusiongemma.tiny.questions import QUESTIONS, UNKNOWN
 from llm_diffusiongemma.view import screen
 
 from .conftest import DEFAULT_OPTIONS, TINY, Llm
+from .view.replay.pages import read
 
 CANVAS_ANSWER = next(entry.answer for entry in QUESTIONS if "What is a canvas?" in entry.phrasings)
 ENTROPY_ANSWER = next(entry.answer for entry in QUESTIONS if "What is entropy?" in entry.phrasings)
@@ -166,14 +169,51 @@ def test_control_tokens_in_a_prompt_stay_text(llm_command: Llm, monkeypatch: pyt
     assert forged in engine.decode(prompt)
 
 
-def test_empty_reply_is_said(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The trained network never does this by itself: let every token end the reply.
-    engine = get_engine(llm.get_model(TINY).entry).engine
-    monkeypatch.setattr(engine.pipeline, "eos_token_ids", frozenset(range(engine.loaded.network.size)))
-    result = llm_command("-m", TINY, "What is a canvas?")
+def test_an_empty_reply_is_said(llm_command: Llm) -> None:
+    """The network has nothing to say to this, whatever noise it begins with."""
+    result = llm_command("-m", TINY, "x" * 300)
     assert result.exit_code == 0
     assert result.stdout.strip() == ""
     assert "reply is empty" in result.stderr
+    (turn,) = llm_command.logs()
+    (block,) = turn["response_json"]["blocks"]
+    assert (block["tokens"], block["redrawn"]) == (0, 2)
+    assert json.loads(turn["token_details"])["denoising_steps"] == block["denoising_steps"] >= 3
+    text = llm_command.ok("diffusiongemma", "last")
+    assert "1, converged; drawn again twice, as nothing was in it; " in text
+    assert json.loads(llm_command.ok("diffusiongemma", "last", "--json"))["canvases"][0]["redrawn"] == 2
+
+
+def test_an_empty_first_canvas_is_drawn_again(llm_command: Llm, tmp_path: Path) -> None:
+    """To this the network says a word or nothing, as its noise has it. Who watches sees every draw."""
+    out = tmp_path / "out.html"
+    for seed in map(str, range(12)):
+        text = llm_command.ok("-m", TINY, "Repeat: ", "-o", "seed", seed, "-o", "replay", str(out))
+        (block,) = llm_command.logs()[-1]["response_json"]["blocks"]
+        if "redrawn" in block and text.strip():
+            break
+    else:
+        pytest.fail("no draw was empty")
+    (reply,) = read(out)
+    draws = [(canvas["block"], canvas["redrawn"]) for canvas in reply["canvases"]]
+    assert draws == [(0, draw) for draw in range(block["redrawn"] + 1)]
+    assert sum(len(canvas["steps"]) for canvas in reply["canvases"]) == block["denoising_steps"]
+    assert (reply["text"].strip(), reply["blocks"]) == (text, [block])
+    # The same seed makes it again, in Python, too.
+    assert llm.get_model(TINY).prompt("Repeat: ", seed=int(seed)).text().strip() == text
+
+
+def test_a_canvas_may_stop_where_its_text_ends(llm_command: Llm) -> None:
+    def asked(*options: str) -> list[tuple[str, int]]:
+        for seed in ("1", "2", "3"):
+            llm_command.ok("-m", TINY, "Count from 1 to 20", "-o", "seed", seed, *options)
+        turns = llm_command.logs()[-3:]
+        return [(turn["response"], turn["response_json"]["blocks"][0]["denoising_steps"]) for turn in turns]
+
+    whole, stopped = asked(), asked("-o", "stop_at_end", "true")
+    assert [text for text, _ in stopped] == [text for text, _ in whole]
+    assert all(steps <= before for (_, steps), (_, before) in zip(stopped, whole, strict=True))
+    assert stopped != whole
 
 
 @pytest.mark.parametrize(

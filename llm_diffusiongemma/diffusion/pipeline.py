@@ -59,7 +59,7 @@ class Draft:
     entropies: list[float]
     """nats"""
     mean_entropy: float
-    """nats: of the positions that have to be sure, see `SamplerSettings.stop_at_end`"""
+    """nats"""
     candidates: list[list[tuple[int, float]]] | None = None
     """Of every position the likeliest tokens with their probabilities, the likeliest first; None if nobody wants
     them. They are what the step has drawn from: behind softcap and temperature, and where a constraint holds the

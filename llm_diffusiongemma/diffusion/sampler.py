@@ -66,8 +66,8 @@ class SamplerSettings:
     - `t_min`, `t_max` (0 <= t_min < t_max): temperature at the end and at the start of the schedule.
     - `confidence_threshold` (nats, > 0): a canvas may stop when its mean entropy is below this.
     - `stability_threshold` (>= 0): ... and its argmax has been the same for so many steps before.
-    - `stop_at_end`: both are asked only of what stands up to the first token of the argmax that ends the text,
-      that token included; of all where none does.
+    - `stop_at_end`: it may also stop when both hold of what stands up to the first token of the argmax that ends
+      the text, that token included.
 
     Raises `OptionError` for values that are out of range or contradict each other.
     """
@@ -369,7 +369,7 @@ class DenoisingStep:
     converged: bool
     """Whether the canvas is stable and sure enough to be committed."""
     mean_entropy: float
-    """nats: of the positions that have to be sure, see `SamplerSettings.stop_at_end`"""
+    """nats"""
     _positions: torch.Tensor
     """fp32 `[3, 256]`: see `EntropyBoundSampler`."""
     _likeliest: torch.Tensor
@@ -451,7 +451,7 @@ class EntropyBoundSampler:
         self._counters = [self._steps_done] if exact is self._steps_done else [self._steps_done, exact]
         self._argmax_history = integers(settings.stability_threshold, canvas_length)
         self._ends: torch.Tensor | None = None
-        """`[n, 1]`: the tokens that end a text, the last one a canvas's own; None if all positions count."""
+        """`[n, 1]`: the tokens that end a text, the last one a canvas's own; None if a canvas stops as a whole."""
         if settings.stop_at_end:
             self._ends = torch.tensor([*sorted(eos_token_ids), NO_TOKEN], device=device)[:, None]
         self._constraint: Constraint | None = None
@@ -567,9 +567,14 @@ class EntropyBoundSampler:
         fresh = self._tokens.index_select(0, self._steps_done)[0]
         torch.where(accepted, found.drawn, fresh, out=self.canvas)
         distributions.soft_embeddings()
-        counts = self._counts(argmax)
-        mean_entropy = entropy.mean() if counts is None else (entropy * counts).sum() / counts.sum()
-        stop = self._is_stable(argmax, counts) & (mean_entropy < self._settings.confidence_threshold)
+        kept = self._kept(argmax)
+        mean_entropy = entropy.mean()
+        stop = kept.all() & (mean_entropy < self._settings.confidence_threshold)
+        if self._ends is not None:
+            # Beside that: sure positions behind a text would make up for the doubt in it.
+            text = _up_to_end(argmax, self._ends)
+            doubt = (entropy * text).sum() / text.sum()
+            stop |= (kept | ~text).all() & (doubt < self._settings.confidence_threshold)
         sane = self._is_sane & entropy.isfinite().all()
         told = [torch.stack((stop.float(), sane.float(), mean_entropy)), argmax.float(), accepted.float(), entropy]
         if self._candidates:
@@ -588,19 +593,17 @@ class EntropyBoundSampler:
             constraint.reweigh(rows, logits[rows])
         return argmax, entropy
 
-    def _counts(self, argmax: torch.Tensor) -> torch.Tensor | None:
-        """Which positions have to be stable and sure for the canvas to stop: bool `[256]`; None if all."""
-        if self._ends is None:
-            return None
-        ends = (argmax == self._ends).any(0).int()
-        return ends.cumsum(0) == ends  # no end before it
-
-    def _is_stable(self, argmax: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
-        """Whether `argmax` is that of each of the last `stability_threshold` steps, where it `counts`: bool scalar
-        tensor."""
-        same = self._argmax_history == argmax
+    def _kept(self, argmax: torch.Tensor) -> torch.Tensor:
+        """Where `argmax` is that of the last `stability_threshold` steps, of each: bool `[len, 256]`."""
+        kept = self._argmax_history == argmax
         self._argmax_history.copy_(torch.cat((self._argmax_history, argmax[None]))[1:])
-        return (same if counts is None else same | ~counts).all()
+        return kept
+
+
+def _up_to_end(argmax: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """The positions up to the first token that is one of `ends`, `[n, 1]`, or all if none is: bool `[256]`."""
+    is_end = (argmax == ends).any(0).int()
+    return is_end.cumsum(0) == is_end
 
 
 def send(numbers: torch.Tensor, to: torch.Tensor) -> None:

@@ -61,7 +61,7 @@ class Snapshot:
     """From this position on nothing would be part of the reply: there stands its end of sequence, or what closes a
     thought before a form, or as much has been written as may be. None: all of the canvas is part of it."""
     mean_entropy: float
-    """nats: of the positions that have to be sure for the canvas to stop"""
+    """nats"""
     tokens_before: int
     """of the reply, in the canvases before this one"""
     seconds: float

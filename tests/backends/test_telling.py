@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from llm_diffusiongemma.backends.telling import Teller
@@ -50,6 +51,12 @@ def test_a_token_settles_when_it_is_accepted_twice_in_a_row() -> None:
     )
     assert [each.states for each in seen] == ["aana", "saan", "sssa", "aaaa"]
     assert [each.tokens_before for each in seen] == [0, 0, 0, 4]
+
+
+def test_nothing_has_settled_in_a_canvas_that_is_drawn_again() -> None:
+    drawn = draft(1, [A, B], "11"), replace(draft(1, [A, B], "11"), redrawn=1), draft(2, [A, B], "11")
+    seen = seen_of(*drawn)
+    assert [(each.states, each.redrawn) for each in seen] == [("aa", 0), ("aa", 1), ("ss", 0)]
 
 
 def test_all_of_a_snapshot() -> None:

@@ -69,6 +69,7 @@ ODD: list[tuple[Reading | Snapshot, dict[str, Any]]] = [
     (DRAFT, {"step": 49}),
     (DRAFT, {"max_steps": 2**31}),
     (DRAFT, {"block": -1}),
+    (DRAFT, {"redrawn": -1}),
     (DRAFT, {"tokens_before": 1e300}),
     (DRAFT, {"mean_entropy": math.nan}),
     (DRAFT, {"mean_entropy": "nan"}),

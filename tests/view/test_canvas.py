@@ -187,6 +187,7 @@ def test_how_far_it_is() -> None:
     states = SETTLED * 2 + ACCEPTED
     first = snapshot("a", "b", "c", states=states, step=7, seconds=2.0)
     assert status(first) == "canvas 1 · step 7 of 48 · 66 % settled"
+    assert status(first, snapshot("a", redrawn=1)) == "canvas 1, draw 2 · step 1 of 48 · 100 % settled"
     second = snapshot("d", block=1, tokens_before=500, seconds=2.9)
     assert status(first, second) == "canvas 2 · step 1 of 48 · 100 % settled · 250 tokens/s"
     # The rate of whole canvases: it doesn't fall while one is at work.

@@ -32,6 +32,7 @@ def canvas(
     *,
     block: int = 0,
     attempt: int = 0,
+    redrawn: int = 0,
     steps: int = STEPS,
     kinds: str | None = None,
     end: int | None = None,
@@ -61,6 +62,7 @@ def canvas(
                 tokens_before=block * len(words),
                 seconds=0.25 * (block * steps + step),
                 likely=Likely(tuple(entropies), candidates),
+                redrawn=redrawn,
             )
         )
     return snapshots
@@ -432,6 +434,23 @@ def test_words_of_others_are_words(show: Open) -> None:
     expect(opened.locator("#settings")).to_contain_text("proto")
     expect(opened.locator("#settings tr").last).to_have_text("not a numbernan")
     expect(opened.locator("#reply option").nth(1)).to_have_text(f"2. {HOSTILE[0]}")
+
+
+@pytest.mark.browser
+def test_a_canvas_that_was_drawn_again(show: Open) -> None:
+    from playwright.sync_api import expect
+
+    opened = show(recorded([*canvas(end=3), *canvas(redrawn=1), *canvas(block=1)]))
+    note, forth = opened.locator("#note"), opened.locator("#canvas-on")
+    at(opened, 1, 1)
+    expect(note).to_contain_text("came out empty, so it was drawn again")
+    forth.click()
+    expect(where(opened)).to_have_text("Canvas 1 of 2, draw 2 step 1 of 4")
+    expect(note).to_be_hidden()
+    expect(opened.locator("#past")).to_be_hidden()
+    forth.click()
+    at(opened, 2, 1)
+    assert opened.locator("#past").text_content() == "".join(WORDS)
 
 
 @pytest.mark.browser
