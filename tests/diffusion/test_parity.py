@@ -65,8 +65,8 @@ def compare_with_generate(
 ) -> Comparison:
     """Both replies on the same random numbers; fails unless they are the same as far as they have to be.
 
-    Canvases shorter than the model's are an option of ours; theirs are as long as the config says. With a `draft` one
-    canvas begins as that, with so many denoising steps left.
+    Canvases shorter than the model's are an option of ours; theirs are as long as the config says. With a `draft`
+    one canvas begins as that, with so many denoising steps left.
     """
     asked_length, canvas_length = canvas_length, canvas_length or model.config.canvas_length
     max_tokens = num_canvases * canvas_length
