@@ -282,7 +282,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         )
     rows = [(name, text) for name, say in ROWS.items() if (text := say(found))]
     yield from aligned(rows)
-    table = list(_table(found["canvases"]))
+    table = [] if _is_decision(found) else list(_table(found["canvases"]))
     if table:
         yield ""
         yield from aligned(table)
@@ -325,7 +325,7 @@ def _tokens(found: Mapping[str, Any]) -> str | None:
     if found["input_tokens"] is not None:
         cached = found["cached_tokens"]
         counted.append(f"{found['input_tokens']:,} in" + (f" ({cached:,} of them cached)" if cached else ""))
-    if found["output_tokens"] is not None:
+    if found["output_tokens"] is not None and not _is_decision(found):
         counted.append(f"{found['output_tokens']:,} out")
     return ", ".join(counted)
 
@@ -452,7 +452,7 @@ def _probabilities(found: Mapping[str, Any]) -> str | None:
     if not _is_decision(found):
         said.append("at the last denoising step")
     if choices["log_mass"] is not None:
-        said.append(f"all choices together e^{choices['log_mass']:.1f} of what could have been written")
+        said.append(f"e^{choices['log_mass']:.1f} of all that could be written")
     return "; ".join(said)
 
 

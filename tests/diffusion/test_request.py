@@ -54,6 +54,9 @@ class Held:
     def start_canvas(self, canvas_length: int, tokens_left: int) -> None:
         self.calls.append((canvas_length, tokens_left))
 
+    def choices(self) -> None:
+        """It is no choice."""
+
     def commit(self, canvas: list[int]) -> str:
         self.calls.append(canvas)
         return "report"
