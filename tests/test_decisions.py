@@ -79,6 +79,7 @@ def shares(log_probabilities: Sequence[Any]) -> Any:
 def test_of_an_image(llm_command: Llm, tmp_path: Path, noted: Noted) -> None:
     Image.new("RGB", (64, 48), (25, 160, 45)).save(tmp_path / "green.png")
     arguments = ("-m", TINY, "What colour is this image?", "-a", str(tmp_path / "green.png"))
+    engine().pipeline.prefix_cache.clear()
     output = llm_command.ok(*arguments, "-o", "choices", "red,green,blue", "-o", "probabilities", "true")
     assert "\n" not in output
     decided = json.loads(output)

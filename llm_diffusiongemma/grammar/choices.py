@@ -26,7 +26,7 @@ from ..errors import ConstraintError
 from .automaton import UNREACHABLE, Segments
 from .lattice import LOG_ZERO, NEGLIGIBLE, Floats, Integers, log_sums
 
-# Of more than this no probabilities are told. What is at these bounds is laid out within two seconds.
+# Of more than this no probabilities are told. What is at these bounds is laid out in about two seconds at most.
 MAX_CHOICES = 1000
 MAX_CHOICES_BYTES = 65_536
 
