@@ -571,6 +571,12 @@ def test_soft_embeddings_are_the_embeddings_by_their_probabilities() -> None:
     torch.testing.assert_close(soft_embeddings.double(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_blocks_of_the_vocabulary_are_those_of_the_longest_canvas() -> None:
+    """For a shorter one there would be other kernels, and more tokens in a block than fp16 has headroom for."""
+    samplers = [sampler(canvas_length=length, vocab_size=4096) for length in (16, 48, 256)]
+    assert {its._distributions._softmax.z.shape[1:] for its in samplers} == {(4, 2, PART)}
+
+
 def test_in_fp16_sums_over_a_vague_block_of_the_vocabulary_do_not_overflow() -> None:
     class Embeddings:
         size, hidden_size, canvas_length = 2816, 8, 3
