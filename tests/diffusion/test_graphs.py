@@ -12,6 +12,7 @@ import torch
 
 from llm_diffusiongemma.catalog import GRAPH_VARIABLE
 from llm_diffusiongemma.diffusion import graphs as graphs_module
+from llm_diffusiongemma.diffusion.drafting import DraftedText
 from llm_diffusiongemma.diffusion.graphs import NOT_YET, USED, CudaRecorder, StepGraphs
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.operations import PLAIN_TORCH, gelu_gate
@@ -72,9 +73,12 @@ def reply(
     settings: SamplerSettings = SETTINGS,
     canvases: int = 1,
     pattern: str | None = None,
+    draft: Sequence[int] | None = None,
     **watched: Any,
 ) -> list[Draft | Block]:
-    part = Text() if pattern is None else ConstrainedText(TextConstraint(automaton_of(pattern), CPU))
+    drafted = None if draft is None else DraftedText(draft, 0.5, EOS)
+    constraint = None if pattern is None else TextConstraint(automaton_of(pattern), CPU)
+    part = Text(drafted) if constraint is None else ConstrainedText(constraint, drafted)
     records = pipeline.generate(
         Request(Prompt(prompt), settings, canvases * CANVAS, (part,)),
         randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
@@ -102,8 +106,9 @@ def tokens_of(records: Sequence[Draft | Block]) -> list[int]:
         {"drafts": True, "candidates": 3, "seed": 2},
         {"settings": replace(SETTINGS, max_denoising_steps=20)},
         {"pattern": DATES, "drafts": True, "candidates": 2},
+        {"draft": prompt_of(6, VOCAB), "drafts": True},
     ],
-    ids=["long prompt", "watched", "converging", "constrained"],
+    ids=["long prompt", "watched", "converging", "constrained", "drafted"],
 )
 def test_a_replayed_step_is_a_step(asked: dict[str, Any]) -> None:
     recorder = TapeRecorder()
