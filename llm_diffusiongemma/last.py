@@ -348,7 +348,8 @@ def _canvases(found: Mapping[str, Any]) -> str | None:
         text += ", converged" if converged == len(canvases) == 1 else f", {share} converged"
     if redrawn := sum(canvas["redrawn"] for canvas in canvases):
         often = {1: "once", 2: "twice"}.get(redrawn, f"{redrawn:g} times")
-        text += f"; drawn again {often}, as nothing was in it"
+        which = "" if len(canvases) == 1 else "the first "
+        text += f"; {which}drawn again {often}, as nothing was in it"
     text += f"; {found['denoising_steps']:,} denoising steps"
     if found["tokens_per_step"] is not None:
         text += f", tokens a step: {found['tokens_per_step']:g}"
