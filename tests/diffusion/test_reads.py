@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from llm_diffusiongemma.diffusion import sampler
 from llm_diffusiongemma.diffusion.graphs import StepGraphs
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Read
@@ -72,7 +73,10 @@ def theirs(
     [(None, {}), (16, {"canvas_length": 48}), (None, {"vocab_size": 1100, "sharpness": 4.0, "canvas_length": 32})],
     ids=["its own", "a shorter one", "several parts of a vocabulary"],
 )
-def test_log_probabilities_are_those_of_transformers(length: int | None, config: dict[str, Any]) -> None:
+def test_log_probabilities_are_those_of_transformers(
+    length: int | None, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "CHUNK_BYTES_CPU", 1)  # a block for each part
     model = tiny_model(**config)
     assert model.config.get_text_config().final_logit_softcapping is not None
     read = reads_of(pipeline_of(network_of(model)), 3, length=length)
