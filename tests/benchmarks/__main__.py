@@ -1,4 +1,4 @@
-"""Prints the tables of docs/speed.md and of docs/quality.md: `python -m tests.benchmarks`.
+"""Prints the tables of docs/speed.md, of docs/quality.md and of docs/canvas.md: `python -m tests.benchmarks`.
 
 diffusers takes part with the `benchmark` extra. Everything in a table ran in one process, side by side; read
 the ratios, and have nothing else run on the machine.
@@ -27,8 +27,9 @@ import transformers
 
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.grammar.automaton import Vocabulary
+from llm_diffusiongemma.tiny.evaluate import Examiner, Score
 
-from . import constrained, contestants, networks, quality, server, warm, watched
+from . import constrained, contestants, drafts, networks, quality, server, warm, watched
 from .contestants import OURS, Task
 from .conversation import chat_seconds, conversation
 from .measure import MIB, Action, Cost, Sizes, compare
@@ -307,6 +308,22 @@ def watch(device: torch.device, repeats: int, sizes: Sizes) -> None:
     print_watched(f"small random body, vocabulary {sizes.vocabulary:,}", small, task, texts)
 
 
+def damaged_drafts(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    examiner = Examiner()
+
+    def shown(score: Score) -> str:
+        return f"{score.right}, {score.denoising_steps / score.blocks:.1f}"
+
+    print(f"\n(l) Right answers of {sizes.questions}, and steps a canvas: the embedded checkpoint\n")
+    print(f"| | damaged | {' | '.join(f'noise {noise}' for noise in drafts.NOISE)} | without a draft |")
+    print(f"| --- | --- |{' --- |' * len(drafts.NOISE)} --- |")
+    for skill in drafts.SKILLS:
+        without = shown(drafts.score(examiner, skill, sizes.questions, None))
+        for share in drafts.DAMAGED:
+            scores = [drafts.score(examiner, skill, sizes.questions, share, noise) for noise in drafts.NOISE]
+            print(f"| {skill} | {share:.0%} | {' | '.join(map(shown, scores))} | {without} |", flush=True)
+
+
 BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "around": around,
     "reply": reply,
@@ -319,6 +336,7 @@ BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "server": through_server,
     "warm": warm_commands,
     "watch": watch,
+    "drafts": damaged_drafts,
 }
 
 
