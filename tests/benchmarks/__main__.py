@@ -27,8 +27,9 @@ import transformers
 
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.grammar.automaton import Vocabulary
+from llm_diffusiongemma.tiny.evaluate import Examiner, Score
 
-from . import constrained, contestants, ends, networks, quality, server, short, warm, watched
+from . import constrained, contestants, drafts, ends, networks, quality, server, short, warm, watched
 from .contestants import OURS, Task
 from .conversation import chat_seconds, conversation
 from .measure import MIB, Action, Cost, Sizes, compare
@@ -341,6 +342,22 @@ def stopping(device: torch.device, repeats: int, sizes: Sizes) -> None:
         )
 
 
+def damaged_drafts(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    examiner = Examiner()
+
+    def shown(score: Score) -> str:
+        return f"{score.right}, {score.denoising_steps / score.blocks:.1f}"
+
+    print(f"\n(n) Right answers of {sizes.questions}, and steps a canvas: the embedded checkpoint\n")
+    print(f"| | damaged | {' | '.join(f'noise {noise}' for noise in drafts.NOISE)} | without a draft |")
+    print(f"| --- | --- |{' --- |' * len(drafts.NOISE)} --- |")
+    for skill in drafts.SKILLS:
+        without = shown(drafts.score(examiner, skill, sizes.questions, None))
+        for share in drafts.DAMAGED:
+            scores = [drafts.score(examiner, skill, sizes.questions, share, noise) for noise in drafts.NOISE]
+            print(f"| {skill} | {share:.0%} | {' | '.join(map(shown, scores))} | {without} |", flush=True)
+
+
 BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "around": around,
     "reply": reply,
@@ -355,6 +372,7 @@ BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "watch": watch,
     "short": shorter_canvases,
     "ends": stopping,
+    "drafts": damaged_drafts,
 }
 
 
