@@ -256,9 +256,12 @@ def test_of_many_canvases_the_usual_and_the_odd_ones_are_told(llm_command: Llm) 
     report = turn["response_json"]
     (block,) = report["blocks"]
     report["blocks"] = [block | {"denoising_steps": i, "converged": i != 3} for i in range(1, 21)]
+    report["blocks"][0]["redrawn"] = 1
     change("update turns set response_json = ?", json.dumps(report))
     text = told(llm_command)
-    assert row(text, "canvases").startswith("20, 19 of them converged; 210 denoising steps")
+    assert row(text, "canvases").startswith(
+        "20, 19 of them converged; the first drawn again once, as nothing was in it; 210 denoising steps"
+    )
     assert row(text, "steps").split() == ["1", "10.5", "20"]
 
 
