@@ -282,7 +282,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         )
     rows = [(name, text) for name, say in ROWS.items() if (text := say(found))]
     yield from aligned(rows)
-    table = list(_table(found["canvases"]))
+    table = [] if _is_decision(found) else list(_table(found["canvases"]))
     if table:
         yield ""
         yield from aligned(table)
@@ -325,7 +325,7 @@ def _tokens(found: Mapping[str, Any]) -> str | None:
     if found["input_tokens"] is not None:
         cached = found["cached_tokens"]
         counted.append(f"{found['input_tokens']:,} in" + (f" ({cached:,} of them cached)" if cached else ""))
-    if found["output_tokens"] is not None:
+    if found["output_tokens"] is not None and not _is_decision(found):
         counted.append(f"{found['output_tokens']:,} out")
     return ", ".join(counted)
 
@@ -348,7 +348,8 @@ def _canvases(found: Mapping[str, Any]) -> str | None:
         text += ", converged" if converged == len(canvases) == 1 else f", {share} converged"
     if redrawn := sum(canvas["redrawn"] for canvas in canvases):
         often = {1: "once", 2: "twice"}.get(redrawn, f"{redrawn:g} times")
-        text += f"; drawn again {often}, as nothing was in it"
+        which = "" if len(canvases) == 1 else "the first "
+        text += f"; {which}drawn again {often}, as nothing was in it"
     text += f"; {found['denoising_steps']:,} denoising steps"
     if found["tokens_per_step"] is not None:
         text += f", tokens a step: {found['tokens_per_step']:g}"
@@ -452,7 +453,7 @@ def _probabilities(found: Mapping[str, Any]) -> str | None:
     if not _is_decision(found):
         said.append("at the last denoising step")
     if choices["log_mass"] is not None:
-        said.append(f"all choices together e^{choices['log_mass']:.1f} of what could have been written")
+        said.append(f"e^{choices['log_mass']:.1f} of all that could be written")
     return "; ".join(said)
 
 

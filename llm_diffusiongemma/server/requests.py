@@ -39,7 +39,10 @@ MAX_NAMED = 20
 #: How much a model is to think. This one does or doesn't.
 EFFORTS = {"none": False, "minimal": False, "low": True, "medium": True, "high": True, "xhigh": True}
 
-NO_PROBABILITIES = "the tokens of a canvas are denoised together, and none has a probability of its own"
+NO_PROBABILITIES = (
+    "the tokens of a canvas are denoised together, and none has a probability of its own; whole choices have one, "
+    f"with {EXTENSION}.choices and {EXTENSION}.probabilities"
+)
 
 _OBJECT_SCHEMA = {"type": "object"}
 

@@ -56,16 +56,21 @@ class Examiner:
         rng = random.Random(f"{skill} {seed}")
         score = Score()
         for number in range(questions):
-            lesson = data.SKILLS[skill][0](rng, held_out)
-            reply, end, blocks, steps = self.answer(lesson, seed=number)
-            score.asked += 1
-            score.blocks += blocks
-            score.denoising_steps += steps
-            if reply == lesson.reply and end == (TOOL_STOP if lesson.calls_tool else STOP):
-                score.right += 1
-            else:
-                score.wrong.append((str(lesson.messages[-1]["content"]), lesson.reply, reply))
+            self.mark(score, data.SKILLS[skill][0](rng, held_out), seed=number)
         return score
+
+    def mark(
+        self, score: Score, lesson: data.Lesson, seed: int, draft: str | None = None, noise: float = DEFAULT_NOISE
+    ) -> None:
+        """Add the reply to one lesson, asked as `answer` asks it."""
+        reply, end, blocks, steps = self.answer(lesson, seed, draft, noise)
+        score.asked += 1
+        score.blocks += blocks
+        score.denoising_steps += steps
+        if reply == lesson.reply and end == (TOOL_STOP if lesson.calls_tool else STOP):
+            score.right += 1
+        else:
+            score.wrong.append((str(lesson.messages[-1]["content"]), lesson.reply, reply))
 
     def answer(
         self, lesson: data.Lesson, seed: int, draft: str | None = None, noise: float = DEFAULT_NOISE

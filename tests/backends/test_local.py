@@ -32,6 +32,8 @@ from llm_diffusiongemma.view.records import (
 )
 
 from ..conftest import TINY
+from ..diffusion.scripted import Scripted
+from ..tokenizers import ours
 
 ENTRY = llm.get_model(TINY).entry
 PERSON = llm.schema_dsl("name, age int")
@@ -49,6 +51,25 @@ def turn_of(text: str, *, image: llm.Attachment | None = None, **asked: Any) -> 
     of_turn = {name: asked.pop(name) for name in ("tools", "schema") if name in asked}
     message = llm.user(text) if image is None else llm.user(text, image)
     return Turn([message], Options(**{"seed": 3, **asked}), **of_turn)
+
+
+def marked(text: str) -> list[int]:
+    """Tokens of a text in which markers are control tokens."""
+    return ours().backend.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("nothing", ["", " \n", "<|channel>thought\n<channel|>", "<|channel>thought\n"])
+def test_what_says_nothing_is_drawn_again(monkeypatch: pytest.MonkeyPatch, nothing: str) -> None:
+    Scripted(monkeypatch, marked(f"{nothing}<turn|>"), marked("Yes.<turn|>"))
+    events, report = answered(turn_of("Is it?"))
+    assert ("".join(event.chunk for event in events), report.blocks[0].redrawn) == ("Yes.", 1)
+
+
+@pytest.mark.parametrize("something", ["<|channel>thought\nHm.<channel|>", "<|channel>thought\nYes."])
+def test_a_thought_is_something(monkeypatch: pytest.MonkeyPatch, something: str) -> None:
+    Scripted(monkeypatch, marked(f"{something}<turn|>"))
+    _, report = answered(turn_of("Is it?"))
+    assert report.blocks[0].redrawn == 0
 
 
 def answered(turn: Turn) -> tuple[list[StreamEvent], Report]:

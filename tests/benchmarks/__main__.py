@@ -27,8 +27,9 @@ import transformers
 
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.grammar.automaton import Vocabulary
+from llm_diffusiongemma.tiny.evaluate import Examiner, Score
 
-from . import constrained, contestants, ends, networks, quality, server, short, warm, watched
+from . import constrained, contestants, drafts, ends, networks, quality, server, short, warm, watched
 from .contestants import OURS, Task
 from .conversation import chat_seconds, conversation
 from .measure import MIB, Action, Cost, Sizes, compare
@@ -331,7 +332,8 @@ def shorter_canvases(device: torch.device, repeats: int, sizes: Sizes) -> None:
 
 
 def stopping(device: torch.device, repeats: int, sizes: Sizes) -> None:
-    scores = ends.scores(sizes.questions, range(1, repeats + 1))
+    # With half of the questions: there are eight settings, and several seeds.
+    scores = ends.scores(-(-sizes.questions // 2), range(1, repeats + 1))
     print(f"\n(l) Stopping where the text ends: the embedded checkpoint, {repeats} seeds\n")
     print("| `confidence_threshold` | `stop_at_end` | Right | Steps a canvas |\n| --- | --- | --- | --- |")
     for (threshold, stop_at_end), score in scores.items():
@@ -339,6 +341,22 @@ def stopping(device: torch.device, repeats: int, sizes: Sizes) -> None:
             f"| {threshold} | {str(stop_at_end).lower()} | {score.right} of {score.asked} ({score.share:.1%}) "
             f"| {score.denoising_steps / score.blocks:.2f} |"
         )
+
+
+def damaged_drafts(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    examiner = Examiner()
+
+    def shown(score: Score) -> str:
+        return f"{score.right}, {score.denoising_steps / score.blocks:.1f}"
+
+    print(f"\n(n) Right answers of {sizes.questions}, and steps a canvas: the embedded checkpoint\n")
+    print(f"| | damaged | {' | '.join(f'noise {noise}' for noise in drafts.NOISE)} | without a draft |")
+    print(f"| --- | --- |{' --- |' * len(drafts.NOISE)} --- |")
+    for skill in drafts.SKILLS:
+        without = shown(drafts.score(examiner, skill, sizes.questions, None))
+        for share in drafts.DAMAGED:
+            scores = [drafts.score(examiner, skill, sizes.questions, share, noise) for noise in drafts.NOISE]
+            print(f"| {skill} | {share:.0%} | {' | '.join(map(shown, scores))} | {without} |", flush=True)
 
 
 BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
@@ -355,6 +373,7 @@ BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "watch": watch,
     "short": shorter_canvases,
     "ends": stopping,
+    "drafts": damaged_drafts,
 }
 
 

@@ -195,17 +195,18 @@ def test_with_nothing_but_noise_it_is_an_ordinary_reply() -> None:
 
 
 def test_each_canvas_has_the_steps_that_its_share_of_the_draft_leaves() -> None:
-    records = reply(
-        0.3,
-        draft=DRAFT[: CANVAS + 8],
-        settings=replace(SETTINGS, max_denoising_steps=40, confidence_threshold=1e-9),
+    never_sure = replace(SETTINGS, max_denoising_steps=40, confidence_threshold=1e-9)
+    records = reply(0.7, draft=DRAFT[: CANVAS + 4], settings=never_sure)
+    drafted, expected = DraftedText(DRAFT[: CANVAS + 4], 0.7, END), []
+    for block in blocks_of(records):
+        start = drafted.start(CANVAS)
+        drafted.commit(block.tokens)
+        expected.append(40 if start is None else round(40 * (1 - 0.3 * len(start.tokens) / CANVAS)))
+        assert (block.denoising_steps, block.converged) == (expected[-1], False)
+    assert expected[0] == 28 < expected[1]
+    assert {each.block_index: each.max_steps for each in records if isinstance(each, Draft)} == dict(
+        enumerate(expected)
     )
-    steps = {each.block_index: each.max_steps for each in records if isinstance(each, Draft)}
-    blocks = blocks_of(records)
-    # One is whole, one has the rest, one is noise.
-    assert steps[0] == 28 < steps[1] < steps[2] == 40
-    assert [block.denoising_steps for block in blocks] == list(steps.values())
-    assert not any(block.converged for block in blocks)
 
 
 def test_a_form_holds_whatever_the_draft_is() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from llm_diffusiongemma.catalog import GRAPH_VARIABLE
 from llm_diffusiongemma.diffusion import graphs as graphs_module
+from llm_diffusiongemma.diffusion.drafting import DraftedText
 from llm_diffusiongemma.diffusion.graphs import NOT_YET, USED, CudaRecorder, StepGraphs
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.operations import PLAIN_TORCH, gelu_gate
@@ -73,9 +74,12 @@ def reply(
     canvases: int = 1,
     canvas_length: int | None = None,
     pattern: str | None = None,
+    draft: Sequence[int] | None = None,
     **watched: Any,
 ) -> list[Draft | Block]:
-    part = Text() if pattern is None else ConstrainedText(TextConstraint(automaton_of(pattern), CPU))
+    drafted = None if draft is None else DraftedText(draft, 0.5, EOS)
+    constraint = None if pattern is None else TextConstraint(automaton_of(pattern), CPU)
+    part = Text(drafted) if constraint is None else ConstrainedText(constraint, drafted)
     records = pipeline.generate(
         Request(Prompt(prompt), settings, canvases * (canvas_length or CANVAS), (part,), canvas_length),
         randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
@@ -104,8 +108,9 @@ def tokens_of(records: Sequence[Draft | Block]) -> list[int]:
         {"settings": replace(SETTINGS, max_denoising_steps=20)},
         {"settings": replace(SETTINGS, max_denoising_steps=20, stop_at_end=True), "drafts": True},
         {"pattern": DATES, "drafts": True, "candidates": 2},
+        {"draft": prompt_of(6, VOCAB), "drafts": True},
     ],
-    ids=["long prompt", "watched", "converging", "stopping at the end", "constrained"],
+    ids=["long prompt", "watched", "converging", "stopping at the end", "constrained", "drafted"],
 )
 def test_a_replayed_step_is_a_step(asked: dict[str, Any]) -> None:
     recorder = TapeRecorder()

@@ -204,6 +204,7 @@ def test_a_warning_is_not_long() -> None:
         ({"diffusiongemma": {"choices": "a,b", "reads": 65}}, "diffusiongemma.reads", "64 or less"),
         ({"diffusiongemma": {"fill_json": True}}, "diffusiongemma", "fill_json is for a text with blanks"),
         ({"diffusiongemma": {"noise": 0.5}}, "diffusiongemma", "noise is that of a draft"),
+        ({"diffusiongemma": {"draft": ""}}, "diffusiongemma.draft", "must be a text"),
         ({"diffusiongemma": {"canvas_length": 40}}, "diffusiongemma.canvas_length", "must be a multiple of 16"),
         ({"diffusiongemma": {"stop_at_end": "maybe"}}, "diffusiongemma.stop_at_end", "true or false"),
         ({"diffusiongemma": {"image_tokens": 71}}, "diffusiongemma.image_tokens", "must be one of 70"),
@@ -280,7 +281,7 @@ ASKED: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
     ({"thinking": False, "choices": ["é", "b,c"]}, None),
     ({"choices": "a,b", "probabilities": True, "reads": 64}, None),
     ({"fill": "{a} \ud83d {b...}", "fill_json": True, "stop_at_end": True}, None),
-    ({"draft": "half \ud83d\n", "noise": 1.0, "canvas_length": 16}, None),
+    ({"draft": "naïve\n", "noise": 1.0, "canvas_length": 16}, None),
 ]
 
 

@@ -124,6 +124,7 @@ CONVERSATIONS: dict[str, list[Asked]] = {
     "short canvases that stop at the end": [
         Asked("Count from 1 to 60", {"canvas_length": 64, "stop_at_end": True, "max_tokens": 150})
     ],
+    "a reply that stays empty": [Asked("x" * 300, SURE)],
     # Without any of them it would be another reply: the network is sure of nothing here.
     "every other option": [
         Asked(
@@ -166,13 +167,20 @@ CONVERSATIONS: dict[str, list[Asked]] = {
     "a canvas longer than the checkpoint's": [Asked("Why?", {"canvas_length": 512})],
     "braces that don't close": [Asked("Why?", {"fill": "Dear {name"})],
     "half a character in a text with blanks": [Asked("Why?", {"fill": "\udce9 {a}"})],
-    "half a character in a draft": [Asked("Why?", {"draft": "\udce9"})],
-    "a draft that is empty": [Asked("Why?", {"draft": ""})],
+}
+
+# What their reports have, or they would show little.
+HAVE = {
+    "choices": ("'log_mass'", "'probabilities'"),
+    "probabilities over several reads, of a picture": ("'reads': 3", "'spread'"),
+    "blanks": ("'blanks': {'name':",),
+    "blanks as JSON": ("'blanks': {'name':",),
+    "a reply that stays empty": ("'redrawn': 2",),
 }
 
 # What is measured, and what tells how warm the engine was: a log probability by its last digits.
 VARYING = {"load_seconds", "generate_seconds", "seconds", "encoded_tokens", "log_probability", "peak_memory_bytes"}
-VARYING |= {"server", "log_mass"}
+VARYING |= {"server"}
 
 
 class Near(float):
@@ -186,13 +194,13 @@ class Near(float):
 
 def comparable(value: Any) -> Any:
     if isinstance(value, dict):
-        choices = {key: near(value[key]) for key in ("probabilities", "spread") if key in value}
+        choices = {key: near(value[key]) for key in ("probabilities", "spread", "log_mass") if key in value}
         return {key: comparable(each) for key, each in value.items() if key not in VARYING} | choices
     return [comparable(each) for each in value] if isinstance(value, list) else value
 
 
-def near(numbers: dict[str, float]) -> dict[str, Near]:
-    return {name: Near(number) for name, number in numbers.items()}
+def near(numbers: dict[str, float] | float) -> Any:
+    return {key: Near(value) for key, value in numbers.items()} if isinstance(numbers, dict) else Near(numbers)
 
 
 def said(event: StreamEvent, response: Any) -> Any:
@@ -248,6 +256,7 @@ async def talk_async(turns: list[Asked]) -> list[Any]:
 def test_sync_and_async(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     turns = CONVERSATIONS[name]
     served = talk(turns)
+    assert all(words in str(served) for words in HAVE.get(name, ()))
     assert asyncio.run(talk_async(turns)) == served
     monkeypatch.setenv(SERVER_VARIABLE, "off")
     assert talk(turns) == served
@@ -260,6 +269,12 @@ TURNS = {
     "several canvases": Turn([llm.user("Count from 1 to 320")], Options(**FEW)),
     "a thought": Turn([llm.user("What is 8 + 3?")], Options(**FEW, thinking=True)),
     "a tool or a schema": Turn([llm.user("Why?")], Options(**FEW), [llm.Tool.function(weather)], PERSON),
+    "a draft of short canvases": Turn(
+        [llm.user("What is a canvas?")], Options(**FEW, draft="A canvas is a block", canvas_length=64)
+    ),
+    "blanks as JSON": Turn(
+        [llm.user("name Ada, age 36")], Options(**FEW, fill="{name} is {age}.", fill_json=True)
+    ),
 }
 
 
