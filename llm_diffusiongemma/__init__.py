@@ -7,6 +7,7 @@ import llm
 from .catalog import built_in
 from .commands import diffusiongemma
 from .models import AsyncDiffusionGemma, DiffusionGemma
+from .tools import decide_tool
 
 
 # Last, to know which names other plugins' models have.
@@ -23,3 +24,8 @@ def register_models(register, model_aliases):  # type: ignore[no-untyped-def]
 @llm.hookimpl
 def register_commands(cli):  # type: ignore[no-untyped-def]
     cli.add_command(diffusiongemma)
+
+
+@llm.hookimpl
+def register_tools(register):  # type: ignore[no-untyped-def]
+    register(decide_tool())

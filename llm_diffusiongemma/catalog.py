@@ -25,6 +25,8 @@ KERNELS_VARIABLE = "LLM_DIFFUSIONGEMMA_KERNELS"
 GRAPH_VARIABLE = "LLM_DIFFUSIONGEMMA_GRAPH"
 #: "off": no server is asked that was not named for a model. Or the URL of the one to be asked.
 SERVER_VARIABLE = "LLM_DIFFUSIONGEMMA_SERVER"
+#: The model that the tool `diffusiongemma_decide` asks, by default `diffusiongemma`.
+DECIDES_VARIABLE = "LLM_DIFFUSIONGEMMA_DECIDES"
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ def conform(schema: type[AnyDocument], value: Any, at: str = "") -> AnyDocument:
         if first["type"] == "missing":
             raise DocumentError(f"it has no {where}", where) from error
         message = first["msg"].removeprefix(RULE)
-        if first["msg"].startswith(RULE) and isinstance(first["input"], dict):
+        # Of an object as a whole, not of a field that has to be something else.
+        is_of_all = not first["loc"] and first["type"] not in EXPECTED
+        if isinstance(first["input"], dict) and (first["msg"].startswith(RULE) or is_of_all):
             raise DocumentError(f"in {where}, {message}" if where else message, where) from error
         reason = message[:1].lower() + message[1:]
         if first["type"] == "extra_forbidden":

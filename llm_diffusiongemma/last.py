@@ -31,13 +31,15 @@ from .printing import aligned, filled, kernels_told
 from .wording import gib, listed, printable, quoted
 
 # Somebody's own words, files and machines. `--json` leaves them out, so that it can be shown to anybody.
-PRIVATE = frozenset({"prompt", "error", "server", "served_model", "own_words"})
+PRIVATE = frozenset({"prompt", "error", "server", "served_model", "own_words", "choice_texts", "filled"})
 # Names of weights that tell nothing of who runs them.
 KNOWN_REPOSITORIES = frozenset({EMBEDDED_CHECKPOINT.name, *(str(source.where) for source in HUB_SOURCES)})
 
 # For people: so many canvases are a table, more are summed up.
 MOST_ROWS = 12
 PROMPT_CHARACTERS = 70
+MOST_NAMED = 4
+NAMED_CHARACTERS = 30
 
 # A reply that nothing came of has a short report, and a part that says so.
 TURNS_SQL = """
@@ -192,7 +194,9 @@ def _values(row: sqlite3.Row, report: Mapping[str, Any]) -> dict[str, Any]:
     is_foreign = server is not None and weights is None
     cached_tokens = _number(_read(row["token_details"]).get("cached_tokens"))
     milliseconds = _number(row["duration_ms"])
-    forms = [name for name in ("regex", "choices") if name in own_words]
+    forms = [name for name in ("regex", "choices", "fill") if name in own_words]
+    choices = _object(report.get("choices"))
+    filled = _object(report.get("blanks"))
     return {
         "model": _text(row["model"]),
         "resolved_model": None if is_foreign else resolved_model,
@@ -229,6 +233,10 @@ def _values(row: sqlite3.Row, report: Mapping[str, Any]) -> dict[str, Any]:
             {name: each.get(name) for name in ("keyword", "asked", "given")}
             for each in _objects(report.get("lowered"))
         ],
+        "choices": _choices(choices) if choices else None,
+        "choice_texts": list(_object(choices.get("probabilities"))),
+        "blanks": len(filled) if filled else None,
+        "filled": filled,
         "seed": _number(report.get("seed")),
         "options": {name: value for name, value in options.items() if name not in own_words},
         "own_words": own_words,
@@ -255,6 +263,16 @@ def _canvas(block: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _choices(report: Mapping[str, Any]) -> dict[str, Any]:
+    """How probable each was, the most probable first, without saying what it is."""
+    return {
+        "probabilities": [_number(value) for value in _object(report.get("probabilities")).values()],
+        "log_mass": _number(report.get("log_mass")),
+        "reads": _number(report.get("reads")),
+        "spread": [_number(value) for value in _object(report.get("spread")).values()] or None,
+    }
+
+
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """The same for people."""
     yield f"The last reply of {quoted(found['model'])}{_when(found['datetime_utc'])}"
@@ -264,7 +282,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         )
     rows = [(name, text) for name, say in ROWS.items() if (text := say(found))]
     yield from aligned(rows)
-    table = list(_table(found["canvases"]))
+    table = [] if _is_decision(found) else list(_table(found["canvases"]))
     if table:
         yield ""
         yield from aligned(table)
@@ -307,15 +325,22 @@ def _tokens(found: Mapping[str, Any]) -> str | None:
     if found["input_tokens"] is not None:
         cached = found["cached_tokens"]
         counted.append(f"{found['input_tokens']:,} in" + (f" ({cached:,} of them cached)" if cached else ""))
-    if found["output_tokens"] is not None:
+    if found["output_tokens"] is not None and not _is_decision(found):
         counted.append(f"{found['output_tokens']:,} out")
     return ", ".join(counted)
+
+
+def _is_decision(found: Mapping[str, Any]) -> bool:
+    """Whether canvases were read and none was written."""
+    return found["choices"] is not None and found["choices"]["reads"] is not None
 
 
 def _canvases(found: Mapping[str, Any]) -> str | None:
     canvases = found["canvases"]
     if not canvases:
         return None
+    if _is_decision(found):
+        return f"{len(canvases)}, of pure noise, each read in one denoising step"
     text = f"{len(canvases)}"
     if all(canvas["converged"] is not None for canvas in canvases):
         converged = sum(canvas["converged"] for canvas in canvases)
@@ -401,7 +426,7 @@ def _memory(found: Mapping[str, Any]) -> str | None:
 
 def _constraint(found: Mapping[str, Any]) -> str | None:
     kind = found["constraint"]
-    if kind is None:
+    if kind is None or _is_decision(found):
         return None
     text = (
         "the schema" if kind == "schema" else f"{kind} {quoted(found['own_words'].get(kind), PROMPT_CHARACTERS)}"
@@ -410,6 +435,36 @@ def _constraint(found: Mapping[str, Any]) -> str | None:
     if any(each is not None for each in changed):
         text += f"; positions where the network preferred another token: {sum(filter(None, changed))}"
     return text
+
+
+def _probabilities(found: Mapping[str, Any]) -> str | None:
+    choices = found["choices"]
+    if choices is None:
+        return None
+    numbers, spread = choices["probabilities"], choices["spread"] or []
+    shown = []
+    for i, (text, number) in enumerate(zip(found["choice_texts"][:MOST_NAMED], numbers, strict=False)):
+        if number is not None:
+            about = f" ±{spread[i]:.1%}" if i < len(spread) and spread[i] is not None else ""
+            shown.append(f"{quoted(text, NAMED_CHARACTERS)} {number:.1%}{about}")
+    if len(numbers) > MOST_NAMED:
+        shown.append(f"{len(numbers) - MOST_NAMED:,} more")
+    said = [", ".join(shown)] if shown else []
+    if not _is_decision(found):
+        said.append("at the last denoising step")
+    if choices["log_mass"] is not None:
+        said.append(f"e^{choices['log_mass']:.1f} of all that could be written")
+    return "; ".join(said)
+
+
+def _blanks(found: Mapping[str, Any]) -> str | None:
+    shown = [
+        f"{quoted(name, NAMED_CHARACTERS)}: {quoted(text, PROMPT_CHARACTERS)}"
+        for name, text in list(found["filled"].items())[:MOST_NAMED]
+    ]
+    if len(found["filled"]) > MOST_NAMED:
+        shown.append(f"{len(found['filled']) - MOST_NAMED:,} more")
+    return "; ".join(shown)
 
 
 def _lowered(found: Mapping[str, Any]) -> str | None:
@@ -442,6 +497,8 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "streaming": _streaming,
     "memory": _memory,
     "constraint": _constraint,
+    "choices": _probabilities,
+    "blanks": _blanks,
     "lowered": _lowered,
     "server": _server,
 }

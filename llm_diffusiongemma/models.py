@@ -186,6 +186,11 @@ def _end(
         from .backends.form import lowered_note
 
         click.echo(f"\n{lowered_note(report.lowered)}", err=True)
+    if report.choices is not None and on_terminal():
+        from .backends.form import mass_note
+
+        if note := mass_note(report.choices):
+            click.echo(f"\n{note}", err=True)
     if command is not None and on_terminal():
         from .backends.hints import on_loading
 

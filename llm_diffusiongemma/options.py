@@ -15,6 +15,8 @@ import llm
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from .chat.texts import is_text
+
 DEFAULT_MAX_TOKENS = 8192
 # A canvas may be as short as this, and is so many times it.
 CANVAS_PIECE = 16
@@ -172,6 +174,15 @@ class Options(llm.Options):
         except ValidationError as error:
             raise _wrong("must be true or false") from error
 
+    @field_validator("draft", mode="before")
+    @classmethod
+    def _is_written(cls, value: object) -> object:
+        if isinstance(value, str) and not value.strip():
+            raise _wrong('must be a text, such as the reply before: -o draft "$(llm logs -r)"')
+        if isinstance(value, str) and not is_text(value):
+            raise _wrong("holds bytes that are no valid UTF-8. Convert it first")
+        return value
+
     @field_validator("image_tokens")
     @classmethod
     def _is_a_budget(cls, value: int | None) -> int | None:
@@ -198,6 +209,14 @@ class Options(llm.Options):
             raise _wrong("probabilities are those of choices: name them, as with -o choices 'yes,no'")
         if self.reads is not None and not self.probabilities:
             raise _wrong("reads are for probabilities of choices: add -o probabilities true")
+        if self.probabilities and self.thinking:
+            raise _wrong("probabilities are those of an answer without a thought: set -o thinking false")
+        if self.probabilities and self.draft is not None:
+            raise _wrong(
+                "probabilities come from pure noise, and a draft would decide them: give only one of both"
+            )
+        if self.probabilities and self.replay is not None:
+            raise _wrong("a decision has no steps that follow on each other, so there is nothing to replay")
         if self.fill_json and self.fill is None:
             raise _wrong("fill_json is for a text with blanks: give it, as with -o fill 'Dear {name},'")
         if self.noise is not None and self.draft is None:

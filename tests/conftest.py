@@ -91,6 +91,8 @@ def set_environment(user_path: Path, patch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("LLM_") or name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN"):
             patch.delenv(name)
+    # A process of ours would compile all of the package each time, a quarter of a second of each command.
+    patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     for name, value in ENVIRONMENT.items():
         patch.setenv(name, value)
     # It has read its environment when it was imported, maybe before this.

@@ -90,7 +90,7 @@ async def test_event_loop_stays_free() -> None:
 
     ticker = asyncio.create_task(tick())
     await llm.get_async_model(TINY).prompt(
-        "Count from 1 to 200", max_denoising_steps=48, confidence_threshold=1e-12
+        "Count from 1 to 200", max_denoising_steps=20, confidence_threshold=1e-12
     )
     ticker.cancel()
     assert ticks > 10
@@ -122,7 +122,7 @@ async def test_a_reply_nobody_reads_on_gives_the_engine_back(forwards: Forwards)
 def _endless() -> llm.AsyncResponse:
     """A reply of two canvases that never converge."""
     return llm.get_async_model(TINY).prompt(
-        "Count from 1 to 400", seed=3, max_denoising_steps=30, confidence_threshold=1e-12, max_tokens=512
+        "Count from 1 to 400", seed=3, max_denoising_steps=12, confidence_threshold=1e-12, max_tokens=512
     )
 
 

@@ -28,13 +28,13 @@ def forget() -> None:
     get_engine(llm.get_model(TINY).entry).engine.pipeline.prefix_cache.clear()
 
 
-def test_ten_turns_of_chat(llm_command: Llm) -> None:
+def test_turns_of_a_chat(llm_command: Llm) -> None:
     forget()
-    lines = [*(QUESTIONS * 2), "exit", ""]
+    lines = [*QUESTIONS, *QUESTIONS[:2], "exit", ""]
     result = llm_command("chat", "-m", TINY, input="\n".join(lines))
     assert result.exit_code == 0
     turns = llm_command.logs()
-    assert len(turns) == 10
+    assert len(turns) == len(QUESTIONS) + 2
     cached = [cached_tokens(turn) for turn in turns]
     assert cached[0] == 0
     assert all(before < after for before, after in itertools.pairwise(cached)), cached

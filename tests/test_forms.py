@@ -46,6 +46,7 @@ def test_a_schema(llm_command: Llm) -> None:
     report = turn["response_json"]["blocks"][0]["constraint"]
     assert report["log_probability"] <= 0.1
     assert report["changed_positions"] >= 0
+    assert "choices" not in turn["response_json"]
     assert json.loads(llm_command.ok("logs", "--schema", PERSON, "--data")) == json.loads(output)
 
 
@@ -79,7 +80,7 @@ def test_what_was_lowered_is_in_the_report_and_on_the_terminal(
     note = "\nThe reply keeps to less than the schema allows: maxLength 280 → 32; maxItems 10 → 6.\n"
     assert llm_command(*asked).stderr == note
     for held in (("--schema", PERSON), ("-o", "regex", "[ab]{3}"), ("-o", "choices", "a,b"), ()):
-        assert llm_command("-m", TINY, *held, "name Ada, age 36").stderr == ""
+        assert llm_command("-m", TINY, *held, "name Ada, age 36", *FEW_STEPS).stderr == ""
         assert "lowered" not in llm_command.logs()[-1]["response_json"]
 
 
@@ -130,6 +131,31 @@ def test_a_character_of_several_tokens_over_blocks() -> None:
 @pytest.mark.parametrize("choices", ["yes,no,unsure", ["yes", "no", "unsure"], '["yes", "no", "unsure"]'])
 def test_choices(choices: Any) -> None:
     assert llm.get_model(TINY).prompt(UNSEEN, choices=choices).text() in ("yes", "no", "unsure")
+
+
+@pytest.mark.parametrize("thinking", ["false", "true"])
+def test_how_probable_each_choice_was_is_in_the_log(llm_command: Llm, thinking: str) -> None:
+    choices = ["12", "42", "light blue", "½"]
+    text = llm_command.ok(
+        "-m", TINY, "-R", "-o", "choices", json.dumps(choices), "-o", "thinking", thinking, "What is 12 + 30?"
+    )
+    (turn,) = llm_command.logs()
+    report = turn["response_json"]["choices"]
+    probabilities = report.pop("probabilities")
+    assert sorted(probabilities) == sorted(choices)
+    assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
+    assert sum(probabilities.values()) == pytest.approx(1)
+    # Most by far: no other canvas comes near it.
+    assert next(iter(probabilities)) == text
+    assert probabilities[text] > 0.9
+    assert list(report) == ["log_mass"]
+    assert -40 < report["log_mass"] < 0
+
+
+def test_of_more_than_a_thousand_choices_no_probabilities_are_told(llm_command: Llm) -> None:
+    numbers = [str(number) for number in range(1001)]
+    assert llm_command.ok("-m", TINY, "-o", "choices", json.dumps(numbers), *FEW_STEPS, UNSEEN) in numbers
+    assert "choices" not in llm_command.logs()[0]["response_json"]
 
 
 def test_choices_can_hold_commas() -> None:

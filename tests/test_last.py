@@ -25,6 +25,8 @@ from llm_diffusiongemma.diffusion.proving import Verdict
 from .backends.scripted_server import Answer, ScriptedServer, delta, models, sse, usage
 from .conftest import TINY, Llm
 
+FEW_STEPS = ("-o", "max_denoising_steps", "2")
+
 
 def last(llm_command: Llm) -> dict[str, Any]:
     return json.loads(llm_command.ok("diffusiongemma", "last", "--json"))
@@ -261,6 +263,62 @@ def test_of_many_canvases_the_usual_and_the_odd_ones_are_told(llm_command: Llm) 
         "20, 19 of them converged; the first drawn again once, as nothing was in it; 210 denoising steps"
     )
     assert row(text, "steps").split() == ["1", "10.5", "20"]
+
+
+def test_a_decision(llm_command: Llm) -> None:
+    decision = ("-o", "choices", "secret one,secret two", "-o", "probabilities", "true", "-o", "reads", "2")
+    answer = json.loads(llm_command.ok("-m", TINY, "Which?", *decision))
+    (turn,) = llm_command.logs()
+    report, text = turn["response_json"]["choices"], told(llm_command)
+    (first, *_), of_first = answer, report["probabilities"].values()
+    said = row(text, "choices")
+    assert said.startswith(f"{first} {answer[first]:.1%} ±{report['spread'][first]:.1%}, secret ")
+    assert said.endswith(f"; e^{report['log_mass']:.1f} of all that could be written")
+    assert row(text, "canvases") == "2, of pure noise, each read in one denoising step"
+    assert " out" not in row(text, "tokens")
+    assert not any(f"\n  {name} " in text for name in ("constraint", "canvas"))
+    # What was to be decided is nobody's business.
+    found = last(llm_command)
+    assert "secret" not in json.dumps(found)
+    assert found["choices"] == report | {
+        "probabilities": [*of_first],
+        "spread": [*report["spread"].values()],
+    }
+    assert found["denoising_steps"] == 2
+    details = '"canvases": 2, "denoising_steps": 2}'
+    assert details in llm_command.ok("logs", "-u", "-n", "1")
+
+    many = {str(i): 0.01 for i in range(100)}
+    change(
+        "update turns set response_json = json_set(response_json, '$.choices.probabilities', json(?))",
+        json.dumps(many),
+    )
+    assert ", 3 1.0%" in (said := row(told(llm_command), "choices"))
+    assert ", 96 more; " in said
+    for odd in (
+        "'x'",
+        "json('[1]')",
+        """json('{"probabilities": {"a": "b", "c": 0.5}, "spread": [1], "reads": "x"}')""",
+    ):
+        change(f"update turns set response_json = json_set(response_json, '$.choices', {odd})")
+        assert told(llm_command)
+        assert last(llm_command)["finish_reason"] == "stop"
+
+
+def test_choices_and_blanks(llm_command: Llm) -> None:
+    llm_command.ok("-m", TINY, "Is it?", "-o", "choices", "yes,no", *FEW_STEPS)
+    said = row(told(llm_command), "choices")
+    assert "; at the last denoising step; e^-" in said
+    assert row(told(llm_command), "constraint").startswith("choices yes,no; ")
+    fill = ("-o", "fill", "Name: {name}. {rest...}")
+    llm_command.ok("-m", TINY, "name Ada, age 36", *fill, *FEW_STEPS)
+    (*_, turn) = llm_command.logs()
+    blanks = turn["response_json"]["blanks"]
+    text, found = told(llm_command), last(llm_command)
+    assert row(text, "blanks").startswith(f"name: {blanks['name']}; rest: ")
+    assert (found["constraint"], found["blanks"]) == ("fill", 2)
+    assert blanks["name"] not in json.dumps(found)
+    assert row(text, "constraint").startswith("fill Name: {name}. {rest...}; ")
 
 
 def test_logs_without_a_reply(llm_command: Llm) -> None:

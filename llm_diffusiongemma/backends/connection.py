@@ -23,7 +23,8 @@ from ..errors import (
 from ..wording import quoted
 from . import running
 from .address import Address
-from .protocol import error_from_wire
+from .dialects import of_an_earlier_version
+from .protocol import EXTENSION, EXTENSION_OPTIONS, NO_OPTION, error_from_wire
 from .sse import DataOnly
 
 if TYPE_CHECKING:
@@ -294,6 +295,11 @@ def _refusal(error: Any, address: Address, known: tuple[str, ...]) -> DiffusionG
         where = error.response.headers.get("location", "nowhere")
         return ServerError(f"{name} sends on to {quoted(where, 200)}. If you trust that, give its URL.")
     words = _words(error, address)
+    if status == 400 and address.is_ours and NO_OPTION in words:
+        # It says which, at that field.
+        unknown = [name for name in EXTENSION_OPTIONS if error.param == f"{EXTENSION}.{name}"]
+        if unknown:
+            return of_an_earlier_version(address, unknown[0])
     if status in (401, 403):
         return ServerAccessError(f"{name} {_access(address)} ({status}: {words})")
     if status == 404:

@@ -130,10 +130,7 @@ def to_json(body: Mapping[str, Any]) -> bytes:
 def _for_ours(turn: Turn, served: Served) -> dict[str, Any]:
     watch = {} if turn.watch is None or turn.watch.wants not in served.watch else {"watch": turn.watch.wants}
     if turn.options.replay is not None and not watch:
-        raise UnsupportedByServerError(
-            f"{quoted(served.address.name)} can't be asked for the option replay: it is of an earlier version of "
-            "llm-diffusiongemma. Leave it out, install this version there, or ask a model that runs here."
-        )
+        raise of_an_earlier_version(served.address, "replay")
     given = turn.options.model_dump(exclude_none=True, exclude=set(VIEW_OPTIONS))
     extension = {name: value for name, value in given.items() if name in EXTENSION_OPTIONS}
     body: dict[str, Any] = {
@@ -150,6 +147,14 @@ def _for_ours(turn: Turn, served: Served) -> dict[str, Any]:
             "json_schema": {"name": "reply", "schema": turn.schema},
         }
     return body
+
+
+def of_an_earlier_version(address: Address, option: str) -> UnsupportedByServerError:
+    """Of a server of ours that can't be asked for an option which it doesn't have yet."""
+    return UnsupportedByServerError(
+        f"{quoted(address.name)} can't be asked for the option {option}: it is of an earlier version of "
+        "llm-diffusiongemma. Leave it out, install this version there, or ask a model that runs here."
+    )
 
 
 def _check_schema(schema: dict[str, Any]) -> None:

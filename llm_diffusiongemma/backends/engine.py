@@ -25,9 +25,16 @@ from ..catalog import DEVICE_VARIABLE, ModelEntry, Source
 from ..chat.checkpoint import NetworkTokens, load_tokenizer
 from ..chat.drafts import Spelling
 from ..chat.output import THOUGHT_CLOSES, THOUGHT_OPENS
-from ..chat.prompt import PromptEncoder
+from ..chat.prompt import TURN_CLOSES, TURN_OPENS, PromptEncoder
 from ..chat.tokenizer import ChatTokenizer, table_decoder, token_bytes
-from ..errors import CheckpointError, DeviceError, DiffusionGemmaError, NotANumberError
+from ..errors import (
+    CheckpointError,
+    ConstraintError,
+    DeviceError,
+    DiffusionGemmaError,
+    NotANumberError,
+    OptionError,
+)
 from ..layout import read_files
 from ..view.progress import indicate
 from ..wording import quoted, tell_once
@@ -38,10 +45,12 @@ from .isolation import isolated, isolated_numbers
 from .turn import ALWAYS_WANTED, Stop
 
 if TYPE_CHECKING:
+    from ..diffusion.drafting import DraftedText
     from ..diffusion.loading import Described, LoadedModel
     from ..diffusion.placement import Machine, Placement
     from ..diffusion.weights import Stamp
     from ..grammar.automaton import Vocabulary
+    from ..grammar.choices import ChoiceTexts
     from ..grammar.constraint import TextConstraint
 
 # In llm's folder: what schemas and other forms were made into, for each tokenizer. It may be deleted.
@@ -91,6 +100,7 @@ class Engine:
         self.lock: ReentrantLock = threading.RLock()
         """Anew in a forked process: don't keep it."""
         self._process = os.getpid()
+        self._last_choices: tuple[tuple[str, ...], ChoiceTexts] | None = None
 
     @classmethod
     def load(
@@ -193,15 +203,53 @@ class Engine:
                 automaton = build(form.language, self._vocabulary)
             else:
                 automaton = load_or_build(form.language, self._vocabulary, folder)
-        return TextConstraint(automaton, self.loaded.device)
+            choices = None
+            if form.choices:
+                with suppress(ConstraintError):  # too many: they can be chosen from all the same
+                    choices = self.choice_texts(form.choices)
+        return TextConstraint(automaton, self.loaded.device, choices=choices)
+
+    def drafted(self, text: str, noise: float) -> DraftedText:
+        """What the canvases of one attempt at a reply begin as. Raises `OptionError` for a text of no tokens."""
+        from ..diffusion.drafting import DraftedText
+
+        tokens = self.prompt_encoder.encode_text(text)
+        if not tokens:
+            raise OptionError("The draft is nothing to this checkpoint's tokenizer. Give another text.")
+        ends, turn_closes = self.loaded.generation.eos_token_id, self.prompt_encoder.control_id(TURN_CLOSES)
+        return DraftedText(tokens, noise, turn_closes if turn_closes in ends else ends[0])
+
+    def choice_texts(self, choices: tuple[str, ...]) -> ChoiceTexts:
+        """Of a form's choices, to be asked how probable each is. Raises what `ChoiceTexts` does.
+
+        The last ones are kept: who decides many things decides them all between the same.
+        """
+        from ..grammar.choices import ChoiceTexts
+
+        if self._last_choices is None or self._last_choices[0] != choices:
+            vocabulary = self._vocabulary
+            texts = ChoiceTexts(
+                choices,
+                self._token_bytes[: vocabulary.size],
+                eos_token_ids=vocabulary.eos_token_ids,
+                pad_token_id=vocabulary.pad_token_id,
+            )
+            self._last_choices = choices, texts
+        return self._last_choices[1]
 
     def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thought, as templates do after a tool's result."""
-        for token_id in reversed(prompt_ids):
-            name = self.control_tokens.get(token_id)
-            if name in (THOUGHT_OPENS, THOUGHT_CLOSES):
-                return name == THOUGHT_OPENS
-        return False
+        return self._last_control(prompt_ids, THOUGHT_OPENS, THOUGHT_CLOSES) == THOUGHT_OPENS
+
+    def has_thought(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether a prompt ends with a thought that is closed, in the turn that is to be written."""
+        markers = THOUGHT_OPENS, THOUGHT_CLOSES, TURN_OPENS
+        return self._last_control(prompt_ids, *markers) == THOUGHT_CLOSES
+
+    def _last_control(self, token_ids: Sequence[int], *names: str) -> str | None:
+        """Which of these control tokens stands there last, if one does."""
+        found = (self.control_tokens.get(token_id) for token_id in reversed(token_ids))
+        return next((name for name in found if name in names), None)
 
 
 _engines: dict[tuple[Path, Machine], Engine] = {}
@@ -239,12 +287,31 @@ def get_engine(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> Ready:
     Raises what the download and loading raise, and between their parts what `stop` raises.
     """
     with _engines_lock:
-        started = time.perf_counter()
-        with indicate("Importing PyTorch"), stop.importing(), isolated_numbers():
-            _import_libraries(stop.owns_process)
-        ready = _find_or_load(entry, stop, time.perf_counter() - started)
+        import_seconds = _import_all(stop)
+        ready = _find_or_load(entry, stop, import_seconds)
     stop.check()
     return ready
+
+
+def is_here(entry: ModelEntry, stop: Stop = ALWAYS_WANTED) -> bool:
+    """Whether `get_engine` would download nothing. Raises what finding out raises, and what `stop` raises."""
+    with _engines_lock:
+        _import_all(stop)
+        from .choice import choose
+
+        _check_cuda_after_fork(entry.device)
+        choice = choose(entry)
+    stop.check()
+    # Of a folder that isn't there whoever loads it says more.
+    return isinstance(choice.source.where, Path) or choice.candidate.is_here
+
+
+def _import_all(stop: Stop) -> float:
+    """How many seconds it took."""
+    started = time.perf_counter()
+    with indicate("Importing PyTorch"), stop.importing(), isolated_numbers():
+        _import_libraries(stop.owns_process)
+    return time.perf_counter() - started
 
 
 def _find_or_load(entry: ModelEntry, stop: Stop, import_seconds: float) -> Ready:

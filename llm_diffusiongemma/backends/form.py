@@ -1,4 +1,4 @@
-"""What a reply is held to: a JSON schema, a regular expression or a choice of texts."""
+"""What a reply is held to: a JSON schema, a regular expression, a choice of texts or a text with blanks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from ..chat.texts import is_text
 from ..errors import ConstraintError
 
 if TYPE_CHECKING:
+    from ..grammar.blanks import BlankText
     from ..grammar.dfa import ByteDFA
     from ..grammar.records import Lowered
+    from .turn import ChoicesReport
+
+# nats. Of what a network would write less than this is next to nothing: docs/canvas.md has what was measured.
+LEAST_LOG_MASS = -16.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Form:
     """What the form allows, and the reply won't have."""
     choices: tuple[str, ...] = ()
     """What it is one of, if it is one of several texts."""
+    blanks: BlankText | None = None
+    """What it fills, if it is a text with blanks."""
 
     def check(self, text: str) -> None:
         """Raises `ConstraintError` for a finished reply that is not what was promised."""
@@ -39,20 +46,50 @@ class Form:
             )
 
 
-def read_form(schema: dict[str, Any] | None, regex: str | None, choices: str | None) -> Form | None:
+@dataclass(frozen=True)
+class Question:
+    """Texts of which each is to get its probability."""
+
+    choices: tuple[str, ...]
+    request: str
+    """What the prompt says of it: without it hardly any of what the model would write falls on them."""
+
+
+def read_form(
+    schema: dict[str, Any] | None, regex: str | None, choices: str | None, fill: str | None = None
+) -> Form | None:
     """The form that a request asks for, if it asks for any.
 
     Raises `ConstraintError` if it asks for several, or for one that can't be guaranteed.
     """
-    asked = {"schema": schema, "regex": regex, "choices": choices}
-    names = [name for name, value in asked.items() if value is not None]
-    if len(names) > 1:
-        raise ConstraintError(f"A reply can have one form only, but {' and '.join(names)} were given. Keep one.")
+    _check_one(schema=schema, regex=regex, choices=choices, fill=fill)
     if schema is not None:
         return _json(schema)
     if regex is not None:
         return _matching(regex)
-    return None if choices is None else _one_of(choices)
+    if choices is not None:
+        return _one_of(choices)
+    return None if fill is None else _filled(fill)
+
+
+def read_question(schema: dict[str, Any] | None, regex: str | None, choices: str, fill: str | None) -> Question:
+    """The choices whose probabilities a request asks for. Raises `ConstraintError` if there can be none."""
+    from ..grammar.choices import check_sizes
+    from ..grammar.pattern import check_choices
+
+    _check_one(schema=schema, regex=regex, choices=choices, fill=fill)
+    texts = _choices(choices)
+    check_choices(texts)
+    check_sizes([each.encode() for each in texts])
+    if len(texts) == 1:
+        raise ConstraintError("A decision needs two choices at least. Name another, as with -o choices 'yes,no'.")
+    return Question(tuple(texts), _choices_request(texts))
+
+
+def _check_one(**asked: object) -> None:
+    names = [name for name, value in asked.items() if value is not None]
+    if len(names) > 1:
+        raise ConstraintError(f"A reply can have one form only, but {' and '.join(names)} were given. Keep one.")
 
 
 def _json(schema: dict[str, Any]) -> Form:
@@ -85,6 +122,16 @@ def lowered_note(lowered: Sequence[Lowered]) -> str:
     return f"The reply keeps to less than the schema allows: {'; '.join(changes)}."
 
 
+def mass_note(choices: ChoicesReport) -> str | None:
+    """For people: that probabilities say little, where the model would hardly have written any of the choices."""
+    if choices.reads is None or choices.log_mass >= LEAST_LOG_MASS:
+        return None
+    return (
+        f"The choices are hardly what the model would write (e^{choices.log_mass:.0f} of it), so their order says "
+        "little: ask so that one of them is the whole answer."
+    )
+
+
 def json_request(schema: dict[str, Any]) -> str:
     """What a prompt says that is to be answered by a schema."""
     text = json.dumps(schema, ensure_ascii=False)
@@ -113,11 +160,19 @@ def _matching(pattern: str) -> Form:
 def _one_of(text: str) -> Form:
     from ..grammar.pattern import choices_language
 
+    choices = _choices(text)
+    request = _choices_request(choices)
+    return Form(choices_language(choices), request, choices.__contains__, choices=tuple(choices))
+
+
+def _choices(text: str) -> list[str]:
     if not is_text(text):
         raise ConstraintError("The choices hold bytes that are no valid UTF-8. Convert them first.")
-    choices = parse_choices(text)
-    request = f"Answer with one of: {', '.join(choices)}"
-    return Form(choices_language(choices), request, choices.__contains__, choices=tuple(choices))
+    return parse_choices(text)
+
+
+def _choices_request(choices: Sequence[str]) -> str:
+    return f"Answer with one of: {', '.join(choices)}"
 
 
 def parse_choices(text: str) -> list[str]:
@@ -131,3 +186,11 @@ def parse_choices(text: str) -> list[str]:
     if not all(isinstance(choice, str) for choice in choices):
         raise ConstraintError('Choices are texts: give a JSON list of strings, such as ["1", "2"].')
     return list(choices)
+
+
+def _filled(text: str) -> Form:
+    from ..grammar.blanks import parse_blanks
+
+    blanks = parse_blanks(text)
+    request = f"Answer with this text, its blanks filled in: {blanks}"
+    return Form(blanks.language(), request, lambda filled: blanks.read(filled) is not None, blanks=blanks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Generator, Sequence
@@ -19,19 +20,21 @@ from ..chat.drafts import CanvasReader
 from ..chat.images import VIDEO_TYPES
 from ..chat.messages import Conversation, read_conversation
 from ..chat.output import THOUGHT_CLOSES, ReplyReader
-from ..diffusion.request import ConstrainedText, Part, Prompt, Request, Text, Thought
-from ..options import DEFAULT_MAX_TOKENS, Options
+from ..diffusion.request import ConstrainedText, Part, Prompt, Request, Text, Thought, length_of_canvas
+from ..options import DEFAULT_MAX_TOKENS, DEFAULT_NOISE, Options
 from ..view.progress import indicate
 from ..view.records import Reading, Watch
+from .deciding import Decision
 from .engine import Engine, ReentrantLock, get_engine, import_vision, telling_how_to_mend
 from .forks import importing
-from .form import Form, read_form
+from .form import Form, Question, read_form, read_question
 from .isolation import isolated, isolated_numbers
 from .telling import CANDIDATES, Teller
-from .turn import BlockReport, FinishReason, Report, Stop, Turn, WeightsReport
+from .turn import BlockReport, ChoicesReport, FinishReason, Report, Stop, Turn, WeightsReport
 
 if TYPE_CHECKING:
     from ..chat.images import Picture
+    from ..diffusion.drafting import DraftedText
     from ..diffusion.pipeline import Block
     from ..diffusion.vision import Patches
 
@@ -49,6 +52,11 @@ class _Asked:
     seed: int
     stop: Stop
     watch: Watch | None
+
+    def drafted(self) -> DraftedText | None:
+        """What the text of an attempt begins as, if that is no noise. Raises what a draft can't be."""
+        draft, noise = self.options.draft, self.options.noise
+        return None if draft is None else self.engine.drafted(draft, DEFAULT_NOISE if noise is None else noise)
 
     def teller(self, attempt: int, *, in_thought: bool, has_calls: bool) -> Teller | None:
         """For an attempt whose prompt may have opened a thought, and which may call tools."""
@@ -77,22 +85,35 @@ class LocalReply:
         options = turn.options
         # Before the model is loaded: these need none of it.
         with indicate("Reading the form"), stop.importing(), importing("forms"), isolated_numbers():
-            self._form = read_form(turn.schema, options.regex, options.choices)
+            self._form: Form | Question | None
+            if options.probabilities and options.choices is not None:
+                self._form = read_question(turn.schema, options.regex, options.choices, options.fill)
+            else:
+                self._form = read_form(turn.schema, options.regex, options.choices, options.fill)
             _import_video_reader(turn.messages)
         with indicate("Reading the attachments"), isolated_numbers():
             conversation = read_conversation(turn.messages)
         stop.check()
         self._ready = get_engine(entry, stop)
+        # Before pictures are cut and a form is made an automaton of.
+        length_of_canvas(options.canvas_length, self._ready.engine.pipeline.canvas_length)
         self._seed = options.seed if options.seed is not None else secrets.randbits(32)
         asked = _Asked(self._ready.source.where, self._ready.engine, options, self._seed, stop, turn.watch)
         with isolated():
             prompts = _PromptReader(asked, conversation, turn)
             # What can't be guaranteed is refused before anything is written.
             has_tools = bool(turn.tools)
-            self._formed = None if self._form is None else _formed(asked, prompts, self._form, int(has_tools))
+            self._formed: _Attempt | Decision | None = None
+            if isinstance(self._form, Question):
+                self._formed = _decided(asked, prompts, self._form, int(has_tools))
+            elif self._form is not None:
+                self._formed = _formed(asked, prompts, self._form, int(has_tools))
             self._free = _free(asked, prompts, turn) if self._form is None or has_tools else None
+        self._blanks: dict[str, str] | None = None
+        self._only_blanks = bool(options.fill_json)
         # The one at work, or whose outcome counts, is the last.
-        self._tried = [attempt for attempt in (self._free, self._formed) if attempt is not None][:1]
+        attempts = [attempt for attempt in (self._free, self._formed) if attempt is not None]
+        self._tried: list[_Attempt | Decision] = attempts[:1]
 
     def steps(self) -> Generator[list[StreamEvent], None, None]:
         """The events of each converged block. Closing it ends the reply."""
@@ -103,15 +124,21 @@ class LocalReply:
             return
         if free is not None:
             unseen = list(free.events())
-            if free.reader.tool_calls:
+            if free.tool_calls:
                 yield from unseen
                 return
             if free.finish_reason == "interrupted":
                 return
             self._tried.append(formed)
         for events in formed.events(seconds_before=0.0 if free is None else free.seconds):
-            if formed.finish_reason != "interrupted":
+            if self._only_blanks:
+                events = _without_text(events)
+            if formed.finish_reason != "interrupted" and isinstance(form, Form):
                 form.check(formed.text)
+                if form.blanks is not None:
+                    self._blanks = form.blanks.read(formed.text)
+                if self._only_blanks:
+                    events.append(StreamEvent("text", json.dumps(self._blanks, ensure_ascii=False)))
             yield events
 
     def cut_short(self) -> list[StreamEvent]:
@@ -120,7 +147,10 @@ class LocalReply:
         attempt.close()
         if attempt.finish_reason == "tool_calls":
             attempt.finish_reason = "interrupted"  # nobody will run them
-        return [] if attempt is self._free and self._formed else attempt.reader.finalize()
+        if attempt is self._free and self._formed:
+            return []
+        held_back = attempt.held_back()
+        return _without_text(held_back) if self._only_blanks else held_back
 
     @property
     def report(self) -> Report:
@@ -148,23 +178,31 @@ class LocalReply:
                 graph=self._ready.engine.pipeline.graph_state,
                 streaming=loaded.network.streaming_report(),
             ),
-            lowered=self._form.lowered if self._form is not None and attempt is self._formed else (),
+            lowered=self._form.lowered if isinstance(self._form, Form) and attempt is self._formed else (),
+            choices=attempt.choices,
+            blanks=self._blanks,
         )
 
     @property
     def has_text(self) -> bool:
         """Whether anything but blanks and thoughts has been written."""
+        if self._only_blanks and self._tried[-1] is self._formed:
+            return self._blanks is not None
         return bool(self._tried[-1].text.strip())
 
     @property
-    def tool_calls(self) -> list[llm.ToolCall]:
+    def tool_calls(self) -> Sequence[llm.ToolCall]:
         """What the model wants to have run, with the ids that the events have."""
-        return self._tried[-1].reader.tool_calls
+        return self._tried[-1].tool_calls
 
     @property
     def lock(self) -> ReentrantLock:
         """Hold it to keep other replies of the same engine waiting."""
         return self._ready.engine.lock
+
+
+def _without_text(events: Sequence[StreamEvent]) -> list[StreamEvent]:
+    return [event for event in events if event.type != "text"]
 
 
 def _import_video_reader(messages: Sequence[Message]) -> None:
@@ -197,8 +235,8 @@ class _PromptReader:
         with telling_how_to_mend(self._asked.source, engine.folder):
             return engine.image_reader.cut(picture.image, soft_tokens)
 
-    def read(self, form: Form | None = None) -> Prompt:
-        """The prompt of a free reply, or of one that is held to a form."""
+    def read(self, form: Form | Question | None = None) -> Prompt:
+        """The prompt of a free reply, or of one that is held to a form, or a decision."""
         engine = self._asked.engine
         conversation = self._conversation if form is None else self._conversation.with_request(form.request)
         encoder = engine.prompt_encoder
@@ -211,6 +249,11 @@ def _free(asked: _Asked, prompts: _PromptReader, turn: Turn) -> _Attempt:
     """A reply that may be anything."""
     engine = asked.engine
     prompt = prompts.read()
+    draft = asked.drafted()
+    thought: tuple[Part, ...] = ()
+    if draft is not None and (asked.options.thinking or engine.opens_thought(prompt.token_ids)):
+        # A part of its own: the draft is of the text behind it.
+        prompt, thought = _with_thought(engine, prompt)
     in_thought = engine.opens_thought(prompt.token_ids)
     tools = {tool.name: tool.input_schema or {} for tool in turn.tools}
 
@@ -223,22 +266,35 @@ def _free(asked: _Asked, prompts: _PromptReader, turn: Turn) -> _Attempt:
         return not any(event.chunk.strip() for event in events)
 
     teller = asked.teller(0, in_thought=in_thought, has_calls=bool(turn.tools))
-    return _Attempt(asked, prompt, reader(), (Text(says_nothing),), teller)
+    return _Attempt(asked, prompt, reader(), (*thought, Text(draft, says_nothing)), teller)
 
 
 def _formed(asked: _Asked, prompts: _PromptReader, form: Form, attempt: int) -> _Attempt:
     """A reply held to a form, its thought excepted. `attempt` counts those before. Raises `ConstraintError`."""
     engine = asked.engine
-    prompt = prompts.read(form)
     thinking = bool(asked.options.thinking)
-    # Opened for it: what is free has to be a thought.
-    if thinking and not engine.opens_thought(prompt.token_ids):
-        prompt = replace(prompt, token_ids=[*prompt.token_ids, *engine.prompt_encoder.opening_of_thought])
+    prompt = prompts.read(form)
+    # What is free has to be a thought.
+    prompt, thought = _with_thought(engine, prompt) if thinking else (prompt, ())
     reader = ReplyReader(engine.decode_bytes, engine.control_tokens, in_thought=thinking, verbatim=True)
-    thought_closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES) if thinking else None
-    thought = () if thought_closes is None else (Thought(thought_closes),)
     teller = asked.teller(attempt, in_thought=thinking, has_calls=False)
-    return _Attempt(asked, prompt, reader, (*thought, ConstrainedText(engine.hold_to(form))), teller)
+    text = ConstrainedText(engine.hold_to(form), asked.drafted())
+    return _Attempt(asked, prompt, reader, (*thought, text), teller, form.choices)
+
+
+def _with_thought(engine: Engine, prompt: Prompt) -> tuple[Prompt, tuple[Part, ...]]:
+    """A prompt that has opened a thought, and the parts of a reply that begins with one."""
+    if not engine.opens_thought(prompt.token_ids):
+        prompt = replace(prompt, token_ids=[*prompt.token_ids, *engine.prompt_encoder.opening_of_thought])
+    closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES)
+    return prompt, () if closes is None else (Thought(closes),)
+
+
+def _decided(asked: _Asked, prompts: _PromptReader, question: Question, attempt: int) -> Decision:
+    """The probabilities of choices. `attempt` as `_formed` has it. Raises `ConstraintError`."""
+    teller = asked.teller(attempt, in_thought=False, has_calls=False)
+    prompt = prompts.read(question)
+    return Decision(asked.engine, asked.source, prompt, question, asked.options, asked.seed, asked.stop, teller)
 
 
 class _Attempt:
@@ -251,8 +307,10 @@ class _Attempt:
         reader: ReplyReader,
         parts: tuple[Part, ...],
         teller: Teller | None,
+        among: Sequence[str] = (),
     ) -> None:
-        """Nothing is computed yet. Raises what a prompt or constraint can't be."""
+        """Nothing is computed yet. `among` are the choices of a reply that is one of several. Raises what a prompt
+        or constraint can't be."""
         import torch
 
         from ..diffusion.sampler import GeneratorRandomness, SamplerSettings
@@ -266,6 +324,8 @@ class _Attempt:
         self.seconds = 0.0
         """See `Report.generate_seconds`."""
         self.text = ""
+        self.choices: ChoicesReport | None = None
+        self._among = among
         self._engine, self._source, self._teller = asked.engine, asked.source, teller
         options = asked.options
         settings = SamplerSettings.from_generation_config(
@@ -310,6 +370,14 @@ class _Attempt:
     def close(self) -> None:
         self._records.close()
 
+    def held_back(self) -> list[StreamEvent]:
+        """What has not been told of what is written, when nothing follows."""
+        return self.reader.finalize()
+
+    @property
+    def tool_calls(self) -> list[llm.ToolCall]:
+        return self.reader.tool_calls
+
     def _next_block(self, began: float) -> Block | None:
         """The next one, if there is one. Who watches is told how it comes to be: the time is counted from when the
         clock said `began`."""
@@ -339,6 +407,8 @@ class _Attempt:
                 redrawn=block.redrawn,
             )
         )
+        if block.choices is not None:
+            self.choices = ChoicesReport.of_last_step(self._among, block.choices)
         if self._teller is not None:
             self._teller.committed(block)
         events = self.reader.consume(block.tokens)

@@ -41,6 +41,8 @@ STANDARD_OPTIONS = frozenset({"max_tokens", "seed"})
 #: What is the client's alone: what somebody sees of a reply.
 VIEW_OPTIONS = frozenset({"watch", "replay"})
 EXTENSION_OPTIONS = frozenset(Options.model_fields) - STANDARD_OPTIONS - VIEW_OPTIONS
+#: What a server of any version says of an option that it doesn't know, and names it as the field that is wrong.
+NO_OPTION = "is none of the options"
 
 # One more than the largest that llm's log can hold.
 MAX_NUMBER = 2**63

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -91,6 +92,15 @@ class ChoicesReport:
     the temperature of that."""
     spread: dict[str, float] | None = None
     """the standard deviation of each over several reads"""
+
+    @classmethod
+    def of_last_step(cls, choices: Sequence[str], log_probabilities: Sequence[float]) -> ChoicesReport:
+        """From the log-probabilities of their texts, nats: one of them at least is finite."""
+        most = max(log_probabilities)
+        shares = [math.exp(each - most) for each in log_probabilities]
+        total = sum(shares)
+        ranked = sorted(zip(choices, shares, strict=True), key=lambda each: -each[1])
+        return cls({choice: share / total for choice, share in ranked}, most + math.log(total))
 
     def as_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}

@@ -86,7 +86,7 @@ def of_random_weights(
         subject = RandomReplies(network, placement, lengths, steps or STEPS_A_CANVAS)
         theirs = None
         if against:
-            prompts = {name: subject.prompt(name, seed) for name in subject.names}
+            prompts = {name: subject.prompt(name, seed) for name in subject.texts}
             theirs = Theirs(network, made.config, subject.settings, subject.max_tokens, prompts)
         found = _measure(subject, placement, stop, repeats, seed, progress.describe, theirs)
     return {
@@ -194,7 +194,7 @@ def _theirs_of(ready: Ready, subject: Replies) -> Theirs:
     prompts = {
         kind.name: engine.prompt_encoder.encode([{"role": "user", "content": kind.text}])
         for kind in subject.kinds.values()
-        if kind.schema is None
+        if kind.is_free
     }
     settings = SamplerSettings.from_generation_config(loaded.generation)
     eos_token_ids = loaded.generation.eos_token_id

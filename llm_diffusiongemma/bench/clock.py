@@ -86,6 +86,8 @@ class Sample:
     """Of each step, if `ReplyClock.waiting` was on; so is the rest of it."""
     sampler_seconds: list[float] = field(default_factory=list)
     peak_memory_bytes: int | None = None
+    writes: bool = True
+    """Whether a text is asked for. A decision is none."""
 
 
 class ReplyClock(Stop):

@@ -18,18 +18,19 @@ DIGITS = 4
 
 
 def figures(measured: Measured) -> dict[str, Any]:
-    """By kind, and in all."""
-    every = [sample for samples in measured.samples.values() for sample in samples]
+    """By kind, and of all texts: a decision is none."""
+    texts = [name for name in measured.names if name not in measured.parts or measured.parts[name].writes]
+    every = [sample for name in texts for sample in measured.samples.get(name, [])]
     return {
         "kinds": {name: _of_kind(measured, name) for name in measured.samples},
         "all": {
             "tokens_per_second": spread(
                 sum(each.tokens for each in samples) / sum(each.seconds for each in samples)
-                for samples in _whole_rounds(measured)
+                for samples in _whole_rounds(measured, texts)
             ),
             "steps_per_canvas": spread(each.steps / each.canvases for each in every),
             "first_block_seconds": spread(_known(each.first_block_seconds for each in every)),
-            **_of_steps(every, list(measured.parts.values())),
+            **_of_steps(every, [measured.parts[name] for name in texts if name in measured.parts]),
         },
         "peak_memory_bytes": measured.peak_memory_bytes,
         "against": {name: _against(measured, name) for name in measured.theirs} or None,
@@ -37,9 +38,9 @@ def figures(measured: Measured) -> dict[str, Any]:
     }
 
 
-def _whole_rounds(measured: Measured) -> list[tuple[Sample, ...]]:
-    """Those with a reply of every kind that there are replies of. Another mix would have another rate."""
-    wanted = [name for name in measured.names if name in measured.samples or name not in measured.problems]
+def _whole_rounds(measured: Measured, texts: Sequence[str]) -> list[tuple[Sample, ...]]:
+    """Those with a text of every kind that there are any of. Another mix would have another rate."""
+    wanted = [name for name in texts if name in measured.samples or name not in measured.problems]
     return list(zip(*(measured.samples.get(name, []) for name in wanted), strict=False))
 
 
@@ -53,7 +54,7 @@ def _of_kind(measured: Measured, name: str) -> dict[str, Any]:
         "converged_canvases": spread(each.converged for each in samples),
         "steps_per_canvas": spread(each.steps / each.canvases for each in samples),
         "reply_seconds": spread(each.seconds for each in samples),
-        "tokens_per_second": spread(each.tokens / each.seconds for each in samples),
+        "tokens_per_second": spread(each.tokens / each.seconds for each in samples if each.writes),
         "first_block_seconds": spread(_known(each.first_block_seconds for each in samples)),
         "reading_ms": spread(1e3 * seconds for seconds in _known(each.reading_seconds for each in samples)),
         **_of_steps(samples, [measured.parts[name]]),

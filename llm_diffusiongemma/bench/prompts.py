@@ -16,6 +16,13 @@ class Kind:
     name: str
     text: str
     schema: dict[str, Any] | None = None
+    choices: str | None = None
+    """Of a decision: what the probabilities are asked of."""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the reply may be any text."""
+        return self.schema is None and self.choices is None
 
 
 def _log(days: int) -> str:
@@ -65,6 +72,12 @@ GENERAL = (
         f"This is a weather log.\n\n{_log(250)}\n\nWhich weather is reported most often? Answer in a sentence.",
     ),
     Kind("schema", "Invent four people who work on a ship.", _PEOPLE),
+    Kind(
+        "decision",
+        "The soup was cold, the waiter forgot us twice, and we stayed until midnight all the same. Was it a good "
+        "evening?",
+        choices="yes,no,unsure",
+    ),
 )
 #: For the embedded checkpoint, which has read its own lessons.
 EMBEDDED = (
@@ -74,4 +87,5 @@ EMBEDDED = (
     # Longer than all that it has learnt: it is for the time that reading takes, not for what it says.
     Kind("reading", f"{'What is a block? ' * 60}What is a canvas?"),
     Kind("schema", "name Ada, age 36", _PERSON),
+    Kind("decision", "What is 17 + 25?", choices="41,42,43"),
 )

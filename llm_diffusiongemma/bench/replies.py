@@ -11,15 +11,15 @@ from ..backends.isolation import isolated
 from ..backends.local import LocalReply
 from ..backends.turn import Turn
 from ..diffusion.graphs import StepGraphs
-from ..diffusion.pipeline import Block, BlockDiffusionPipeline
-from ..diffusion.request import Prompt, Request
+from ..diffusion.pipeline import Block, BlockDiffusionPipeline, Draft, Read
+from ..diffusion.request import Prompt, Reads, Request
 from ..diffusion.sampler import GeneratorRandomness, SamplerSettings
-from ..options import Options
+from ..options import CANVAS_PIECE, Options
 from ..view.records import Reading, Watch
 from .prompts import MAX_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ..backends.engine import Ready
     from ..backends.turn import WeightsReport
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 # No canvas is ever so sure of itself.
 NEVER_CONFIDENT = 1e-30
 CANVASES = 2
+#: The kind of reply that is a single step, behind the shortest of the prompts.
+DECISION = "decision"
+# Of what is in a decision's choices.
+DECISION_TOKENS = range(8)
 
 
 class Subject(Protocol):
@@ -70,10 +74,16 @@ class Replies:
         self.pipeline.prefix_cache.clear()
         turn = Turn(
             [Message(role="user", parts=[TextPart(text=kind.text)])],
-            Options(seed=seed, max_tokens=MAX_TOKENS),
+            Options(
+                seed=seed,
+                max_tokens=MAX_TOKENS,
+                choices=kind.choices,
+                probabilities=None if kind.choices is None else True,
+            ),
             schema=kind.schema,
             watch=Watch(clock.read, "readings"),
         )
+        clock.sample.writes = kind.choices is None
         reply = LocalReply(self._entry, turn, clock)
         for _ in reply.steps():
             block = reply.report.blocks[-1]
@@ -83,7 +93,10 @@ class Replies:
 
 
 class RandomReplies:
-    """Of a network of random weights, `CANVASES` canvases behind prompts of some lengths. It never converges."""
+    """Of a network of random weights, `CANVASES` canvases behind prompts of some lengths. It never converges.
+
+    And a decision.
+    """
 
     def __init__(self, network: Network, placement: Placement, lengths: Sequence[int], steps: int) -> None:
         """`steps` are taken for each canvas."""
@@ -103,27 +116,43 @@ class RandomReplies:
     @property
     def names(self) -> Sequence[str]:
         """See `Subject`."""
+        return [*self._lengths, DECISION]
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """Those of them that are texts."""
         return list(self._lengths)
 
     def prompt(self, name: str, seed: int) -> list[int]:
         """Token ids. Among the last of a vocabulary are those of pictures, which transformers would ask for."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randint(self.network.size // 2, (self._lengths[name],), generator=generator).tolist()
+        length = self._lengths[name] if name in self._lengths else min(self._lengths.values())
+        return torch.randint(self.network.size // 2, (length,), generator=generator).tolist()
 
     def reply(self, name: str, seed: int, clock: ReplyClock) -> None:
         """See `Subject`. Raises what the pipeline raises."""
         self.pipeline.prefix_cache.clear()
+        clock.sample.writes = name != DECISION
+        prompt, randomness = (
+            Prompt(self.prompt(name, seed)),
+            GeneratorRandomness(torch.Generator().manual_seed(seed)),
+        )
+        records: Iterator[Reading | Draft | Block | Read]
         with isolated():
-            request = Request(Prompt(self.prompt(name, seed)), self.settings, self.max_tokens)
-            records = self.pipeline.generate(
-                request,
-                randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
-                readings=True,
-                should_stop=clock.is_set,
-            )
+            if name == DECISION:
+                length = min(CANVAS_PIECE, self.network.config.canvas_length)
+                asked = Reads(prompt, DECISION_TOKENS, length)
+                records = self.pipeline.read(asked, randomness=randomness, readings=True, should_stop=clock.is_set)
+            else:
+                request = Request(prompt, self.settings, self.max_tokens)
+                records = self.pipeline.generate(
+                    request, randomness=randomness, readings=True, should_stop=clock.is_set
+                )
             for record in records:
                 if isinstance(record, Reading):
                     clock.read(record)
+                elif isinstance(record, Read):
+                    clock.block(0, 1, False)
                 elif isinstance(record, Block):
                     clock.block(len(record.tokens), record.denoising_steps, record.converged)
         clock.check()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from ..errors import CheckpointError
@@ -25,6 +25,7 @@ from .tokenizer import ChatTokenizer
 # Where the next turn of a conversation may differ from this prompt: the template opens the model's turn
 # here, and what it shows of a past one it decides anew.
 TURN_OPENS = "<|turn>"
+TURN_CLOSES = "<turn|>"
 
 # The marker that the image reader puts soft tokens in the place of.
 IMAGE = "<|image|>"
@@ -61,9 +62,7 @@ class PromptEncoder:
         # where templates know none.
         breaker, picture = _unused_characters(texts_of([messages, tools]), 2)
 
-        def shield(text: str) -> str:
-            return self._control.sub(lambda marker: marker[0][0] + breaker + marker[0][1:], text)
-
+        shield = partial(self._shield, breaker=breaker)
         spelled = [_spell_out(message, picture, breaker) for message in _map_texts(messages, shield)]
         rendered = self._render(spelled, _map_texts(tools, shield), thinking).replace(picture, IMAGE)
         ids: list[int] = []
@@ -73,6 +72,11 @@ class PromptEncoder:
             ids.append(self._control_ids[marker[0]])
             end = marker.end()
         return ids + self._plain(rendered[end:], breaker)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text alone, none of which is a control token."""
+        (breaker,) = _unused_characters([text], 1)
+        return self._plain(self._shield(text, breaker), breaker)
 
     def control_id(self, name: str) -> int | None:
         """The id of a control token, None if the checkpoint has none of that name."""
@@ -108,6 +112,9 @@ class PromptEncoder:
             raise CheckpointError(
                 f"The checkpoint's chat template can't render this conversation: {quoted(error)}"
             ) from error
+
+    def _shield(self, text: str, breaker: str) -> str:
+        return self._control.sub(lambda marker: marker[0][0] + breaker + marker[0][1:], text)
 
     def _plain(self, text: str, breaker: str) -> list[int]:
         # Both sides of a broken marker are tokenised apart, so that they can't become one again.

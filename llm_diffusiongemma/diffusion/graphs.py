@@ -4,8 +4,9 @@ A canvas's first step has no self-conditioning. Its second one is the first that
 as it always does and is captured right behind that, while the card is still at it. Nothing of a graph is used for
 another canvas, whose context is longer. So no tensor that a graph knows has moved when it is replayed.
 
-No reply rests on it: the first graph is replayed at once over the step that it was captured from, and what comes
-out compared bit for bit. Whatever goes wrong, steps run as they always do from there on.
+No reply rests on it: the first graph of each kind of step and of each length of a canvas is replayed at once over
+the step that it was captured from, and what comes out compared bit for bit. Whatever goes wrong, steps run as they
+always do from there on.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class StepGraphs:
     def __init__(self, recorder: Recorder | None, state: str | None = NOT_YET) -> None:
         """Without a recorder for good as they are; `state` then says why, if there is something to say."""
         self._recorder = recorder
-        self._is_proved = False
+        self._proved: set[tuple[torch.Size, ...]] = set()
+        """Shapes of all that a step reads, changes and writes: for others other kernels may run."""
         self.state = state
         """`USED`, or why none is: for people. None where there is no CUDA."""
 
@@ -69,12 +71,14 @@ class StepGraphs:
         if self._recorder is None:
             call()
             return call
-        before = [] if self._is_proved else _copies(carried)
+        shapes = tuple(tensor.shape for tensor in (*carried, *written))
+        is_proved = shapes in self._proved
+        before = [] if is_proved else _copies(carried)
         call()
         after = None
         try:
             replay = self._recorder.record(call)
-            if not self._is_proved:
+            if not is_proved:
                 after = _copies([*carried, *written])
                 _put_back(before, carried)
                 _spoil(written)  # or what the step has left there passes for what the replay should write
@@ -86,7 +90,8 @@ class StepGraphs:
             if after is not None:
                 _put_back(after, [*carried, *written])
             return call
-        self._is_proved, self.state = True, USED
+        self._proved.add(shapes)
+        self.state = USED
         return replay
 
 

@@ -230,6 +230,11 @@ class Network:
         """H"""
         return self.config.hidden_size
 
+    @property
+    def canvas_length(self) -> int:
+        """Of its own canvases. It denoises shorter ones, too."""
+        return self.config.canvas_length
+
     def start_reply(self) -> None:
         """Let experts that are elsewhere start on their way, and count anew for `streaming_report`."""
         if self._meter is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ from .devices import is_out_of_memory
 from .graphs import StepGraphs
 from .kv_cache import KVCache
 from .prefix_cache import EncodedPrefix, PrefixCache
-from .request import Endings
+from .reads import NoiseReader
+from .request import Endings, canvases_behind, length_of_canvas
 from .sampler import EntropyBoundSampler
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from ..grammar.records import ConstraintReport
     from .network import Network
     from .prefix_cache import Identity
-    from .request import FinishReason, Prompt, PromptImage, Request, Room
+    from .request import FinishReason, Prompt, PromptImage, Reads, Request, Room
     from .sampler import DenoisingStep, Randomness
 
 # The encoder reads so many tokens at a time (more where an image would be cut): its masks have a row for
@@ -47,6 +49,7 @@ class Draft:
     step: int
     """Denoising steps done on this canvas, from 1; drawn again it begins anew."""
     max_steps: int
+    """of this canvas"""
     tokens: list[int]
     """The most likely token of every position of the canvas, whatever comes after an end of sequence. Of a canvas
     that is held to a constraint: the most likely canvas that is allowed."""
@@ -89,8 +92,24 @@ class Block:
     them, and the consumer."""
     constraint: ConstraintReport | None = None
     """What the constraint did here; None if the canvas was free."""
+    choices: tuple[float, ...] | None = None
+    """nats: how probable it was in the last denoising step that the canvas is this one of the choices, for each of
+    them. None unless the canvas is a choice."""
     redrawn: int = 0
     """How often it came out empty, and was drawn again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What the network says of a canvas of pure noise, in a single denoising step at temperature 1."""
+
+    log_probabilities: torch.Tensor
+    """nats, of the tokens asked for at each position, by a softmax over the whole vocabulary: fp64 `[256, U]`, on
+    the host"""
+    encoded_tokens: int
+    """As a `Block` has them."""
+    seconds: float
+    """As a `Block` has them."""
 
 
 class BlockDiffusionPipeline:
@@ -167,12 +186,9 @@ class BlockDiffusionPipeline:
         should_stop: Callable[[], bool],
     ) -> Generator[Reading | Draft | Block, None, None]:
         network, endings = self._network, Endings(self.eos_token_ids, self.pad_token_id)
-        prefix = self.prefix_cache.take(request.prompt.identities)
-        if prefix is None:
-            prefix = EncodedPrefix(KVCache(network.config, network.dtype, network.layer_devices))
         part, *later = request.parts
         unread: list[int] = []
-        try:
+        with self._prefix_of(request.prompt) as prefix:
             network.start_reply()
             sampler = EntropyBoundSampler(
                 request.settings,
@@ -190,11 +206,7 @@ class BlockDiffusionPipeline:
                 started = time.perf_counter()
                 before = len(prefix)
                 if index == 0:
-                    for reading in self._prefill(request.prompt, prefix, should_stop):
-                        if readings:
-                            suspended = time.perf_counter()
-                            yield reading
-                            started += time.perf_counter() - suspended
+                    started += yield from self._prefill(request.prompt, prefix, readings, should_stop)
                     if len(prefix) < len(request.prompt.token_ids):
                         return
                 elif unread:
@@ -205,7 +217,7 @@ class BlockDiffusionPipeline:
                 denoising_steps = 0
                 for redrawn in itertools.count():
                     part.start_canvas(sampler, own_room)
-                    denoising = self._denoise(prefix.cache, sampler, request.settings.max_denoising_steps)
+                    denoising = self._denoise(prefix.cache, sampler)
                     for steps_done, step in enumerate(denoising, start=1):
                         if drafts:
                             suspended = time.perf_counter()
@@ -213,7 +225,7 @@ class BlockDiffusionPipeline:
                             yield Draft(
                                 block_index=index,
                                 step=steps_done,
-                                max_steps=request.settings.max_denoising_steps,
+                                max_steps=sampler.max_steps,
                                 tokens=tokens,
                                 end=part.end(tokens, own_room, endings),
                                 accepted=step.accepted,
@@ -241,6 +253,7 @@ class BlockDiffusionPipeline:
                     encoded_tokens=encoded_tokens,
                     seconds=time.perf_counter() - started,
                     constraint=piece.constraint,
+                    choices=piece.choices,
                     redrawn=redrawn,
                 )
                 if finish_reason is not None:
@@ -249,26 +262,101 @@ class BlockDiffusionPipeline:
                     part, *later = later
                 room = room.after(len(piece.tokens))
                 unread = piece.tokens
+
+    def read(
+        self,
+        asked: Reads,
+        *,
+        randomness: Randomness,
+        readings: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Generator[Reading | Read, None, None]:
+        """What the network says of canvases of pure noise: yields each as it has been read, one denoising step.
+
+        Each gets its noise from `randomness`, and all else is as `generate` has it: the readings, how it is ended,
+        what is kept for the next turn, and what it raises at the call and while it runs.
+        """
+        canvas_length = length_of_canvas(asked.canvas_length, self.canvas_length)
+        canvases_behind(asked.prompt, canvas_length, self.context_length, self._context_tokens)
+        return self._read(asked, canvas_length, randomness, readings, should_stop or (lambda: False))
+
+    @torch.no_grad()
+    def _read(
+        self,
+        asked: Reads,
+        canvas_length: int,
+        randomness: Randomness,
+        readings: bool,
+        should_stop: Callable[[], bool],
+    ) -> Generator[Reading | Read, None, None]:
+        network = self._network
+        with self._prefix_of(asked.prompt) as prefix:
+            network.start_reply()
+            reader = NoiseReader(
+                asked.tokens,
+                vocabulary=network,
+                canvas_length=canvas_length,
+                device=network.device,
+                softcap=network.config.final_logit_softcapping,
+                randomness=randomness,
+            )
+            started, before = time.perf_counter(), len(prefix)
+            started += yield from self._prefill(asked.prompt, prefix, readings, should_stop)
+            cache = prefix.cache
+
+            def step() -> None:
+                reader.measure(network.denoise(reader.canvas, None, cache))
+
+            again: Callable[[], None] = step
+            if should_stop() or len(prefix) < len(asked.prompt.token_ids):
+                return
+            for index in range(asked.count):
+                reader.start_canvas()
+                if index == 1 and asked.count > 2:
+                    again = self._graphs.run(step, [], [*reader.measured, *cache.written(canvas_length)])
+                else:
+                    again()
+                log_probabilities = reader.conclude()
+                if should_stop():
+                    return
+                yield Read(
+                    log_probabilities=log_probabilities,
+                    encoded_tokens=len(prefix) - before,
+                    seconds=time.perf_counter() - started,
+                )
+                started, before = time.perf_counter(), len(prefix)
+
+    @contextmanager
+    def _prefix_of(self, prompt: Prompt) -> Iterator[EncodedPrefix]:
+        """What is to be read behind: in the end it is kept for the next turn, unless there is something wrong with
+        it.
+
+        Raises `DeviceMemoryError` for what says in other words that a device's memory was not enough.
+        """
+        network = self._network
+        prefix = self.prefix_cache.take(prompt.identities)
+        if prefix is None:
+            prefix = EncodedPrefix(KVCache(network.config, network.dtype, network.layer_devices))
+        is_sound = True
+        try:
+            yield prefix
         except NotANumberError:
-            prefix = None  # other replies would begin with what may be in there
+            is_sound = False  # other replies would begin with what may be in there
             raise
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            length = len(prefix)
-            prefix = None  # let the next reply have the memory
+            is_sound = False  # let the next reply have the memory
             raise DeviceMemoryError(
-                f"{network.device} ran out of memory with {length:,} tokens of context. "
+                f"{network.device} ran out of memory with {len(prefix):,} tokens of context. "
                 "Shorten the prompt or ask for fewer tokens, free memory that other programs hold on this "
                 "device, or choose another device."
             ) from error
         finally:
-            if prefix is not None:
+            if is_sound:
                 self.prefix_cache.keep(prefix)
 
-    def _denoise(
-        self, cache: KVCache, sampler: EntropyBoundSampler, max_denoising_steps: int
-    ) -> Iterator[DenoisingStep]:
+    def _denoise(self, cache: KVCache, sampler: EntropyBoundSampler) -> Iterator[DenoisingStep]:
         """Denoise the sampler's canvas behind what is in the KV cache: the steps until it has converged."""
         network = self._network
 
@@ -279,10 +367,10 @@ class BlockDiffusionPipeline:
             sampler.measure(network.denoise(sampler.canvas, sampler.soft_embeddings, cache))
 
         again: Callable[[], None] = go_on
-        for step in range(1, max_denoising_steps + 1):
+        for step in range(1, sampler.max_steps + 1):
             if step == 1:
                 begin()
-            elif step == 2 and max_denoising_steps > 2:
+            elif step == 2 and sampler.max_steps > 2:
                 # The first one that is like those behind it.
                 written = [*sampler.measured, *cache.written(len(sampler.canvas))]
                 again = self._graphs.run(go_on, sampler.carried, written)
@@ -294,11 +382,20 @@ class BlockDiffusionPipeline:
                 return
 
     def _prefill(
-        self, prompt: Prompt, prefix: EncodedPrefix, should_stop: Callable[[], bool]
-    ) -> Iterator[Reading]:
-        """Read what `prefix` does not hold of a prompt, or up to where `should_stop` says so."""
-        length = len(prompt.token_ids)
-        yield Reading(len(prefix), length)
+        self, prompt: Prompt, prefix: EncodedPrefix, readings: bool, should_stop: Callable[[], bool]
+    ) -> Generator[Reading, None, float]:
+        """Read what `prefix` does not hold of a prompt, or up to where `should_stop` says so, and tell of it if
+        `readings` are wanted. Returns the seconds that the consumer took."""
+        length, aside = len(prompt.token_ids), 0.0
+
+        def tell() -> Generator[Reading, None, None]:
+            nonlocal aside
+            if readings:
+                suspended = time.perf_counter()
+                yield Reading(len(prefix), length)
+                aside += time.perf_counter() - suspended
+
+        yield from tell()
         while (start := len(prefix)) < length and not should_stop():
             stop = min(start + MAX_PREFILL_TOKENS, length)
             if start < prompt.stable_length < stop:
@@ -310,7 +407,8 @@ class BlockDiffusionPipeline:
             self._encode(prompt.token_ids[start:stop], prompt.identities[start:stop], prefix, prompt.images)
             if stop == prompt.stable_length:
                 prefix.cache.mark()
-            yield Reading(stop, length)
+            yield from tell()
+        return aside
 
     def _encode(
         self,

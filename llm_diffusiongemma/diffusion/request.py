@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..grammar.constraint import TextConstraint
     from ..grammar.records import ConstraintReport
+    from .drafting import DraftedText
     from .prefix_cache import Identity
     from .sampler import EntropyBoundSampler, SamplerSettings
 
@@ -64,6 +65,11 @@ class Prompt:
         return identities
 
 
+def _check(prompt: Prompt) -> None:
+    if len(prompt.token_ids) == 0:
+        raise PromptError("The prompt is empty. Say something.")
+
+
 # --- how much there may be -------------------------------------------------------------------------------
 
 
@@ -73,6 +79,33 @@ class Need(NamedTuple):
     tokens: int
     positions: int
     """of canvases, so an end of sequence counts; each part begins with a canvas of its own"""
+
+
+def length_of_canvas(asked: int | None, checkpoints: int) -> int:
+    """For a checkpoint whose canvases have that length. Raises `OptionError` if a longer one is asked for."""
+    if asked is None:
+        return checkpoints
+    if asked > checkpoints:
+        raise OptionError(
+            f"canvas_length is {asked:,}, but this checkpoint's canvases have {checkpoints:,} "
+            "tokens. Set it to that or less."
+        )
+    return asked
+
+
+def canvases_behind(prompt: Prompt, canvas_length: int, context_length: int, memory_for: int | None = None) -> int:
+    """How many canvases there is room for in a context of so many tokens, of which there may be memory for fewer.
+
+    Raises `ContextLengthError` if not for one, `ContextMemoryError` if that is for want of memory.
+    """
+    length = len(prompt.token_ids)
+    most = context_length if memory_for is None else min(memory_for, context_length)
+    canvases = (most - length) // canvas_length
+    if canvases < 1:
+        shown = sum(len(image.span) for image in prompt.images)
+        lack = ContextLengthError if length + canvas_length > context_length else ContextMemoryError
+        raise lack(length, most, canvas_length, shown)
+    return canvases
 
 
 @dataclass(frozen=True)
@@ -132,6 +165,8 @@ class Piece:
     eos_token_id: int | None = None
     """The end of sequence that ended it, if one did. It is not in `tokens`."""
     constraint: ConstraintReport | None = None
+    choices: tuple[float, ...] | None = None
+    """See `Block.choices`."""
     is_empty: bool = False
     """Whether the part ends here with nothing said, by no right of its own: another draw may have more to say."""
 
@@ -142,6 +177,10 @@ class Part(Protocol):
     @property
     def need(self) -> Need:
         """What it takes at the least, from here on."""
+
+    @property
+    def draft(self) -> DraftedText | None:
+        """What its canvases begin as; None if that is pure noise."""
 
     def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """Let the sampler begin with its next canvas. `room` is what the parts behind it leave it."""
@@ -158,13 +197,16 @@ class Text:
 
     need = Need(tokens=1, positions=1)
 
-    def __init__(self, says_nothing: Callable[[Sequence[int]], bool] = operator.not_) -> None:
+    def __init__(
+        self, draft: DraftedText | None = None, says_nothing: Callable[[Sequence[int]], bool] = operator.not_
+    ) -> None:
         """`says_nothing` is asked of the tokens of a canvas that ends it; by default no tokens say nothing."""
+        self.draft = draft
         self._says_nothing = says_nothing
 
     def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """See `Part`."""
-        sampler.start_canvas()
+        sampler.start_canvas(start=None if self.draft is None else self.draft.start(room.canvas_length))
 
     def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
         """See `Part`."""
@@ -181,6 +223,8 @@ class Text:
             return Piece(tokens, "stop", canvas[end], is_empty=self._says_nothing(tokens))
         if endings.is_padding(canvas):
             return Piece([], "stop", is_empty=True)
+        if self.draft is not None:
+            self.draft.commit(canvas)
         left = room.after(len(canvas))
         return Piece(canvas[: room.tokens], "length" if left.tokens <= 0 or left.canvases == 0 else None)
 
@@ -188,9 +232,10 @@ class Text:
 class ConstrainedText:
     """A text that belongs to a language. It ends in time, so always with an end of sequence."""
 
-    def __init__(self, constraint: TextConstraint) -> None:
+    def __init__(self, constraint: TextConstraint, draft: DraftedText | None = None) -> None:
         """`constraint` is fresh, and this reply's alone."""
         self._constraint = constraint
+        self.draft = draft
 
     @property
     def need(self) -> Need:
@@ -200,7 +245,8 @@ class ConstrainedText:
     def start_canvas(self, sampler: EntropyBoundSampler, room: Room) -> None:
         """See `Part`."""
         self._constraint.start_canvas(room.canvas_length, room.positions)
-        sampler.start_canvas(self._constraint)
+        start = None if self.draft is None else self.draft.start(room.canvas_length)
+        sampler.start_canvas(self._constraint, start)
 
     def end(self, canvas: list[int], room: Room, endings: Endings) -> int | None:
         """See `Part`."""
@@ -208,11 +254,13 @@ class ConstrainedText:
 
     def commit(self, canvas: list[int], room: Room, endings: Endings) -> Piece:
         """See `Part`."""
-        report = self._constraint.commit(canvas)
         end = endings.first(canvas)
         if end is None:
-            return Piece(canvas, constraint=report)
-        return Piece(canvas[:end], "stop", canvas[end], report)
+            if self.draft is not None:
+                self.draft.commit(canvas)
+            return Piece(canvas, constraint=self._constraint.commit(canvas))
+        choices = self._constraint.choices()
+        return Piece(canvas[:end], "stop", canvas[end], self._constraint.commit(canvas), choices)
 
 
 class Thought:
@@ -222,6 +270,7 @@ class Thought:
     """
 
     need = Need(tokens=1, positions=1)  # for what closes it
+    draft = None
 
     def __init__(self, closes: int) -> None:
         """`closes` is the token that closes a thought."""
@@ -266,35 +315,22 @@ class Request:
     """None: the checkpoint's."""
 
     def __post_init__(self) -> None:
-        if len(self.prompt.token_ids) == 0:
-            raise PromptError("The prompt is empty. Say something.")
+        _check(self.prompt)
         if self.max_tokens < 1:
             raise OptionError(f"max_tokens must be at least 1, but it is {self.max_tokens}.")
 
     def length_of_canvas(self, checkpoints: int) -> int:
-        """For a checkpoint whose canvases have that length. Raises `OptionError` if this asks for a longer one."""
-        if self.canvas_length is None:
-            return checkpoints
-        if self.canvas_length > checkpoints:
-            raise OptionError(
-                f"canvas_length is {self.canvas_length:,}, but this checkpoint's canvases have {checkpoints:,} "
-                "tokens. Set it to that or less."
-            )
-        return self.canvas_length
+        """See the function of that name."""
+        return length_of_canvas(self.canvas_length, checkpoints)
 
     def room(self, context_length: int, canvas_length: int, memory_for: int | None = None) -> Room:
         """What the reply may take in a context of so many tokens, of which there may be memory for fewer.
 
-        Raises `ContextLengthError` if the prompt leaves no room for a canvas, `ContextMemoryError` if that is for
-        want of memory, `ConstraintError` if not even the shortest reply fits.
+        Raises what `canvases_behind` raises, `ConstraintError` if not even the shortest reply fits, and
+        `OptionError` if a draft doesn't.
         """
-        length = len(self.prompt.token_ids)
-        most = context_length if memory_for is None else min(memory_for, context_length)
-        room = Room(self.max_tokens, (most - length) // canvas_length, canvas_length)
-        if room.canvases < 1:
-            shown = sum(len(image.span) for image in self.prompt.images)
-            lack = ContextLengthError if length + canvas_length > context_length else ContextMemoryError
-            raise lack(length, most, canvas_length, shown)
+        canvases = canvases_behind(self.prompt, canvas_length, context_length, memory_for)
+        room = Room(self.max_tokens, canvases, canvas_length)
         least = sum(part.need.tokens for part in self.parts)
         if least > room.tokens:
             raise ConstraintError(
@@ -302,11 +338,43 @@ class Request:
                 f"max_tokens is {room.tokens:,}. Set max_tokens to {least:,} or more."
             )
         *before, text = self.parts
-        positions = room.beside(before).canvases * canvas_length
+        left = room.beside(before)
+        positions = left.canvases * canvas_length
         if text.need.positions > positions:
             raise ConstraintError(
                 f"Not even the shortest reply of the form asked for fits: it takes {text.need.positions:,} "
                 f"tokens, but the prompt leaves room for {positions:,} in this model's context. Shorten the "
                 "prompt, or start a new conversation."
             )
+        drafted = 0 if text.draft is None else text.draft.num_tokens
+        if drafted > left.tokens:
+            least = drafted + room.tokens - left.tokens
+            raise OptionError(
+                f"The draft is {drafted:,} tokens long, but max_tokens is {room.tokens:,}. Set max_tokens to "
+                f"{least:,} or more, or shorten the draft."
+            )
+        if drafted > positions:
+            raise OptionError(
+                f"The draft is {drafted:,} tokens long, but the prompt leaves room for {positions:,}. Shorten one "
+                "of them, or start a new conversation."
+            )
         return room
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a network is asked to say of canvases of pure noise, in place of a reply.
+
+    Raises `PromptError` if the prompt is empty.
+    """
+
+    prompt: Prompt
+    tokens: Sequence[int]
+    """Those that it is to tell of: U."""
+    canvas_length: int | None = None
+    """None: the checkpoint's."""
+    count: int = 1
+    """Of canvases, each with noise of its own. One at least."""
+
+    def __post_init__(self) -> None:
+        _check(self.prompt)

@@ -22,10 +22,10 @@ import torch
 
 from ..errors import NotANumberError, OptionError
 from ..grammar.exchange import Exchange
-from .softmax import PART, Softmax, pick
+from .softmax import PART, Softmax, log_total, pick
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from .operations import Operations
     from .softmax import Conclusion
@@ -37,6 +37,11 @@ DEFAULT_T_MIN = 0.4
 DEFAULT_T_MAX = 0.8
 DEFAULT_CONFIDENCE_THRESHOLD = 0.005
 DEFAULT_STABILITY_THRESHOLD = 1
+
+# A canvas that begins as a text has at least this share of the schedule's steps left, however little of it is
+# noise: what is wrong in it is noise, too, and in fewer steps much of that is committed before it is mended. A
+# text that stays as it is takes as few as ever.
+LEAST_DRAFTED_SHARE = 0.5
 
 # So much of the logits is worked on at a time: blocks of the vocabulary, and rows for a constraint. On a CPU it
 # has to stay in the cache between the passes over it; an accelerator wants enough work in a kernel to hide the
@@ -141,18 +146,33 @@ class CanvasNumbers:
     """fp64 `[N, 256]` in [0, 1): what each step draws each position's token with."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a canvas begins as where that is not pure noise."""
+
+    tokens: Sequence[int]
+    """of its first positions; those behind are noise"""
+    noise: float
+    """0 to 1: the share of these tokens that is noise all the same"""
+
+
 class Randomness(Protocol):
     """Where all randomness of a reply comes from."""
 
     def canvas(self, steps: int, canvas_length: int, vocab_size: int) -> CanvasNumbers:
         """The numbers of one canvas. Called once for each canvas, when it starts."""
 
+    def noise(self, share: float, num_tokens: int) -> torch.Tensor:
+        """Which tokens of a draft are noise, each with the probability `share`: bool `[num_tokens]`, on the CPU.
+        Called for each canvas that begins as one, right behind `canvas`."""
+
 
 class GeneratorRandomness:
     """Draws from one `torch.Generator`, never from the global one.
 
     Whatever a canvas makes of its numbers, the next one gets the same: how many there are depends on the
-    settings only. The generator is one of the CPU, so that a seed gives the same numbers on every device.
+    settings, and on whether it is drafted. The generator is one of the CPU, so that a seed gives the same numbers
+    on every device.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -166,6 +186,10 @@ class GeneratorRandomness:
             uniforms=torch.rand(steps, canvas_length, dtype=torch.float64, generator=source),
         )
 
+    def noise(self, share: float, num_tokens: int) -> torch.Tensor:
+        """See `Randomness`."""
+        return torch.rand(num_tokens, dtype=torch.float64, generator=self._generator) < share
+
 
 class Vocabulary(Protocol):
     """The weights that the sampler asks: the output head, and the embedding that soft embeddings are made of."""
@@ -177,6 +201,10 @@ class Vocabulary(Protocol):
     @property
     def hidden_size(self) -> int:
         """H"""
+
+    @property
+    def canvas_length(self) -> int:
+        """Of the longest canvas that it is asked about."""
 
     @property
     def product_dtype(self) -> torch.dtype:
@@ -225,12 +253,22 @@ class Distributions:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, canvas_length: int, device: torch.device, softcap: float | None
+        self,
+        vocabulary: Vocabulary,
+        canvas_length: int,
+        device: torch.device,
+        softcap: float | None,
+        *,
+        mixes: bool = True,
     ) -> None:
+        """Without `mixes` there are no soft embeddings, and nothing is computed for them."""
         self._vocabulary = vocabulary
+        self._mixes = mixes
         self._operations = vocabulary.operations
         self._softcap = softcap
-        self._softmax = Softmax.empty(canvas_length, vocabulary.size, chunk_bytes(device), device)
+        # Those of the longest canvas, however long this one is: kernels were tried, and are compiled, for them.
+        block_bytes = chunk_bytes(device) * canvas_length // vocabulary.canvas_length
+        self._softmax = Softmax.empty(canvas_length, vocabulary.size, block_bytes, device)
         self.logits = self._softmax.logits
         """`[256, V]`: z"""
         _, _, parts, _ = self._softmax.z.shape
@@ -268,6 +306,8 @@ class Distributions:
             self._mix(block, tokens)
 
     def _mix(self, block: int, tokens: slice) -> None:
+        if not self._mixes:
+            return
         weights = self._weights[:, : tokens.stop - tokens.start]
         self._operations.add_up(self.soft, self._vocabulary.mix(weights, tokens), self._softmax, block)
 
@@ -284,6 +324,10 @@ class Distributions:
         Once, after `conclude`.
         """
         return self.soft.div_((self._softmax.total * self._weight_scale)[:, None])
+
+    def log_probabilities(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Those of some tokens, int64 `[U]`, at each position: fp32 `[256, U]`, nats."""
+        return self.logits[:, tokens] - log_total(self._softmax)[:, None]
 
     def likeliest(self, most: int) -> Likeliest:
         """The `most` likeliest tokens of each position, the likeliest first, equal ones by their ids; where not
@@ -411,6 +455,8 @@ class EntropyBoundSampler:
         if settings.stop_at_end:
             self._ends = torch.tensor([*sorted(eos_token_ids), NO_TOKEN], device=device)[:, None]
         self._constraint: Constraint | None = None
+        self.max_steps = num_steps
+        """The most denoising steps that this canvas may have."""
         self._is_sane = torch.zeros((), dtype=torch.bool, device=device)
         self.canvas = integers(canvas_length)
         """`[256]`: what the next step denoises. Drawn tokens where accepted, fresh uniform ones elsewhere."""
@@ -437,18 +483,26 @@ class EntropyBoundSampler:
         told = [self._told.on_device] if self._constraint is None else []
         return [self._distributions.logits, self._is_sane, *told]
 
-    def start_canvas(self, constraint: Constraint | None = None, *, closes: int | None = None) -> None:
-        """Begin with a canvas of pure noise, held to `constraint`; forgets the canvas before.
+    def start_canvas(
+        self, constraint: Constraint | None = None, start: Start | None = None, *, closes: int | None = None
+    ) -> None:
+        """Begin with a canvas of pure noise, or with what `start` says, held to `constraint`; forgets the canvas
+        before.
 
         `closes` is a token that ends this one as an end of sequence does.
         """
-        numbers = self._randomness.canvas(
-            self._settings.max_denoising_steps, self._canvas_length, self._vocab_size
-        )
-        _send(numbers.tokens, self._tokens)
-        _send(numbers.uniforms, self._uniforms)
+        num_steps, canvas_length = self._settings.max_denoising_steps, self._canvas_length
+        numbers = self._randomness.canvas(num_steps, canvas_length, self._vocab_size)
+        self.max_steps = num_steps
+        if start is not None:
+            drafted = numbers.tokens[0, : len(start.tokens)]
+            is_noise = self._randomness.noise(start.noise, len(drafted))
+            drafted.copy_(torch.where(is_noise, drafted, torch.tensor(start.tokens)))
+            self.max_steps = self._steps_from(1 - (1 - start.noise) * len(drafted) / canvas_length)
+        send(numbers.tokens, self._tokens)
+        send(numbers.uniforms, self._uniforms)
         for counter in self._counters:
-            counter.zero_()
+            counter.fill_(num_steps - self.max_steps)
         # So a canvas can't be stable before the history is full; and with a threshold of 0 there is nothing to
         # differ from, so it always is.
         self._argmax_history.fill_(NO_TOKEN)
@@ -456,6 +510,16 @@ class EntropyBoundSampler:
             self._ends[-1:].fill_(NO_TOKEN if closes is None else closes)
         self._constraint = constraint
         self.canvas.copy_(self._tokens[0])
+
+    def _steps_from(self, noise: float) -> int:
+        """How many steps of the schedule are left where so large a share of a canvas is noise.
+
+        In uniform-state diffusion that share is the time that is left, which the schedule falls with: it is 1 at
+        a canvas's first step.
+        """
+        num_steps = self._settings.max_denoising_steps
+        steps = round(num_steps * max(noise, LEAST_DRAFTED_SHARE))
+        return min(max(steps, self._settings.stability_threshold + 1), num_steps)
 
     def measure(self, hidden: torch.Tensor) -> None:
         """Take in the network's last hidden states, `[256, H]`. Without a constraint that is all but telling the
@@ -542,7 +606,7 @@ def _up_to_end(argmax: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     return is_end.cumsum(0) == is_end
 
 
-def _send(numbers: torch.Tensor, to: torch.Tensor) -> None:
+def send(numbers: torch.Tensor, to: torch.Tensor) -> None:
     """Copy to the device without waiting for it, which CUDA does from pinned memory only."""
     is_cuda = to.device.type == "cuda"
     to.copy_(numbers.pin_memory() if is_cuda else numbers, non_blocking=is_cuda)

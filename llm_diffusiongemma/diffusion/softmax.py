@@ -143,6 +143,11 @@ def add_up(total: torch.Tensor, added: torch.Tensor, softmax: Softmax, block: in
         total.mul_(moved.exp_()[:, None]).add_(added)
 
 
+def log_total(softmax: Softmax) -> torch.Tensor:
+    """When all blocks are in: the logarithm of the sum of exp(z) over the vocabulary, fp32 `[n]`."""
+    return torch.logsumexp(softmax.maximum[:, 1:] + softmax.part_sum.sum(-1).log(), -1)
+
+
 def conclude(softmax: Softmax, uniforms: torch.Tensor) -> Conclusion:
     """When all blocks are in; finds the total, too.
 

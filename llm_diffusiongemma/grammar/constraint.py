@@ -23,6 +23,7 @@ import torch
 
 from ..errors import NotANumberError
 from .automaton import Segments, TokenAutomaton
+from .choices import ChoiceTexts
 from .exchange import Exchange
 from .lattice import LOG_ZERO, Floats, Integers, Lattice, log_sums
 from .records import ConstraintReport
@@ -150,9 +151,21 @@ class TextConstraint:
     and one back.
     """
 
-    def __init__(self, automaton: TokenAutomaton, device: torch.device, tail_weight: float = TAIL_WEIGHT) -> None:
-        """`device` is the model's. `tail_weight` (nats, >= 0) bounds what an empty position costs."""
+    def __init__(
+        self,
+        automaton: TokenAutomaton,
+        device: torch.device,
+        tail_weight: float = TAIL_WEIGHT,
+        choices: ChoiceTexts | None = None,
+    ) -> None:
+        """`device` is the model's. `tail_weight` (nats, >= 0) bounds what an empty position costs. `choices` are
+        all texts of the language, if it is to be told how probable each of them was."""
         self._automaton = automaton
+        self._choices = choices
+        tokens = torch.zeros(0, dtype=torch.int64) if choices is None else torch.from_numpy(choices.tokens)
+        self._choices_tokens = tokens.to(device)
+        self._choices_decided = False
+        self._normaliser = np.zeros((0, 1))
         self._tail_weight = tail_weight
         self._lattice = Lattice(automaton)
         # What the positions behind the end show. Anything would do: a constant is stable.
@@ -192,6 +205,7 @@ class TextConstraint:
         # Behind the budget everything is tail.
         self._positions = min(canvas_length, tokens_left)
         self._may_end = self._automaton.distance <= tokens_left - self._positions
+        self._choices_decided = False
         if len(self._small) != canvas_length:
             self._make_room(canvas_length)
 
@@ -205,6 +219,8 @@ class TextConstraint:
         # Of each position the bias of each class, its entropy, and the span of the block of its token. fp32 holds
         # every number of tokens below 2^24 exactly.
         self._decision = Exchange((canvas_length, self._automaton.num_classes + 3), device)
+        # What the network says of the choices' tokens: `[L, U]`, fetched when somebody asks.
+        self._choices_logits = Exchange((canvas_length, len(self._choices_tokens)), device)
 
     def observe(self, rows: slice, chunk: torch.Tensor) -> None:
         """Take in what the network says of some rows: `chunk` fp32 `[rows, V]`, which is left as it is."""
@@ -223,10 +239,15 @@ class TextConstraint:
         `[L, V]` are all the rows that have been observed. Raises `NotANumberError` if they are none.
         """
         self._reduce_small()
+        if self._can_be_any_choice():
+            # Here, for `reweigh` writes over them.
+            torch.index_select(logits, 1, self._choices_tokens, out=self._choices_logits.on_device)
+            self._choices_decided = True
         statistics = self._statistics.fetch().double().numpy()
         if not np.isfinite(statistics).all():
             raise NotANumberError()
         measured = _Measured(statistics, self._layout, self._automaton.num_classes)
+        self._normaliser = measured.normaliser
         tail = np.logaddexp(
             measured.total[:, self._automaton.eos_class], measured.total[:, self._automaton.pad_class]
         )
@@ -255,6 +276,21 @@ class TextConstraint:
         bias = self._decision.on_device[rows, : self._automaton.num_classes]
         bias = bias.squeeze(0).index_select(-1, self._token_class)
         chunk.add_(bias.view(len(chunk), -1)).clamp_(min=IMPOSSIBLE)
+
+    def choices(self) -> tuple[float, ...] | None:
+        """How probable each of the choices was in what was decided on last, nats: see `ChoiceTexts`. Waits for the
+        device. Before `commit`.
+
+        None if there are none, or the canvas had no room for all of them, or their text began before it.
+        """
+        if self._choices is None or not self._choices_decided:
+            return None
+        log_p = self._choices_logits.fetch().double().numpy() - self._normaliser
+        return tuple(self._choices.log_probabilities(log_p).tolist())
+
+    def _can_be_any_choice(self) -> bool:
+        """Whether the canvas at hand can hold each of the choices, from its first position on."""
+        return self._choices is not None and self._state == 0 and self._choices.fewest_positions <= self._positions
 
     def commit(self, canvas: Sequence[int]) -> ConstraintReport:
         """Go on from the canvas that was decided on last."""

@@ -62,7 +62,7 @@ _SPACE_SOMEWHERE: Ranges = (
     (0x3000, 0x3000),
     (0xFEFF, 0xFEFF),
 )
-_LINE_ENDS: Ranges = ((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029))
+LINE_ENDS: Ranges = ((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029))
 
 _CONTROL_ESCAPES = {"n": 0x0A, "r": 0x0D, "t": 0x09, "f": 0x0C, "v": 0x0B, "a": 0x07, "0": 0x00}
 _HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
@@ -113,11 +113,8 @@ def _search_automaton(pattern: str) -> ByteDFA:
     return minimal_dfa(search_language(pattern, utf8))
 
 
-def choices_language(choices: Sequence[str]) -> ByteDFA:
-    """Exactly these texts.
-
-    Raises `ConstraintError` if there are none, one is empty, or one is there twice.
-    """
+def check_choices(choices: Sequence[str]) -> None:
+    """Raises `ConstraintError` if there are none, one is empty or no text, or one is there twice."""
     if not choices:
         raise ConstraintError("There are no choices to choose from. Name at least one.")
     if sum(map(len, choices)) > MAX_CHOICES_LENGTH:
@@ -129,10 +126,17 @@ def choices_language(choices: Sequence[str]) -> ByteDFA:
         if choice in seen:
             raise ConstraintError(f"The choice {_shown(choice)} is there twice. Leave one out.")
         seen.add(choice)
+        try:
+            choice.encode()
+        except UnicodeEncodeError:
+            raise ConstraintError("A choice has half of a surrogate pair in it, which isn't text.") from None
+
+
+def choices_language(choices: Sequence[str]) -> ByteDFA:
+    """Exactly these texts. Raises what `check_choices` does, and `ConstraintError` for too many."""
+    check_choices(choices)
     try:
         return minimal_dfa(unite([Literal(choice.encode()) for choice in choices]))
-    except UnicodeEncodeError:
-        raise ConstraintError("A choice has half of a surrogate pair in it, which isn't text.") from None
     except StateLimitError:
         raise ConstraintError(
             f"The choices need an automaton of more than {MAX_STATES:,} states. Use fewer or shorter ones."
@@ -222,6 +226,15 @@ def _complement(ranges: Ranges) -> Ranges:
 
 def _without(ranges: Ranges, removed: Ranges) -> Ranges:
     return _complement(_union(_complement(ranges), removed))
+
+
+def all_but(*sets: Ranges) -> Ranges:
+    """The characters in none of the sets."""
+    return _complement(_union(*sets))
+
+
+# What either of the dialects takes for it.
+WHITE_SPACE: Ranges = _union(_SPACE, _SPACE_SOMEWHERE)
 
 
 # A class escape as what it matches in both dialects, and as what it matches in at least one. Negation swaps
@@ -337,7 +350,7 @@ class _Parser:
             case "$":
                 return Anchor.END
             case ".":
-                return self.encode(_complement(_LINE_ENDS))
+                return self.encode(_complement(LINE_ENDS))
             case "(":
                 return self._group()
             case "[":

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ..backends.protocol import EXTENSION, EXTENSION_OPTIONS
+from ..backends.protocol import EXTENSION, EXTENSION_OPTIONS, NO_OPTION
 from ..backends.turn import Turn
 from ..documents import DocumentError, conform, parse_object, refuse_unless
 from ..options import Options
@@ -39,7 +39,10 @@ MAX_NAMED = 20
 #: How much a model is to think. This one does or doesn't.
 EFFORTS = {"none": False, "minimal": False, "low": True, "medium": True, "high": True, "xhigh": True}
 
-NO_PROBABILITIES = "the tokens of a canvas are denoised together, and none has a probability of its own"
+NO_PROBABILITIES = (
+    "the tokens of a canvas are denoised together, and none has a probability of its own; whole choices have one, "
+    f"with {EXTENSION}.choices and {EXTENSION}.probabilities"
+)
 
 _OBJECT_SCHEMA = {"type": "object"}
 
@@ -188,7 +191,7 @@ def _options(request: _Request, extension: dict[str, Any]) -> Options:
     """`extension` is what that has of options."""
     if unknown := next((name for name in extension if name not in EXTENSION_OPTIONS), None):
         where = quoted(f"{EXTENSION}.{unknown}")
-        raise DocumentError(f"{where} is none of the options {', '.join(sorted(EXTENSION_OPTIONS))}", where)
+        raise DocumentError(f"{where} {NO_OPTION} {', '.join(sorted(EXTENSION_OPTIONS))}", where)
     longest = _agreed({"max_tokens": request.max_tokens, "max_completion_tokens": request.max_completion_tokens})
     standard = conform(Options, {"max_tokens": longest, "seed": request.seed})
     own = conform(Options, extension, EXTENSION)
@@ -201,7 +204,7 @@ def _options(request: _Request, extension: dict[str, Any]) -> Options:
         }
     )
     options = {**own.model_dump(), "max_tokens": standard.max_tokens, "seed": standard.seed, "thinking": thinking}
-    return Options(**options)
+    return conform(Options, options, EXTENSION)
 
 
 def _agreed(said: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..catalog import EMBEDDED_CHECKPOINT
+from ..options import DEFAULT_NOISE
 from . import data
 from .network import STOP, TOOL_STOP
 
@@ -55,23 +56,31 @@ class Examiner:
         rng = random.Random(f"{skill} {seed}")
         score = Score()
         for number in range(questions):
-            lesson = data.SKILLS[skill][0](rng, held_out)
-            reply, end, blocks, steps = self.answer(lesson, seed=number)
-            score.asked += 1
-            score.blocks += blocks
-            score.denoising_steps += steps
-            if reply == lesson.reply and end == (TOOL_STOP if lesson.calls_tool else STOP):
-                score.right += 1
-            else:
-                score.wrong.append((str(lesson.messages[-1]["content"]), lesson.reply, reply))
+            self.mark(score, data.SKILLS[skill][0](rng, held_out), seed=number)
         return score
 
-    def answer(self, lesson: data.Lesson, seed: int) -> tuple[str, int | None, int, int]:
-        """The reply to a lesson's prompt with its control tokens, what ended it, its blocks and steps."""
+    def mark(
+        self, score: Score, lesson: data.Lesson, seed: int, draft: str | None = None, noise: float = DEFAULT_NOISE
+    ) -> None:
+        """Add the reply to one lesson, asked as `answer` asks it."""
+        reply, end, blocks, steps = self.answer(lesson, seed, draft, noise)
+        score.asked += 1
+        score.blocks += blocks
+        score.denoising_steps += steps
+        if reply == lesson.reply and end == (TOOL_STOP if lesson.calls_tool else STOP):
+            score.right += 1
+        else:
+            score.wrong.append((str(lesson.messages[-1]["content"]), lesson.reply, reply))
+
+    def answer(
+        self, lesson: data.Lesson, seed: int, draft: str | None = None, noise: float = DEFAULT_NOISE
+    ) -> tuple[str, int | None, int, int]:
+        """The reply to a lesson's prompt with its control tokens, what ended it, its blocks and steps. With a
+        `draft` it begins as that text, so much of which is noise."""
         import torch
 
         from ..diffusion.pipeline import Block
-        from ..diffusion.request import Prompt, Request
+        from ..diffusion.request import Prompt, Request, Text
         from ..diffusion.sampler import GeneratorRandomness
 
         engine = self._engine
@@ -82,11 +91,12 @@ class Examiner:
 
             shown.append(engine.image_reader.cut(images.plain(lesson.colour, random.Random(seed)), None))
         ids, placed = engine.image_reader.place(ids, shown)
+        text = Text(None if draft is None else engine.drafted(draft, noise))
         tokens: list[int] = []
         blocks = steps = 0
         end = None
         for block in engine.pipeline.generate(
-            Request(Prompt(ids, placed), self.settings, max_tokens=1024),
+            Request(Prompt(ids, placed), self.settings, max_tokens=1024, parts=(text,)),
             randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
         ):
             assert isinstance(block, Block)

@@ -94,8 +94,15 @@ def test_ours_is_told_everything() -> None:
         "thinking": False,
         "regex": "a+",
         "choices": "a,b",
+        "fill": "{a}",
+        "fill_json": True,
+        "draft": "a",
+        "noise": 0.2,
+        "canvas_length": 64,
+        "stop_at_end": True,
     }
-    assert set(options) == set(Options.model_fields) - VIEW_OPTIONS
+    decision = {"choices": "a,b", "probabilities": True, "reads": 2}
+    assert options.keys() | decision == set(Options.model_fields) - VIEW_OPTIONS
     body = body_of(turn(SCHEMA, [TOOL], **options), OURS)
     assert (body["model"], body["stream"], body["max_tokens"], body["seed"]) == ("a", True, 5, 0)
     others = {name: value for name, value in options.items() if name not in ("max_tokens", "seed")}
@@ -104,6 +111,7 @@ def test_ours_is_told_everything() -> None:
     # It makes no control tokens of texts.
     assert body["messages"] == [{"role": "user", "content": "Hi <turn|>"}]
     assert body["tools"][0]["function"]["description"] == "Adds <turn|>"
+    assert body_of(turn(**decision), OURS)[EXTENSION] == {**decision, "progress": True}
     # What isn't set there is the checkpoint's.
     plain = body_of(turn(), OURS)
     assert plain[EXTENSION] == {"progress": True}
@@ -160,6 +168,10 @@ REFUSED: list[tuple[Served, dict[str, Any], list[str]]] = [
     (VLLM, {"entropy_bound": 0.1, "t_min": 0.1}, ["entropy_bound", "t_min"]),
     (VLLM, {"schema": SCHEMA, "regex": "a"}, ["a schema", "regex"]),
     (VLLM, {"choices": "a,b"}, ["choices"]),
+    (VLLM, {"choices": "a,b", "probabilities": True, "reads": 2}, ["choices", "probabilities", "reads"]),
+    (VLLM, {"fill": "{a}", "fill_json": True}, ["fill", "fill_json"]),
+    (OTHER, {"draft": "a", "noise": 0.2}, ["draft", "noise"]),
+    (OTHER, {"canvas_length": 64, "stop_at_end": True}, ["canvas_length", "stop_at_end"]),
     (VLLM, {"image_tokens": 70}, ["image_tokens"]),
     (VLLM, {"replay": "out.html"}, ["replay"]),
     (OTHER, {"max_denoising_steps": 7, "t_max": 0.5}, ["max_denoising_steps", "t_max"]),

@@ -201,3 +201,14 @@ def test_who_can_not_watch_spoils_nothing_but_the_reply(fails_at: type) -> None:
     list(LocalReply(ENTRY, turn, ALWAYS_WANTED).steps())
     after = [event for events in LocalReply(ENTRY, turn, ALWAYS_WANTED).steps() for event in events]
     assert after == answered(turn)[0]
+
+
+def test_a_choice_that_was_not_come_to_has_no_probabilities() -> None:
+    turn = turn_of("Is 17 + 25 more than 40?", thinking=True, choices="yes,no")
+    reply = LocalReply(ENTRY, turn, ALWAYS_WANTED)
+    next(reply.steps())  # the thought
+    reply.cut_short()
+    assert (reply.report.finish_reason, reply.report.choices) == ("interrupted", None)
+    choices = answered(turn)[1].choices
+    assert choices is not None
+    assert set(choices.probabilities) == {"yes", "no"}

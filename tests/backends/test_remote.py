@@ -531,6 +531,20 @@ def test_an_error_of_ours_is_the_same_as_here(server: ScriptedServer) -> None:
         reply_of(replace(address_of(server), name="other"), turn())
 
 
+def test_an_option_that_an_earlier_version_does_not_have(server: ScriptedServer) -> None:
+    says = "The request can't be answered: diffusiongemma.draft is none of the options choices, regex."
+    refusal = {"message": says, "type": "invalid_request_error", "param": "diffusiongemma.draft", "code": None}
+    server.models = models(OWNER, "tiny")
+    server.reply = error(refusal, 400)
+    with pytest.raises(UnsupportedByServerError, match="the option draft: it is of an earlier version"):
+        reply_of(address_of(server), turn(draft="One."))
+    # What has no such option at all is said as it comes.
+    server.reply = error(refusal | {"param": "diffusiongemma.dr"}, 400)
+    with pytest.raises(ServerError, match="none of the options choices, regex") as caught:
+        reply_of(address_of(server), turn(draft="One."))
+    assert not isinstance(caught.value, UnsupportedByServerError)
+
+
 # --- servers that can't be reached ---------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from llm_diffusiongemma.view.records import Reading
 from ..conftest import TINY, Llm
 
 QUESTION = Kind("question", "What is a canvas?")
+DECISION = next(kind for kind in prompts.EMBEDDED if kind.choices is not None)
 PERSON = next(kind for kind in prompts.EMBEDDED if kind.schema is not None)
 
 
@@ -120,6 +121,20 @@ def test_the_tables(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, tables.splitlines())) <= 80
 
 
+def test_a_decision(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prefill and one step, and no tokens that a rate could be of."""
+    monkeypatch.setattr(prompts, "EMBEDDED", (DECISION,))
+    result = found(llm_command, "--repeats", "1")
+    decision = result["kinds"]["decision"]
+    assert [decision[name]["most"] for name in ("canvases", "steps_per_canvas", "output_tokens")] == [1, 1, 0]
+    assert decision["tokens_per_second"] is None
+    assert decision["forward_ms"]["median"] > 0
+    assert decision["sampler_ms"]["median"] > 0
+    assert decision["reply_seconds"]["median"] >= decision["reading_ms"]["median"] / 1e3
+    row = next(line for line in table.lines(result) if line.strip().startswith("decision"))
+    assert len(row.split()) == 4  # without a rate
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_what_cannot_be_written(llm_command: Llm) -> None:
     """By whatever command."""
@@ -143,22 +158,10 @@ def test_the_driver_is_asked_of_nvidias_own_command(monkeypatch: pytest.MonkeyPa
     assert [bench._driver_version() for _ in range(3)] == ["570.86.15", None, None]
 
 
-def test_against_transformers(llm_command: Llm) -> None:
-    result = found(llm_command, "--repeats", "1", "--against", "transformers")
-    # A reply that is held to a form is none of transformers'.
-    assert result["against"].keys() == {"question"}
-    question = result["against"]["question"]
-    ours, theirs = (question[f"{who}_tokens_per_second"]["median"] for who in ("ours", "transformers"))
-    assert question["times_faster"]["median"] == pytest.approx(ours / theirs, rel=1e-2)
-    # A sentence: what stands behind its end of sequence in the canvas of 256 is not counted.
-    assert 10 < question["transformers_output_tokens"]["most"] < 100
-
-
-def test_what_transformers_has_no_memory_for_hides_nothing_else(
-    llm_command: Llm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The longest prompt of random weights is the last of the first round: all others were lost with it."""
-    monkeypatch.setattr(prompts, "EMBEDDED", (QUESTION, Kind("reading", "What is a block?")))
+def test_against_transformers(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it has no memory for hides nothing else: the longest prompt of random weights is the last of the
+    first round, and all others were lost with it."""
+    monkeypatch.setattr(prompts, "EMBEDDED", (QUESTION, Kind("reading", "What is a block?"), PERSON))
     answer = Theirs.reply
 
     def answer_or_not(theirs: Theirs, name: str, seed: int) -> Sample:
@@ -171,8 +174,14 @@ def test_what_transformers_has_no_memory_for_hides_nothing_else(
     assert result.exit_code == 1
     result = json.loads(result.stdout)
     assert result["problems"] == {"reading, transformers": "There is no room."}
+    assert result["kinds"].keys() == {"question", "reading", "schema"}
+    # A reply that is held to a form is none of transformers'.
     assert result["against"].keys() == {"question"}
-    assert result["kinds"].keys() == {"question", "reading"}
+    question = result["against"]["question"]
+    ours, theirs = (question[f"{who}_tokens_per_second"]["median"] for who in ("ours", "transformers"))
+    assert question["times_faster"]["median"] == pytest.approx(ours / theirs, rel=1e-2)
+    # A sentence: what stands behind its end of sequence in the canvas of 256 is not counted.
+    assert 10 < question["transformers_output_tokens"]["most"] < 100
 
 
 def test_what_cannot_be_answered_hides_nothing_else(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,18 +267,6 @@ def test_an_error_that_is_made_of_an_interrupt(llm_command: Llm, monkeypatch: py
     result = llm_command("diffusiongemma", "bench", TINY)
     assert result.exit_code == 130
     assert "question" in result.stdout
-
-
-def test_a_process(llm_command: Llm) -> None:
-    """Nobody can tell from outside when the first round is over, so the third reply's end sends it."""
-    process = llm_command.process(
-        *("diffusiongemma", "bench", TINY, "--repeats", "1000"), module=("tests.bench.interrupted",)
-    )
-    output, errors = process.communicate()
-    assert process.returncode == 130, errors
-    assert "Interrupted" in errors
-    assert "Traceback" not in errors
-    assert "Interrupted: 1000 replies of each kind were asked for." in " ".join(output.split())
 
 
 # --- what can't be measured -----------------------------------------------------------------------------------

@@ -122,13 +122,14 @@ def test_parts_are_told_apart_of_steps_that_are_computed_as_they_come(network: N
     measured = Measured(subject.names)
     counts = []
     measure(measured, subject, ["cpu"], 1, 1, Stop(), lambda what: counts.append(recorder.recorded))
-    assert counts == [0, 0]
+    # Neither while warming up, nor by a decision, which is a single step.
+    assert counts == [0, 0, 0, 2 + 2]
     # The first of all is compared with what it was captured of: a reply of two canvases that isn't counted.
     assert recorder.recorded == 2 + 2
     assert subject.pipeline._graphs is graphs
-    (parts,), (samples,) = measured.parts.values(), measured.samples.values()
-    assert len(parts.forward_seconds) == 2 * 4
-    assert [len(each.forward_seconds) for each in samples] == [0]
+    assert [len(parts.forward_seconds) for parts in measured.parts.values()] == [2 * 4, 1]
+    assert [len(parts.sampler_seconds) for parts in measured.parts.values()] == [2 * 4, 1]
+    assert [len(each.forward_seconds) for samples in measured.samples.values() for each in samples] == [0, 0]
     assert subject.pipeline.graph_state == USED
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from llm_diffusiongemma.bench.clock import Sample
@@ -54,6 +56,19 @@ def test_of_a_round_that_was_cut_there_is_no_rate_of_all() -> None:
     assert figures(cut)["all"]["tokens_per_second"] is None
     cut.problems["long"] = "There is no room for it."  # so none is to come
     assert figures(cut)["all"]["tokens_per_second"]["median"] == 10
+
+
+def test_a_decision_is_no_text() -> None:
+    """It has no rate, and leaves those of all texts as they are."""
+    decision = replace(sample(0, 0.5, steps=1, canvases=1), writes=False)
+    both = measured(text=[sample(100, 2.0)], decision=[decision])
+    both.parts["decision"] = Sample(forward_seconds=[0.5], sampler_seconds=[0.5], writes=False)
+    found, alone = figures(both), figures(measured(text=[sample(100, 2.0)]))
+    assert found["kinds"]["decision"]["tokens_per_second"] is None
+    assert found["kinds"]["decision"]["forward_ms"]["median"] == 500
+    assert found["all"] == alone["all"]
+    del both.samples["decision"]  # it was cut
+    assert figures(both)["all"] == alone["all"]
 
 
 def test_against() -> None:

@@ -27,8 +27,9 @@ import transformers
 
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.grammar.automaton import Vocabulary
+from llm_diffusiongemma.tiny.evaluate import Examiner, Score
 
-from . import constrained, contestants, ends, networks, quality, server, warm, watched
+from . import constrained, contestants, drafts, ends, networks, quality, server, short, warm, watched
 from .contestants import OURS, Task
 from .conversation import chat_seconds, conversation
 from .measure import MIB, Action, Cost, Sizes, compare
@@ -307,6 +308,29 @@ def watch(device: torch.device, repeats: int, sizes: Sizes) -> None:
     print_watched(f"small random body, vocabulary {sizes.vocabulary:,}", small, task, texts)
 
 
+def shorter_canvases(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    task = Task(list(range(200, 200 + sizes.prompt_tokens)), canvases=1, steps=sizes.steps)
+    bodies = {
+        f"vocabulary {sizes.vocabulary:,}": networks.small_body(device, sizes).network,
+        f"hidden size {sizes.hidden}": networks.wide_body(device, sizes).network,
+    }
+    print(f"\n(m) A reply of one canvas of {sizes.steps} steps, by its length: seconds\n")
+    print("| | " + " | ".join(map(str, short.LENGTHS)) + " |\n| --- |" + " --- |" * len(short.LENGTHS))
+    for body, network in bodies.items():
+        costs = compare(short.replies(network, task), repeats, device)
+        print(f"| {body} | " + " | ".join(f"{cost.seconds:.3f}" for cost in costs.values()) + " |")
+    found = short.scores_by_length(sizes.questions)
+    print("\n(m) Right answers of the embedded checkpoint, by the length of its canvases\n")
+    print("| | " + " | ".join(map(str, found)) + " |\n| --- |" + " --- |" * len(found))
+    for skill, score in found[short.LENGTHS[0]].items():
+        right = " | ".join(str(scores[skill].right) for scores in found.values())
+        print(f"| {skill}, of {score.asked} | {right} |")
+    totals = [quality.total(scores.values()) for scores in found.values()]
+    print(f"| all, of {totals[0].asked} | " + " | ".join(str(total.right) for total in totals) + " |")
+    print("| steps a canvas | " + " | ".join(f"{t.denoising_steps / t.blocks:.1f}" for t in totals) + " |")
+    print("| steps a reply | " + " | ".join(f"{t.denoising_steps / t.asked:.1f}" for t in totals) + " |")
+
+
 def stopping(device: torch.device, repeats: int, sizes: Sizes) -> None:
     # With half of the questions: there are eight settings, and several seeds.
     scores = ends.scores(-(-sizes.questions // 2), range(1, repeats + 1))
@@ -317,6 +341,22 @@ def stopping(device: torch.device, repeats: int, sizes: Sizes) -> None:
             f"| {threshold} | {str(stop_at_end).lower()} | {score.right} of {score.asked} ({score.share:.1%}) "
             f"| {score.denoising_steps / score.blocks:.2f} |"
         )
+
+
+def damaged_drafts(device: torch.device, repeats: int, sizes: Sizes) -> None:
+    examiner = Examiner()
+
+    def shown(score: Score) -> str:
+        return f"{score.right}, {score.denoising_steps / score.blocks:.1f}"
+
+    print(f"\n(n) Right answers of {sizes.questions}, and steps a canvas: the embedded checkpoint\n")
+    print(f"| | damaged | {' | '.join(f'noise {noise}' for noise in drafts.NOISE)} | without a draft |")
+    print(f"| --- | --- |{' --- |' * len(drafts.NOISE)} --- |")
+    for skill in drafts.SKILLS:
+        without = shown(drafts.score(examiner, skill, sizes.questions, None))
+        for share in drafts.DAMAGED:
+            scores = [drafts.score(examiner, skill, sizes.questions, share, noise) for noise in drafts.NOISE]
+            print(f"| {skill} | {share:.0%} | {' | '.join(map(shown, scores))} | {without} |", flush=True)
 
 
 BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
@@ -331,7 +371,9 @@ BENCHMARKS: dict[str, Callable[[torch.device, int, Sizes], None]] = {
     "server": through_server,
     "warm": warm_commands,
     "watch": watch,
+    "short": shorter_canvases,
     "ends": stopping,
+    "drafts": damaged_drafts,
 }
 
 

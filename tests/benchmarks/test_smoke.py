@@ -10,7 +10,7 @@ import torch
 
 from llm_diffusiongemma.tiny import data
 
-from . import constrained, warm
+from . import constrained, drafts, server, warm
 from .__main__ import BENCHMARKS
 from .measure import Sizes
 
@@ -34,8 +34,11 @@ def test_it_runs(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
     if name == "warm":
         monkeypatch.setattr(warm, "costs", lambda _: dict.fromkeys(warm.COMMANDS, warm.Cost(1.0, 0.5)))
+    # A reply of the embedded checkpoint each, of which one is like the other here.
+    monkeypatch.setattr(server, "WATCHED", dict(list(server.WATCHED.items())[:2]))
     monkeypatch.setattr(data, "SKILLS", {"name": data.SKILLS["name"]})
     monkeypatch.setattr(constrained, "LANGUAGES", {"a date": constrained.LANGUAGES["a date"]})
+    monkeypatch.setattr(drafts, "SKILLS", ("name",))
     # Before each measurement; a run of tests holds so many objects that it would be most of the time.
     monkeypatch.setattr(gc, "collect", lambda: 0)
     BENCHMARKS[name](torch.device("cpu"), 1, SMALLEST)

@@ -6,19 +6,19 @@ border of a decision. `Decision.margin` says how near.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from transformers.models.diffusion_gemma import generation_diffusion_gemma as upstream
 
-from llm_diffusiongemma.diffusion.sampler import GeneratorRandomness, accept_by_entropy_bound
+from llm_diffusiongemma.diffusion.sampler import CanvasNumbers, GeneratorRandomness, accept_by_entropy_bound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_diffusiongemma.diffusion.sampler import Randomness, SamplerSettings
+    from llm_diffusiongemma.diffusion.sampler import Randomness, SamplerSettings, Start
 
 
 def numbers_of(seed: int) -> GeneratorRandomness:
@@ -106,11 +106,47 @@ class _Numbers:
         return self.decisions[-1].draw()[:, None]
 
 
+class DraftedNumbers:
+    """What is left of the numbers of a canvas that begins as a text: those of its later steps.
+
+    A schedule begun at step M of N is one of M steps, with what is then left of the temperature's way.
+    """
+
+    def __init__(self, seed: int, start: Start, settings: SamplerSettings) -> None:
+        self._seed, self._start, self._all = seed, start, settings
+
+    def settings(self, steps: int) -> SamplerSettings:
+        """Theirs for what is left, where so many steps are."""
+        ours = self._all
+        share = steps / ours.max_denoising_steps
+        t_max = ours.t_min + (ours.t_max - ours.t_min) * share
+        return replace(ours, max_denoising_steps=steps, t_max=t_max)
+
+    def canvas(self, steps: int, canvas_length: int, vocab_size: int) -> CanvasNumbers:
+        source = numbers_of(self._seed)
+        numbers = source.canvas(self._all.max_denoising_steps, canvas_length, vocab_size)
+        is_noise = source.noise(self._start.noise, len(self._start.tokens)).tolist()
+        left = numbers.tokens[-steps - 1 :].clone()
+        left[0] = numbers.tokens[0]
+        for position, (token, noise) in enumerate(zip(self._start.tokens, is_noise, strict=True)):
+            if not noise:
+                left[0, position] = token
+        return CanvasNumbers(left, numbers.uniforms[-steps:])
+
+    def noise(self, share: float, num_tokens: int) -> torch.Tensor:
+        raise AssertionError("theirs begins with what it is given")
+
+
 def generate(
-    model: Any, prompt: Sequence[int], settings: SamplerSettings, max_tokens: int, seed: int, **images: Any
+    model: Any,
+    prompt: Sequence[int],
+    settings: SamplerSettings,
+    max_tokens: int,
+    randomness: Randomness,
+    **images: Any,
 ) -> tuple[list[int], list[Decision]]:
     """What `generate` writes behind a prompt, and how each of its denoising steps decided."""
-    numbers = _Numbers(numbers_of(seed), settings)
+    numbers = _Numbers(randomness, settings)
     renoise = upstream.EntropyBoundSampler.renoise_canvas
 
     def note(*arguments: Any) -> torch.Tensor:

@@ -16,6 +16,7 @@ class PlainVocabulary:
     """
 
     product_dtype = torch.float32
+    canvas_length = 256
     operations = PLAIN_TORCH
 
     def __init__(self, size: int, hidden_size: int | None = None) -> None:

@@ -18,8 +18,9 @@ from llm_diffusiongemma.diffusion.request import ConstrainedText, Part, Prompt, 
 from llm_diffusiongemma.diffusion.sampler import EntropyBoundSampler, GeneratorRandomness, SamplerSettings
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.automaton import TokenAutomaton, build
+from llm_diffusiongemma.grammar.choices import ChoiceTexts
 from llm_diffusiongemma.grammar.constraint import TextConstraint
-from llm_diffusiongemma.grammar.pattern import regex_language
+from llm_diffusiongemma.grammar.pattern import choices_language, regex_language
 from tests.grammar.languages import BYTE_TOKENS, EOS, PAD, text_of, vocabulary_of
 from tests.tokenizers import ours
 
@@ -260,6 +261,28 @@ def test_a_step_on_a_card_waits_for_the_constraint_and_for_what_the_host_is_told
     assert card.crossings[-12:] == [*hidden_states, back, there, back] * 3
     assert back not in card.crossings[:-12]
     assert card.waits == 3 * 2
+
+
+# --- choices -----------------------------------------------------------------------------------------------
+
+
+class Overheard(TextConstraint):
+    """Keeps what the network says in the last step."""
+
+    def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.last = logits.clone()
+        return super().decide(logits)
+
+
+def test_a_choice_comes_with_the_probabilities_of_its_last_step() -> None:
+    choices = ["true", "tru", "false", "日"]
+    texts = ChoiceTexts(choices, BYTE_TOKENS, eos_token_ids=(EOS,), pad_token_id=PAD)
+    automaton = build(choices_language(choices), vocabulary_of(BYTE_TOKENS, eos=(EOS,)))
+    constraint = Overheard(automaton, CPU, choices=texts)
+    (block,) = reply(pipeline_of(nonsense()), constraint, max_tokens=CANVAS).blocks
+    assert block.denoising_steps > 1
+    log_p = constraint.last.double().log_softmax(-1).numpy()[:, texts.tokens]
+    assert block.choices == pytest.approx(texts.log_probabilities(log_p).tolist(), rel=1e-6, abs=1e-4)
 
 
 # --- what is refused ---------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 
 from llm_diffusiongemma.catalog import GRAPH_VARIABLE
 from llm_diffusiongemma.diffusion import graphs as graphs_module
+from llm_diffusiongemma.diffusion.drafting import DraftedText
 from llm_diffusiongemma.diffusion.graphs import NOT_YET, USED, CudaRecorder, StepGraphs
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.operations import PLAIN_TORCH, gelu_gate
@@ -71,12 +72,16 @@ def reply(
     seed: int = 0,
     settings: SamplerSettings = SETTINGS,
     canvases: int = 1,
+    canvas_length: int | None = None,
     pattern: str | None = None,
+    draft: Sequence[int] | None = None,
     **watched: Any,
 ) -> list[Draft | Block]:
-    part = Text() if pattern is None else ConstrainedText(TextConstraint(automaton_of(pattern), CPU))
+    drafted = None if draft is None else DraftedText(draft, 0.5, EOS)
+    constraint = None if pattern is None else TextConstraint(automaton_of(pattern), CPU)
+    part = Text(drafted) if constraint is None else ConstrainedText(constraint, drafted)
     records = pipeline.generate(
-        Request(Prompt(prompt), settings, canvases * CANVAS, (part,)),
+        Request(Prompt(prompt), settings, canvases * (canvas_length or CANVAS), (part,), canvas_length),
         randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
         **watched,
     )
@@ -103,8 +108,9 @@ def tokens_of(records: Sequence[Draft | Block]) -> list[int]:
         {"settings": replace(SETTINGS, max_denoising_steps=20)},
         {"settings": replace(SETTINGS, max_denoising_steps=20, stop_at_end=True), "drafts": True},
         {"pattern": DATES, "drafts": True, "candidates": 2},
+        {"draft": prompt_of(6, VOCAB), "drafts": True},
     ],
-    ids=["long prompt", "watched", "converging", "stopping at the end", "constrained"],
+    ids=["long prompt", "watched", "converging", "stopping at the end", "constrained", "drafted"],
 )
 def test_a_replayed_step_is_a_step(asked: dict[str, Any]) -> None:
     recorder = TapeRecorder()
@@ -127,6 +133,30 @@ def test_a_conversation_goes_on_in_the_same_cache() -> None:
         assert ours == theirs
         prompt = [*prompt, *tokens_of(ours), *prompt_of(4, VOCAB, seed)]
     assert pipelines[1].graph_state == USED
+
+
+def test_the_first_replay_of_each_length_of_a_canvas_is_compared() -> None:
+    """Other kernels may run for it."""
+
+    class Lying(TapeRecorder):
+        def record(self, call: Callable[[], None]) -> Callable[[], None]:
+            replay = super().record(call)
+
+            def lie() -> None:
+                replay()
+                if len(sampler_of(call).canvas) < CANVAS:
+                    sampler_of(call).canvas.zero_()
+
+            return lie
+
+    recorder = Lying()
+    pipeline = pipeline_with(StepGraphs(recorder))
+    pipelines = pipeline, plain()
+    for seed, length, state, replayed in [(0, CANVAS, USED, 4), (1, CANVAS, USED, 7), (2, 8, "off: ", 8)]:
+        ours, theirs = (reply(each, seed=seed, canvas_length=length, drafts=True) for each in pipelines)
+        assert ours == theirs
+        assert str(pipeline.graph_state).startswith(state)
+        assert recorder.replayed == replayed
 
 
 def test_a_canvas_of_two_steps_is_not_captured() -> None:

@@ -18,18 +18,20 @@ from transformers import AutoTokenizer, DiffusionGemmaForBlockDiffusion
 
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.diffusion import pipeline as pipeline_module
+from llm_diffusiongemma.diffusion.drafting import DraftedText
 from llm_diffusiongemma.diffusion.network import Network
 from llm_diffusiongemma.diffusion.pipeline import Block, BlockDiffusionPipeline, Draft
-from llm_diffusiongemma.diffusion.request import Prompt, Request
+from llm_diffusiongemma.diffusion.request import Part, Prompt, Request, Text
 from llm_diffusiongemma.diffusion.sampler import DenoisingStep, EntropyBoundSampler, SamplerSettings
 
-from .generate import generate, numbers_of
+from .generate import DraftedNumbers, generate, numbers_of
 from .tiny_models import FULL, IMAGE_TOKEN_ID, NEVER, SLIDING, network_of, prompt_of, tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_diffusiongemma.diffusion.request import PromptImage
+    from llm_diffusiongemma.diffusion.sampler import Randomness
 
 SETTINGS = SamplerSettings(20, 0.1, 0.4, 0.8, 0.005, 1)
 # Of a reply that parts. See `Decision.margin`.
@@ -57,12 +59,31 @@ def compare_with_generate(
     settings: SamplerSettings = SETTINGS,
     images: tuple[PromptImage, ...] = (),
     margin: float = MARGIN,
+    canvas_length: int | None = None,
+    draft: tuple[DraftedText, int] | None = None,
     **their_images: torch.Tensor,
 ) -> Comparison:
-    """Both replies on the same random numbers; fails unless they are the same as far as they have to be."""
-    canvas_length = model.config.canvas_length
+    """Both replies on the same random numbers; fails unless they are the same as far as they have to be.
+
+    Canvases shorter than the model's are an option of ours; theirs are as long as the config says. With a `draft`
+    one canvas begins as that, with so many denoising steps left.
+    """
+    asked_length, canvas_length = canvas_length, canvas_length or model.config.canvas_length
     max_tokens = num_canvases * canvas_length
-    their_tokens, theirs = generate(model, prompt, settings, max_tokens, seed, **their_images)
+    parts: tuple[Part, ...] = (Text(),)
+    their_randomness: Randomness = numbers_of(seed)
+    their_settings = settings
+    if draft is not None:
+        drafted, steps = draft
+        parts, start = (Text(drafted),), drafted.start(canvas_length)
+        assert start is not None
+        their_randomness = left = DraftedNumbers(seed, start, settings)
+        their_settings = left.settings(steps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.config, "canvas_length", canvas_length)
+        their_tokens, theirs = generate(
+            model, prompt, their_settings, max_tokens, their_randomness, **their_images
+        )
 
     config = model.generation_config
     eos = [config.eos_token_id] if isinstance(config.eos_token_id, int) else config.eos_token_id
@@ -79,7 +100,7 @@ def compare_with_generate(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EntropyBoundSampler, "conclude", note)
-        request = Request(Prompt(prompt, images), settings, max_tokens)
+        request = Request(Prompt(prompt, images), settings, max_tokens, parts, asked_length)
         for record in pipeline.generate(request, randomness=numbers_of(seed), drafts=True):
             if isinstance(record, Draft):
                 draft = record
@@ -216,9 +237,30 @@ def test_same_tokens_as_generate_with_images(monkeypatch: pytest.MonkeyPatch) ->
         compare_with_generate(model, prompt, 2, seed=0, images=images, **theirs)
 
 
+@pytest.mark.parametrize(("noise", "steps"), [(0.0, 10), (0.5, 14)])
+def test_a_canvas_that_begins_as_a_draft_goes_on_as_theirs(noise: float, steps: int) -> None:
+    """Theirs is given the canvas that ours begins with, and the rest of the schedule."""
+    model = tiny_model(sharpness=14.0)
+    results = []
+    for seed in range(3):
+        drafted = DraftedText(prompt_of(9, seed=9), noise, 5)
+        settings = replace(SETTINGS, max_denoising_steps=20)
+        draft = (drafted, steps)
+        results.append(compare_with_generate(model, prompt_of(12), 1, seed, settings, draft=draft))
+    assert sum(result.parted for result in results) <= 1
+
+
 @functools.cache
 def embedded(dtype: torch.dtype) -> Any:
     return DiffusionGemmaForBlockDiffusion.from_pretrained(EMBEDDED_CHECKPOINT, dtype=dtype).eval()
+
+
+def embedded_prompt(question: str) -> list[int]:
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
+    messages = [{"role": "user", "content": question}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    tokens: list[int] = tokenizer.encode(rendered, add_special_tokens=False)
+    return tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -230,10 +272,7 @@ def test_the_embedded_checkpoint_replies_as_generate_does(dtype: torch.dtype, qu
     network, which is sure of nothing, bf16 says nothing at all.
     """
     model = embedded(dtype)
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_CHECKPOINT, local_files_only=True)
-    messages = [{"role": "user", "content": question}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    prompt = tokenizer.encode(rendered, add_special_tokens=False)
+    prompt = embedded_prompt(question)
     settings = SamplerSettings.from_generation_config(model.generation_config)
     margin = MARGIN if dtype == torch.float32 else math.inf
     result = compare_with_generate(model, prompt, 3, 1, settings, margin=margin)
@@ -241,3 +280,19 @@ def test_the_embedded_checkpoint_replies_as_generate_does(dtype: torch.dtype, qu
     assert result.blocks[-1].finish_reason == "stop"
     assert result.tokens == result.their_tokens[: len(result.tokens)]
     assert result.their_tokens[len(result.tokens)] == result.blocks[-1].eos_token_id
+
+
+@pytest.mark.parametrize("canvas_length", [16, 48, 128])
+def test_shorter_canvases_are_those_of_generate(canvas_length: int) -> None:
+    """Of a random network, then of the trained one, which says in the same words what a canvas is."""
+    model = tiny_model(canvas_length=256, sharpness=16.0)
+    result = compare_with_generate(model, prompt_of(20), 2, seed=0, canvas_length=canvas_length)
+    assert not result.parted
+    assert [len(block.tokens) for block in result.blocks] == [canvas_length] * 2
+
+    model = embedded(torch.float32)
+    settings = SamplerSettings.from_generation_config(model.generation_config)
+    prompt = embedded_prompt("What is a canvas?")
+    result = compare_with_generate(model, prompt, 256 // canvas_length, 1, settings, canvas_length=canvas_length)
+    assert not result.parted
+    assert result.blocks[-1].finish_reason == "stop"

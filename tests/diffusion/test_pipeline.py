@@ -74,6 +74,12 @@ def tokens_of(blocks: list[Block]) -> list[int]:
     return [token for block in blocks for token in block.tokens]
 
 
+@functools.cache
+def usual_tokens() -> tuple[int, ...]:
+    """Of three canvases, where nobody asks for anything else."""
+    return tuple(tokens_of(blocks_of()))
+
+
 @contextmanager
 def calls_of(mode: str) -> Iterator[list[bool]]:
     """One entry for each time that a network encodes or denoises: whether autograd was on in it."""
@@ -104,7 +110,7 @@ def test_reads_its_sizes_from_the_network() -> None:
 
 @pytest.mark.parametrize("max_tokens", [1, CANVAS - 1, CANVAS, CANVAS + 1, 2 * CANVAS, 2 * CANVAS + 7])
 def test_max_tokens_is_exact(max_tokens: int) -> None:
-    whole = tokens_of(blocks_of(max_tokens=3 * CANVAS))
+    whole = list(usual_tokens())
     blocks = blocks_of(max_tokens=max_tokens)
     assert tokens_of(blocks) == whole[:max_tokens]
     assert len(blocks) == -(-max_tokens // CANVAS)
@@ -143,7 +149,7 @@ def test_senseless_arguments_are_refused_at_the_call() -> None:
 
 
 def test_the_first_end_of_sequence_ends_the_reply() -> None:
-    whole = tokens_of(blocks_of())
+    whole = list(usual_tokens())
     position = next(i for i in range(CANVAS + 3, 3 * CANVAS) if whole[i] not in whole[:i])
     later = next(token for token in whole[position + 1 :] if token not in whole[: position + 1])
     eos = (later, whole[position])
@@ -211,7 +217,7 @@ def test_nothing_but_padding_ends_the_reply() -> None:
 
 def test_says_whether_a_canvas_converged_and_in_how_many_steps() -> None:
     with calls_of("denoise") as denoiser_calls:
-        blocks = [block for seed in range(6) for block in blocks_of(seed=seed)]
+        blocks = [block for seed in range(3) for block in blocks_of(seed=seed)]
     assert {block.converged for block in blocks} == {True, False}
     assert all(block.converged or block.denoising_steps == 20 for block in blocks)
     assert {block.denoising_steps for block in blocks if block.converged} - {20}
@@ -228,7 +234,7 @@ def test_the_encoder_reads_the_prompt_once_and_every_block_that_another_follows(
 
 
 def test_the_prompt_matters() -> None:
-    assert tokens_of(blocks_of(prompt=prompt_of(20, seed=1))) != tokens_of(blocks_of())
+    assert tokens_of(blocks_of(prompt=prompt_of(20, seed=1))) != list(usual_tokens())
 
 
 # --- drafts ----------------------------------------------------------------------------------------------
@@ -302,7 +308,7 @@ def test_readings_begin_at_what_is_cached_and_come_with_each_chunk(monkeypatch: 
 
 def test_watching_changes_nothing() -> None:
     watched = [record for record in start(readings=True, drafts=True, candidates=4) if isinstance(record, Block)]
-    assert tokens_of(watched) == tokens_of(blocks_of())
+    assert tokens_of(watched) == list(usual_tokens())
 
 
 def test_time_spent_on_who_watches_is_not_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,9 +360,8 @@ def test_closing_between_blocks_stops_at_once() -> None:
 
 
 def test_the_seed_decides() -> None:
-    replies = [tuple(tokens_of(blocks_of(seed=seed))) for seed in (0, 1, 2, 0)]
-    assert replies[0] == replies[3]
-    assert len(set(replies)) == 3
+    replies = [tuple(tokens_of(blocks_of(seed=seed))) for seed in (0, 1)]
+    assert replies[0] == usual_tokens() != replies[1]
 
 
 def test_the_global_rng_is_not_touched() -> None:

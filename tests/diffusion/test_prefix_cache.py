@@ -35,7 +35,7 @@ CANVAS = 16
 WINDOW = 16
 SOFT_TOKENS = 16
 SETTINGS = SamplerSettings(4, 0.1, 0.4, 0.8, 0.005, 1)
-INTERRUPTIONS = 60
+INTERRUPTIONS = 24
 
 
 @functools.cache
@@ -353,7 +353,7 @@ def tokens_without_a_past(length: int, piece: int) -> list[int]:
 
 @pytest.mark.parametrize(
     ("stable", "piece"),
-    [(0, 1), (1, 1), (WINDOW - 1, 1), (WINDOW, 1), (WINDOW + 1, 1), (40, 1), (60, 1), (WINDOW, 20), (40, 20)],
+    [(0, 1), (WINDOW - 1, 1), (WINDOW, 1), (WINDOW + 1, 1), (60, 1), (40, 20)],
 )
 def test_a_prompt_may_part_from_the_last_one_anywhere(
     monkeypatch: pytest.MonkeyPatch, stable: int, piece: int
@@ -364,7 +364,7 @@ def test_a_prompt_may_part_from_the_last_one_anywhere(
     after_first = new_pipeline()
     reply(after_first, Turn(prompt_of(60), stable_length=stable))
     borders = (1, WINDOW, 2 * WINDOW, 60 - CANVAS, 60, stable)
-    for length in sorted({max(0, border + offset) for border in borders for offset in (-2, -1, 0, 1)}):
+    for length in sorted({max(0, border + offset) for border in borders for offset in (-1, 0, 1)}):
         pipeline = new_pipeline()
         pipeline.prefix_cache = copy.deepcopy(after_first.prefix_cache)
         second = parting_at(length)

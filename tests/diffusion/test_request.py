@@ -54,6 +54,10 @@ class Held:
     def start_canvas(self, canvas_length: int, tokens_left: int) -> None:
         self.calls.append((canvas_length, tokens_left))
 
+    def choices(self) -> tuple[float, ...]:
+        self.calls.append("choices")
+        return (-1.0, -2.0)
+
     def commit(self, canvas: list[int]) -> str:
         self.calls.append(canvas)
         return "report"
@@ -63,7 +67,8 @@ class Sampler:
     def __init__(self) -> None:
         self.constraints: list[object] = []
 
-    def start_canvas(self, constraint: object) -> None:
+    def start_canvas(self, constraint: object, start: object) -> None:
+        assert start is None
         self.constraints.append(constraint)
 
 
@@ -107,7 +112,7 @@ def test_a_text_ends_with_its_end_of_sequence_or_its_room(
 
 
 def test_who_knows_what_tokens_say_may_find_a_text_empty() -> None:
-    part = Text(lambda tokens: set(tokens) <= {30, 31})
+    part = Text(says_nothing=lambda tokens: set(tokens) <= {30, 31})
     for committed, is_empty in (((30, 31, EOS), True), ((EOS,), True), ((), True), ((30, 20, EOS), False)):
         assert part.commit(canvas(*committed), room(100), ENDINGS).is_empty == is_empty
     # It has not come to its end.
@@ -153,9 +158,10 @@ def test_a_constrained_text_ends_when_its_constraint_says_so() -> None:
     assert sampler.constraints == [constraint]
     assert part.commit(FULL, room(100), ENDINGS) == Piece(FULL, constraint="report")  # type: ignore[arg-type]
     part.start_canvas(sampler, room(3))  # type: ignore[arg-type]
-    assert part.commit(canvas(20, 21, 9), room(3), ENDINGS) == Piece([20, 21], "stop", 9, "report")  # type: ignore[arg-type]
+    ended = Piece([20, 21], "stop", 9, "report", (-1.0, -2.0))  # type: ignore[arg-type]
+    assert part.commit(canvas(20, 21, 9), room(3), ENDINGS) == ended
     # Its end of sequence may stand right behind the last token of the budget.
-    assert constraint.calls == [(CANVAS, 10 * CANVAS), FULL, (CANVAS, 4), canvas(20, 21, 9)]
+    assert constraint.calls == [(CANVAS, 10 * CANVAS), FULL, (CANVAS, 4), "choices", canvas(20, 21, 9)]
     constraint.fewest_tokens = 3
     assert part.need == Need(tokens=2, positions=3)
 

@@ -544,7 +544,7 @@ def test_mean_entropy_is_what_must_be_below_the_threshold() -> None:
 
 def test_soft_embeddings_are_the_embeddings_by_their_probabilities() -> None:
     class Embeddings:
-        size, hidden_size = 1200, 24
+        size, hidden_size, canvas_length = 1200, 24, 16
         product_dtype, operations = torch.float32, PLAIN_TORCH
         weight = random_logits(1200, 24, 1.0)
 
@@ -571,9 +571,15 @@ def test_soft_embeddings_are_the_embeddings_by_their_probabilities() -> None:
     torch.testing.assert_close(soft_embeddings.double(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_blocks_of_the_vocabulary_are_those_of_the_longest_canvas() -> None:
+    """For a shorter one there would be other kernels, and more tokens in a block than fp16 has headroom for."""
+    samplers = [sampler(canvas_length=length, vocab_size=4096) for length in (16, 48, 256)]
+    assert {its._distributions._softmax.z.shape[1:] for its in samplers} == {(4, 2, PART)}
+
+
 def test_in_fp16_sums_over_a_vague_block_of_the_vocabulary_do_not_overflow() -> None:
     class Embeddings:
-        size, hidden_size = 2816, 8
+        size, hidden_size, canvas_length = 2816, 8, 3
         product_dtype, operations = torch.float16, PLAIN_TORCH
         weight = torch.full((2816, 8), 100.0, dtype=torch.float16)
 
@@ -671,7 +677,7 @@ def tensors(tree: Any) -> list[torch.Tensor]:
 class HeadOfOnes:
     """A large vocabulary whose weights take no memory worth mentioning."""
 
-    hidden_size = 8
+    hidden_size, canvas_length = 8, 256
     product_dtype, operations = torch.float32, PLAIN_TORCH
 
     def __init__(self, size: int) -> None:

@@ -112,9 +112,12 @@ def of_each_kind(config: NetworkConfig) -> NetworkConfig:
     return replace(config, layers=(*kinds, kinds[0]))
 
 
-def untried(config: NetworkConfig, formats: Formats, lengths: Sequence[int], target: str) -> list[str]:
-    """What reading chunks of some lengths launches and a trial at load doesn't: it would be compiled in the middle
-    of a reply. On the CPU, and of whatever happens to be in memory, since no kernel runs."""
+def untried(
+    config: NetworkConfig, formats: Formats, lengths: Sequence[int], canvas_lengths: Sequence[int], target: str
+) -> list[str]:
+    """What reading chunks and denoising canvases of some lengths launches and a trial at load doesn't: it would
+    be compiled in the middle of a reply. On the CPU, and of whatever happens to be in memory, since no kernel
+    runs."""
     goal, cpu, dtype = triton_target(target), torch.device("cpu"), torch.bfloat16
 
     config = of_each_kind(config)
@@ -133,6 +136,14 @@ def untried(config: NetworkConfig, formats: Formats, lengths: Sequence[int], tar
     with written_down() as launched, NO_ATTENTION:
         for length in lengths:
             network.encode(network.embed(torch.zeros(length, dtype=torch.int64)), cache)
+        for length in canvas_lengths:
+            softcap, temperature = config.final_logit_softcapping, torch.tensor(1.0)
+            distributions = Distributions(network, length, cpu, softcap)
+            hidden = network.denoise(torch.zeros(length, dtype=torch.int64), distributions.soft, cache)
+            distributions.measure(hidden, temperature)
+            distributions.write(hidden, temperature)
+            distributions.add()
+            distributions.conclude(torch.empty(length, dtype=torch.float64))
     known = {source.hash() for source, _ in (variant(launch, goal) for launch in tried)}
     found = {
         source.hash(): described(source, options)

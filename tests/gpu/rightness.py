@@ -12,6 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,17 @@ def request(loaded: LoadedModel, prompt: list[int]) -> Request:
     return Request(Prompt(prompt), SamplerSettings.from_generation_config(loaded.generation), 1024)
 
 
-def answer(loaded: LoadedModel, network: Network, prompt: list[int], seed: int) -> tuple[list[int], list[int]]:
+def answer(
+    loaded: LoadedModel, network: Network, prompt: list[int], seed: int, canvas_length: int | None = None
+) -> tuple[list[int], list[int]]:
     """A reply's tokens and the denoising steps of each of its canvases, by some network of that checkpoint."""
     pipeline = BlockDiffusionPipeline(
         network,
         eos_token_ids=frozenset(loaded.generation.eos_token_id),
         pad_token_id=loaded.generation.pad_token_id,
     )
-    records = pipeline.generate(request(loaded, prompt), randomness=randomness(seed))
+    asked = replace(request(loaded, prompt), canvas_length=canvas_length)
+    records = pipeline.generate(asked, randomness=randomness(seed))
     blocks = [record for record in records if isinstance(record, Block)]
     return [token for block in blocks for token in block.tokens], [block.denoising_steps for block in blocks]
 

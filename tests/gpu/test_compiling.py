@@ -16,7 +16,7 @@ SCRIPT = """
 import sys
 import torch
 import triton
-from llm_diffusiongemma.diffusion import trial
+from llm_diffusiongemma.diffusion import sampler, trial
 from llm_diffusiongemma.diffusion.trial import CHUNKS
 from llm_diffusiongemma.diffusion.kernels.cards import Card
 from llm_diffusiongemma.diffusion.kernels.tiles import tiling_of
@@ -36,8 +36,10 @@ verdicts = [report([("a case", right)], "sm_86"), report([("a case", wrong)], "s
 SHARED_KIB["sm_86"] = 20
 config = network_config(is_tiny=True).network()
 lengths = (1, 2, 15, 16, 17, 255, 256, 300, 1000, 1024, 1304)
+canvas_lengths = range(16, config.canvas_length + 1, 16)
+sampler.CHUNK_BYTES_CPU = 2 * config.canvas_length * sampler.PART * 4  # the vocabulary in several blocks
 for trial.CHUNKS, lengths in ((CHUNKS, lengths), (CHUNKS[1:], (300,))):
-    print(len(untried(config, FORMATS["nvfp4"], lengths, "sm_86")))
+    print(len(untried(config, FORMATS["nvfp4"], lengths, canvas_lengths, "sm_86")))
 print([*verdicts, report([("a case", right), ("another", right)], "sm_86")])
 """
 

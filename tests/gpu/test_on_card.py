@@ -95,12 +95,15 @@ def test_kernels_give_the_same_logits(reference: LoadedModel, with_kernels: Netw
 
 @pytest.mark.parametrize("text", ["What is a canvas?", "Count from 1 to 300"])
 def test_kernels_give_the_same_reply(reference: LoadedModel, with_kernels: Network, text: str) -> None:
-    """Token for token. And prompts of other lengths, in one chunk or two, compile nothing that proving hasn't."""
+    """Token for token. And prompts of other lengths, in one chunk or two, compile nothing that proving hasn't, nor
+    do shorter canvases."""
     prompt = question(text)
     before = compiled_variants()
     assert answer(reference, with_kernels, prompt, seed=1) == answer(reference, reference.network, prompt, seed=1)
     for length in (2, 255, 1300):
         answer(reference, with_kernels, (prompt * length)[:length], seed=1)
+    for length in (16, 48, 128):
+        answer(reference, with_kernels, prompt, 1, length)
     assert compiled_variants() == before
 
 

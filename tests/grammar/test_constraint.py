@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llm_diffusiongemma.errors import ConstraintError, NotANumberError
 from llm_diffusiongemma.grammar import constraint as constraint_module
 from llm_diffusiongemma.grammar.automaton import UNREACHABLE, TokenAutomaton, build
+from llm_diffusiongemma.grammar.choices import ChoiceTexts
 from llm_diffusiongemma.grammar.constraint import TAIL_WEIGHT, TextConstraint
-from llm_diffusiongemma.grammar.pattern import regex_language
+from llm_diffusiongemma.grammar.pattern import choices_language, regex_language
 from tests.diffusion.plain_vocabulary import distributions_of
 from tests.diffusion.pretended import PretendedCard
 
@@ -248,6 +249,45 @@ def test_the_report_says_what_the_constraint_changed() -> None:
     assert report.log_probability == pytest.approx(-30, abs=1e-3)
 
 
+def held_to_choices(choices: list[str], device: torch.device = CPU) -> tuple[TextConstraint, ChoiceTexts]:
+    texts = ChoiceTexts(choices, BYTE_TOKENS, eos_token_ids=(EOS, OTHER_EOS), pad_token_id=PAD)
+    automaton = build(choices_language(choices), vocabulary_of(BYTE_TOKENS))
+    return TextConstraint(automaton, device, choices=texts), texts
+
+
+def test_it_tells_how_probable_each_choice_was_in_the_last_step() -> None:
+    """By what the network says, and not by what the constraint makes of it."""
+    constraint, texts = held_to_choices(["true", "tru", "false", "日"])
+    assert texts.fewest_positions == 4
+    for canvas_length, tokens_left in ((8, 100), (4, 100), (8, 4)):
+        constraint.start_canvas(canvas_length, tokens_left)
+        assert constraint.choices() is None
+        for seed in range(2):
+            generator = torch.Generator().manual_seed(seed)
+            logits = torch.randn(canvas_length, len(BYTE_TOKENS), generator=generator) * 9
+            step(constraint, logits, rows_per_chunk=3)
+        log_p = logits.double().log_softmax(-1).numpy()[:, texts.tokens]
+        np.testing.assert_allclose(
+            constraint.choices() or (), texts.log_probabilities(log_p), rtol=1e-6, atol=1e-5
+        )
+
+
+def test_of_a_canvas_that_is_no_choice_it_tells_nothing() -> None:
+    """One that has no room for all of them, be it for want of tokens, and the second one of a text."""
+    constraint, _ = held_to_choices(["null", "日日"])
+    logits = torch.zeros(6, len(BYTE_TOKENS))
+    logits[range(6), [4 + byte for byte in "日日".encode()]] = 20.0
+    for canvas_length, tokens_left in ((6, 12), (12, 6)):
+        constraint.start_canvas(canvas_length, tokens_left)
+        step(constraint, torch.zeros(canvas_length, len(BYTE_TOKENS)))
+        assert constraint.choices() is None
+    constraint.start_canvas(6, 12)
+    constraint.commit(step(constraint, logits)[0].tolist())
+    constraint.start_canvas(12, 12)
+    step(constraint, torch.zeros(12, len(BYTE_TOKENS)))
+    assert constraint.choices() is None
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_output_that_is_no_number_is_refused(value: float) -> None:
     constraint = TextConstraint(build(regex_language("a+"), vocabulary_of(BYTE_TOKENS)), CPU)
@@ -336,6 +376,28 @@ def test_a_step_on_a_card_takes_one_copy_each_way_and_few_launches(monkeypatch: 
     assert launches.count <= 180
     for ours, theirs in zip(results, expected, strict=True):
         assert all(map(torch.equal, ours, theirs))
+
+
+def test_what_choices_take_stays_on_the_device_until_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = ["true", "tru", "false"]
+    logits = torch.randn(8, len(BYTE_TOKENS), generator=torch.Generator().manual_seed(0))
+    with PretendedCard(monkeypatch) as card:
+        constraint, _ = held_to_choices(choices, card.device)
+        constraint.start_canvas(8, 100)
+        there = logits.to(card.device)
+        card.crossings.clear()
+        for _ in range(2):
+            step(constraint, there)
+        assert card.crossings == [("cuda:0", "cpu"), ("cpu", "cuda:0")] * 2
+        assert card.waits == 2
+        found = constraint.choices()
+        assert card.crossings == [("cuda:0", "cpu"), ("cpu", "cuda:0")] * 2 + [("cuda:0", "cpu")]
+        assert card.waits == 3
+    on_host, _ = held_to_choices(choices)
+    on_host.start_canvas(8, 100)
+    step(on_host, logits)
+    assert found is not None
+    assert found == on_host.choices()
 
 
 @pytest.mark.gpu

@@ -168,6 +168,23 @@ def test_a_schema(completions: Any) -> None:
     assert "temperature" in warning
 
 
+def test_a_decision(completions: Any) -> None:
+    question = asked("What is 17 + 25?")
+    decision = {"choices": ["32", "42", "52"], "probabilities": True, "reads": 2}
+    reply = completions.create(**question, extra_body={"diffusiongemma": decision})
+    assert reply.choices[0].finish_reason == "stop"
+    probabilities = json.loads(reply.choices[0].message.content)
+    assert sorted(probabilities) == decision["choices"]
+    assert sum(probabilities.values()) == pytest.approx(1)
+    report = reply.model_extra["diffusiongemma"]["report"]["choices"]
+    assert (list(report["probabilities"]), report["reads"]) == (list(probabilities), 2)
+    with pytest.raises(openai.BadRequestError, match="reads are for probabilities") as caught:
+        completions.create(**question, extra_body={"diffusiongemma": {"choices": "a,b", "reads": 2}})
+    assert caught.value.param == "diffusiongemma"
+    with pytest.raises(openai.BadRequestError, match="two choices at least"):
+        completions.create(**question, extra_body={"diffusiongemma": {"choices": ["a"], "probabilities": True}})
+
+
 def test_refusals(running: Running, completions: Any) -> None:
     with pytest.raises(openai.NotFoundError, match=TINY):
         completions.create(**{**asked(CANVAS), "model": "gpt-4"})

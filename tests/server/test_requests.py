@@ -80,6 +80,10 @@ TOOLS = [{"type": "function", "function": FUNCTION}]
             {"max_denoising_steps": 3, "t_min": 0, "choices": ["a", "b"], "image_tokens": 70},
         ),
         ({"diffusiongemma": {"regex": "a+", "thinking": False}}, {"regex": "a+", "thinking": False}),
+        (
+            {"diffusiongemma": {"choices": "a,b", "probabilities": True, "reads": 2}},
+            {"choices": "a,b", "probabilities": True, "reads": 2},
+        ),
     ],
 )
 def test_options(fields: dict[str, Any], options: dict[str, Any]) -> None:
@@ -188,9 +192,21 @@ def test_a_warning_is_not_long() -> None:
         ({"stream": True, "diffusiongemma": {"watch": "all"}}, "diffusiongemma.watch", "'drafts'"),
         ({"diffusiongemma": {"watch": "drafts"}}, "diffusiongemma.watch", "streamed"),
         ({"diffusiongemma": {"replay": "out.html"}}, "diffusiongemma.replay", "none of the options"),
-        ({"diffusiongemma": {"seed": 1}}, "diffusiongemma.seed", "none of the options choices"),
+        ({"diffusiongemma": {"seed": 1}}, "diffusiongemma.seed", "none of the options canvas_length, choices"),
         ({"diffusiongemma": {"t_min": -1}}, "diffusiongemma.t_min", "0 or more"),
         ({"diffusiongemma": {"t_min": 1, "t_max": 1}}, "diffusiongemma", "must be below"),
+        (
+            {"diffusiongemma": {"probabilities": True}},
+            "diffusiongemma",
+            "in diffusiongemma, probabilities are",
+        ),
+        ({"diffusiongemma": {"choices": "a,b", "reads": 2}}, "diffusiongemma", "reads are for probabilities"),
+        ({"diffusiongemma": {"choices": "a,b", "reads": 65}}, "diffusiongemma.reads", "64 or less"),
+        ({"diffusiongemma": {"fill_json": True}}, "diffusiongemma", "fill_json is for a text with blanks"),
+        ({"diffusiongemma": {"noise": 0.5}}, "diffusiongemma", "noise is that of a draft"),
+        ({"diffusiongemma": {"draft": ""}}, "diffusiongemma.draft", "must be a text"),
+        ({"diffusiongemma": {"canvas_length": 40}}, "diffusiongemma.canvas_length", "must be a multiple of 16"),
+        ({"diffusiongemma": {"stop_at_end": "maybe"}}, "diffusiongemma.stop_at_end", "true or false"),
         ({"diffusiongemma": {"image_tokens": 71}}, "diffusiongemma.image_tokens", "must be one of 70"),
         ({"response_format": {"type": "grammar"}}, "response_format.type", "'json_schema'"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema belongs"),
@@ -263,6 +279,9 @@ ASKED: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
     ({"t_max": 100.0, "t_min": 0.0, "confidence_threshold": 0.1, "stability_threshold": 0}, SCHEMA),
     ({"image_tokens": 1120, "thinking": True, "regex": "\\d+ half \ud83d"}, {"const": "half \ud83d"}),
     ({"thinking": False, "choices": ["é", "b,c"]}, None),
+    ({"choices": "a,b", "probabilities": True, "reads": 64}, None),
+    ({"fill": "{a} \ud83d {b...}", "fill_json": True, "stop_at_end": True}, None),
+    ({"draft": "naïve\n", "noise": 1.0, "canvas_length": 16}, None),
 ]
 
 
@@ -339,7 +358,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return [place for key, item in items for place in [(value, key), *places(item)]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_whatever_is_sent_is_asked_or_refused(data: st.DataObject) -> None:
     """A whole request with something else in one or two of its places."""

@@ -571,6 +571,8 @@ function open(number) {
     return;
   }
   $("canvas-size").textContent = reply.canvases[0].size;
+  const isDrafted = reply.settings.some(([name]) => name === "draft");
+  $("start").textContent = isDrafted ? "a draft with noise in it" : "noise";
   $("scrubber").max = reply.total - 1;
   drawMarks();
   plots = [
@@ -684,8 +686,9 @@ function showTables() {
     });
   $("answer").textContent = visible(reply.text) || "(empty)";
   $("settings").replaceChildren(...rows([...flat(reply.settings)]));
-  const set = new Set(["blocks", ...reply.settings.map(([name]) => name)]); // and said there
-  $("figures").replaceChildren(...rows([...flat(reply.figures.filter(([name]) => !set.has(name)))]));
+  const said = new Map(reply.settings.map(([name, value]) => [name, JSON.stringify(value)]));
+  const isNew = ([name, value]) => name !== "blocks" && said.get(name) !== JSON.stringify(value);
+  $("figures").replaceChildren(...rows([...flat(reply.figures.filter(isNew))]));
 
   const names = new Set(reply.blocks.flatMap((block) => Object.keys(block)));
   const columns = [...names].filter((name) => name !== "constraint");

@@ -244,6 +244,7 @@ class Embeddings:
 
     size, hidden_size = 2000, HIDDEN
     product_dtype = torch.float32
+    canvas_length = 6
 
     def __init__(self, operations: Operations, device: torch.device) -> None:
         self.operations = operations

@@ -440,7 +440,9 @@ def test_words_of_others_are_words(show: Open) -> None:
 def test_a_canvas_that_was_drawn_again(show: Open) -> None:
     from playwright.sync_api import expect
 
-    opened = show(recorded([*canvas(end=3), *canvas(redrawn=1), *canvas(block=1)]))
+    drafted = recorded([*canvas(end=3), *canvas(redrawn=1), *canvas(block=1)], settings={"draft": "One"})
+    opened = show(drafted)
+    expect(opened.locator(".lead")).to_contain_text("They start as a draft with noise in it;")
     note, forth = opened.locator("#note"), opened.locator("#canvas-on")
     at(opened, 1, 1)
     expect(note).to_contain_text("came out empty, so it was drawn again")
