@@ -346,10 +346,11 @@ def _canvases(found: Mapping[str, Any]) -> str | None:
         converged = sum(canvas["converged"] for canvas in canvases)
         share = {0: "not", len(canvases): "all"}.get(converged, f"{converged} of them")
         text += ", converged" if converged == len(canvases) == 1 else f", {share} converged"
-    if redrawn := sum(canvas["redrawn"] for canvas in canvases):
-        often = {1: "once", 2: "twice"}.get(redrawn, f"{redrawn:g} times")
-        which = "" if len(canvases) == 1 else "the first "
-        text += f"; {which}drawn again {often}, as nothing was in it"
+    for number, redrawn in enumerate((canvas["redrawn"] for canvas in canvases), start=1):
+        if redrawn:
+            which = "" if len(canvases) == 1 else f"canvas {number} "
+            often = {1: "once", 2: "twice"}.get(redrawn, f"{redrawn:g} times")
+            text += f"; {which}drawn again {often}, as nothing was in it"
     text += f"; {found['denoising_steps']:,} denoising steps"
     if found["tokens_per_step"] is not None:
         text += f", tokens a step: {found['tokens_per_step']:g}"

@@ -260,7 +260,7 @@ def test_of_many_canvases_the_usual_and_the_odd_ones_are_told(llm_command: Llm) 
     change("update turns set response_json = ?", json.dumps(report))
     text = told(llm_command)
     assert row(text, "canvases").startswith(
-        "20, 19 of them converged; the first drawn again once, as nothing was in it; 210 denoising steps"
+        "20, 19 of them converged; canvas 1 drawn again once, as nothing was in it; 210 denoising steps"
     )
     assert row(text, "steps").split() == ["1", "10.5", "20"]
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 # each of them and a column for each token of the context, which at once would be gigabytes for a long one.
 MAX_PREFILL_TOKENS = 1024
 
-# So often the first canvas is drawn again if there is nothing in it. A later one ends the reply: it has one.
+# So often a part's first canvas is drawn again if there is nothing in it. A later one ends what there is.
 MAX_REDRAWS = 2
 
 
@@ -187,6 +187,7 @@ class BlockDiffusionPipeline:
     ) -> Generator[Reading | Draft | Block, None, None]:
         network, endings = self._network, Endings(self.eos_token_ids, self.pad_token_id)
         part, *later = request.parts
+        is_first = True
         unread: list[int] = []
         with self._prefix_of(request.prompt) as prefix:
             network.start_reply()
@@ -239,7 +240,7 @@ class BlockDiffusionPipeline:
                             return
                     denoising_steps += steps_done
                     piece = part.commit(step.tokens, own_room, endings)
-                    if not piece.is_empty or index > 0 or redrawn == MAX_REDRAWS:
+                    if not (piece.is_empty and is_first) or redrawn == MAX_REDRAWS:
                         break
 
                 finish_reason = None if later else piece.ends
@@ -258,7 +259,8 @@ class BlockDiffusionPipeline:
                 )
                 if finish_reason is not None:
                     return
-                if piece.ends is not None:
+                is_first = piece.ends is not None
+                if is_first:
                     part, *later = later
                 room = room.after(len(piece.tokens))
                 unread = piece.tokens

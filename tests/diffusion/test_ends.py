@@ -101,6 +101,16 @@ def test_a_later_canvas_is_not_drawn_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert [(len(block.tokens), block.redrawn) for block in blocks] == [(CANVAS, 0), (0, 0)]
 
 
+def test_a_text_behind_a_thought_has_a_first_canvas_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    Scripted(monkeypatch, [*letters("hm"), CLOSES], [EOS], [*letters("yes"), EOS])
+    blocks, _ = reply(Thought(CLOSES), Text())
+    assert [(block.tokens, block.redrawn) for block in blocks] == [
+        ([*letters("hm"), CLOSES], 0),
+        (letters("yes"), 1),
+    ]
+    assert blocks[1].encoded_tokens == 3
+
+
 def test_what_is_held_to_a_form_may_be_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """And so may a thought before it: the answer is still to come."""
     Scripted(monkeypatch, [EOS])
