@@ -22,8 +22,10 @@ from .conftest import load
 PROMPT = [2, 105, 636, 217, 407, 389, 288, 547, 34, 106, 217, 105, 1208, 217]
 
 
-def compare(network: Network, folder: Path = EMBEDDED_CHECKPOINT, room_bytes: int = 1 << 30) -> witness.Finding:
-    return witness.compare(network, describe(folder), PROMPT, room_bytes)
+def compare(
+    network: Network, folder: Path = EMBEDDED_CHECKPOINT, room_bytes: int = 1 << 30, prompt: list[int] = PROMPT
+) -> witness.Finding:
+    return witness.compare(network, describe(folder), prompt, room_bytes)
 
 
 def in_bf16(network: Network) -> Network:
@@ -35,7 +37,9 @@ def in_bf16(network: Network) -> Network:
 
 def test_ours_computes_what_theirs_does_in_either_dtype() -> None:
     network = load(EMBEDDED_CHECKPOINT)
-    assert compare(network).outcome == compare(in_bf16(network)).outcome == "passed"
+    assert compare(network).outcome == "passed"
+    # Of enough rows that one may come to another expert by rounding, as it does on some processors.
+    assert compare(in_bf16(network), prompt=PROMPT * 8).outcome == "passed"
 
 
 def test_it_knows_layers_as_uneven_as_the_real_ones(tmp_path: Path) -> None:
