@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,6 +20,8 @@ SHOWN_VALUE_CHARACTERS = 60
 # How pydantic begins what a validator has said.
 RULE = "Value error, "
 
+# The type of an error whose message goes on behind the field's name.
+PREDICATE: LiteralString = "predicate"
 
 # What pydantic expects, by its name for what isn't so.
 EXPECTED = {
@@ -117,6 +119,8 @@ def conform(schema: type[AnyDocument], value: Any, at: str = "") -> AnyDocument:
         where = quoted(".".join(map(str, filter(None, (at, *map(str, first["loc"]))))))
         if first["type"] == "missing":
             raise DocumentError(f"it has no {where}", where) from error
+        if first["type"] == PREDICATE:
+            raise DocumentError(f"{where} {first['msg']}", where) from error
         message = first["msg"].removeprefix(RULE)
         # Of an object as a whole, not of a field that has to be something else.
         is_of_all = not first["loc"] and first["type"] not in EXPECTED

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Optional
 
 import llm
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
 from pydantic_core import PydanticCustomError
 
 from .chat.texts import is_text
+from .documents import PREDICATE
 
 DEFAULT_MAX_TOKENS = 8192
 # A canvas may be as short as this, and is so many times it.
@@ -28,8 +29,9 @@ IMAGE_TOKENS = (70, 140, 280, 560, 1120)
 
 
 def _wrong(words: str) -> PydanticCustomError:
-    """An error of just these words: of a ValueError Pydantic writes "Value error, ..."."""
-    return PydanticCustomError("wrong", "{words}", {"words": words})
+    """An error of just these words, to be read behind the option's name: of a ValueError Pydantic writes "Value
+    error, ..."."""
+    return PydanticCustomError(PREDICATE, "{words}", {"words": words})
 
 
 class Options(llm.Options):
@@ -194,31 +196,59 @@ class Options(llm.Options):
     @classmethod
     def _is_in_pieces(cls, value: int | None) -> int | None:
         if value is not None and (value < CANVAS_PIECE or value % CANVAS_PIECE):
-            raise _wrong(f"must be a multiple of {CANVAS_PIECE}, such as {4 * CANVAS_PIECE}")
+            raise _wrong(f"must be a multiple of {CANVAS_PIECE}, from {CANVAS_PIECE} up")
         return value
 
-    @model_validator(mode="after")
-    def _temperature_falls(self) -> Options:
-        if self.t_min is not None and self.t_max is not None and self.t_min >= self.t_max:
-            raise _wrong(f"t_min ({self.t_min}) must be below t_max ({self.t_max})")
-        return self
+    @field_validator("t_min")
+    @classmethod
+    def _is_below_t_max(cls, value: float | None, info: ValidationInfo) -> float | None:
+        highest = info.data.get("t_max")
+        if value is not None and highest is not None and value >= highest:
+            raise _wrong(f"must be below t_max, which is {highest}")
+        return value
 
-    @model_validator(mode="after")
-    def _belong_together(self) -> Options:
-        if self.probabilities and self.choices is None:
-            raise _wrong("probabilities are those of choices: name them, as with -o choices 'yes,no'")
-        if self.reads is not None and not self.probabilities:
-            raise _wrong("reads are for probabilities of choices: add -o probabilities true")
-        if self.probabilities and self.thinking:
-            raise _wrong("probabilities are those of an answer without a thought: set -o thinking false")
-        if self.probabilities and self.draft is not None:
-            raise _wrong(
-                "probabilities come from pure noise, and a draft would decide them: give only one of both"
-            )
-        if self.probabilities and self.replay is not None:
-            raise _wrong("a decision has no steps that follow on each other, so there is nothing to replay")
-        if self.fill_json and self.fill is None:
-            raise _wrong("fill_json is for a text with blanks: give it, as with -o fill 'Dear {name},'")
-        if self.noise is not None and self.draft is None:
-            raise _wrong("noise is that of a draft: give one with -o draft")
-        return self
+    # What contradicts an option stands before it in this class, or has been refused itself.
+
+    @field_validator("probabilities")
+    @classmethod
+    def _are_those_of_an_answer(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if value and info.data.get("choices", "") is None:
+            raise _wrong("are those of choices: name them, as with -o choices 'yes,no'")
+        if value and info.data.get("thinking"):
+            raise _wrong("are those of an answer without a thought: set -o thinking false")
+        return value
+
+    @field_validator("reads")
+    @classmethod
+    def _are_of_probabilities(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("probabilities", True):
+            raise _wrong("are for probabilities of choices: add -o probabilities true")
+        return value
+
+    @field_validator("fill_json")
+    @classmethod
+    def _is_of_blanks(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if value and info.data.get("fill", "") is None:
+            raise _wrong("is for a text with blanks: give it, as with -o fill 'Dear {name},'")
+        return value
+
+    @field_validator("draft")
+    @classmethod
+    def _decides_nothing(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("probabilities"):
+            raise _wrong("would decide the probabilities, which come from pure noise: give only one of both")
+        return value
+
+    @field_validator("noise")
+    @classmethod
+    def _is_that_of_a_draft(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("draft", "") is None:
+            raise _wrong("is that of a draft: give one with -o draft")
+        return value
+
+    @field_validator("replay")
+    @classmethod
+    def _has_steps(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("probabilities"):
+            raise _wrong("shows steps that follow on each other, and a decision has none: leave it out")
+        return value

@@ -53,6 +53,10 @@ def diffusiongemma_decide(question: str, choices: list[str]) -> str | Awaitable[
     return _decide_async(turn) if awaits else _decide(turn)
 
 
+# For `llm tools list`, which shows what an async function gives as what is awaited of it.
+diffusiongemma_decide.__annotations__["return"] = str
+
+
 def _turn(question: object, choices: object) -> Turn:
     """What llm hands over is what the calling model has written, whatever that is."""
     if not isinstance(question, str) or not question.strip():

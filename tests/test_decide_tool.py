@@ -80,8 +80,7 @@ def shares(said: str) -> dict[str, float]:
 
 def test_it_is_there_for_every_model(llm_command: Llm) -> None:
     said = llm_command.ok("tools", "list", TOOL)
-    assert f"{TOOL}(question: str, choices: list[str]) -> str" in said
-    assert "(plugin: diffusiongemma)" in said
+    assert f"{TOOL}(question: str, choices: list[str]) -> str (plugin: diffusiongemma)" in said
     assert tool().input_schema["properties"] == {
         "question": {"type": "string"},
         "choices": {"type": "array", "items": {"type": "string"}},

@@ -87,7 +87,7 @@ def test_no_control_token_comes_out_of_it() -> None:
         (("-o", "draft", ""), "draft\n  must be a text"),
         (("-o", "draft", " \n"), "draft\n  must be a text"),
         (("-o", "draft", "caf\udce9"), "draft\n  holds bytes that are no valid UTF-8. Convert it first"),
-        (("-o", "noise", "0.5"), "noise is that of a draft: give one with -o draft"),
+        (("-o", "noise", "0.5"), "noise\n  is that of a draft: give one with -o draft"),
         (("-o", "draft", "a", "-o", "noise", "1.1"), "noise"),
         (("-o", "draft", "a", "-o", "noise", "nan"), "noise"),
         (("-o", "draft", "a b c", "-o", "max_tokens", "2"), "tokens long, but max_tokens is 2. Set max_tokens to"),

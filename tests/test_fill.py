@@ -132,7 +132,7 @@ def test_a_template_keeps_the_text(llm_command: Llm, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
-        (("fill", "Dear Ada,"), "has no blank"),
+        (("fill", "letter.txt"), r"has no blank.*-o fill \"\$\(cat letter.txt\)\""),
         (("fill", "Dear {name, thank"), "at character 6 .*isn't closed"),
         (("fill", "Dear name},"), "at character 10 .*none has opened"),
         (("fill", "{a} and {a}"), "at character 9 .*a second time"),
@@ -142,7 +142,7 @@ def test_a_template_keeps_the_text(llm_command: Llm, tmp_path: Path) -> None:
         (("fill", "{x}" + "a" * 5000), "4,096 states"),
         (("fill", "{x}", "-o", "choices", "a,b"), "one form only, but choices and fill"),
         (("fill", "one two three {x}", "-o", "max_tokens", "2"), "Set max_tokens to"),
-        (("fill_json", "true"), "fill_json is for a text with blanks"),
+        (("fill_json", "true"), "^fill_json\n  is for a text with blanks"),
         (("fill", "{x}", "-o", "fill_json", "maybe"), "true or false"),
     ],
 )

@@ -237,7 +237,7 @@ def test_a_canvas_may_stop_where_its_text_ends(llm_command: Llm) -> None:
         (("-o", "replay", " "), "replay\n  must be the name of a file"),
         (("-o", "replay", "-"), "standard output is for the reply"),
         (("-o", "replay", "True"), "replay\n  must be the name of a file"),
-        (("-o", "t_min", "0.5", "-o", "t_max", "0.5"), "t_min (0.5) must be below t_max (0.5)"),
+        (("-o", "t_min", "0.5", "-o", "t_max", "0.5"), "t_min\n  must be below t_max, which is 0.5"),
         # Only one is set: the other is the checkpoint's.
         (("-o", "t_min", "0.9"), "t_min is 0.9 and t_max is 0.8"),
         (("-o", "t_max", "0.3"), "t_min is 0.4 and t_max is 0.3"),

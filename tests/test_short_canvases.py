@@ -87,6 +87,6 @@ def test_longer_ones_than_the_checkpoints_are_refused_first(
 
 @pytest.mark.parametrize("length", ["0", "-16", "8", "20"])
 def test_lengths_that_no_canvas_has(llm_command: Llm, length: str) -> None:
-    assert "must be a multiple of 16, such as 64" in llm_command.fails(
+    assert "must be a multiple of 16, from 16 up" in llm_command.fails(
         "-m", TINY, "Hi", "-o", "canvas_length", length
     )

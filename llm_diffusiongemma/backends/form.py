@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat.texts import is_text
 from ..errors import ConstraintError
+from ..wording import quoted
 
 if TYPE_CHECKING:
     from ..grammar.blanks import BlankText
@@ -82,7 +83,10 @@ def read_question(schema: dict[str, Any] | None, regex: str | None, choices: str
     check_choices(texts)
     check_sizes([each.encode() for each in texts])
     if len(texts) == 1:
-        raise ConstraintError("A decision needs two choices at least. Name another, as with -o choices 'yes,no'.")
+        raise ConstraintError(
+            f"A decision needs two choices at least, and {quoted(repr(texts[0]), 60)} is one. Name another, as "
+            "with -o choices 'yes,no'."
+        )
     return Question(tuple(texts), _choices_request(texts))
 
 

@@ -173,7 +173,8 @@ def parse_blanks(text: str) -> BlankText:
             position = end
     if not blanks:
         raise ConstraintError(
-            "The text to fill has no blank. Write one as {name}, or as {name...} if it may be of several lines."
+            "The text to fill has no blank. Write one as {name}, or as {name...} if it may be of several lines. A "
+            'text that is in a file comes from the shell: -o fill "$(cat letter.txt)".'
         )
     return BlankText(tuple(literals), tuple(blanks))
 
@@ -186,7 +187,10 @@ def _parse_blank(text: str, position: int) -> tuple[Blank, int]:
         )
     found = _BLANK.match(text, position)
     if found is None:
-        raise _wrong(text, position, "a brace opens that isn't closed. As a character it is written twice: {{.")
+        nested = "{" in text[position + 1 :]
+        what = "and another one before it is closed" if nested else "that isn't closed"
+        twice = "Braces that are characters, as those of JSON, are written twice: {{ and }}."
+        raise _wrong(text, position, f"a brace opens{',' if nested else ''} {what}. {twice}")
     name = found[1].removesuffix(_LONG)
     if not all(part and all(map(_may_be_in_name, part)) for part in name.split(" ")):
         raise _wrong(

@@ -178,9 +178,9 @@ def test_a_decision(completions: Any) -> None:
     assert sum(probabilities.values()) == pytest.approx(1)
     report = reply.model_extra["diffusiongemma"]["report"]["choices"]
     assert (list(report["probabilities"]), report["reads"]) == (list(probabilities), 2)
-    with pytest.raises(openai.BadRequestError, match="reads are for probabilities") as caught:
+    with pytest.raises(openai.BadRequestError, match=r"diffusiongemma\.reads are for probabilities") as caught:
         completions.create(**question, extra_body={"diffusiongemma": {"choices": "a,b", "reads": 2}})
-    assert caught.value.param == "diffusiongemma"
+    assert caught.value.param == "diffusiongemma.reads"
     with pytest.raises(openai.BadRequestError, match="two choices at least"):
         completions.create(**question, extra_body={"diffusiongemma": {"choices": ["a"], "probabilities": True}})
 
