@@ -151,6 +151,7 @@ def test_white_space_is_what_python_takes_for_it_and_the_byte_order_mark() -> No
         ("caf\udce9 {x}", r"character 4 .*UTF-8"),
         ("{x}" + "a" * 5000, "4,096 states"),
         ("a" * 5000 + "{x}", "4,096 states"),
+        ("{{" * 600_000, "has no blank"),
         (" and ".join(f"{{a{number}}}" for number in range(5000)), "4,096 states"),
     ],
 )
