@@ -62,12 +62,16 @@ def test_reading_a_letter(text: str, values: dict[str, str] | None) -> None:
         ("{a} {b}", "one two three", {"a": "one", "b": "two three"}),
         ("{a}é{b...}", "日é本\né", {"a": "日", "b": "本\né"}),
         ("({x})", "(f(x))", {"x": "f(x)"}),
+        (f"{{a}}{'b' * (TELLING - 1)}", f"a{'b' * TELLING}", {"a": "ab"}),
+        (f"{{a}}{'b' * TELLING}", f"a{'b' * (TELLING + 1)}", None),
         ("{x}", "a\u2028b", None),
         ("{x}", "a\tb", None),
         ("{x...}", "a\x85b", None),
         # What comes at once can't be told from the end: a blank has a character at least.
         ("{a}, {b}", ", , x", None),
         ("{a}nana{b}", "bananana!", {"a": "ba", "b": "na!"}),
+        # What may have been its beginning wasn't, but a later part of that is.
+        ("{a}aab{b}", "xaaab!", {"a": "xa", "b": "!"}),
         (f"{{a}}{'ab' * TELLING}c{{b}}", f"x{'ab' * TELLING}c!", {"a": "x", "b": "!"}),
         # It has begun to end: there is no way back.
         (f"{{a}}{'ab' * TELLING}c{{b}}", f"x{'ab' * (TELLING + 1)}c!", None),
