@@ -66,6 +66,7 @@ def test_reading_a_letter(text: str, values: dict[str, str] | None) -> None:
         (f"{{a}}{'b' * TELLING}", f"a{'b' * (TELLING + 1)}", None),
         ("{x}", "a\u2028b", None),
         ("{x}", "a\tb", None),
+        ("{x}", "\ufeffa", None),
         ("{x...}", "a\x85b", None),
         # What comes at once can't be told from the end: a blank has a character at least.
         ("{a}, {b}", ", , x", None),
@@ -156,7 +157,7 @@ def test_white_space_is_what_python_takes_for_it_and_the_byte_order_mark() -> No
         ("{x}" + "a" * 5000, "4,096 states"),
         ("a" * 5000 + "{x}", "4,096 states"),
         ("{{" * 600_000, "has no blank"),
-        (" and ".join(f"{{a{number}}}" for number in range(5000)), "4,096 states"),
+        (",".join(f"{{a{number}}}" for number in range(4000)), "4,096 states"),
     ],
 )
 def test_what_is_refused(text: str, cause: str) -> None:
