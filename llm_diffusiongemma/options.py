@@ -216,7 +216,7 @@ class Options(llm.Options):
                 "probabilities come from pure noise, and a draft would decide them: give only one of both"
             )
         if self.probabilities and self.replay is not None:
-            raise _wrong("a decision has no steps that follow on each other, so there is nothing to replay")
+            raise _wrong("a decision has no steps that follow on each other to replay: leave replay out")
         if self.fill_json and self.fill is None:
             raise _wrong("fill_json is for a text with blanks: give it, as with -o fill 'Dear {name},'")
         if self.noise is not None and self.draft is None:
