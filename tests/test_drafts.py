@@ -31,7 +31,12 @@ def test_a_damaged_answer_is_repaired(llm_command: Llm) -> None:
 
 def test_nothing_but_noise_is_the_ordinary_reply(llm_command: Llm) -> None:
     asked = ("-m", TINY, "count 1 to 320", "-o", "max_denoising_steps", "2")
-    assert llm_command.ok(*asked, "-o", "draft", "Because.", "-o", "noise", "1") == llm_command.ok(*asked)
+    for more in ((), ("-o", "thinking", "true")):
+        assert llm_command.ok(*asked, *more, "-o", "draft", "Because.", "-o", "noise", "1") == llm_command.ok(
+            *asked, *more
+        )
+        drafted, plain = (turn["response_json"]["blocks"] for turn in llm_command.logs()[-2:])
+        assert [block["tokens"] for block in drafted] == [block["tokens"] for block in plain]
 
 
 def test_what_was_left_out_and_is_put_back_does_not_move_the_next_canvas(

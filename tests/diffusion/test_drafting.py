@@ -89,10 +89,6 @@ def test_it_ends_and_behind_that_is_noise() -> None:
     assert drafted.start(CANVAS) is None
 
 
-def test_where_all_is_noise_nothing_is_left_of_it() -> None:
-    assert DraftedText(DRAFT, 1, END).start(CANVAS) is None
-
-
 # --- how a canvas begins -----------------------------------------------------------------------------------
 
 
@@ -190,10 +186,6 @@ def test_the_seed_decides_and_so_does_the_draft() -> None:
     assert all(tokens_of(blocks_of(other)) != tokens_of(blocks_of(one)) for other in others)
 
 
-def test_with_nothing_but_noise_it_is_an_ordinary_reply() -> None:
-    assert reply(1) == reply(None)
-
-
 def test_each_canvas_has_the_steps_that_its_share_of_the_draft_leaves() -> None:
     never_sure = replace(SETTINGS, max_denoising_steps=40, confidence_threshold=1e-9)
     records = reply(0.7, draft=DRAFT[: CANVAS + 4], settings=never_sure)
@@ -235,6 +227,6 @@ def test_a_draft_that_does_not_fit_is_refused() -> None:
         room(20, 20, Thought(2))
     assert room(48, 100)
     with pytest.raises(OptionError, match="draft is 49 tokens long, but the prompt leaves room for 48"):
-        room(49, 100)
+        room(49, 20)
     with pytest.raises(OptionError, match="draft is 48 tokens long, but the prompt leaves room for 40"):
         room(48, 100, Thought(2))
