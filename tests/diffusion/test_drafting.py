@@ -202,14 +202,21 @@ def test_each_canvas_has_the_steps_that_its_share_of_the_draft_leaves() -> None:
 
 
 def test_a_form_holds_whatever_the_draft_is() -> None:
-    drafted = DraftedText([BYTE_TOKENS.index(bytes([byte])) for byte in b"2024-1x-33 or later"], 0.0, EOS)
-    part = ConstrainedText(TextConstraint(automaton_of(DATE), torch.device("cpu")), drafted)
+    """And goes on in it from canvas to canvas."""
+    tokens = [BYTE_TOKENS.index(bytes([byte])) for byte in b"2024-1x-33 or later, " * 3]
+    drafted, expected = (DraftedText(tokens, 0.0, EOS) for _ in range(2))
+    dates = f"({DATE}, ){{3}}"
+    part = ConstrainedText(TextConstraint(automaton_of(dates), torch.device("cpu")), drafted)
     records = constrained_pipeline(nonsense()).generate(
-        Request(Prompt((20, 30, 40)), SamplerSettings(4, 0.1, 0.4, 0.8, 0.005, 1), 60, (part,)),
+        Request(Prompt((20, 30, 40)), SamplerSettings(4, 0.1, 0.4, 0.8, 0.005, 1), 63, (part,)),
         randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
     )
-    written = text_of(BYTE_TOKENS, tokens_of([record for record in records if isinstance(record, Block)]))
-    assert re.fullmatch(DATE, written.decode())
+    *before, last = (record for record in records if isinstance(record, Block))
+    written = text_of(BYTE_TOKENS, tokens_of([*before, last]))
+    assert re.fullmatch(dates, written.decode())
+    for block in before:
+        expected.commit(block.tokens)
+    assert drafted.start(99) == expected.start(99) != Start([*tokens, EOS], 0.0)
 
 
 # --- what is refused ---------------------------------------------------------------------------------------
