@@ -8,7 +8,7 @@ import re
 import llm
 import pytest
 
-from llm_diffusiongemma.backends.engine import get_engine
+from llm_diffusiongemma.backends.engine import Engine, get_engine
 from llm_diffusiongemma.diffusion.drafting import DraftedText
 from llm_diffusiongemma.diffusion.sampler import Start
 
@@ -68,6 +68,13 @@ def test_only_its_text_is_drafted_not_the_thought_before(llm_command: Llm) -> No
     turn = llm_command.logs()[-1]
     assert "7 + 8 = 15" in turn["reasoning"]
     assert len(turn["response_json"]["blocks"]) == 2
+
+
+def test_nor_is_a_thought_that_the_prompt_has_opened(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As templates do after a tool's result."""
+    monkeypatch.setattr(Engine, "opens_thought", lambda *_: True)
+    llm_command("-m", TINY, "What is 7 + 8?", "-o", "draft", DAMAGED)
+    assert len(llm_command.logs()[-1]["response_json"]["blocks"]) == 2
 
 
 def test_a_form_and_a_draft(llm_command: Llm) -> None:
