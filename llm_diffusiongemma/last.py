@@ -538,11 +538,14 @@ def _again(found: Mapping[str, Any]) -> Iterator[str]:
         yield filled(f"On the same device the same {listed(same)} with these options {again}{where}:")
     options = found["options"] | found["own_words"] | {"seed": found["seed"]}
     # On one line, to be copied.
-    yield "    " + printable(
-        " ".join(f"-o {name} {shlex.quote(_option(value))}" for name, value in options.items())
-    )
+    yield "    " + " ".join(f"-o {name} {_option(value)}" for name, value in options.items())
 
 
 def _option(value: object) -> str:
-    """As it is given on the command line."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """As it is given on the command line, printable."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    if "\n" not in text and printable(text) == text:
+        return shlex.quote(text)
+    # Where a shell reads escapes, or another draft would come of what is copied.
+    escaped = text.replace("\\", r"\\").replace("'", r"\'").replace("\n", r"\n")
+    return f"$'{printable(escaped)}'"

@@ -214,8 +214,9 @@ def _end(
         elif on_terminal():
             click.echo(f"\nThe reply was cut: {cause}", err=True)
     elif not has_answer:
+        other = 2 if report.seed == 1 else 1
         click.echo(
-            "The model's reply is empty. Ask for a whole sentence, or try another seed: -o seed 1", err=True
+            f"The model's reply is empty. Ask for a whole sentence, or try another seed: -o seed {other}", err=True
         )
 
 

@@ -207,7 +207,7 @@ class Options(llm.Options):
             raise _wrong(f"must be below t_max, which is {highest}")
         return value
 
-    # What contradicts an option stands before it in this class, or has been refused itself.
+    # A validator is shown the fields before its own, less those that were refused themselves.
 
     @field_validator("probabilities")
     @classmethod

@@ -7,6 +7,7 @@ import json
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import llm
@@ -184,9 +185,15 @@ def test_a_model_that_can_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
         decide()
 
 
-def test_interrupted_it_ends_as_any_tool_does() -> None:
+@pytest.mark.parametrize("is_lost", [False, True], ids=["raised", "lost in what was going on"])
+def test_interrupted_it_ends_as_any_tool_does(is_lost: bool) -> None:
     network = engine.get_engine(llm.get_model(TINY).entry).engine
     before = signal.getsignal(signal.SIGINT)
-    with after_each_forward(network, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+
+    def interrupt() -> None:
+        with suppress(*([KeyboardInterrupt] if is_lost else [])):
+            signal.raise_signal(signal.SIGINT)
+
+    with after_each_forward(network, interrupt), pytest.raises(KeyboardInterrupt):
         Calling().chain("Ask.", tools=[tool()]).text()
     assert signal.getsignal(signal.SIGINT) is before

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llm_diffusiongemma.backends.deciding import DECIMALS, _behind_a_thought, as_text
+from llm_diffusiongemma.backends.deciding import DECIMALS, _behind_a_thought, _canvas_length, _weighed, as_text
 from llm_diffusiongemma.backends.engine import Engine, get_engine
 from llm_diffusiongemma.backends.form import LEAST_LOG_MASS, mass_note
 from llm_diffusiongemma.backends.local import LocalReply
@@ -116,6 +116,7 @@ def test_several_reads_are_averaged(llm_command: Llm, noted: Noted) -> None:
     assert len(expected) == 4
     assert np.ptp(expected, axis=0).max() > 0.01  # of noise of its own each
     *_, turn = llm_command.logs()
+    assert json.loads(turn["token_details"])["cached_tokens"] == turn["input_tokens"]
     choices = turn["response_json"]["choices"]
     assert (choices["reads"], turn["response_json"]["blocks"][1]["encoded_tokens"]) == (4, 0)
     for i, choice in enumerate(("41", "42", "43")):
@@ -128,6 +129,11 @@ def test_several_reads_are_averaged(llm_command: Llm, noted: Noted) -> None:
     single = json.loads(llm_command.ok(*SUM))
     assert list(single.values()) == pytest.approx(sorted(expected[0], reverse=True), abs=1.01 * 10**-DECIMALS)
     assert json.loads(llm_command.ok(*SUM, "-o", "seed", "2")) != single
+
+
+def test_the_order_is_that_of_the_mean() -> None:
+    weighed = _weighed(["a", "b"], [[math.log(0.06), math.log(0.04)], [math.log(0.1), math.log(0.9)]])
+    assert list(weighed.probabilities.items()) == [("b", pytest.approx(0.65)), ("a", pytest.approx(0.35))]
 
 
 async def test_async_and_what_options_say_of_denoising() -> None:
@@ -247,6 +253,7 @@ def test_the_canvas_is_as_short_as_the_longest_choice_allows(noted: Noted) -> No
     for asked, length in ((None, math.ceil(needs / 16) * 16), (128, 128)):
         model.prompt("Count", choices=["one", longest], probabilities=True, canvas_length=asked, seed=1).text()
         assert noted.asked[-1].canvas_length == length == len(noted.reads[0].log_probabilities)
+    assert _canvas_length(None, 5, checkpoints=8) == 8
 
 
 # --- what people read --------------------------------------------------------------------------------------

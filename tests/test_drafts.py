@@ -8,7 +8,7 @@ import re
 import llm
 import pytest
 
-from llm_diffusiongemma.backends.engine import get_engine
+from llm_diffusiongemma.backends.engine import Engine, get_engine
 from llm_diffusiongemma.diffusion.drafting import DraftedText
 from llm_diffusiongemma.diffusion.sampler import Start
 
@@ -31,7 +31,12 @@ def test_a_damaged_answer_is_repaired(llm_command: Llm) -> None:
 
 def test_nothing_but_noise_is_the_ordinary_reply(llm_command: Llm) -> None:
     asked = ("-m", TINY, "count 1 to 320", "-o", "max_denoising_steps", "2")
-    assert llm_command.ok(*asked, "-o", "draft", "Because.", "-o", "noise", "1") == llm_command.ok(*asked)
+    for more in ((), ("-o", "thinking", "true")):
+        assert llm_command.ok(*asked, *more, "-o", "draft", "Because.", "-o", "noise", "1") == llm_command.ok(
+            *asked, *more
+        )
+        drafted, plain = (turn["response_json"]["blocks"] for turn in llm_command.logs()[-2:])
+        assert [block["tokens"] for block in drafted] == [block["tokens"] for block in plain]
 
 
 def test_what_was_left_out_and_is_put_back_does_not_move_the_next_canvas(
@@ -63,6 +68,13 @@ def test_only_its_text_is_drafted_not_the_thought_before(llm_command: Llm) -> No
     turn = llm_command.logs()[-1]
     assert "7 + 8 = 15" in turn["reasoning"]
     assert len(turn["response_json"]["blocks"]) == 2
+
+
+def test_nor_is_a_thought_that_the_prompt_has_opened(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As templates do after a tool's result."""
+    monkeypatch.setattr(Engine, "opens_thought", lambda *_: True)
+    llm_command("-m", TINY, "What is 7 + 8?", "-o", "draft", DAMAGED)
+    assert len(llm_command.logs()[-1]["response_json"]["blocks"]) == 2
 
 
 def test_a_form_and_a_draft(llm_command: Llm) -> None:

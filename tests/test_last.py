@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -115,6 +117,16 @@ def test_what_is_ones_own_is_for_people_only(llm_command: Llm, tmp_path: Path) -
     assert row(text, "prompt") == r"A secret\x1b[2J? …"
     assert row(text, "constraint").startswith("regex secret[ab]; positions where the network preferred another")
     assert text.endswith(f"\n    -o max_tokens 20 -o regex 'secret[ab]' -o seed {found['seed']}")
+
+
+def test_a_text_of_several_lines_is_copied_as_it_was(llm_command: Llm) -> None:
+    draft = "1\n\t2\\n 'three'\x1b[2J"
+    llm_command.ok("-m", TINY, "count 1 to 3", "-o", "draft", draft)
+    line = told(llm_command).splitlines()[-1].strip()
+    assert line == r"-o seed 1 -o draft $'1\n\t2\\n \'three\'\x1b[2J'"
+    if shell := shutil.which("bash"):
+        words = subprocess.run([shell, "-c", f"printf '%s|' {line}"], capture_output=True, text=True, check=True)
+        assert words.stdout == f"-o|seed|1|-o|draft|{draft}|"
 
 
 def test_what_a_reply_hung_on_beside_its_prompt(llm_command: Llm) -> None:

@@ -175,6 +175,7 @@ def test_an_empty_reply_is_said(llm_command: Llm) -> None:
     assert result.exit_code == 0
     assert result.stdout.strip() == ""
     assert "reply is empty" in result.stderr
+    assert "try another seed: -o seed 2" in result.stderr  # its own is 1
     (turn,) = llm_command.logs()
     (block,) = turn["response_json"]["blocks"]
     assert (block["tokens"], block["redrawn"]) == (0, 2)

@@ -226,7 +226,8 @@ class Engine:
         """
         from ..grammar.choices import ChoiceTexts
 
-        if self._last_choices is None or self._last_choices[0] != choices:
+        last = self._last_choices
+        if last is None or last[0] != choices:
             vocabulary = self._vocabulary
             texts = ChoiceTexts(
                 choices,
@@ -234,8 +235,9 @@ class Engine:
                 eos_token_ids=vocabulary.eos_token_ids,
                 pad_token_id=vocabulary.pad_token_id,
             )
-            self._last_choices = choices, texts
-        return self._last_choices[1]
+            # Read once and written once: other threads make other replies of this engine ready meanwhile.
+            last = self._last_choices = choices, texts
+        return last[1]
 
     def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thought, as templates do after a tool's result."""

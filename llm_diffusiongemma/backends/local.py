@@ -54,9 +54,11 @@ class _Asked:
     watch: Watch | None
 
     def drafted(self) -> DraftedText | None:
-        """What the text of an attempt begins as, if that is no noise. Raises what a draft can't be."""
+        """What the text of an attempt begins as, if that is not all noise. Raises what a draft can't be."""
         draft, noise = self.options.draft, self.options.noise
-        return None if draft is None else self.engine.drafted(draft, DEFAULT_NOISE if noise is None else noise)
+        if draft is None or noise == 1:
+            return None
+        return self.engine.drafted(draft, DEFAULT_NOISE if noise is None else noise)
 
     def teller(self, attempt: int, *, in_thought: bool, has_calls: bool) -> Teller | None:
         """For an attempt whose prompt may have opened a thought, and which may call tools."""

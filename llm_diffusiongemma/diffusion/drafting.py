@@ -30,10 +30,8 @@ class DraftedText:
         self._noise = noise
 
     def start(self, canvas_length: int) -> Start | None:
-        """What the next canvas begins as; None if that is pure noise, as it is behind the draft's end."""
-        if not self._left or self._noise == 1:
-            return None
-        return Start(self._left[:canvas_length], self._noise)
+        """What the next canvas begins as; None behind the draft's end: pure noise."""
+        return Start(self._left[:canvas_length], self._noise) if self._left else None
 
     def commit(self, canvas: Sequence[int]) -> None:
         """Leave out what a committed canvas has taken, if another one follows it."""

@@ -347,16 +347,17 @@ class Request:
                 "prompt, or start a new conversation."
             )
         drafted = 0 if text.draft is None else text.draft.num_tokens
+        # What no max_tokens mends comes first.
+        if drafted > positions:
+            raise OptionError(
+                f"The draft is {drafted:,} tokens long, but the prompt leaves room for {positions:,}. Shorten one "
+                "of them, or start a new conversation."
+            )
         if drafted > left.tokens:
             least = drafted + room.tokens - left.tokens
             raise OptionError(
                 f"The draft is {drafted:,} tokens long, but max_tokens is {room.tokens:,}. Set max_tokens to "
                 f"{least:,} or more, or shorten the draft."
-            )
-        if drafted > positions:
-            raise OptionError(
-                f"The draft is {drafted:,} tokens long, but the prompt leaves room for {positions:,}. Shorten one "
-                "of them, or start a new conversation."
             )
         return room
 

@@ -138,22 +138,24 @@ def parse_blanks(text: str) -> BlankText:
     """
     if broken := _HALF_A_PAIR.search(text):
         raise _wrong(text, broken.start(), "there are bytes that are no valid UTF-8. Convert the text first.")
-    literals, blanks = [""], list[Blank]()
+    literals, blanks = list[str](), list[Blank]()
     seen: dict[str, int] = {}
+    # Of the literal at hand: added to one string by bits, millions of braces would take minutes.
+    pieces: list[str] = []
     position = 0
     while position < len(text):
         character = text[position]
         if character not in "{}":
             brace = _BRACE.search(text, position)
             end = len(text) if brace is None else brace.start()
-            literals[-1] += text[position:end]
+            pieces.append(text[position:end])
             position = end
         elif text.startswith(character, position + 1):
-            literals[-1] += character
+            pieces.append(character)
             position += 2
         else:
             blank, end = _parse_blank(text, position)
-            if blanks and not literals[-1]:
+            if blanks and not pieces:
                 raise _wrong(
                     text,
                     position,
@@ -168,15 +170,16 @@ def parse_blanks(text: str) -> BlankText:
                     f"{_place(text, seen[blank.name])}). Give it another name.",
                 )
             seen[blank.name] = position
+            literals.append("".join(pieces))
             blanks.append(blank)
-            literals.append("")
+            pieces = []
             position = end
     if not blanks:
         raise ConstraintError(
             "The text to fill has no blank. Write one as {name}, or as {name...} if it may be of several lines. A "
             'text that is in a file comes from the shell: -o fill "$(cat letter.txt)".'
         )
-    return BlankText(tuple(literals), tuple(blanks))
+    return BlankText((*literals, "".join(pieces)), tuple(blanks))
 
 
 def _parse_blank(text: str, position: int) -> tuple[Blank, int]:

@@ -89,10 +89,6 @@ def test_it_ends_and_behind_that_is_noise() -> None:
     assert drafted.start(CANVAS) is None
 
 
-def test_where_all_is_noise_nothing_is_left_of_it() -> None:
-    assert DraftedText(DRAFT, 1, END).start(CANVAS) is None
-
-
 # --- how a canvas begins -----------------------------------------------------------------------------------
 
 
@@ -190,10 +186,6 @@ def test_the_seed_decides_and_so_does_the_draft() -> None:
     assert all(tokens_of(blocks_of(other)) != tokens_of(blocks_of(one)) for other in others)
 
 
-def test_with_nothing_but_noise_it_is_an_ordinary_reply() -> None:
-    assert reply(1) == reply(None)
-
-
 def test_each_canvas_has_the_steps_that_its_share_of_the_draft_leaves() -> None:
     never_sure = replace(SETTINGS, max_denoising_steps=40, confidence_threshold=1e-9)
     records = reply(0.7, draft=DRAFT[: CANVAS + 4], settings=never_sure)
@@ -210,14 +202,21 @@ def test_each_canvas_has_the_steps_that_its_share_of_the_draft_leaves() -> None:
 
 
 def test_a_form_holds_whatever_the_draft_is() -> None:
-    drafted = DraftedText([BYTE_TOKENS.index(bytes([byte])) for byte in b"2024-1x-33 or later"], 0.0, EOS)
-    part = ConstrainedText(TextConstraint(automaton_of(DATE), torch.device("cpu")), drafted)
+    """And goes on in it from canvas to canvas."""
+    tokens = [BYTE_TOKENS.index(bytes([byte])) for byte in b"2024-1x-33 or later, " * 3]
+    drafted, expected = (DraftedText(tokens, 0.0, EOS) for _ in range(2))
+    dates = f"({DATE}, ){{3}}"
+    part = ConstrainedText(TextConstraint(automaton_of(dates), torch.device("cpu")), drafted)
     records = constrained_pipeline(nonsense()).generate(
-        Request(Prompt((20, 30, 40)), SamplerSettings(4, 0.1, 0.4, 0.8, 0.005, 1), 60, (part,)),
+        Request(Prompt((20, 30, 40)), SamplerSettings(4, 0.1, 0.4, 0.8, 0.005, 1), 63, (part,)),
         randomness=GeneratorRandomness(torch.Generator().manual_seed(0)),
     )
-    written = text_of(BYTE_TOKENS, tokens_of([record for record in records if isinstance(record, Block)]))
-    assert re.fullmatch(DATE, written.decode())
+    *before, last = (record for record in records if isinstance(record, Block))
+    written = text_of(BYTE_TOKENS, tokens_of([*before, last]))
+    assert re.fullmatch(dates, written.decode())
+    for block in before:
+        expected.commit(block.tokens)
+    assert drafted.start(99) == expected.start(99) != Start([*tokens, EOS], 0.0)
 
 
 # --- what is refused ---------------------------------------------------------------------------------------
@@ -235,6 +234,6 @@ def test_a_draft_that_does_not_fit_is_refused() -> None:
         room(20, 20, Thought(2))
     assert room(48, 100)
     with pytest.raises(OptionError, match="draft is 49 tokens long, but the prompt leaves room for 48"):
-        room(49, 100)
+        room(49, 20)
     with pytest.raises(OptionError, match="draft is 48 tokens long, but the prompt leaves room for 40"):
         room(48, 100, Thought(2))

@@ -188,6 +188,27 @@ def test_a_canvas_stops_when_all_up_to_its_end_is_stable_and_sure(stability: int
     assert stops[False] < stops[True] < 48
 
 
+def test_sure_padding_makes_up_for_the_doubt_in_a_text_as_ever() -> None:
+    settings = replace(SETTINGS, confidence_threshold=0.05, stability_threshold=1, stop_at_end=True)
+    sampler = EntropyBoundSampler(
+        settings,
+        vocabulary=PlainVocabulary(VOCAB, 1),
+        canvas_length=CANVAS,
+        device=CPU,
+        softcap=None,
+        randomness=CountingRandomness(0),
+        eos_token_ids=(EOS,),
+    )
+    logits = torch.zeros(CANVAS, VOCAB)
+    logits[0, 100], logits[1, EOS], logits[2:, PAD] = 7.0, 20.0, 20.0
+    sampler.start_canvas()
+    for is_done in (False, True):
+        sampler.measure(logits)
+        step = sampler.conclude()
+        assert mean(step.entropies[:2]) > 2 * settings.confidence_threshold > 2 * step.mean_entropy
+        assert step.converged == is_done
+
+
 def test_a_canvas_may_have_an_end_of_its_own() -> None:
     """In the next one the same token is nothing of the kind."""
     sampler = EntropyBoundSampler(

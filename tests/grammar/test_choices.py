@@ -68,6 +68,13 @@ def test_it_is_exact(length: int, scale: float) -> None:
     np.testing.assert_allclose(found, [expected.get(choice.encode(), -np.inf) for choice in CHOICES], rtol=1e-9)
 
 
+def test_padding_that_is_an_end_counts_once() -> None:
+    log_p = random_log_probabilities(4, 1.0, seed=1)
+    texts = [ChoiceTexts(CHOICES, TOKENS, eos_token_ids=(PAD, EOS), pad_token_id=pad) for pad in (PAD, None)]
+    once, none = (each.log_probabilities(log_p[:, each.tokens]) for each in texts)
+    np.testing.assert_array_equal(once, none)
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_choice_is_as_probable_alone(choice: str) -> None:
     log_p = random_log_probabilities(5, 3.0, seed=5)

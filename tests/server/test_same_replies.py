@@ -279,8 +279,8 @@ TURNS = {
 
 
 def begin_alike() -> None:
-    """Whoever answers has something else in its prefix cache: canvases that are not done, of a network that is still
-    in doubt, come out by how much of the prompt is read at once."""
+    """Whoever answers has something else in its prefix cache: what a network in doubt makes of a canvas depends on
+    how much of the prompt is read at once."""
     options = Options(max_tokens=1, max_denoising_steps=1, canvas_length=16)
     for _ in answer(llm.get_model(TINY).entry, Turn([llm.user("Hi")], options), ALWAYS_WANTED).steps():
         pass
