@@ -535,7 +535,9 @@ def _again(found: Mapping[str, Any]) -> Iterator[str]:
     else:
         again = f"{'makes' if len(same) == 1 else 'make'} this reply again"
         where = ", as the same turn of the same conversation" if found["is_continued"] else ""
-        yield filled(f"On the same device the same {listed(same)} with these options {again}{where}:")
+        # They hang on how much of the prompt was cached.
+        but = ", but for its last digits" if _is_decision(found) else ""
+        yield filled(f"On the same device the same {listed(same)} with these options {again}{where}{but}:")
     options = found["options"] | found["own_words"] | {"seed": found["seed"]}
     # On one line, to be copied.
     yield "    " + " ".join(f"-o {name} {_option(value)}" for name, value in options.items())

@@ -288,6 +288,7 @@ def test_a_decision(llm_command: Llm) -> None:
     assert said.endswith(f"; e^{report['log_mass']:.1f} of all that could be written")
     assert row(text, "canvases") == "2, of pure noise, each read in one denoising step"
     assert " out" not in row(text, "tokens")
+    assert "this reply again, but for its last digits:" in " ".join(text.split())
     assert not any(f"\n  {name} " in text for name in ("constraint", "canvas"))
     # What was to be decided is nobody's business.
     found = last(llm_command)

@@ -13,6 +13,7 @@ import llm.cli
 import pytest
 
 from llm_diffusiongemma.bench import replies
+from llm_diffusiongemma.catalog import DECIDES_VARIABLE
 
 from .conftest import Llm
 
@@ -117,6 +118,7 @@ def test_examples_run_as_printed(
     """One after the other, as by somebody who reads the page."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(replies, "Options", partial(replies.Options, max_denoising_steps=2))  # of a measurement
+    monkeypatch.setenv(DECIDES_VARIABLE, "")  # an example sets it
     for example in run_on_its_page()[page]:
         if example.language == "python":
             exec(compile(example.code, page.name, "exec"), {"__name__": "__main__"})
