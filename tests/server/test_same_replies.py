@@ -124,7 +124,7 @@ CONVERSATIONS: dict[str, list[Asked]] = {
     "short canvases that stop at the end": [
         Asked("Count from 1 to 60", {"canvas_length": 64, "stop_at_end": True, "max_tokens": 150})
     ],
-    "a reply that stays empty": [Asked("x" * 300, SURE)],
+    "a reply that stays empty": [Asked("x" * 300)],
     # Without any of them it would be another reply: the network is sure of nothing here.
     "every other option": [
         Asked(
@@ -279,8 +279,8 @@ TURNS = {
 
 
 def begin_alike() -> None:
-    """Whoever answers has something else in its prefix cache: canvases that are not done, of a network that is still
-    in doubt, come out by how much of the prompt is read at once."""
+    """Whoever answers has something else in its prefix cache: canvases that are not done, of a network that is
+    still in doubt, come out by how much of the prompt is read at once."""
     options = Options(max_tokens=1, max_denoising_steps=1, canvas_length=16)
     for _ in answer(llm.get_model(TINY).entry, Turn([llm.user("Hi")], options), ALWAYS_WANTED).steps():
         pass
