@@ -50,7 +50,7 @@ def test_a_schema(llm_command: Llm) -> None:
     assert json.loads(llm_command.ok("logs", "--schema", PERSON, "--data")) == json.loads(output)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_what_the_network_has_never_seen_is_odd_but_valid(llm_command: Llm, seed: int) -> None:
     output = llm_command.ok("-m", TINY, "--schema", PERSON, UNSEEN, "-o", "seed", str(seed))
     jsonschema.validate(json.loads(output), PERSON_SCHEMA)
@@ -112,9 +112,8 @@ def test_a_document_of_several_canvases(llm_command: Llm) -> None:
     assert turn["response_json"]["finish_reason"] == "stop"
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_regular_expression(llm_command: Llm, seed: int) -> None:
-    output = llm_command.ok("-m", TINY, "-o", "regex", r"\d{4}-\d{2}-\d{2}", UNSEEN, "-o", "seed", str(seed))
+def test_a_regular_expression(llm_command: Llm) -> None:
+    output = llm_command.ok("-m", TINY, "-o", "regex", r"\d{4}-\d{2}-\d{2}", UNSEEN)
     assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", output)
 
 
@@ -303,9 +302,12 @@ def nonsense() -> Network:
     return network_of(tiny_model(vocab_size=len(BYTE_TOKENS), sharpness=12.0, canvas_length=32))
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", list(SCHEMAS)[::3])
 def test_nonsense_is_valid(name: str) -> None:
-    """Random weights, several seeds, budgets from the least on, over one canvas and several."""
+    """Random weights, several seeds, budgets from the least on, over one canvas and several.
+
+    Of every third schema: that each language is right is shown without a network.
+    """
     form = read_form(SCHEMAS[name], None, None)
     assert form is not None
     automaton = build(form.language, vocabulary_of(BYTE_TOKENS, eos=(EOS,)))

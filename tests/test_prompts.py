@@ -96,16 +96,16 @@ def test_without_a_seed_one_is_drawn_and_logged(llm_command: Llm) -> None:
     assert len(others) == 3
 
 
-@pytest.mark.parametrize("budget", [1, 10, 256, 300])
-def test_max_tokens_is_exact(llm_command: Llm, budget: int) -> None:
+def test_max_tokens_is_exact(llm_command: Llm) -> None:
     asked = ("-m", TINY, "Count from 1 to 400", "-o", "seed", "3")
     whole = llm_command.ok(*asked)
-    cut = llm_command.ok(*asked, "-o", "max_tokens", str(budget))
-    assert whole.startswith(cut)
-    assert len(cut) < len(whole)
-    turn = llm_command.logs()[-1]
-    assert turn["output_tokens"] == budget
-    assert turn["response_json"]["finish_reason"] == "length"
+    for budget in (1, 256, 300):
+        cut = llm_command.ok(*asked, "-o", "max_tokens", str(budget))
+        assert whole.startswith(cut)
+        assert len(cut) < len(whole)
+        turn = llm_command.logs()[-1]
+        assert turn["output_tokens"] == budget
+        assert turn["response_json"]["finish_reason"] == "length"
 
 
 def test_system_prompt(llm_command: Llm) -> None:

@@ -181,6 +181,7 @@ class AsyncRemoteReply(Delegate[ReplyStream]):
                 if isinstance(events, Exception):
                     raise events
                 yield events
+                came.task_done()
         finally:
             reading.cancel()
 
@@ -197,6 +198,8 @@ class AsyncRemoteReply(Delegate[ReplyStream]):
                     if events:
                         self._waiting.close()
                         await came.put(events)
+                        # Who watches would see what comes behind them first, if it is there already.
+                        await came.join()
         except Exception as error:  # it is raised again where the reply is read
             failure = error
         await came.put(failure)

@@ -346,6 +346,18 @@ def test_who_watches_sees_it_in_the_order_in_which_it_comes(
     assert server.prompts[-1].body[EXTENSION] == asked
 
 
+async def test_what_is_seen_of_the_next_canvas_comes_behind_the_text_of_this_one(server: ScriptedServer) -> None:
+    """However much of the stream is there already when the text is handed over."""
+    noted: list[object] = []
+    server.models = models(OWNER, "tiny", **{EXTENSION: {"watch": ["drafts"]}})
+    server.reply = Answer(sse(delta(content="One"), seen_in(SEEN[-1]), {**delta("stop", content="Two"), **ours()}))
+    reply = AsyncRemoteReply(address_of(server), replace(turn(), watch=Watch(noted.append, "drafts")))
+    async for events in reply.steps():
+        await asyncio.sleep(0.05)
+        noted += [event.chunk for event in events]
+    assert noted == ["One", SEEN[-1], "Two"]
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_others_show_nothing(server: ScriptedServer, way: str) -> None:
     server.reply = Answer(sse(*map(seen_in, SEEN), delta("stop", content="Yes")))

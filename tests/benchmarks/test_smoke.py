@@ -10,7 +10,7 @@ import torch
 
 from llm_diffusiongemma.tiny import data
 
-from . import constrained, drafts, server, warm
+from . import constrained, drafts, networks, server, warm
 from .__main__ import BENCHMARKS
 from .measure import Sizes
 
@@ -34,6 +34,8 @@ def test_it_runs(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
     if name == "warm":
         monkeypatch.setattr(warm, "costs", lambda _: dict.fromkeys(warm.COMMANDS, warm.Cost(1.0, 0.5)))
+    if name == "watch":  # of a network twice; the small one is as good
+        monkeypatch.setattr(networks, "embedded_checkpoint", lambda device: networks.small_body(device, SMALLEST))
     # A reply of the embedded checkpoint each, of which one is like the other here.
     monkeypatch.setattr(server, "WATCHED", dict(list(server.WATCHED.items())[:2]))
     monkeypatch.setattr(data, "SKILLS", {"name": data.SKILLS["name"]})

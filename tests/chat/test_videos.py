@@ -105,8 +105,7 @@ def test_time_stamps(container_format: str, codec: str, start: int, is_live: boo
     assert_true(film(slides, container_format, codec, format_options=options), slides, range(31))
 
 
-@pytest.mark.parametrize("is_live", [False, True], ids=["", "live"])
-@pytest.mark.parametrize("key_frames", [1, 60])
+@pytest.mark.parametrize(("key_frames", "is_live"), [(1, False), (60, True)], ids=["1", "60-live"])
 @pytest.mark.parametrize(("container_format", "codec"), FORMATS)
 def test_a_long_video_is_shown_from_end_to_end(
     container_format: str, codec: str, key_frames: int, is_live: bool
