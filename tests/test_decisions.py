@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llm_diffusiongemma.backends.deciding import DECIMALS, _behind_a_thought, _canvas_length, _weighed, as_text
+from llm_diffusiongemma.backends.deciding import DECIMALS, _behind_a_thought, _canvas_length, as_text
 from llm_diffusiongemma.backends.engine import Engine, get_engine
 from llm_diffusiongemma.backends.form import LEAST_LOG_MASS, mass_note
 from llm_diffusiongemma.backends.local import LocalReply
@@ -132,7 +132,9 @@ def test_several_reads_are_averaged(llm_command: Llm, noted: Noted) -> None:
 
 
 def test_the_order_is_that_of_the_mean() -> None:
-    weighed = _weighed(["a", "b"], [[math.log(0.06), math.log(0.04)], [math.log(0.1), math.log(0.9)]])
+    weighed = ChoicesReport.of_reads(
+        ["a", "b"], [[math.log(0.06), math.log(0.04)], [math.log(0.1), math.log(0.9)]]
+    )
     assert list(weighed.probabilities.items()) == [("b", pytest.approx(0.65)), ("a", pytest.approx(0.35))]
 
 

@@ -128,7 +128,7 @@ class Decision:
         )
 
     def _conclude(self) -> list[StreamEvent]:
-        self.choices = _weighed(self._choices, self._read)
+        self.choices = ChoicesReport.of_reads(self._choices, self._read)
         self.text = as_text(self.choices.probabilities)
         self.finish_reason = "stop"
         return [StreamEvent("text", self.text)]
@@ -143,8 +143,7 @@ def _behind_a_thought(engine: Engine, prompt: Prompt) -> Prompt:
     closes = encoder.control_id(THOUGHT_CLOSES)
     if closes is None or not encoder.opening_of_thought or engine.has_thought(prompt.token_ids):
         return prompt
-    opening = [] if engine.opens_thought(prompt.token_ids) else encoder.opening_of_thought
-    return replace(prompt, token_ids=[*prompt.token_ids, *opening, closes])
+    return replace(prompt, token_ids=[*engine.with_thought_open(prompt.token_ids), closes])
 
 
 def _canvas_length(asked: int | None, positions: int, checkpoints: int) -> int:
@@ -163,30 +162,6 @@ def _canvas_length(asked: int | None, positions: int, checkpoints: int) -> int:
             f"Set it to {shortest:,} or more, or leave it out."
         )
     return asked
-
-
-def _weighed(choices: Sequence[str], reads: Sequence[Sequence[float]]) -> ChoicesReport:
-    """From the log-probabilities of all choices, nats, of each read."""
-    log_masses = [_log_sum(each) for each in reads]
-    shares = [
-        [math.exp(of_choice - mass) for of_choice in each] for each, mass in zip(reads, log_masses, strict=True)
-    ]
-    count = len(reads)
-    means = [math.fsum(of_choice) / count for of_choice in zip(*shares, strict=True)]
-    order = sorted(range(len(choices)), key=lambda i: -means[i])  # of equal ones the first stays the first
-    spread = None
-    if count > 1:
-        by_choice = list(zip(*shares, strict=True))
-        spread = {
-            choices[i]: math.sqrt(math.fsum((share - means[i]) ** 2 for share in by_choice[i]) / (count - 1))
-            for i in order
-        }
-    return ChoicesReport({choices[i]: means[i] for i in order}, math.fsum(log_masses) / count, count, spread)
-
-
-def _log_sum(values: Sequence[float]) -> float:
-    most = max(values)
-    return most + math.log(math.fsum(math.exp(value - most) for value in values))
 
 
 def as_text(probabilities: dict[str, float]) -> str:

@@ -243,6 +243,11 @@ class Engine:
         """Whether a prompt ends inside a thought, as templates do after a tool's result."""
         return self._last_control(prompt_ids, THOUGHT_OPENS, THOUGHT_CLOSES) == THOUGHT_OPENS
 
+    def with_thought_open(self, prompt_ids: Sequence[int]) -> list[int]:
+        """A prompt that ends inside a thought, opened if need be."""
+        opening = [] if self.opens_thought(prompt_ids) else self.prompt_encoder.opening_of_thought
+        return [*prompt_ids, *opening]
+
     def has_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends with a thought that is closed, in the turn that is to be written."""
         markers = THOUGHT_OPENS, THOUGHT_CLOSES, TURN_OPENS

@@ -286,8 +286,7 @@ def _formed(asked: _Asked, prompts: _PromptReader, form: Form, attempt: int) -> 
 
 def _with_thought(engine: Engine, prompt: Prompt) -> tuple[Prompt, tuple[Part, ...]]:
     """A prompt that has opened a thought, and the parts of a reply that begins with one."""
-    if not engine.opens_thought(prompt.token_ids):
-        prompt = replace(prompt, token_ids=[*prompt.token_ids, *engine.prompt_encoder.opening_of_thought])
+    prompt = replace(prompt, token_ids=engine.with_thought_open(prompt.token_ids))
     closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES)
     return prompt, () if closes is None else (Thought(closes),)
 

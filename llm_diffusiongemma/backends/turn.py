@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import llm
@@ -94,16 +94,36 @@ class ChoicesReport:
     """the standard deviation of each over several reads"""
 
     @classmethod
+    def of_reads(cls, choices: Sequence[str], reads: Sequence[Sequence[float]]) -> ChoicesReport:
+        """From the log-probabilities of all their texts in each read, nats, of which one at least is finite."""
+        log_masses = [_log_sum(each) for each in reads]
+        shares = [
+            [math.exp(of_choice - mass) for of_choice in each]
+            for each, mass in zip(reads, log_masses, strict=True)
+        ]
+        count, by_choice = len(reads), list(zip(*shares, strict=True))
+        means = [math.fsum(of_choice) / count for of_choice in by_choice]
+        order = sorted(range(len(choices)), key=lambda i: -means[i])  # of equal ones the first stays the first
+        spread = None
+        if count > 1:
+            spread = {
+                choices[i]: math.sqrt(math.fsum((share - means[i]) ** 2 for share in by_choice[i]) / (count - 1))
+                for i in order
+            }
+        return cls({choices[i]: means[i] for i in order}, math.fsum(log_masses) / count, count, spread)
+
+    @classmethod
     def of_last_step(cls, choices: Sequence[str], log_probabilities: Sequence[float]) -> ChoicesReport:
-        """From the log-probabilities of their texts, nats: one of them at least is finite."""
-        most = max(log_probabilities)
-        shares = [math.exp(each - most) for each in log_probabilities]
-        total = sum(shares)
-        ranked = sorted(zip(choices, shares, strict=True), key=lambda each: -each[1])
-        return cls({choice: share / total for choice, share in ranked}, most + math.log(total))
+        """The same of the last denoising step of a reply."""
+        return replace(cls.of_reads(choices, [log_probabilities]), reads=None)
 
     def as_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def _log_sum(values: Sequence[float]) -> float:
+    most = max(values)
+    return most + math.log(math.fsum(math.exp(value - most) for value in values))
 
 
 @dataclass(frozen=True)

@@ -165,10 +165,10 @@ class BlockDiffusionPipeline:
 
         What the prompt has in common with the last reply's prompt and text is not encoded again.
 
-        Raises at the call, before any work, what `Request.length_of_canvas` and `Request.room` raise. Raises while
-        it runs: `DeviceMemoryError`, `NotANumberError`, and what an image's soft tokens raise.
+        Raises at the call, before any work, what `length_of_canvas` and `Request.room` raise. Raises while it
+        runs: `DeviceMemoryError`, `NotANumberError`, and what an image's soft tokens raise.
         """
-        canvas_length = request.length_of_canvas(self.canvas_length)
+        canvas_length = length_of_canvas(request.canvas_length, self.canvas_length)
         room = request.room(self.context_length, canvas_length, self._context_tokens)
         return self._reply(request, room, randomness, readings, drafts, candidates, should_stop or (lambda: False))
 

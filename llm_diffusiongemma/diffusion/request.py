@@ -319,10 +319,6 @@ class Request:
         if self.max_tokens < 1:
             raise OptionError(f"max_tokens must be at least 1, but it is {self.max_tokens}.")
 
-    def length_of_canvas(self, checkpoints: int) -> int:
-        """See the function of that name."""
-        return length_of_canvas(self.canvas_length, checkpoints)
-
     def room(self, context_length: int, canvas_length: int, memory_for: int | None = None) -> Room:
         """What the reply may take in a context of so many tokens, of which there may be memory for fewer.
 

@@ -156,6 +156,18 @@ def converges(seen: Sequence[tuple[list[int], list[float]]], ends: set[int], set
     return is_done(slice(CANVAS)) or (settings.stop_at_end and is_done(slice(end + 1)))
 
 
+def sampler_of(settings: SamplerSettings, ends: Sequence[int]) -> EntropyBoundSampler:
+    return EntropyBoundSampler(
+        settings,
+        vocabulary=PlainVocabulary(VOCAB, 1),
+        canvas_length=CANVAS,
+        device=CPU,
+        softcap=None,
+        randomness=CountingRandomness(0),
+        eos_token_ids=ends,
+    )
+
+
 @pytest.mark.parametrize("is_held", [False, True], ids=["free", "constrained"])
 @pytest.mark.parametrize("stability", [0, 1, 2])
 def test_a_canvas_stops_when_all_up_to_its_end_is_stable_and_sure(stability: int, is_held: bool) -> None:
@@ -165,15 +177,7 @@ def test_a_canvas_stops_when_all_up_to_its_end_is_stable_and_sure(stability: int
     for end in (0, 1, 5, 10, CANVAS - 1, None):
         states = list(hidden_states(generator, 8, end))
         for settings in (plain, replace(plain, stop_at_end=True)):
-            sampler = EntropyBoundSampler(
-                settings,
-                vocabulary=PlainVocabulary(VOCAB, 1),
-                canvas_length=CANVAS,
-                device=CPU,
-                softcap=None,
-                randomness=CountingRandomness(0),
-                eos_token_ids=(EOS, OTHER_EOS),
-            )
+            sampler = sampler_of(settings, (EOS, OTHER_EOS))
             constraint = TextConstraint(automaton_of("[a-z]*"), CPU) if is_held else None
             if constraint is not None:
                 constraint.start_canvas(CANVAS, 100)
@@ -190,15 +194,7 @@ def test_a_canvas_stops_when_all_up_to_its_end_is_stable_and_sure(stability: int
 
 def test_sure_padding_makes_up_for_the_doubt_in_a_text_as_ever() -> None:
     settings = replace(SETTINGS, confidence_threshold=0.05, stability_threshold=1, stop_at_end=True)
-    sampler = EntropyBoundSampler(
-        settings,
-        vocabulary=PlainVocabulary(VOCAB, 1),
-        canvas_length=CANVAS,
-        device=CPU,
-        softcap=None,
-        randomness=CountingRandomness(0),
-        eos_token_ids=(EOS,),
-    )
+    sampler = sampler_of(settings, (EOS,))
     logits = torch.zeros(CANVAS, VOCAB)
     logits[0, 100], logits[1, EOS], logits[2:, PAD] = 7.0, 20.0, 20.0
     sampler.start_canvas()
@@ -211,15 +207,7 @@ def test_sure_padding_makes_up_for_the_doubt_in_a_text_as_ever() -> None:
 
 def test_a_canvas_may_have_an_end_of_its_own() -> None:
     """In the next one the same token is nothing of the kind."""
-    sampler = EntropyBoundSampler(
-        replace(SETTINGS, stability_threshold=0, stop_at_end=True),
-        vocabulary=PlainVocabulary(VOCAB, 1),
-        canvas_length=CANVAS,
-        device=CPU,
-        softcap=None,
-        randomness=CountingRandomness(0),
-        eos_token_ids=[EOS],
-    )
+    sampler = sampler_of(replace(SETTINGS, stability_threshold=0, stop_at_end=True), [EOS])
     hidden = torch.zeros(CANVAS, VOCAB)
     hidden[:3] = hidden[:3].scatter(1, torch.tensor([20, 21, CLOSES])[:, None], 1000.0)
     for closes, converged in ((CLOSES, True), (None, False), (20, True)):
