@@ -273,14 +273,12 @@ class _Maps:
 
     def __init__(self, dfa: ByteDFA) -> None:
         states = len(dfa.accepting)
-        # Bytes that move every state alike are one.
-        moves, kind = np.unique(dfa.transitions.T, axis=0, return_inverse=True)
-        self._byte_moves: Ints = moves.astype(np.int32)  # [byte kinds, states]
-        self._byte_kind = kind.reshape(256).astype(np.int32)
+        self._byte_moves: Ints = np.ascontiguousarray(dfa.moves.T)  # [byte kinds, states]
+        self._byte_kind = dfa.byte_kind
         self._maps: list[Ints] = []
         self._numbers: dict[bytes, int] = {}
         # [maps, byte kinds]: the map that follows, -1 where it has not been computed yet.
-        self._products: Ints = np.full((64, len(moves)), -1, np.int32)
+        self._products: Ints = np.full((64, len(self._byte_moves)), -1, np.int32)
         self._number_of(np.full(states, dfa.dead, np.int32))
         self._number_of(np.arange(states, dtype=np.int32))
         self._products[self.DEAD] = self.DEAD

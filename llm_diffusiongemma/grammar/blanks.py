@@ -245,4 +245,4 @@ def _until(word: bytes) -> ByteDFA:
         transitions[state, byte] = state + 1
         if state:
             fallback = int(transitions[fallback, byte])
-    return ByteDFA(transitions, np.arange(end + 2) == end)
+    return ByteDFA.of(transitions, np.arange(256), np.arange(end + 2) == end)

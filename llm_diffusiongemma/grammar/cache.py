@@ -23,7 +23,7 @@ from .automaton import Ints, TokenAutomaton, Vocabulary, assemble, build
 from .dfa import ByteDFA
 
 # Part of every key: count it up when what `build` makes, or the layout of a file, changes.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 # An entry has a byte or two a token, half a megabyte at most for Gemma's vocabulary, and a little for the states.
 MAX_ENTRIES = 64
@@ -72,8 +72,8 @@ def load_or_build(
 
 def _key(dfa: ByteDFA, vocabulary: Vocabulary) -> bytes:
     digest = hashlib.sha256(f"{FORMAT_VERSION} {vocabulary.digest} {len(dfa.accepting)}".encode())
-    digest.update(np.ascontiguousarray(dfa.transitions, np.int32).tobytes())
-    digest.update(np.ascontiguousarray(dfa.accepting, np.bool_).tobytes())
+    for table in (dfa.moves, dfa.byte_kind, dfa.accepting):
+        digest.update(np.ascontiguousarray(table).tobytes())
     return digest.digest()
 
 

@@ -147,11 +147,10 @@ def embed(dfa: ByteDFA) -> Language:
     """The language of `dfa`, as a part for others. `NOTHING` if it is empty."""
     if dfa.dead == 0:
         return NOTHING
-    # Once a class of bytes, not once a byte.
-    _, byte, byte_class = np.unique(dfa.transitions, axis=1, return_index=True, return_inverse=True)
-    masks = [byte_set(np.flatnonzero(byte_class.reshape(-1) == number).tolist()) for number in range(len(byte))]
+    # Once a kind of bytes, not once a byte.
+    masks = [byte_set(np.flatnonzero(dfa.byte_kind == kind).tolist()) for kind in range(dfa.moves.shape[1])]
     arcs: list[tuple[int, Mask, int]] = []
-    for state, row in enumerate(dfa.transitions[: dfa.dead, byte].tolist()):
+    for state, row in enumerate(dfa.moves[: dfa.dead].tolist()):
         by_target: dict[int, Mask] = {}
         for target, mask in zip(row, masks, strict=True):
             by_target[target] = by_target.get(target, 0) | mask
@@ -165,8 +164,9 @@ def same_language(one: Language, other: Language) -> bool:
     if not isinstance(one, Embedded) or not isinstance(other, Embedded):
         return one is other
     first, second = one.dfa, other.dfa
-    return np.array_equal(first.transitions, second.transitions) and np.array_equal(
-        first.accepting, second.accepting
+    return all(
+        np.array_equal(getattr(first, table), getattr(second, table))
+        for table in ("byte_kind", "moves", "accepting")
     )
 
 
@@ -185,6 +185,11 @@ def minimal_dfa(language: Language) -> ByteDFA:
 def intersection(first: ByteDFA, second: ByteDFA) -> ByteDFA:
     """What belongs to both. Raises `StateLimitError`."""
     return _product(first, second, first.accepting[:, None] & second.accepting[None, :])
+
+
+def difference(first: ByteDFA, second: ByteDFA) -> ByteDFA:
+    """What belongs to the first and not to the second. Raises `StateLimitError`."""
+    return _product(first, second, first.accepting[:, None] & ~second.accepting[None, :])
 
 
 class _Nfa:
@@ -393,9 +398,11 @@ class _Nfa:
 def _product(first: ByteDFA, second: ByteDFA, accepting: npt.NDArray[np.bool_]) -> ByteDFA:
     """Both automata side by side; a pair of states accepts as `accepting`, `[first, second]`, says."""
     width = len(second.accepting)
-    both = np.concatenate([first.transitions, second.transitions])
-    _, representative, byte_class = np.unique(both, axis=1, return_index=True, return_inverse=True)
-    one, two = first.transitions[:, representative], second.transitions[:, representative]
+    # A kind of bytes for each pair of theirs that some byte has.
+    pair_of_byte = first.byte_kind * second.moves.shape[1] + second.byte_kind
+    kinds, byte_class = np.unique(pair_of_byte, return_inverse=True)
+    one = first.moves[:, kinds // second.moves.shape[1]]
+    two = second.moves[:, kinds % second.moves.shape[1]]
     pairs = np.zeros(1, np.int64)
     fresh = pairs
     while len(fresh):
@@ -439,10 +446,7 @@ def _minimise(
                 seen.add(target)
                 queue.append(target)
     order.append(dead)
-    return ByteDFA(
-        transitions=np.ascontiguousarray(numbers[merged[order]][:, byte_class]),
-        accepting=accepting[representative[order]],
-    )
+    return ByteDFA.of(numbers[merged[order]], byte_class, accepting[representative[order]])
 
 
 def _equivalent_states(

@@ -18,7 +18,7 @@ def random_texts(dfa: ByteDFA, count: int, seed: int = 0, soft_length: int = 60)
     walk takes the shortest way out.
     """
     rng = random.Random(seed)
-    distance = shortest_accepted(dfa.transitions, dfa.accepting).tolist()
+    distance = shortest_accepted(dfa.moves, dfa.accepting).tolist()
     known: dict[int, dict[int, list[int]]] = {}
     for _ in range(count):
         state, text = 0, bytearray()
@@ -40,7 +40,7 @@ def random_texts(dfa: ByteDFA, count: int, seed: int = 0, soft_length: int = 60)
 
 def _ways(dfa: ByteDFA, state: int) -> dict[int, list[int]]:
     """The bytes that lead from a state to each other one that isn't dead."""
-    row = dfa.transitions[state]
+    row = dfa.moves[state, dfa.byte_kind]
     ways: dict[int, list[int]] = {}
     for byte in np.flatnonzero(row != dfa.dead).tolist():
         ways.setdefault(int(row[byte]), []).append(byte)

@@ -23,6 +23,7 @@ import numpy as np
 from .dfa import ByteDFA
 from .language import (
     EMPTY_TEXT,
+    NOTHING,
     Language,
     Literal,
     OneByte,
@@ -107,6 +108,14 @@ def json_text(value: Any) -> bytes:
     except UnicodeEncodeError:
         # Half of a surrogate pair: it has an escape, but no UTF-8.
         return json.dumps(value, allow_nan=False).encode()
+
+
+def literal(value: Any) -> Language:
+    """A value as it is written; `NOTHING` for NaN and the infinities, which JSON has no text for."""
+    try:
+        return Literal(json_text(value))
+    except ValueError:
+        return NOTHING
 
 
 @lru_cache(maxsize=256)
@@ -200,7 +209,7 @@ def _multiples(factor: int) -> ByteDFA:
     accepting = np.zeros(factor + 2, np.bool_)
     accepting[1] = True
     # Its product with itself is the same language, minimised.
-    dfa = ByteDFA(transitions, accepting)
+    dfa = ByteDFA.of(transitions, np.arange(256), accepting)
     return intersection(dfa, dfa)
 
 

@@ -34,8 +34,9 @@ def minimal(transitions: np.ndarray, accepting: np.ndarray, start: int) -> ByteD
     number[order] = np.arange(len(order))
     rows = number[group[transitions[[one_of[g] for g in order]]]]
     dead_row = np.full((1, 256), len(order))
-    return ByteDFA(
+    return ByteDFA.of(
         np.concatenate([rows, dead_row]).astype(np.int32),
+        np.arange(256),
         np.append(accepting[[one_of[g] for g in order]], False),
     )
 

@@ -1,0 +1,70 @@
+"""What is asked of a place in a document, and how much of an endless language is kept there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..errors import ConstraintError
+from . import scalars
+from .dialects import Part, Schema, refuse
+
+Conjunction = tuple[Schema, ...]
+Alternative = tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of an endless language is kept.
+
+    - `depth`: how often a $ref may lead into itself, and how deep a value of any kind nests;
+    - `length`: the longest string (code points) where a `maxLength` has to be counted at all;
+    - `count`: the most items or properties where a maximum has to be counted at all;
+    - `name`: the longest host name, and the longest name before the @ of an e-mail address.
+    """
+
+    depth: int
+    length: int
+    count: int
+    name: int
+
+
+# Tried in this order until the automaton is small enough.
+LIMITS = (
+    Limits(3, 256, 64, scalars.LONGEST_NAME),
+    Limits(2, 128, 24, 48),
+    Limits(2, 64, 12, 32),
+    Limits(1, 32, 6, 24),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a document we are.
+
+    - `path`: for people; `$` is the document;
+    - `nesting`: how many arrays and objects are open;
+    - `free`: how many of them stand where the schema says nothing;
+    - `references`: the $refs that led here; `here`: those that have been followed at this place.
+    """
+
+    path: str = "$"
+    nesting: int = 0
+    free: int = 0
+    references: tuple[str, ...] = ()
+    here: tuple[str, ...] = ()
+
+    def inside(self, name: str, conjunction: Conjunction) -> Place:
+        """The place of a member or item."""
+        return replace(
+            self,
+            path=self.path + name,
+            nesting=self.nesting + 1,
+            free=self.free + (not conjunction),
+            references=self.references + self.here,
+            here=(),
+        )
+
+
+def refused(keyword: str, reason: str, place: Place, way_out: str = "Leave it out") -> ConstraintError:
+    """The error that names a keyword."""
+    return refuse(keyword, reason, place.path, way_out)
