@@ -10,12 +10,16 @@ from .alternatives import expand
 from .dialects import Schema, refs_stand_alone
 from .language import NOTHING, Language, StateLimitError, embed, minimal_dfa, unite
 from .layout import INDENTED_LEVELS
-from .places import Alternative, Conjunction, Limits, Place
+from .negation import negate
+from .places import Alternative, Conjunction, Limits, Place, refused
 from .records import Lowered
 from .values import value_language
 
 # Places and choices that are looked at before a schema counts as too large. Each stands for some states.
 MAX_VISITS = 1000
+
+# What leaves several ways, of which one that is refused is left out.
+CHOICES = ("anyOf", "oneOf", "if", "not")
 
 # Keywords that jsonschema reads together with another one.
 READ_BESIDE = {"then", "else", "minContains", "maxContains", "exclusiveMinimum", "exclusiveMaximum"}
@@ -37,6 +41,11 @@ class Compiler:
         self.any_value: dict[tuple[int, int], Language] = {}
         # By identity, of which the first value of each entry takes care: as long as it lives no other has it.
         self.known: dict[Any, tuple[Conjunction, list[tuple[Alternative, Place]], int]] = {}
+        # Likewise: the complement of a schema among objects of some properties, and the values of properties.
+        self.complements: dict[tuple[int, tuple[str, ...]], tuple[Schema, list[Schema]]] = {}
+        self.settled: dict[tuple[int, ...], tuple[Conjunction, list[Any] | None]] = {}
+        # Where each branch of a oneOf is part of another one.
+        self.exhausted: set[str] = set()
         self.obeyed = READ_BESIDE | set(validator.VALIDATORS)
         self.refs_stand_alone = refs_stand_alone(validator)
         if self.refs_stand_alone:
@@ -56,7 +65,7 @@ class Compiler:
 
     def lower(self, keyword: str, asked: int, given: int, place: Place) -> None:
         """Note that a maximum is held to less than what the schema asks for."""
-        if given < asked:
+        if given < asked and not place.spare:
             self.lowered.setdefault((keyword, asked, given), Lowered(keyword, asked, given, place.path))
 
     def language(self, conjunction: Conjunction, place: Place) -> Language:
@@ -66,12 +75,36 @@ class Compiler:
         key = (place.free, min(place.nesting, INDENTED_LEVELS))
         if free and key in self.any_value:
             return self.any_value[key]
-        branches = [value_language(self, parts, where) for parts, where in self.alternatives(conjunction, place)]
-        language = unite(branches)
+        language = self._any_way(self.alternatives(conjunction, place), place)
+        if language is NOTHING and place.path in self.exhausted:
+            raise refused(
+                "oneOf", "what fulfils one of its branches fulfils another one as well", place, "Use anyOf"
+            )
         if language is NOTHING and self.impossible is None:
             self.impossible = place.path
         if free:
             language = self.any_value[key] = embed(minimal_dfa(language))
+        return language
+
+    def _any_way(self, ways: Sequence[tuple[Alternative, Place]], place: Place) -> Language:
+        """The values of all ways. One that is refused is left out if there are others."""
+        found: list[Language] = []
+        refusals: list[tuple[ConstraintError, Alternative]] = []
+        for parts, where in ways:
+            lowered = dict(self.lowered)
+            try:
+                found.append(value_language(self, parts, where))
+            except ConstraintError as error:
+                self.lowered = lowered
+                refusals.append((error, parts))
+        language = unite(found)
+        if not refusals:
+            return language
+        refusal, parts = refusals[0]
+        if language is NOTHING:
+            raise refusal
+        keyword = next((each for each in CHOICES if any(each in part for part in parts)), CHOICES[0])
+        self.lower(keyword, len(ways), len(found), place)
         return language
 
     def visit(self) -> None:
@@ -90,6 +123,13 @@ class Compiler:
         else:
             self.cuts += self.known[key][2]
         return self.known[key][1]
+
+    def complement(self, schema: Schema, names: tuple[str, ...]) -> list[Schema]:
+        """What the schema does not take, for objects of these properties: see `negate`."""
+        key = (id(schema), names)
+        if key not in self.complements:
+            self.complements[key] = (schema, negate(self, schema, names))
+        return self.complements[key][1]
 
     def is_valid(self, value: Any, parts: Sequence[Schema]) -> bool:
         """Whether a value fulfils all of these, by the judge of finished replies."""
