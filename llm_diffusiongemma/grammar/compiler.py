@@ -13,12 +13,16 @@ from .alternatives import expand
 from .dialects import Schema, references, refs_stand_alone, resolve
 from .language import NOTHING, Language, StateLimitError, embed, minimal_dfa, unite
 from .layout import INDENTED_LEVELS
-from .places import Alternative, Conjunction, Limits, Place
+from .negation import negate
+from .places import Alternative, Conjunction, Limits, Place, refused
 from .records import Lowered
 from .values import value_language
 
 # Places and choices that are looked at before a schema counts as too large. Each stands for some states.
 MAX_VISITS = 5000
+
+# What leaves several ways, of which one that is refused is left out.
+CHOICES = ("anyOf", "oneOf", "if", "not")
 
 # Keywords that jsonschema reads together with another one.
 READ_BESIDE = {"then", "else", "minContains", "maxContains", "exclusiveMinimum", "exclusiveMaximum"}
@@ -42,6 +46,11 @@ class Compiler:
         self.languages: dict[Any, tuple[Conjunction, Language]] = {}
         self.met: dict[int, tuple[Schema, frozenset[str]]] = {}
         self.met_behind: dict[str, frozenset[str]] = {}
+        # Likewise: the complement of a schema among objects of some properties, and the values of properties.
+        self.complements: dict[tuple[int, tuple[str, ...]], tuple[Schema, list[Schema]]] = {}
+        self.settled: dict[tuple[int, ...], tuple[Conjunction, list[Any] | None]] = {}
+        # Where each branch of a oneOf is part of another one.
+        self.exhausted: set[str] = set()
         self.obeyed = READ_BESIDE | set(validator.VALIDATORS)
         self.refs_stand_alone = refs_stand_alone(validator)
         if self.refs_stand_alone:
@@ -61,7 +70,7 @@ class Compiler:
 
     def lower(self, keyword: str, asked: int, given: int, place: Place) -> None:
         """Note that a maximum is held to less than what the schema asks for."""
-        if given < asked:
+        if given < asked and not place.spare:
             self.lowered.setdefault((keyword, asked, given), Lowered(keyword, asked, given, place.path))
 
     def language(self, conjunction: Conjunction, place: Place) -> Language:
@@ -71,8 +80,11 @@ class Compiler:
         if key in self.languages:
             return self.languages[key][1]
         self.visit()
-        branches = [value_language(self, parts, where) for parts, where in self.alternatives(conjunction, place)]
-        language = unite(branches)
+        language = self._any_way(self.alternatives(conjunction, place), place)
+        if language is NOTHING and place.path in self.exhausted:
+            raise refused(
+                "oneOf", "what fulfils one of its branches fulfils another one as well", place, "Use anyOf"
+            )
         if language is NOTHING and self.impossible is None:
             self.impossible = place.path
         if free:
@@ -89,7 +101,8 @@ class Compiler:
         if passed:
             again = frozenset[str]().union(*map(self._references, conjunction))
             passed = Counter({reference: passed[reference] for reference in passed if reference in again})
-        return min(place.nesting, INDENTED_LEVELS), place.free, place.here, frozenset(passed.items())
+        level = min(place.nesting, INDENTED_LEVELS)
+        return level, place.free, place.here, place.spare, frozenset(passed.items())
 
     def _references(self, schema: Schema) -> frozenset[str]:
         """The references that can be met at a schema's place and further inside, directly or by way of others."""
@@ -111,6 +124,27 @@ class Compiler:
             self.met_behind[reference] = frozenset(seen)
         return self.met_behind[reference]
 
+    def _any_way(self, ways: Sequence[tuple[Alternative, Place]], place: Place) -> Language:
+        """The values of all ways. One that is refused is left out if there are others."""
+        found: list[Language] = []
+        refusals: list[tuple[ConstraintError, Alternative]] = []
+        for parts, where in ways:
+            lowered = dict(self.lowered)
+            try:
+                found.append(value_language(self, parts, where))
+            except ConstraintError as error:
+                self.lowered = lowered
+                refusals.append((error, parts))
+        language = unite(found)
+        if not refusals:
+            return language
+        refusal, parts = refusals[0]
+        if language is NOTHING:
+            raise refusal
+        keyword = next((each for each in CHOICES if any(each in part for part in parts)), CHOICES[0])
+        self.lower(keyword, len(ways), len(found), place)
+        return language
+
     def visit(self) -> None:
         """Count one more place or choice. Raises `StateLimitError` if there are too many."""
         self.visits += 1
@@ -127,6 +161,13 @@ class Compiler:
         else:
             self.cuts += self.known[key][2]
         return [(parts, replace(place, here=here)) for parts, here in self.known[key][1]]
+
+    def complement(self, schema: Schema, names: tuple[str, ...]) -> list[Schema]:
+        """What the schema does not take, for objects of these properties: see `negate`."""
+        key = (id(schema), names)
+        if key not in self.complements:
+            self.complements[key] = (schema, negate(self, schema, names))
+        return self.complements[key][1]
 
     def is_valid(self, value: Any, parts: Sequence[Schema]) -> bool:
         """Whether a value fulfils all of these, by the judge of finished replies."""
