@@ -98,6 +98,21 @@ class Arcs:
         return self.of(np.argsort(key, kind="stable"))
 
 
+class Outgoing:
+    """Where the arcs of each state are, in arcs that are sorted by source."""
+
+    def __init__(self, source: npt.NDArray[np.int64], num_states: int) -> None:
+        self.count: npt.NDArray[np.int64] = np.bincount(source, minlength=num_states)
+        self.first: npt.NDArray[np.int64] = self.count.cumsum() - self.count
+
+    def of(self, states: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The arcs that lead out of any of `states`, and for each which of `states` it is, both `[arcs]`."""
+        count = self.count[states]
+        nth: npt.NDArray[np.int64] = np.repeat(np.arange(len(states)), count)
+        shift: npt.NDArray[np.int64] = self.first[states] - (np.cumsum(count) - count)
+        return shift[nth] + np.arange(len(nth), dtype=np.int64), nth
+
+
 @dataclass(frozen=True, eq=False)
 class Segments:
     """Runs of equal values in a sorted array: what numpy's `reduceat` needs."""
