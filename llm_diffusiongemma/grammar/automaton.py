@@ -98,6 +98,21 @@ class Arcs:
         return self.of(np.argsort(key, kind="stable"))
 
 
+class Outgoing:
+    """Where the arcs of each state are, in arcs that are sorted by source."""
+
+    def __init__(self, source: npt.NDArray[np.int64], num_states: int) -> None:
+        self.count: npt.NDArray[np.int64] = np.bincount(source, minlength=num_states)
+        self.first: npt.NDArray[np.int64] = self.count.cumsum() - self.count
+
+    def of(self, states: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The arcs that lead out of any of `states`, and for each which of `states` it is, both `[arcs]`."""
+        count = self.count[states]
+        nth: npt.NDArray[np.int64] = np.repeat(np.arange(len(states)), count)
+        shift: npt.NDArray[np.int64] = self.first[states] - (np.cumsum(count) - count)
+        return shift[nth] + np.arange(len(nth), dtype=np.int64), nth
+
+
 @dataclass(frozen=True, eq=False)
 class Segments:
     """Runs of equal values in a sorted array: what numpy's `reduceat` needs."""
@@ -209,33 +224,27 @@ class TokenAutomaton:
         classes = np.r_[classes, np.full(len(accepting), self.eos_class)]
 
         pair = sources * self.num_states + targets
-        order = np.lexsort((classes, pair))
-        classes = classes[order]
-        pairs = Segments.of(pair[order])
+        # Classes ascend already, those of the end come last: a stable sort keeps that.
+        order = np.argsort(pair, kind="stable")
+        classes, pairs = classes[order], Segments.of(pair[order])
         source, target = pairs.values // self.num_states, pairs.values % self.num_states
         distance = self._distances(source, target)
-        numbers: dict[bytes, int] = {}
-        label_classes: list[npt.NDArray[np.int64]] = []
         kept = np.flatnonzero(distance[target] < UNREACHABLE)
-        label = np.empty(len(kept), np.int64)
-        for i, arc in enumerate(kept):
-            members = classes[pairs.starts[arc] : pairs.starts[arc] + pairs.sizes[arc]]
-            label[i] = numbers.setdefault(members.tobytes(), len(label_classes))
-            if label[i] == len(label_classes):
-                label_classes.append(members)
+        label, label_classes = _numbered(classes, pairs.starts[kept], pairs.sizes[kept])
         return Arcs(source[kept], target[kept], label), label_classes, distance
 
     def _distances(self, source: npt.NDArray[np.int64], target: npt.NDArray[np.int64]) -> Ints:
-        """Breadth first from the end; `source` is sorted."""
-        segments = Segments.of(source)
+        """Breadth first from the end, against the arcs."""
+        order = np.argsort(target, kind="stable")
+        incoming = Outgoing(target[order], self.num_states)
+        source = source[order]
         distance = np.full(self.num_states, UNREACHABLE, np.int32)
-        distance[self.end] = 0
-        while len(source):
-            nearest = np.minimum.reduceat(distance[target], segments.starts) + 1
-            nearer = nearest < distance[segments.values]
-            if not nearer.any():
-                break
-            distance[segments.values[nearer]] = nearest[nearer]
+        states, length = np.array([self.end]), 0
+        while len(states):
+            distance[states] = length
+            states = source[incoming.of(states)[0]]
+            states = np.unique(states[distance[states] == UNREACHABLE])
+            length += 1
         return distance
 
     @property
@@ -252,6 +261,30 @@ class TokenAutomaton:
     def distance(self) -> Ints:
         """`[states]`: the fewest tokens from there to `end`, the end of sequence counted; else `UNREACHABLE`."""
         return self._graph[2]
+
+
+def _numbered(
+    members: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
+    """A number for each run of `members`, the same for the same runs, in the order in which they appear first; and
+    the runs by number."""
+    if not len(starts):
+        return np.empty(0, np.int64), []
+    nth = np.repeat(np.arange(len(starts)), sizes)
+    within = np.arange(len(nth)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    # Runs are compared by a random hash modulo 2^64 ...
+    flat = members[starts[nth] + within]
+    random = np.random.default_rng(0).integers(1 << 63, size=int(members.max()) + 1, dtype=np.int64)
+    hashes = np.add.reduceat(random[flat], np.cumsum(sizes) - sizes)
+    _, first, number = np.unique(hashes, return_index=True, return_inverse=True)
+    # ... and a collision, which would take one for the other, is looked for.
+    same = first[number.reshape(-1)]
+    if (sizes != sizes[same]).any() or (
+        members[starts[nth] + within] != members[starts[same[nth]] + within]
+    ).any():
+        raise AssertionError("two different labels of an automaton have the same hash")
+    first.sort()
+    return np.searchsorted(first, same), [members[starts[i] : starts[i] + sizes[i]] for i in first.tolist()]
 
 
 def build(dfa: ByteDFA, vocabulary: Vocabulary) -> TokenAutomaton:

@@ -11,15 +11,19 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .automaton import UNREACHABLE, Arcs, Segments, TokenAutomaton
+from .automaton import UNREACHABLE, Arcs, Outgoing, Segments, TokenAutomaton
 from .log_weights import LOG_ZERO, NEGLIGIBLE, Floats, Integers
-from .stretches import Outgoing, Stretch, in_stretches
+from .near import NearPaths
+from .stretches import Stretch, in_stretches
 
 # So many positions at a time, where each takes a number for every arc.
 ROWS_PER_CHUNK = 32
 
 # Up to so many arcs numpy's calls cost more than what they do, and the way with the fewest calls is the fastest.
 FEW_ARCS = 1500
+
+# To look at an arc near a known path takes up to so many times as long as to work on it among all others.
+COST_OF_LOOKING = 16
 
 
 class Paths(NamedTuple):
@@ -157,7 +161,8 @@ class _FewArcs:
 
 
 class _ManyArcs:
-    """Works at each position on the arcs that matter thereabouts, in fp32."""
+    """Works at each position on the arcs near the best path of the last step, or if that is no help, or there is
+    none, on all that matter thereabouts."""
 
     def __init__(
         self,
@@ -176,8 +181,18 @@ class _ManyArcs:
             behind = Stretch(stretch, arcs.of(matters), may_end, behind)
             self._stretches.insert(0, behind)
         self._start = self._stretches[0].place(start)
+        self._near = NearPaths(arcs, start, may_end)
+        num_arcs = sum(stretch.num_arcs * len(stretch.positions) for stretch in self._stretches)
+        self._most_near = num_arcs // COST_OF_LOOKING
+        self._known: Integers | None = None
 
     def weigh(self, best: Floats, totals: Floats) -> Paths:
+        near = None if self._known is None else self._near.weigh(best, totals, self._known, self._most_near)
+        paths = self._weigh_all(best, totals) if near is None else Paths(*near)
+        self._known = paths.best
+        return paths
+
+    def _weigh_all(self, best: Floats, totals: Floats) -> Paths:
         weights = np.stack([best, totals], axis=-1).astype(np.float32)
         shift = sum(stretch.go_back(weights) for stretch in reversed(self._stretches))
         log_total = self._stretches[0].log_total(self._start) + shift

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .automaton import Arcs
+from .automaton import Arcs, Outgoing
 from .log_weights import LOG_ZERO, Floats, Integers
 
 Singles = npt.NDArray[np.float32]
@@ -44,21 +44,6 @@ COST_OF_PICKING = 2.5
 
 # A state with more arcs is split into several rows.
 WIDEST_ROW = 8
-
-
-class Outgoing:
-    """Where the arcs of each state are, in arcs that are sorted by source."""
-
-    def __init__(self, source: Integers, num_states: int) -> None:
-        self.count: Integers = np.bincount(source, minlength=num_states)
-        self.first: Integers = self.count.cumsum() - self.count
-
-    def of(self, states: Integers) -> tuple[Integers, Integers]:
-        """The arcs that lead out of any of `states`, and for each which of `states` it is, both `[arcs]`."""
-        count = self.count[states]
-        nth: Integers = np.repeat(np.arange(len(states)), count)
-        shift: Integers = self.first[states] - (np.cumsum(count) - count)
-        return shift[nth] + np.arange(len(nth), dtype=np.int64), nth
 
 
 def in_stretches(first: Integers, last: Integers, positions: int) -> Iterator[range]:
@@ -159,7 +144,8 @@ class Stretch:
         the end of the canvas, which is in a state that `may_end` `[states]` allows."""
         self.positions, self._behind = positions, behind
         self._layout = layout = _Layout(arcs, len(may_end))
-        num_arcs, num_places = len(layout.targets), layout.num_places
+        self.num_arcs = num_arcs = len(layout.targets)
+        num_places = layout.num_places
         places = layout.place[layout.states]
         self._values: Singles = np.full((len(positions) + 1, num_places, 2), LOG_ZERO, np.float32)
         """`[positions + 1, places, 2]`: log-weights of the best way and of all ways from there to the end of the
@@ -261,9 +247,9 @@ class Stretch:
 
         `shares` `[positions of the canvas, labels]`. Returns the places behind that are probable, and how much.
         """
-        outgoing, num_arcs = self._layout.outgoing, len(self._layout.targets)
+        outgoing = self._layout.outgoing
         for i, position in enumerate(self.positions):
-            few = outgoing.count[places].sum() * COST_OF_PICKING < num_arcs
+            few = outgoing.count[places].sum() * COST_OF_PICKING < self.num_arcs
             share_of = self._some_shares if few else self._all_shares
             share, targets, labels = share_of(i, places, probabilities)
             # Only rounding, and what has been dropped, keep them from it.
