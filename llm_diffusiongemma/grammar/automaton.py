@@ -90,9 +90,12 @@ class Arcs:
     def __len__(self) -> int:
         return len(self.source)
 
+    def of(self, chosen: npt.NDArray[np.int64]) -> Arcs:
+        """Those with these numbers, in their order."""
+        return Arcs(self.source[chosen], self.target[chosen], self.label[chosen])
+
     def sorted_by(self, key: npt.NDArray[np.int64]) -> Arcs:
-        order = np.argsort(key, kind="stable")
-        return Arcs(self.source[order], self.target[order], self.label[order])
+        return self.of(np.argsort(key, kind="stable"))
 
 
 @dataclass(frozen=True, eq=False)
