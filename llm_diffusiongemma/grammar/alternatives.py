@@ -68,7 +68,8 @@ def gather(compiler: Compiler, pending: Sequence[Pending], parts: Alternative, p
     # objects list is known then, and a list of values needs none of them.
     choices = [each for each in pending if isinstance(each, Choice)]
     negations = [each for each in pending if isinstance(each, Negation)]
-    compiler.visit()
+    if not schemas:
+        compiler.visit()
     while schemas:
         compiler.visit()
         schema = schemas.pop(0)
@@ -101,8 +102,20 @@ def gather(compiler: Compiler, pending: Sequence[Pending], parts: Alternative, p
         schemas[:0] = together
         choices += found
         if "not" in part:
-            negations.append(Negation(part["not"]))
+            only = _only_way(compiler, part["not"])
+            if only is None:
+                negations.append(Negation(part["not"]))
+            else:
+                schemas.append(only)
     return Gathered(parts, (*choices, *negations), place)
+
+
+def _only_way(compiler: Compiler, schema: Schema) -> Schema | None:
+    """The complement of a schema, where it leaves no choice and can be told before properties are known."""
+    if not is_exact(schema):
+        return None
+    branches = compiler.complement(schema, ())
+    return branches[0] if len(branches) == 1 else None
 
 
 def independent(
@@ -208,12 +221,8 @@ def choices_of(part: Part) -> Iterator[Choice]:
     if "oneOf" in part:
         yield Choice(tuple(part["oneOf"]), exclusive=len(part["oneOf"]) > 1)
     if "if" in part and part.keys() & {"then", "else"}:
-        condition = part["if"]
         yield Choice(
-            (
-                {"allOf": [condition, part.get("then", True)]},
-                {"allOf": [{"not": condition}, part.get("else", True)]},
-            )
+            (_both(part["if"], part.get("then", True)), _both({"not": part["if"]}, part.get("else", True)))
         )
     conditions: list[dict[str, Any]] = [
         part.get(keyword, {}) for keyword in ("dependentRequired", "dependentSchemas", "dependencies")
@@ -224,3 +233,7 @@ def choices_of(part: Part) -> Iterator[Choice]:
         if isinstance(consequence, list):
             consequence = {"required": [name, *consequence]}
         yield Choice((lacks(name), {"allOf": [{"required": [name]}, consequence]}))
+
+
+def _both(condition: Schema, consequence: Schema) -> Schema:
+    return condition if consequence is True else {"allOf": [condition, consequence]}

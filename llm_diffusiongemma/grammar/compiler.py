@@ -88,10 +88,13 @@ class Compiler:
         if key in self.languages:
             return self.languages[key][1]
         self.visit()
+        visits = self.visits
         groups = () if free else independent(self, conjunction, place)
         if groups:
             language = embed(reduce(intersection, [minimal_dfa(self._any_way(group, place)) for group in groups]))
         else:
+            # What has been looked at in vain is looked at once more, and counted then.
+            self.visits = visits
             language = self._any_way(self.alternatives(conjunction, place), place)
         if language is NOTHING and self.impossible is None:
             self.impossible = place.path
