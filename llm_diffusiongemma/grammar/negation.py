@@ -79,7 +79,7 @@ def is_exact(schema: Schema) -> bool:
     return schema.keys() <= _EXACT and ("integer" not in types or "number" in types)
 
 
-_EXACT = {"type", "enum", "required", "pattern", "title", "description", "$comment"}
+_EXACT = {"type", "enum", "const", "required", "pattern", "properties", "title", "description", "$comment"}
 
 
 def _nothing(schema: Schema) -> bool:
