@@ -10,6 +10,7 @@ import time
 import pytest
 
 from llm_diffusiongemma.errors import ConstraintError
+from llm_diffusiongemma.grammar.characters import utf8
 from llm_diffusiongemma.grammar.language import (
     MAX_STATES,
     NOTHING,
@@ -27,7 +28,7 @@ from llm_diffusiongemma.grammar.language import (
     optional,
     unite,
 )
-from llm_diffusiongemma.grammar.pattern import choices_language, regex_language, search_language, utf8
+from llm_diffusiongemma.grammar.pattern import choices_language, regex_language, search_language
 from llm_diffusiongemma.grammar.samples import random_texts
 from tests.grammar.walks import check_promises
 
