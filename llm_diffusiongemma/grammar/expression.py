@@ -31,7 +31,7 @@ from .characters import (
 )
 
 # How far a counter like {0,1000} goes, and how deep groups nest.
-MAX_COUNT = 10_000
+MAX_COUNT = 1000
 MAX_NESTING = 40
 
 MAX_PATTERN_LENGTH = 10_000

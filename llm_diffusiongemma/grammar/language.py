@@ -173,16 +173,6 @@ def minimal_dfa(language: Language) -> ByteDFA:
     return _limited(*drawing.determinise(drawing.draw(language, _END)))
 
 
-def minimal(
-    moves: npt.NDArray[np.int32], byte_class: npt.NDArray[np.intp], accepting: npt.NDArray[np.bool_]
-) -> ByteDFA:
-    """The minimal automaton of a complete deterministic one, `[states, classes]`, `[256]` and `[states]`.
-
-    Its start is 0, its last state is dead, and all of its states are reachable.
-    """
-    return _minimise(moves, accepting, byte_class)
-
-
 def intersection(first: ByteDFA, second: ByteDFA) -> ByteDFA:
     """What belongs to both. Raises `StateLimitError`."""
     return _product(first, second, lambda one, two: one and two, beyond_second=False)

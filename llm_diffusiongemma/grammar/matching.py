@@ -24,8 +24,8 @@ from .language import StateLimitError
 # States of the nondeterministic automaton.
 MAX_STATES_DRAWN = 65_536
 
-# Moves and configurations that are looked at, each time one is: about a second's worth.
-MAX_WORK = 3_000_000
+# Moves and configurations that are looked at, each time one is: a second's worth.
+MAX_WORK = 800_000
 
 # What a configuration owes: states of the deterministic automaton, and whether they must accept what follows.
 Debts = frozenset[tuple[int, bool]]
@@ -118,6 +118,7 @@ class Matcher:
         self.states: list[tuple[int, frozenset[Configuration]]] = []
         self.numbers: dict[tuple[int, frozenset[Configuration]], int] = {}
         self.rows: dict[int, dict[int, int]] = {}
+        self.payments: dict[tuple[Debts, int], Debts | None] = {}
         first = self._context(True, tuple(self._closure_behind([each], True) for each in self.behind))
         self.start = self._state(first, self._closure(entry, first))
 
@@ -286,7 +287,7 @@ class Matcher:
     def _state(self, context: int, configurations: frozenset[Configuration]) -> int:
         if configurations >= _ANYTHING_FOLLOWS:
             configurations = _ANYTHING_FOLLOWS
-        elif any(debts for _, debts in configurations):
+        elif len({at for at, _ in configurations}) < len(configurations):
             configurations = self._cheapest(configurations)
         if not configurations or configurations is _ANYTHING_FOLLOWS:
             # What came before makes no difference any more.
@@ -338,18 +339,25 @@ class Matcher:
         self, configurations: frozenset[Configuration], debts: Debts, number: int
     ) -> frozenset[Configuration]:
         """The configurations with what is still owed when a character of the class has been read."""
-        owed = _NO_DEBTS
-        for state, wanted in debts:
-            following = self._row(state).get(number)
-            if following is None and not wanted:
-                continue
-            more = None if following is None else self._add(owed, following, wanted)
-            if more is None:
-                return frozenset()
-            owed = more
-        self._count(len(configurations) * len(owed))
+        if (debts, number) not in self.payments:
+            self.payments[debts, number] = self._paid(debts, number)
+        owed = self.payments[debts, number]
+        if not owed:
+            return frozenset() if owed is None else configurations
+        self._count(len(configurations))
         contrary = {(state, not wanted) for state, wanted in owed}
         return frozenset((at, own | owed) for at, own in configurations if own.isdisjoint(contrary))
+
+    def _paid(self, debts: Debts, number: int) -> Debts | None:
+        """What is left of debts behind a character of the class; None where one can't be paid any more."""
+        owed: Debts | None = _NO_DEBTS
+        for state, wanted in debts:
+            following = self._row(state).get(number)
+            if following is not None and owed is not None:
+                owed = self._add(owed, following, wanted)
+            elif wanted:
+                return None
+        return owed
 
     def _accepts(self, state: int) -> bool:
         return any(

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
-
 from ..errors import ConstraintError
 from .characters import ByteRanges, Encoding, Ranges, union, utf8
-from .dfa import ByteDFA
+from .dfa import ByteDFA, Mask, Row
 from .expression import Dialect, InvalidExpressionError, parse, shown
-from .language import MAX_STATES, Language, Literal, StateLimitError, embed, minimal, minimal_dfa, unite
+from .language import MAX_STATES, Language, Literal, StateLimitError, byte_range, embed, minimal_dfa, unite
 from .matching import Matcher
+from .minimal import minimal
 
 MAX_CHOICES_LENGTH = 100_000
 
@@ -87,55 +86,41 @@ def search_language(pattern: str, encoding: Encoding) -> Language:
 
 def _byte_dfa(matcher: Matcher, encoding: Encoding) -> ByteDFA:
     """The automaton over the bytes of the characters that a matcher reads."""
-    rows, accepting = matcher.explore(MAX_STATES)
+    by_class, accepting = matcher.explore(MAX_STATES)
     ranges = matcher.classes.ranges()
     decoders: dict[tuple[int, ...], _Decoder] = {}
-    # Of each state: its decoder, and the states behind it.
-    decoder_of: list[_Decoder] = []
-    targets_of: list[list[int]] = []
-    first: list[int] = []
-    count = 0
-    for row in rows:
-        targets = list(dict.fromkeys(row.values()))
+    # A state where a character begins has the matcher's number; those inside of one come behind them.
+    rows: list[Row] = []
+    inside: list[Row] = []
+    known: dict[Row, int] = {}
+    for targets_of_class in by_class:
+        targets = list(dict.fromkeys(targets_of_class.values()))
         labels = {target: label for label, target in enumerate(targets)}
-        key = tuple(labels[row[number]] if number in row else -1 for number in range(len(ranges)))
+        key = tuple(labels.get(targets_of_class.get(number, -1), -1) for number in range(len(ranges)))
         if key not in decoders:
             decoders[key] = _Decoder(ranges, key, encoding)
-        decoder_of.append(decoders[key])
-        targets_of.append(targets)
-        first.append(count)
-        count += len(decoders[key].nodes)
-        if count > MAX_BYTE_STATES:
+        states: list[int] = []
+        for node in decoders[key].nodes:
+            row = tuple((mask, states[to] if to >= 0 else targets[~to]) for mask, to in node)
+            if len(states) == len(decoders[key].nodes) - 1:
+                rows.append(row)
+                break
+            states.append(known.setdefault(row, len(by_class) + len(inside)))
+            if states[-1] == len(by_class) + len(inside):
+                inside.append(row)
+        if len(inside) > MAX_BYTE_STATES:
             raise StateLimitError
-    every_byte = np.concatenate([np.array(decoder.nodes) for decoder in decoders.values()])
-    _, representative, byte_class = np.unique(every_byte, axis=1, return_index=True, return_inverse=True)
-    tables = {id(decoder): np.array(decoder.nodes)[:, representative] for decoder in decoders.values()}
-    blocks = [np.full((1, len(representative)), count)]
-    accepts = np.zeros(count + 1, np.bool_)
-    for state in reversed(range(len(rows))):
-        table = tables[id(decoder_of[state])]
-        ends = np.array([first[target] for target in targets_of[state]] + [count])
-        # A node of its own, the root of another state's, or the dead state.
-        blocks.append(
-            np.where((table >= 0) & (table < _LEAF), first[state] + table, ends[np.maximum(table - _LEAF, -1)])
-        )
-        accepts[first[state]] = accepting[state]
-    moves = np.concatenate(blocks[::-1]).astype(np.int32)
-    dfa = minimal(moves, byte_class.reshape(-1), accepts)
+    dfa = minimal([*rows, *inside], [*accepting, *[False] * len(inside)])
     if dfa.dead > MAX_STATES:
         raise StateLimitError
     return dfa
 
 
-# Among the nodes of a decoder: where no character is any more, and where one has been read, by its label.
-_NO_CHARACTER = -1
-_LEAF = 1 << 20
-
-
 class _Decoder:
     """Which of several sets a character belongs to, read byte by byte.
 
-    `nodes` say of each of the 256 bytes where it leads. The first one is where a character begins.
+    `nodes` say where bytes lead: to another node, or behind the character to ~label. The last one is where a
+    character begins; none leads to one behind it.
     """
 
     def __init__(self, ranges: Sequence[Ranges], labels: Sequence[int], encoding: Encoding) -> None:
@@ -143,38 +128,40 @@ class _Decoder:
         for label, each in zip(labels, ranges, strict=True):
             if label >= 0:
                 by_label.setdefault(label, []).extend(each)
-        self.nodes: list[tuple[int, ...]] = [()]
-        self.known: dict[tuple[object, ...], int] = {}
-        self.nodes[0] = self._table(
-            [(sequence, label) for label, each in by_label.items() for sequence in encoding.sequences(union(each))]
-        )
+        self.nodes: list[Row] = []
+        # By what is left of the sequences, and by the nodes themselves.
+        self.known: dict[tuple[tuple[ByteRanges, int], ...], int] = {}
+        self.numbers: dict[Row, int] = {}
+        sequences = [
+            (sequence, label) for label, each in by_label.items() for sequence in encoding.sequences(union(each))
+        ]
+        self.nodes.append(self._node(sequences))
 
-    def _table(self, sequences: Sequence[tuple[ByteRanges, int]]) -> tuple[int, ...]:
+    def _node(self, sequences: Sequence[tuple[ByteRanges, int]]) -> Row:
         changes: dict[int, tuple[set[int], set[int]]] = {}
         for place, (((first, last), *_), _) in enumerate(sequences):
             changes.setdefault(first, (set(), set()))[0].add(place)
             changes.setdefault(last + 1, (set(), set()))[1].add(place)
-        table: list[int] = []
+        masks: dict[int, Mask] = {}
         here: set[int] = set()
-        target = _NO_CHARACTER
+        since = 0
         for byte in sorted(changes):
-            table += [target] * (byte - len(table))
+            if here:
+                target = self._target(tuple((sequences[at][0][1:], sequences[at][1]) for at in sorted(here)))
+                masks[target] = masks.get(target, 0) | byte_range(since, byte - 1)
             begin, end = changes[byte]
             here = (here - end) | begin
-            target = self._target(tuple((sequences[place][0][1:], sequences[place][1]) for place in sorted(here)))
-        return (*table, *[_NO_CHARACTER] * (256 - len(table)))
+            since = byte
+        return tuple((mask, target) for target, mask in masks.items())
 
     def _target(self, rest: tuple[tuple[ByteRanges, int], ...]) -> int:
-        if not rest:
-            return _NO_CHARACTER
         if not rest[0][0]:
-            return _LEAF + rest[0][1]
+            return ~rest[0][1]
         if rest not in self.known:
-            table = self._table(rest)
-            if table not in self.known:
-                self.known[table] = len(self.nodes)
-                self.nodes.append(table)
-            self.known[rest] = self.known[table]
+            node = self._node(rest)
+            self.known[rest] = self.numbers.setdefault(node, len(self.nodes))
+            if self.known[rest] == len(self.nodes):
+                self.nodes.append(node)
         return self.known[rest]
 
 
