@@ -306,8 +306,6 @@ class _Survey:
                 check_pattern(pattern)
             except ConstraintError as error:
                 raise ConstraintError(f"The schema is invalid at {place}: {error}") from None
-            if not pattern:
-                raise refuse("patternProperties", "one of its patterns is empty", place, "Write ^ for any name")
 
     def _check_end(self, schema: int, reference: str, opened: frozenset[int], done: set[int]) -> None:
         """Raises if a schema leads back to itself at the same value; `reference` is the last $ref on the way."""

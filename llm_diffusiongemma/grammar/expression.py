@@ -258,7 +258,7 @@ class _Parser:
         if self._next_is("?"):
             # Lazy or greedy makes a difference to what is captured, not to what matches.
             self.position += 1
-        return self._unquantified(Repeated(atom, minimum, maximum))
+        return self._unquantified(_repeated(atom, minimum, maximum))
 
     def _unquantified(self, node: Node) -> Node:
         """What no quantifier may stand behind."""
@@ -533,6 +533,13 @@ class _Parser:
         if letter in "123456789" and not self._octal():
             raise self._refused("an octal escape")
         return self._escaped_point(letter)
+
+
+def _repeated(part: Node, minimum: int, maximum: int | None) -> Node:
+    """What may be empty itself needs no count of how often it is: `(?:a?){3,9}` is `a{0,9}`, `(?:a*)+` is `a*`."""
+    if isinstance(part, Repeated) and part.minimum == 0 and maximum != 0 and part.maximum in (1, None):
+        return Repeated(part.part, 0, None if part.maximum is None else maximum)
+    return Repeated(part, minimum, maximum)
 
 
 def _as_ranges(member: int | Ranges) -> Ranges:
