@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
@@ -153,9 +152,7 @@ def _draft(name: Any) -> str:
 
 def _check_valid(dialect: Any, schema: Schema, which: str = "The schema") -> None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dialect.check_schema(schema, format_checker=_formats(dialect))
+        dialect.check_schema(schema, format_checker=_formats(dialect))
     except jsonschema.SchemaError as error:
         reason = str(error.cause or error.message).rstrip(".")
         raise ConstraintError(f"{which} is invalid at {quoted(error.json_path)}: {quoted(reason, 200)}.") from None

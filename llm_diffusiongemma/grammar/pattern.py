@@ -66,7 +66,7 @@ def is_found(pattern: str, text: str) -> bool:
         raise _too_large(pattern) from None
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=512)
 def _finder(pattern: str) -> Matcher:
     return Matcher(parse(pattern), anywhere=True)
 
@@ -81,7 +81,7 @@ def pattern_language(pattern: str, encoding: Encoding) -> Language:
 
 def search_language(pattern: str, encoding: Encoding) -> Language:
     """All texts in which the pattern is found, by ECMA 262. Raises `ConstraintError`, and `StateLimitError`."""
-    return embed(_byte_dfa(_finder(pattern), encoding))
+    return embed(_byte_dfa(Matcher(parse(pattern), anywhere=True), encoding))
 
 
 def _byte_dfa(matcher: Matcher, encoding: Encoding) -> ByteDFA:
