@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
@@ -24,7 +23,7 @@ import referencing
 
 from ..errors import ConstraintError
 from ..wording import quoted
-from .pattern import is_found, may_backtrack
+from .pattern import check_pattern, is_found
 
 Schema = dict[str, Any] | bool
 Part = dict[str, Any]
@@ -153,14 +152,24 @@ def _draft(name: Any) -> str:
 
 def _check_valid(dialect: Any, schema: Schema, which: str = "The schema") -> None:
     try:
-        with warnings.catch_warnings():
-            # Of patterns whose meaning Python will change.
-            warnings.simplefilter("ignore")
-            dialect.check_schema(schema)
+        dialect.check_schema(schema, format_checker=_formats(dialect))
     except jsonschema.SchemaError as error:
-        raise ConstraintError(
-            f"{which} is invalid at {quoted(error.json_path)}: {quoted(error.message, 200)}."
-        ) from None
+        reason = str(error.cause or error.message).rstrip(".")
+        raise ConstraintError(f"{which} is invalid at {quoted(error.json_path)}: {quoted(reason, 200)}.") from None
+
+
+@cache
+def _formats(dialect: Any) -> jsonschema.FormatChecker:
+    """What the meta-schema of a draft asks of texts, but that a pattern is ECMA 262's, not Python's."""
+    checker = jsonschema.FormatChecker(formats=())
+    checker.checkers = {**dialect.FORMAT_CHECKER.checkers, "regex": (_is_pattern, ConstraintError)}
+    return checker
+
+
+def _is_pattern(value: Any) -> bool:
+    if isinstance(value, str):
+        check_pattern(value)
+    return True
 
 
 def refuse(keyword: str, reason: str, place: str, way_out: str = "Leave it out") -> ConstraintError:
@@ -236,12 +245,9 @@ class _Survey:
         done: set[int] = set()
         for start in self.here:
             self._check_end(start, "", frozenset(), done)
-        for keyword, other, reason in (
-            ("unevaluatedItems", "items", "jsonschema can't read it where items is true or false"),
-            ("unevaluatedProperties", "patternProperties", "a pattern of patternProperties may take for ever"),
-        ):
-            if keyword in self.met and other in self.met:
-                raise refuse(keyword, reason, self.met[keyword])
+        if "unevaluatedItems" in self.met and "items" in self.met:
+            reason = "jsonschema can't read it where items is true or false"
+            raise refuse("unevaluatedItems", reason, self.met["unevaluatedItems"])
 
     def _moves(self, schema: Part) -> bool:
         own = schema.get(self.id)
@@ -269,8 +275,8 @@ class _Survey:
         if "$ref" not in schema or not refs_stand_alone(self.dialect):
             known = {keyword: value for keyword, value in schema.items() if keyword in self.obeyed}
             self._check_patterns(known, place)
-            for keyword in known.keys() & {"unevaluatedItems", "unevaluatedProperties"}:
-                self.met.setdefault(keyword, place)
+            if "unevaluatedItems" in known:
+                self.met.setdefault("unevaluatedItems", place)
             if isinstance(known.get("items"), bool) and "additionalItems" in self.obeyed:
                 self.met.setdefault("items", place)
             for keyword in _HERE:
@@ -294,15 +300,9 @@ class _Survey:
     def _check_patterns(self, schema: Part, place: str) -> None:
         for pattern in schema.get("patternProperties", {}):
             try:
-                re.compile(pattern)
-            except (re.error, OverflowError, RecursionError) as error:
-                raise ConstraintError(
-                    f"The schema is invalid at {place}: {pattern[:80]!r} is no regular expression: {error}."
-                ) from None
-            if not pattern:
-                raise refuse("patternProperties", "one of its patterns is empty", place, "Write ^ for any name")
-            if may_backtrack(pattern):
-                self.met.setdefault("patternProperties", place)
+                check_pattern(pattern)
+            except ConstraintError as error:
+                raise ConstraintError(f"The schema is invalid at {place}: {error}") from None
 
     def _check_end(self, schema: int, reference: str, opened: frozenset[int], done: set[int]) -> None:
         """Raises if a schema leads back to itself at the same value; `reference` is the last $ref on the way."""
@@ -339,7 +339,7 @@ def _judge(dialect: Any) -> Any:
             "multipleOf": _multiple_of,
             "patternProperties": _pattern_properties,
             "additionalProperties": _additional_properties,
-            **({"additionalItems": _additional_items} if "additionalItems" in dialect.VALIDATORS else {}),
+            **{name: own for name, own in _WHERE_KNOWN.items() if name in dialect.VALIDATORS},
         },
         type_checker=dialect.TYPE_CHECKER,
         id_of=lambda schema: None,
@@ -390,3 +390,50 @@ def _additional_items(validator: Any, others: Schema, instance: Any, schema: Par
     if isinstance(instance, list) and isinstance(first, list):
         for index, item in enumerate(instance[len(first) :], start=len(first)):
             yield from validator.descend(item, others, path=index)
+
+
+def _unevaluated_properties(validator: Any, others: Schema, instance: Any, schema: Part) -> Errors:
+    if isinstance(instance, dict):
+        evaluated = _evaluated(
+            validator, instance, {k: v for k, v in schema.items() if k != "unevaluatedProperties"}
+        )
+        for name, value in instance.items():
+            if name not in evaluated:
+                yield from validator.descend(value, others, path=name)
+
+
+def _evaluated(validator: Any, instance: dict[str, Any], schema: Schema) -> set[str]:
+    """The properties that a schema looks at. jsonschema's own would search for patterns as Python has them."""
+    if isinstance(schema, bool):
+        return set()
+    patterns = schema.get("patternProperties", {})
+    found = {
+        name
+        for name in instance
+        if name in schema.get("properties", {}) or any(is_found(pattern, name) for pattern in patterns)
+    }
+    for keyword in ("additionalProperties", "unevaluatedProperties"):
+        others = schema.get(keyword, False)
+        if others is True:
+            found |= instance.keys()
+        # As jsonschema has it, which overlooks schemas in draft 2019-09.
+        elif "$recursiveRef" not in validator.VALIDATORS:
+            found |= {name for name, value in instance.items() if validator.evolve(schema=others).is_valid(value)}
+    beside = [each for name, each in schema.get("dependentSchemas", {}).items() if name in instance]
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        beside += [each for each in schema.get(keyword, []) if validator.evolve(schema=each).is_valid(instance)]
+    if "if" in schema:
+        holds = validator.evolve(schema=schema["if"]).is_valid(instance)
+        beside += [schema["if"], schema.get("then", True)] if holds else [schema.get("else", True)]
+    for each in beside:
+        found |= _evaluated(validator, instance, each)
+    for keyword in ("$ref", "$dynamicRef"):
+        if keyword in schema:
+            resolved = validator._resolver.lookup(schema[keyword])
+            there = validator.evolve(schema=resolved.contents, _resolver=resolved.resolver)
+            found |= _evaluated(there, instance, resolved.contents)
+    return found
+
+
+# Of some drafts only.
+_WHERE_KNOWN = {"additionalItems": _additional_items, "unevaluatedProperties": _unevaluated_properties}

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from .characters import EVERY_CHARACTER, json_string_character
 from .dfa import ByteDFA
 from .language import (
     EMPTY_TEXT,
@@ -37,12 +38,7 @@ from .language import (
     optional,
     unite,
 )
-from .pattern import (
-    EVERY_CHARACTER,
-    json_string_character,
-    pattern_language,
-    search_language,
-)
+from .pattern import pattern_language, search_language
 
 # Integers of so many digits are exact in every JSON parser, and a number of so many digits in all is told from
 # every other such number after it has been rounded to a double.

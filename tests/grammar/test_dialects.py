@@ -185,24 +185,12 @@ def beside(**box: Any) -> dict[str, Any]:
         ({"$ref": "#/x/a", "x": {"a": {"type": ["text", "integer"]}}}, "'#/x/a' leads to is invalid"),
         ({"$ref": "#/x/a", "x": {"a": {"type": "integer", "minimum": "1"}}}, "'#/x/a' leads to is invalid"),
         ({"$schema": DRAFT_7, "$ref": "#/$defs/a", "$defs": {"a": {"pattern": "("}}}, "leads to is invalid"),
-        ({"$schema": DRAFT_4, **BOTH, "patternProperties": {"(": {}}}, "no regular expression"),
+        ({"$schema": DRAFT_4, **BOTH, "patternProperties": {"(": {}}}, "no valid regular expression"),
         # Another draft inside.
         ({"properties": {"a": {"$schema": DRAFT_4, "minimum": 1}}}, r"keyword \$schema at \$\.a"),
         ({"properties": {"a": {"$schema": "http://a.b/c"}}}, "none that can be read"),
         # What jsonschema reads differently or not at all.
         ({"$schema": DRAFT_2019, "items": True, "unevaluatedItems": False}, "keyword unevaluatedItems at"),
-        (
-            {"patternProperties": {"": {"type": "null"}}, "additionalProperties": False},
-            "keyword patternProperties",
-        ),
-        (
-            {
-                "patternProperties": {"^(a+)+$": {}},
-                "unevaluatedProperties": False,
-                "properties": {"a" * 40 + "!": {}},
-            },
-            "keyword unevaluatedProperties at",
-        ),
         # Multiples that no double holds.
         ({"type": "integer", "multipleOf": 3.0, "minimum": 2**53}, "keyword multipleOf at"),
         ({"type": "integer", "multipleOf": 1.5, "maximum": -(10**17)}, "keyword multipleOf at"),

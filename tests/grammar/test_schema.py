@@ -609,7 +609,7 @@ def comb(levels: int) -> dict[str, Any]:
         ({"type": "number", "multipleOf": 0.00001}, "keyword multipleOf "),
         ({"type": "integer", "multipleOf": 12345}, "keyword multipleOf "),
         ({"type": "number", "minimum": 1e20}, "keyword minimum "),
-        ({"type": "string", "pattern": "(?=a)b"}, r"keyword pattern at \$ .*look-ahead"),
+        ({"type": "string", "pattern": r"(a)\1"}, r"keyword pattern at \$ .*back-reference"),
         ({"type": "string", "pattern": "a{0,5000}"}, "keyword pattern .*5000"),
         ({"type": "string", "minLength": 15_000}, "minLength of 15,000"),
         ({"type": "string", "minLength": 10**9}, "keyword minLength "),
