@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
@@ -28,14 +27,10 @@ from .language import (
     optional,
     unite,
 )
-from .pattern import LINE_ENDS, WHITE_SPACE, Ranges, all_but, json_string_character
 
 _ANYTHING = Repetition(OneByte(ALL_BYTES), 0, None)
 _ZEROS = Repetition(Literal(b"0"), 0, None)
 _NO_FRACTION = optional(concatenate(Literal(b".0"), _ZEROS))
-
-_ASCII_SPACE: Ranges = ((0x09, 0x0D), (0x20, 0x20))
-_BEYOND_ASCII: Ranges = ((0x80, 0x10FFFF),)
 
 
 def strings_but(strings: Language, patterns: Sequence[str], values: Sequence[Any]) -> Language:
@@ -51,31 +46,10 @@ def strings_but(strings: Language, patterns: Sequence[str], values: Sequence[Any
 def _strings_but(strings: Language, patterns: frozenset[str], texts: frozenset[bytes]) -> Language:
     dfa = minimal_dfa(strings)
     for pattern in sorted(patterns):
-        characters = json_string_character(_read_alike(pattern))
-        dfa = intersection(dfa, minimal_dfa(_quoted(Repetition(characters, 0, None))))
         dfa = difference(dfa, minimal_dfa(scalars.string(patterns=frozenset((pattern,)))))
     if texts:
         dfa = difference(dfa, minimal_dfa(unite([Literal(text) for text in sorted(texts)])))
     return embed(dfa)
-
-
-def _quoted(content: Language) -> Language:
-    return concatenate(Literal(b'"'), content, Literal(b'"'))
-
-
-def _read_alike(pattern: str) -> Ranges:
-    """The characters by which a pattern is found or isn't, whichever dialect it is read in.
-
-    What a pattern's language leaves out because the dialects differ must not come in by its complement.
-    """
-    odd: list[Ranges] = []
-    if re.search(r"[.$]|\\Z", pattern):
-        odd.append(LINE_ENDS)
-    if re.search(r"\\[sS]", pattern):
-        odd.append(all_but(all_but(WHITE_SPACE), _ASCII_SPACE))
-    if re.search(r"\\[dDwWbBpP]|\(\?[a-zA-Z-]", pattern):
-        odd.append(_BEYOND_ASCII)
-    return all_but(*odd)
 
 
 def numbers_but(numbers: Language, factors: Sequence[int], values: Sequence[Any]) -> Language:
