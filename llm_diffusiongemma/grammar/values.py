@@ -9,6 +9,7 @@ from ..errors import ConstraintError
 from . import numbers, scalars
 from .alternatives import IN_PLACE
 from .arrays import array_language
+from .formats import FORMATS, LONGEST_NAMES, longest_name
 from .keywords import SCALARS, bounds_of, excluded_types, largest_of, smallest_of, types_of, values_of, without
 from .language import MAX_STATES, NOTHING, Language, Literal, StateLimitError, same_language, unite
 from .objects import object_language
@@ -89,7 +90,7 @@ def string_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
     if least > MAX_STATES:
         raise refused("minLength", f"{least:,} is too much to be counted", place)
     patterns = frozenset(part["pattern"] for part in parts if "pattern" in part)
-    formats = frozenset(part["format"] for part in parts if part.get("format") in scalars.FORMATS)
+    formats = frozenset(part["format"] for part in parts if part.get("format") in FORMATS)
     try:
         text = scalars.string(least, most, patterns, formats, compiler.limits.name)
     except ConstraintError as error:
@@ -98,6 +99,7 @@ def string_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
         unbounded = scalars.string(least, None, patterns, formats, compiler.limits.name)
         if not same_language(text, unbounded):
             compiler.lower("maxLength", asked, most, place)
-    for name in sorted(formats & scalars.FORMATS_WITH_NAMES):
-        compiler.lower(f"format {name}", LIMITS[0].name, compiler.limits.name, place)
+    for name in sorted(formats & LONGEST_NAMES.keys()):
+        given = longest_name(name, compiler.limits.name)
+        compiler.lower(f"format {name}", LONGEST_NAMES[name], given, place)
     return text
