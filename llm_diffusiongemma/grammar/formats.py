@@ -16,7 +16,9 @@ from .language import (
     EMPTY_TEXT,
     Language,
     Literal,
+    OneByte,
     Repetition,
+    byte_range,
     concatenate,
     difference,
     embed,
@@ -25,7 +27,7 @@ from .language import (
     optional,
     unite,
 )
-from .pattern import EVERY_CHARACTER, json_string_character, pattern_language
+from .pattern import json_string_character, pattern_language
 
 # RFC 3339. The year 0 and leap seconds are left out: hardly a program has them.
 _YEAR = r"(?:[1-9]\d{3}|0[1-9]\d\d|00[1-9]\d|000[1-9])"
@@ -122,27 +124,32 @@ def _tail(beyond: str) -> str:
     return rf"(?:\?{text}*)?(?:#{text}*)?"
 
 
-def _uri(beyond: str, most: int | None) -> Language:
-    """Absolute references. One of http and https has a host, which others need not have."""
+def _located(beyond: str, shares: _Shares) -> Language:
+    """What begins with a host, and all that follows it."""
+    path = f"(?:/{_character(beyond, ':/')}*)?{_tail(beyond)}"
+    return concatenate(Literal(b"//"), _authority(beyond, shares), _up_to(path, shares.rest))
+
+
+def _absolute(beyond: str, most: int | None) -> Language:
+    """References with a scheme. One of http and https has a host, which others need not have."""
     shares = _Shares.of(most)
-    whole, segment, tail = _character(beyond, ":/"), _character(beyond, ":"), _tail(beyond)
-    located = concatenate(_authority(beyond, shares), _up_to(f"(?:/{whole}*)?{tail}", shares.rest))
-    rootless = _up_to(f"(?:///|/?){segment}{whole}*{tail}", shares.rest)
+    rest = f"(?:///|/?){_character(beyond, ':')}{_character(beyond, ':/')}*{_tail(beyond)}"
     schemes = _up_to("[A-Za-z][A-Za-z0-9+.-]+", shares.scheme)
     others = embed(difference(minimal_dfa(schemes), _dfa("[Hh][Tt][Tt][Pp][Ss]?")))
     return unite(
         [
-            concatenate(unite([_text("https?"), others]), Literal(b"://"), located),
-            concatenate(others, Literal(b":"), rootless),
+            concatenate(unite([_text("https?"), others]), Literal(b":"), _located(beyond, shares)),
+            concatenate(others, Literal(b":"), _up_to(rest, shares.rest)),
         ]
     )
 
 
-def _reference(beyond: str, most: int | None) -> Language:
+def _any_reference(beyond: str, most: int | None) -> Language:
     """The same, and references relative to one, of which the shortest is empty."""
-    whole, segment, tail = _character(beyond, ":/"), _character(beyond, ":"), _tail(beyond)
-    path = rf"/(?:{segment}{whole}*)?|{_character(beyond)}+(?:/{whole}*)?"
-    return unite([_uri(beyond, most), _up_to(rf"(?:{path}|){tail}", most)])
+    rooted = f"/(?:{_character(beyond, ':')}{_character(beyond, ':/')}*)?"
+    rootless = f"{_character(beyond)}+(?:/{_character(beyond, ':/')}*)?"
+    relative = _up_to(f"(?:{rooted}|{rootless}|){_tail(beyond)}", most)
+    return unite([_absolute(beyond, most), _located(beyond, _Shares.of(most)), relative])
 
 
 # RFC 6570.
@@ -172,7 +179,7 @@ _PATTERNS = {
     "ipv4": _IPV4,
     "ipv6": _ipv6(f"(?:{_TWO_GROUPS}|{_IPV4})"),
     "json-pointer": _POINTER,
-    "relative-json-pointer": rf"(?:0|[1-9]{{1,3}})(?:#|{_POINTER})",
+    "relative-json-pointer": rf"(?:0|[1-9]{{1,3}}|[1-9]{{1,2}}0)(?:#|{_POINTER})",
     "uri-template": _TEMPLATE,
 }
 
@@ -180,10 +187,10 @@ _PATTERNS = {
 LONGEST_NAMES = {"hostname": LONGEST_HOST, "email": LONGEST_LABEL}
 
 _REFERENCES = {
-    "uri": (_uri, ""),
-    "uri-reference": (_reference, ""),
-    "iri": (_uri, _UCS),
-    "iri-reference": (_reference, _UCS),
+    "uri": (_absolute, ""),
+    "uri-reference": (_any_reference, ""),
+    "iri": (_absolute, _UCS),
+    "iri-reference": (_any_reference, _UCS),
 }
 
 FORMATS = frozenset([*_PATTERNS, *LONGEST_NAMES, *_REFERENCES])
@@ -223,10 +230,10 @@ def _dfa(pattern: str) -> ByteDFA:
 
 
 def _up_to(pattern: str, longest: int | None) -> Language:
-    """What a pattern matches, of so many characters at most."""
+    """What a pattern matches, of so many characters at most; then only of ASCII."""
     if longest is None:
         return _text(pattern)
-    shortened = Repetition(json_string_character(EVERY_CHARACTER), 0, longest)
+    shortened = Repetition(OneByte(byte_range(0x20, 0x7E)), 0, longest)
     return embed(intersection(_dfa(pattern), minimal_dfa(shortened)))
 
 
@@ -236,7 +243,10 @@ def _host(longest: int) -> Language:
     Both lengths together are dear to count. So a host of more than 63 characters is one of several sections of at
     most 63, each as many labels as it takes to have 32.
     """
-    sections, last = divmod(longest, LONGEST_LABEL + 1)
+    # The last one may be a little shorter, as in a host of 253 characters, and not much.
+    sections = max((longest + 3) // (LONGEST_LABEL + 1), 1)
+    lengths = [LONGEST_LABEL] * (sections - 1)
+    lengths.append(min(LONGEST_LABEL, longest - (LONGEST_LABEL + 1) * (sections - 1)))
     # Section and place in it, whether the label has a letter, and what was last: nothing of a label, a hyphen or
     # another character.
     start = (0, 0, False, "")
@@ -246,12 +256,11 @@ def _host(longest: int) -> Language:
     for section, count, has_letter, before in states:
         row: list[int] = []
         for symbol in "a0-.":
-            most = last if section == sections else LONGEST_LABEL
             target = (section, count + 1, has_letter or symbol == "a", symbol)
             if symbol == ".":
-                ends = count > LONGEST_LABEL // 2 and section < sections
+                ends = count > LONGEST_LABEL // 2 and section + 1 < sections
                 target = (section + 1, 0, False, "") if ends else (section, count + 1, False, "")
-            if target[1] > most or (symbol in "-." and before not in ("a", "0")):
+            if target[1] > lengths[section] or (symbol in "-." and before not in ("a", "0")):
                 row.append(-1)
                 continue
             if target not in numbers:

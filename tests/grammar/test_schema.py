@@ -6,7 +6,6 @@ import datetime
 import functools
 import json
 import random
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,53 +19,10 @@ from llm_diffusiongemma.grammar.language import MAX_STATES
 from llm_diffusiongemma.grammar.records import Lowered
 from llm_diffusiongemma.grammar.samples import random_texts
 from llm_diffusiongemma.grammar.schema import compile_schema, schema_language
+from tests.grammar.formats import format_checker
 from tests.grammar.schemas import SCHEMAS
 from tests.grammar.walks import check_promises
 from tests.grammar.wild import in_decimals
-
-DATE_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d))")
-
-
-def format_checker() -> jsonschema.FormatChecker:
-    """jsonschema's own checks, and those that it makes only where further packages are installed."""
-    checker = jsonschema.FormatChecker()
-
-    @checker.checks("date-time", raises=ValueError)
-    def date_time(text: object) -> bool:
-        return not isinstance(text, str) or bool(
-            DATE_TIME.fullmatch(text) and datetime.datetime.fromisoformat(text)
-        )
-
-    @checker.checks("time", raises=ValueError)
-    def clock_time(text: object) -> bool:
-        return not isinstance(text, str) or date_time(f"2000-01-01T{text}")
-
-    @checker.checks("uri")
-    def uri(text: object) -> bool:
-        # RFC 3986 bounds neither a host nor a label of it.
-        return not isinstance(text, str) or bool(
-            re.fullmatch(r"https?://[\w.-]+\.[a-zA-Z]+(:\d+)?([/?#]\S*)?", text)
-        )
-
-    @checker.checks("hostname")
-    def hostname(text: object) -> bool:
-        label = r"[a-zA-Z\d]([a-zA-Z\d-]{0,61}[a-zA-Z\d])?"
-        return not isinstance(text, str) or (
-            len(text) <= 253 and bool(re.fullmatch(rf"{label}(\.{label})*", text)) and "--" not in text
-        )
-
-    @checker.checks("email")
-    def email(text: object) -> bool:
-        user, _, host = text.rpartition("@") if isinstance(text, str) else ("a", "@", "b")
-        return 1 <= len(user) <= 64 and hostname(host)
-
-    @checker.checks("duration")
-    def duration(text: object) -> bool:
-        pattern = r"P(?=.)(\d+W|(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+S)?)?)"
-        return not isinstance(text, str) or bool(re.fullmatch(pattern, text))
-
-    return checker
-
 
 CHECKER = format_checker()
 
@@ -692,50 +648,6 @@ def test_a_maximum_is_lowered_until_the_automaton_fits() -> None:
     assert not many.accepts(text_of({"a": "x" * 257}))
     more = {"type": "object", "properties": {f"p{n}": {"type": "string", "maxLength": 4000} for n in range(60)}}
     assert schema_language(more).accepts(text_of({"p0": "x" * 64, "p59": "😀" * 64}))
-
-
-HOST_CASES = [
-    ("a.com", True),
-    ("mail.example.org", True),
-    ("xn.a-b.c1.example.com", True),
-    ("a" * 60 + ".co", True),
-    ("a" * 64 + ".com", False),
-    ("x." + "a" * 64, False),
-    ("x." + "a" * 64 + ".com", False),
-    ("a." * 125 + "com", False),
-    (".".join(["a" * 63] * 4) + ".com", False),
-    ("a-.com", False),
-    ("-a.com", False),
-    ("ab--cd.com", False),
-]
-
-
-@pytest.mark.parametrize(("host", "right"), HOST_CASES)
-@pytest.mark.parametrize(
-    ("name", "around"),
-    [
-        ("hostname", "{}"),
-        ("email", "ada@{}"),
-    ],
-)
-def test_hosts_are_as_long_as_hosts_can_be(name: str, around: str, host: str, right: bool) -> None:
-    """Labels of more than 63 characters, and names of more than 253, once passed."""
-    dfa = schema_language({"type": "string", "format": name})
-    assert dfa.accepts(text_of(around.format(host))) == right
-
-
-def test_what_stands_before_an_at_is_at_most_64_characters_long() -> None:
-    dfa = check_walks({"type": "string", "format": "email"}, 300, soft_length=200)
-    assert dfa.accepts(text_of(f"{'a.b-c_d+' * 7}e@example.com"))
-    assert not dfa.accepts(text_of(f"{'a' * 65}@example.com"))
-    assert not dfa.accepts(text_of("a..b@example.com"))
-
-
-@pytest.mark.parametrize("name", ["hostname", "uri", "uri-reference"])
-def test_long_names_are_sound(name: str) -> None:
-    dfa = check_walks({"type": "string", "format": name}, 300, soft_length=200)
-    # A syntax that bounds nothing costs few states.
-    assert name == "hostname" or len(dfa.accepting) < 50
 
 
 TEXT = {"type": "string", "maxLength": 280}
