@@ -366,7 +366,7 @@ def _pattern(validator: Any, pattern: str, instance: Any, schema: Part) -> Error
 def _multiple_of(validator: Any, factor: float, instance: Any, schema: Part) -> Errors:
     # In decimals, by the texts of both: in doubles 19.99 is no multiple of 0.01. The infinities are of nothing.
     if validator.is_type(instance, "number") and (
-        not math.isfinite(instance) or Fraction(str(instance)) % Fraction(str(factor))
+        instance in (math.inf, -math.inf) or Fraction(str(instance)) % Fraction(str(factor))
     ):
         yield jsonschema.ValidationError(f"{instance!r} is not a multiple of {factor!r}")
 

@@ -49,7 +49,7 @@ EXACT_DIGITS = 15
 
 # Of an automaton that tells multiples by their remainders; then of one that counts digits beside them, where these
 # become fewer, but one more than the factor has.
-MAX_REMAINDERS = 8000
+MAX_REMAINDERS = 4000
 MAX_MULTIPLES = 4000
 
 _DIGIT = OneByte(byte_range(ord("0"), ord("9")))
