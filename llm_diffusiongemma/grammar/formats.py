@@ -6,6 +6,7 @@ what people and programs write, less what some reader of such a text would refus
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -66,9 +67,20 @@ _TWO_GROUPS = f"{_GROUP}:{_GROUP}"
 
 # RFC 3986, and RFC 3987 where `beyond` has the characters beyond ASCII: those of ucschar less spaces and what only
 # says in which direction a text runs. A host that looks like an address is one.
-_UCS = (
-    r"\u00a1-\u167f\u1681-\u1fff\u2010-\u2027\u2030-\u205e\u2070-\u2fff\u3001-\ud7ff\uf900-\ufdcf\ufdf0-\ufefe"
-    r"\uff01-\uffef\U00010000-\U0001fffd"
+_UCS = "".join(
+    f"{chr(first)}-{chr(last)}"
+    for first, last in (
+        (0xA1, 0x167F),
+        (0x1681, 0x1FFF),
+        (0x2010, 0x2027),
+        (0x2030, 0x205E),
+        (0x2070, 0x2FFF),
+        (0x3001, 0xD7FF),
+        (0xF900, 0xFDCF),
+        (0xFDF0, 0xFEFE),
+        (0xFF01, 0xFFEF),
+        (0x10000, 0x1FFFD),
+    )
 )
 _ESCAPED = "%[0-9A-Fa-f]{2}"
 
@@ -272,9 +284,7 @@ def _host(longest: int) -> Language:
     moves = np.full((dead + 1, 5), dead, np.int32)
     moves[:-1, :-1] = np.where(np.array(rows) < 0, dead, rows)
     byte_class = np.full(256, 4)
-    for number, symbols in enumerate(
-        ("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789", "-", ".")
-    ):
+    for number, symbols in enumerate((string.ascii_letters, string.digits, "-", ".")):
         byte_class[list(symbols.encode())] = number
     accepting = [has_letter and before in ("a", "0") for _, _, has_letter, before in states]
     dfa = ByteDFA.of(moves, byte_class, np.array([*accepting, False]))

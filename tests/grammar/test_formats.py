@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -67,6 +68,7 @@ def text_of(value: str) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
 
 
+@functools.cache
 def language_of(name: str) -> ByteDFA:
     return schema_language({"type": "string", "format": name})
 
@@ -89,7 +91,7 @@ def test_texts_of_a_format(name: str) -> None:
 def test_other_readers_agree(name: str) -> None:
     dfa = language_of(name)
     for seed, soft_length in enumerate((5, 40, 200)):
-        for text in random_texts(dfa, 60, seed=seed, soft_length=soft_length):
+        for text in random_texts(dfa, 40, seed=seed, soft_length=soft_length):
             assert CHECKER.conforms(json.loads(text), name), text
 
 
@@ -98,10 +100,9 @@ def test_other_readers_agree(name: str) -> None:
     [
         # As Pydantic writes HttpUrl.
         ("uri", 2083, 2000, ["https://a.com/" + "x" * 150, "http://[::1]:80/", "a" * 11 + ":b"], ["http:"]),
-        ("uri", 100, 1000, ["https://example.com/" + "x" * 20], ["https://example.com/" + "x" * 81]),
         ("uri", 32, 200, ["https://a.com/x"], ["https://example.com/" + "x" * 13]),
         ("uri", 20, 2000, ["https://example.com/", "http://u@[::1]:80/x"], ["https://example.com/x"]),
-        ("uri-reference", 100, 2000, ["/" + "x" * 99, "", "//a.b"], ["/" + "x" * 100]),
+        ("uri-reference", 64, 1000, ["/" + "x" * 63, "", "//a.b"], ["/" + "x" * 64]),
         ("iri", 64, 1000, ["http://a.b"], ["http://é.b"]),
         ("email", 1024, 500, ["a@" + "b" * 50 + ".de"], ["a@b"]),
         ("email", 40, 200, ["ada.lovelace@mail.org"], ["a" * 20 + "@" + "b" * 17 + ".de"]),
@@ -115,6 +116,6 @@ def test_counted_formats(name: str, longest: int, states: int, inside: list[str]
     assert len(compiled.dfa.accepting) <= states
     assert [text for text in inside if not compiled.dfa.accepts(text_of(text))] == []
     assert [text for text in outside if compiled.dfa.accepts(text_of(text))] == []
-    for text in random_texts(compiled.dfa, 60, soft_length=longest):
+    for text in random_texts(compiled.dfa, 30, soft_length=longest):
         assert len(json.loads(text)) <= longest
         assert CHECKER.conforms(json.loads(text), name), text

@@ -76,7 +76,7 @@ def near(rng: random.Random, bound: float) -> list[str]:
 BOUNDS = [0, 1, -7, 0.1, -2.5, 0.30000000000000004, 99.99, 1e-7, 1e16, 1e23, -(2**53) - 1, 2**63 - 1, 10**20 + 1]
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_numbers_near_their_bounds(seed: int) -> None:
     """The judge compares doubles; of what it finds valid all that json.dumps writes of a float can be written."""
     rng = random.Random(seed)

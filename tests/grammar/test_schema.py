@@ -101,7 +101,7 @@ def scalar_case(rng: random.Random) -> tuple[dict[str, Any], Maker]:
             ({"type": "string", "format": "uuid"}, lambda: f"{rng.getrandbits(128):032x}".replace("x", "")),
             ({"type": "string", "format": "ipv4"}, lambda: ".".join(str(rng.randint(0, 255)) for _ in range(4))),
             ({"type": "string", "format": "email"}, lambda: f"a.b+c{rng.randint(0, 99)}@mail.example.org"),
-            ({"type": "integer"}, lambda: rng.randint(-(10**15) + 1, 10**15 - 1)),
+            ({"type": "integer"}, lambda: rng.randint(-(10**20) + 1, 10**20 - 1)),
             ({"type": "integer", **inside}, lambda: rng.randint(low, high)),
             ({"type": "integer", **outside}, lambda: rng.randint(low + 1, high + 1)),
             ({"type": "integer", "minimum": low}, lambda: low + rng.randint(0, 10**6)),
