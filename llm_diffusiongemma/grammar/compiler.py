@@ -9,7 +9,7 @@ from ..errors import ConstraintError
 from .alternatives import expand
 from .dialects import Schema, refs_stand_alone
 from .language import NOTHING, Language, StateLimitError, embed, minimal_dfa, unite
-from .layout import INDENTED_LEVELS
+from .layout import Layout
 from .places import Alternative, Conjunction, Limits, Place
 from .records import Lowered
 from .values import value_language
@@ -22,12 +22,13 @@ READ_BESIDE = {"then", "else", "minContains", "maxContains", "exclusiveMinimum",
 
 
 class Compiler:
-    """One schema under one set of limits."""
+    """One schema under one set of limits, in one layout."""
 
-    def __init__(self, validator: Any, limits: Limits) -> None:
+    def __init__(self, validator: Any, limits: Limits, layout: Layout) -> None:
         self.validator = validator
         self.root: Schema = validator.schema
         self.limits = limits
+        self.layout = layout
         self.visits = 0
         self.comparisons = 0
         # How often recursion was cut, and the first place where nothing is possible.
@@ -63,7 +64,7 @@ class Compiler:
         """The texts of the values that fulfil all schemas of a conjunction."""
         self.visit()
         free = all(schema is True or schema == {} for schema in conjunction)
-        key = (place.free, min(place.nesting, INDENTED_LEVELS))
+        key = (place.free, self.layout.level(place.nesting))
         if free and key in self.any_value:
             return self.any_value[key]
         branches = [value_language(self, parts, where) for parts, where in self.alternatives(conjunction, place)]

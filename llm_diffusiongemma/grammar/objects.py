@@ -8,7 +8,6 @@ from . import scalars
 from .dialects import Part, Schema
 from .keywords import declared_of, largest_of, patterns_of, required_of, smallest_of
 from .language import NOTHING, Language, Literal, Separated, concatenate
-from .layout import SPACE, gaps
 from .pattern import is_found
 from .places import Alternative, Conjunction, Place, refused
 
@@ -30,7 +29,7 @@ def object_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
             if value is NOTHING and name in required:
                 return NOTHING
             key = scalars.json_text(name)
-            members.append((concatenate(Literal(key + b":"), SPACE, value), name in required))
+            members.append((concatenate(Literal(key), compiler.layout.colon, value), name in required))
         rest = None
         most = None if most is None or most >= len(members) else most
         # Counting is free where it can't matter.
@@ -47,9 +46,9 @@ def object_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
             compiler.lower("maxProperties", asked, most, place)
     if most is not None and most < least:
         return NOTHING
-    comma, opening, closing = gaps(place.nesting)
-    content = Separated(tuple(members), rest, comma, least, most)
-    return concatenate(Literal(b"{"), opening, content, closing, Literal(b"}"))
+    comma, _, _ = compiler.layout.gaps(place.nesting)
+    content = Separated(tuple(members), rest, comma, max(least, 1), most)
+    return compiler.layout.enclosed(b"{}", content, place.nesting, least == 0 and not required)
 
 
 def member(compiler: Compiler, parts: Alternative, name: str, place: Place) -> Conjunction:
@@ -111,4 +110,4 @@ def _entry(compiler: Compiler, parts: Alternative, place: Place) -> Language:
     value = compiler.language(tuple(values), inside)
     if value is NOTHING:
         return NOTHING
-    return concatenate(compiler.language(tuple(keys), inside), Literal(b":"), SPACE, value)
+    return concatenate(compiler.language(tuple(keys), inside), compiler.layout.colon, value)

@@ -19,13 +19,19 @@ from ..errors import ConstraintError
 from .compiler import Compiler
 from .dfa import ByteDFA
 from .dialects import objects, read_schema
-from .language import MAX_STATES, StateLimitError, minimal_dfa
-from .places import LIMITS, Place
+from .language import MAX_STATES, StateLimitError, embed, minimal_dfa, unite
+from .layout import Layout
+from .places import LIMITS, Conjunction, Place
 from .records import Lowered
 from .samples import random_texts
 
 # So many texts are checked before a model is asked for one.
 NUM_SAMPLES = 8
+
+# What is more than this on one line is written on one line only: indented it needs more still.
+MOST_INDENTED_STATES = MAX_STATES // 3
+
+DOCUMENT: Conjunction = ({"$ref": "#"},)
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class CompiledSchema:
     """What a reply is held to, and what it is checked by."""
 
     dfa: ByteDFA
-    """Documents that are valid, with `json.dumps`' separators, without spaces or indented by two."""
+    """Documents that are valid, on one line or, where that fits as well, indented by two."""
     validator: Any
     """Judges a document by other means."""
     lowered: tuple[Lowered, ...]
@@ -52,21 +58,32 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
     """
     validator = read_schema(schema)
     for limits in LIMITS:
-        compiler = Compiler(validator, limits)
+        compiler = Compiler(validator, limits, Layout.ONE_LINE)
         try:
-            dfa = minimal_dfa(compiler.language(({"$ref": "#"},), Place()))
+            dfa = minimal_dfa(compiler.language(DOCUMENT, Place()))
         except StateLimitError:
             continue
         except RecursionError:
             raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
         if dfa.dead == 0:
             raise compiler.unsatisfiable()
+        dfa = _with_indented(dfa, Compiler(validator, limits, Layout.INDENTED))
         _try_out(dfa, validator)
         return CompiledSchema(dfa, validator, tuple(compiler.lowered.values()))
     raise ConstraintError(
         f"The schema needs an automaton of more than {MAX_STATES:,} states{_largest_counter(schema)}. Use smaller "
         "bounds, fewer properties and choices, or less nesting."
     )
+
+
+def _with_indented(on_one_line: ByteDFA, compiler: Compiler) -> ByteDFA:
+    """The documents on one line, and those of a compiler that indents, if there is room for both."""
+    if len(on_one_line.accepting) > MOST_INDENTED_STATES:
+        return on_one_line
+    try:
+        return minimal_dfa(unite([embed(on_one_line), compiler.language(DOCUMENT, Place())]))
+    except StateLimitError:
+        return on_one_line
 
 
 def _try_out(dfa: ByteDFA, validator: Any) -> None:
