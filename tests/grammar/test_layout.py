@@ -34,7 +34,7 @@ DOCUMENTS: dict[str, tuple[Any, Any]] = {
     "empty": (NESTED, {"list": [], "kind": [[]]}),
     "nothing": (NESTED, {}),
     "eight deep": (
-        json.loads('{"properties": {"a": ' * 8 + '{"type": "null"}' + "}}" * 8),
+        json.loads('{"type": "object", "properties": {"a": ' * 8 + '{"type": "null"}' + "}}" * 8),
         json.loads('{"a": ' * 8 + "null" + "}" * 8),
     ),
 }
