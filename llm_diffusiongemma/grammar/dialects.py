@@ -293,8 +293,6 @@ class _Survey:
                 raise ConstraintError(
                     f"The schema is invalid at {place}: {pattern[:80]!r} is no regular expression: {error}."
                 ) from None
-            if not pattern:
-                raise refuse("patternProperties", "one of its patterns is empty", place, "Write ^ for any name")
             if may_backtrack(pattern):
                 self.met.setdefault("patternProperties", place)
 

@@ -91,7 +91,9 @@ class Separated:
     """Some of the parts in their order, with a separator between two; the rest follow `rest`.
 
     A part that is `required` can't be left out. `rest` (None: nothing) may come after the last part any number
-    of times. In all there are `minimum` to `maximum` (None: no bound) of them.
+    of times, and before the parts of the numbers `before`. In all there are `minimum` to `maximum` (None: no
+    bound) of them. Where `rest` `may_repeat` what stands there already, it is one towards the minimum if nothing
+    else is, and none otherwise.
     """
 
     parts: tuple[tuple[Language, bool], ...]
@@ -99,6 +101,8 @@ class Separated:
     separator: Language
     minimum: int
     maximum: int | None
+    before: frozenset[int] = frozenset()
+    may_repeat: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -192,6 +196,11 @@ def difference(first: ByteDFA, second: ByteDFA) -> ByteDFA:
     return _product(first, second, first.accepting[:, None] & ~second.accepting[None, :])
 
 
+# In `_Nfa._separate`: how many parts count towards the minimum, and how many there are; the state to go on from.
+Count = tuple[int, int]
+States = dict[Count, int]
+
+
 class _Nfa:
     """A nondeterministic automaton under construction."""
 
@@ -274,33 +283,48 @@ class _Nfa:
         return end
 
     def _separate(self, language: Separated, source: int) -> int:
-        # A position is how many parts have been decided on, and how many stand there (not counted further than
-        # either bound can tell). All ways to a position share what follows it.
+        # A position is how many parts have been decided on, how many count towards the minimum and how many stand
+        # there (none counted further than a bound can tell). All ways to a position share what follows it.
         minimum, maximum = language.minimum, language.maximum
-        most = max(minimum, 1) if maximum is None else maximum
+        most = 1 if maximum is None else maximum
         end = self.new_state()
 
         def add_part(
-            part: Language, count: int, state: int, begins: dict[int, int], following: dict[int, int]
+            part: Language, count: Count, state: int, begins: States, following: States, may_repeat: bool = False
         ) -> None:
             """From `state` through `part`, with a separator unless it is the first, to its place in `following`.
 
             `begins` are where the part has been drawn already, by the count that it leads to.
             """
-            if count == most and maximum is not None:
+            towards, there = count
+            if there == most and maximum is not None:
                 return
-            after = min(count + 1, most)
+            towards = max(towards, 1) if may_repeat else towards + 1
+            after = min(towards, minimum), min(there + 1, most)
             if after not in begins:
                 begins[after] = self.new_state()
                 if after not in following:
                     following[after] = self.new_state()
                 self._skip(self.add(part, begins[after]), following[after])
-            self._skip(self.add(language.separator, state) if count else state, begins[after])
+            self._skip(self.add(language.separator, state) if there else state, begins[after])
 
-        states = {0: source}
-        for part, required in language.parts:
-            begins: dict[int, int] = {}
-            following: dict[int, int] = {}
+        def add_rest(states: States) -> None:
+            if language.rest is None:
+                return
+            begins: States = {}
+            done: set[Count] = set()
+            while fresh := states.keys() - done:
+                # What it leads to is never smaller.
+                count = min(fresh)
+                done.add(count)
+                add_part(language.rest, count, states[count], begins, states, language.may_repeat)
+
+        states: States = {(0, 0): source}
+        for number, (part, required) in enumerate(language.parts):
+            if number in language.before:
+                add_rest(states)
+            begins: States = {}
+            following: States = {}
             for count, state in states.items():
                 add_part(part, count, state, begins, following)
             if not required:
@@ -309,13 +333,9 @@ class _Nfa:
                         following[count] = self.new_state()
                     self._skip(state, following[count])
             states = following
-        if language.rest is not None:
-            begins = {}
-            for count in range(most + 1):
-                if count in states:
-                    add_part(language.rest, count, states[count], begins, states)
-        for count, state in states.items():
-            if count >= minimum:
+        add_rest(states)
+        for (towards, _), state in states.items():
+            if towards >= minimum:
                 self._skip(state, end)
         return end
 

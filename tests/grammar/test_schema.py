@@ -602,8 +602,6 @@ def comb(levels: int) -> dict[str, Any]:
         # The value false, of both branches, was once held against this very oneOf and counted as of neither.
         ({"oneOf": [{}, {"enum": [2, False]}]}, "keyword oneOf "),
         ({"type": "array", "contains": {}, "maxContains": 2}, "keyword maxContains "),
-        ({"type": "object", "minProperties": 2}, "keyword minProperties "),
-        ({"type": "object", "patternProperties": {"a": {}, "b": {}}}, "keyword patternProperties "),
         (
             {"type": "array", "items": {"type": "object"}, "uniqueItems": True, "minItems": 2},
             "keyword uniqueItems ",

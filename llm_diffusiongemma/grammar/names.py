@@ -1,0 +1,77 @@
+"""The names of properties that a schema doesn't list, in regions that it treats alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ..errors import ConstraintError
+from . import scalars
+from .dfa import ByteDFA
+from .language import Language, Literal, difference, embed, intersection, minimal_dfa, unite
+from .places import Place, refused
+
+# Each pattern splits each region in two.
+MAX_REGIONS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """The names that match the same patterns."""
+
+    matched: frozenset[str]
+    dfa: ByteDFA
+    """of the names as JSON strings, which have one text each"""
+
+
+def regions(names: ByteDFA, patterns: Collection[str], listed: Collection[str], place: Place) -> list[Region]:
+    """All names but the listed ones, by which of the patterns are found in them.
+
+    Raises `ConstraintError` for a pattern that can't be read or too many regions, and `StateLimitError`.
+    """
+    if listed:
+        names = difference(names, minimal_dfa(unite([Literal(scalars.json_text(name)) for name in listed])))
+    found = [Region(frozenset(), names)] if names.dead else []
+    for pattern in sorted(patterns):
+        matching = _search(pattern, place)
+        found = [
+            Region(matched, dfa)
+            for region in found
+            for matched, dfa in (
+                (region.matched, difference(region.dfa, matching)),
+                (region.matched | {pattern}, intersection(region.dfa, matching)),
+            )
+            if dfa.dead
+        ]
+        if len(found) > MAX_REGIONS:
+            raise refused("patternProperties", "its patterns overlap in too many ways", place)
+    return found
+
+
+def _search(pattern: str, place: Place) -> ByteDFA:
+    """The strings in which a pattern is found."""
+    try:
+        return minimal_dfa(scalars.string(patterns=frozenset((pattern,))))
+    except ConstraintError as error:
+        raise ConstraintError(
+            f"The keyword patternProperties at {place.path} can't be guaranteed: {error}"
+        ) from None
+
+
+def with_checksum(names: ByteDFA, modulus: int, sums: Collection[int]) -> Language:
+    """Those of the names whose bytes add up to one of `sums`, by `modulus`.
+
+    Two names with different sums differ, and a counter of `modulus` states is all it takes to know.
+    """
+    return embed(intersection(names, _checksum(modulus, frozenset(sums))))
+
+
+@lru_cache(maxsize=256)
+def _checksum(modulus: int, sums: frozenset[int]) -> ByteDFA:
+    states, kinds = np.mgrid[:modulus, :modulus]
+    moves = np.concatenate([(states + kinds) % modulus, np.full((1, modulus), modulus)]).astype(np.int32)
+    accepting = np.isin(np.arange(modulus + 1), list(sums))
+    return ByteDFA.of(moves, np.arange(256) % modulus, accepting)
