@@ -163,6 +163,23 @@ def embed(dfa: ByteDFA) -> Language:
     return Embedded(dfa, tuple(arcs))
 
 
+def size(language: Language) -> int:
+    """About the states of a nondeterministic automaton of a language."""
+    match language:
+        case Literal(text):
+            return len(text)
+        case Concatenation(parts) | Union(parts):
+            return sum(map(size, parts))
+        case Repetition(part, minimum, maximum):
+            return size(part) * max(1, minimum if maximum is None else maximum)
+        case Separated(parts, rest, _, minimum, maximum):
+            one = sum(size(part) for part, _ in parts) + (0 if rest is None else size(rest))
+            return one * max(1, minimum if maximum is None else maximum)
+        case Embedded(dfa, _):
+            return dfa.dead
+    return 1
+
+
 def same_language(one: Language, other: Language) -> bool:
     """Whether both are the same automaton, which minimal ones are if they have the same texts."""
     if not isinstance(one, Embedded) or not isinstance(other, Embedded):

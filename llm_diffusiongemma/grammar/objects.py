@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import scalars
@@ -17,6 +18,7 @@ from .language import (
     concatenate,
     embed,
     minimal_dfa,
+    size,
     unite,
 )
 from .names import Region, regions, with_checksum
@@ -26,10 +28,6 @@ from .places import Alternative, Conjunction, Place, refused
 if TYPE_CHECKING:
     from .compiler import Compiler
 
-
-# What other members may cost, before and between the listed ones, in states of the automaton.
-MAX_STATES_BEFORE = 1000
-MAX_STATES_BETWEEN = 1000
 
 # How many properties that aren't listed can be kept different, and by which modulus of a checksum of their names.
 _MODULUS = {1: 1, 2: 13, 3: 7, 4: 5}
@@ -67,23 +65,22 @@ def object_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
         asked, most = most, min(most, max(least, len(required), compiler.limits.count))
         compiler.lower("maxProperties", asked, most, place)
     comma, _, _ = compiler.layout.gaps(place.nesting)
-    other = minimal_dfa(unite([_entry(compiler, embed(region.dfa), value) for region, value in others]))
-    rest = embed(other) if others else None
+    rest = unite([_entry(compiler, embed(region.dfa), value) for region, value in others])
     if missing > 1 or (missing and members):
         listed = [each for language, _ in members for each in (language, comma)]
-        more = Repetition(concatenate(comma, rest or NOTHING), 0, None if most is None else most - least)
+        more = Repetition(concatenate(comma, rest), 0, None if most is None else most - least)
         content = concatenate(*listed, _different(compiler, others, missing, comma, place), more)
     else:
-        before = _positions(len(other.accepting), len(members), most) if rest else frozenset()
+        before = _positions(compiler, size(rest), len(members), most)
         content = Separated(tuple(members), rest, comma, max(least, 1), most, before, bool(members))
     return compiler.layout.enclosed(b"{}", content, place.nesting, least == 0 and not required)
 
 
-def _positions(states: int, num_members: int, most: int | None) -> frozenset[int]:
-    """Before which of the listed members others can stand; behind them they always can."""
-    if most is None and states * num_members <= MAX_STATES_BETWEEN:
-        return frozenset(range(num_members))
-    return frozenset((0,)) if most is None and num_members and states <= MAX_STATES_BEFORE else frozenset()
+def _positions(compiler: Compiler, states: int, num_members: int, most: int | None) -> frozenset[int]:
+    """Before which of the listed members others, of so many states, can stand; behind them they always can."""
+    if most is not None or states > compiler.limits.others:
+        return frozenset()
+    return frozenset(range(num_members if states * num_members <= compiler.limits.others else 1))
 
 
 def member(compiler: Compiler, parts: Alternative, name: str, place: Place) -> Conjunction:
@@ -184,7 +181,11 @@ def _others(
     for region in regions(names, patterns, listed, place):
         if region.matched or said or not patterns:
             conjunction = _asked(compiler, parts, None, region.matched, place)
-            value = compiler.language(conjunction, place.inside(".*", conjunction))
+            inside = place.inside(".*", conjunction)
+            if beside and conjunction and all(schema in (True, {}) for schema in conjunction):
+                # That anything may stand beside what is listed says little more than nothing.
+                inside = replace(inside, free=inside.free + 1)
+            value = compiler.language(conjunction, inside)
             if value is not NOTHING:
                 found.append((region, value))
     return found
