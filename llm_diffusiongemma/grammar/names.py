@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from ..errors import ConstraintError
 from . import scalars
 from .dfa import ByteDFA
-from .language import Language, Literal, difference, embed, intersection, minimal_dfa, unite
+from .language import Literal, difference, intersection, minimal_dfa, unite
 from .places import Place, refused
 
 # Each pattern splits each region in two.
@@ -61,17 +60,27 @@ def _search(pattern: str, place: Place) -> ByteDFA:
         ) from None
 
 
-def with_checksum(names: ByteDFA, modulus: int, sums: Collection[int]) -> Language:
-    """Those of the names whose bytes add up to one of `sums`, by `modulus`.
+@dataclass(frozen=True, eq=False)
+class Summed:
+    """Names with a checksum: what their bytes add up to, by a modulus.
 
-    Two names with different sums differ, and a counter of `modulus` states is all it takes to know.
+    Names with different sums differ, and a counter of `modulus` states is all it takes to know.
     """
-    return embed(intersection(names, _checksum(modulus, frozenset(sums))))
+
+    dfa: ByteDFA
+    """Not minimal: its states are those of the names' automaton once for each sum, and the dead one."""
+    ends: tuple[frozenset[int], ...]
+    """Where a name may end, by its checksum."""
 
 
-@lru_cache(maxsize=256)
-def _checksum(modulus: int, sums: frozenset[int]) -> ByteDFA:
-    states, kinds = np.mgrid[:modulus, :modulus]
-    moves = np.concatenate([(states + kinds) % modulus, np.full((1, modulus), modulus)]).astype(np.int32)
-    accepting = np.isin(np.arange(modulus + 1), list(sums))
-    return ByteDFA.of(moves, np.arange(256) % modulus, accepting)
+def summed(names: ByteDFA, modulus: int) -> Summed:
+    """The names and their checksums."""
+    states, sums = np.divmod(np.arange(names.dead * modulus), modulus)
+    byte = np.arange(256)
+    targets = names.moves[states][:, names.byte_kind].astype(np.intp)
+    moves = targets * modulus + (sums[:, None] + byte) % modulus
+    moves[targets == names.dead] = len(states)
+    moves = np.concatenate([moves, np.full((1, 256), len(states))]).astype(np.int32)
+    accepting = np.append(names.accepting[states], False)
+    ends = tuple(frozenset(np.flatnonzero(accepting[:-1] & (sums == each)).tolist()) for each in range(modulus))
+    return Summed(ByteDFA.of(moves, byte, accepting), ends)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from . import scalars
@@ -11,17 +13,18 @@ from .dialects import Part, Schema, resolve
 from .keywords import declared_of, largest_of, patterns_of, required_of, smallest_of
 from .language import (
     NOTHING,
+    Branching,
     Language,
     Literal,
     Repetition,
     Separated,
     concatenate,
     embed,
+    estimated_states,
     minimal_dfa,
-    size,
     unite,
 )
-from .names import Region, regions, with_checksum
+from .names import Region, regions, summed
 from .pattern import is_found
 from .places import Alternative, Conjunction, Place, refused
 
@@ -29,8 +32,9 @@ if TYPE_CHECKING:
     from .compiler import Compiler
 
 
-# How many properties that aren't listed can be kept different, and by which modulus of a checksum of their names.
-_MODULUS = {1: 1, 2: 13, 3: 7, 4: 5}
+# By what the checksums of names are counted which have to be different, and what that may cost.
+LARGEST_MODULUS = 29
+MAX_DIFFERENT_STATES = 12_000
 
 # The names of a region, and the values that they may have.
 Entry = tuple[Region, Language]
@@ -59,6 +63,9 @@ def object_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
     others = _others(compiler, parts, names, missing > 0, place) if most is None or most > len(required) else []
     if missing and not others:
         return NOTHING
+    if least > 1 and not missing and most is not None:
+        # The listed ones are enough, and to count both what is there and how many names there are is too much.
+        others = []
     if not others:
         most = None if most is None or most >= len(members) else most
     elif most is not None:
@@ -71,8 +78,9 @@ def object_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
         more = Repetition(concatenate(comma, rest), 0, None if most is None else most - least)
         content = concatenate(*listed, _different(compiler, others, missing, comma, place), more)
     else:
-        before = _positions(compiler, size(rest), len(members), most)
-        content = Separated(tuple(members), rest, comma, max(least, 1), most, before, bool(members))
+        before = _positions(compiler, estimated_states(rest), len(members), most)
+        compiler.spread += bool(before)
+        content = Separated(tuple(members), rest, comma, max(least, 1), most, before, bool(others))
     return compiler.layout.enclosed(b"{}", content, place.nesting, least == 0 and not required)
 
 
@@ -197,22 +205,32 @@ def _entry(compiler: Compiler, key: Language, value: Language) -> Language:
 
 def _different(compiler: Compiler, others: list[Entry], count: int, comma: Language, place: Place) -> Language:
     """So many of the other properties, no two of them with the same name: the checksums of their names differ."""
-    if count not in _MODULUS:
-        reason = f"at most {max(_MODULUS)} properties that the schema doesn't list can be kept different"
-        raise refused("minProperties", reason, place)
-    modulus = _MODULUS[count]
+    if count == 1:
+        return unite([_entry(compiler, embed(region.dfa), value) for region, value in others])
+    states = sum(region.dfa.dead for region, _ in others)
+    values = sum(estimated_states(value) for _, value in others)
 
-    def summing_to(sums: Collection[int]) -> Language:
-        return unite(
-            [_entry(compiler, with_checksum(region.dfa, modulus, sums), value) for region, value in others]
-        )
+    def cost(modulus: int) -> int:
+        return sum(math.comb(modulus, used) for used in range(count)) * (modulus * states + values)
 
-    every = [summing_to((each,)) for each in range(modulus)]
+    # With the largest modulus the fewest names have the same sum.
+    modulus = next((n for n in range(LARGEST_MODULUS, count - 1, -1) if cost(n) <= MAX_DIFFERENT_STATES), None)
+    if modulus is None:
+        raise refused("minProperties", f"{count} properties that it doesn't list can't be kept different", place)
+    sums = [summed(region.dfa, modulus) for region, _ in others]
 
+    @cache
     def following(used: frozenset[int]) -> Language:
-        free = [each for each in range(modulus) if each not in used]
-        if len(used) == count - 1:
-            return summing_to(free)
-        return unite([concatenate(every[each], comma, following(used | {each})) for each in free])
+        last = len(used) == count - 1
+        ways = []
+        for (_, value), names in zip(others, sums, strict=True):
+            ends = {each: ends for each, ends in enumerate(names.ends) if each not in used}
+            value = concatenate(compiler.layout.colon, value)
+            exits = [
+                (states, value if last else concatenate(value, comma, following(used | {each})))
+                for each, states in ends.items()
+            ]
+            ways.append(Branching(names.dfa, tuple(exits)))
+        return unite(ways)
 
     return following(frozenset())

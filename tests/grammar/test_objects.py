@@ -6,17 +6,15 @@ same where the compiler narrows. The brute force below it tries all small docume
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Any
 
 import jsonschema
 import pytest
 
-from llm_diffusiongemma.errors import ConstraintError
-from llm_diffusiongemma.grammar.schema import compile_schema, schema_language
+from llm_diffusiongemma.grammar.schema import schema_language
 
-from .test_dialects import check_texts
+from .test_dialects import DRAFT_2020, check_texts
 
 INTEGER, STRING, NULL = {"type": "integer"}, {"type": "string"}, {"type": "null"}
 
@@ -45,7 +43,7 @@ WRITTEN: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     ),
     "others of any kind": (
         record(additionalProperties=True),
-        ['{"$schema": "x", "a": 1}', '{"a": 1, "b": "", "c": [{"d": {}}]}'],
+        ['{"$schema": "x", "a": 1}', '{"a": 1, "b": "", "c": [{"d": 1}]}'],
         ['{"a": 1, "b": 2}', '{"a": 1, "\\u0062": 2}'],
     ),
     "none beside maxProperties of the listed": (
@@ -150,11 +148,11 @@ WRITTEN: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "others that may repeat are one of those demanded": (
         {
             "type": "object",
-            "properties": {n: INTEGER for n in "abc"},
+            "properties": dict.fromkeys("abc", INTEGER),
             "minProperties": 2,
             "additionalProperties": NULL,
         },
-        ['{"a": 1, "b": 2}', '{"x": null, "c": 1}' if False else '{"b": 1, "c": 1, "x": null}'],
+        ['{"a": 1, "b": 2}', '{"b": 1, "c": 1, "x": null}'],
         ['{"a": 1}', '{"x": null, "x": null}', '{"x": null}'],
     ),
     "without the one that asks for another anything is allowed": (
@@ -169,7 +167,7 @@ WRITTEN: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     ),
     "dependentSchemas on a free object": (
         free(dependentSchemas={"x": {"properties": {"y": {"minimum": 1}}, "minProperties": 2}}),
-        ['{"y": 0}', '{"x": 1, "y": 1}'],
+        ['{"y": 0}', '{"y": 1, "x": 1}'],
         ['{"x": 1}', '{"x": 1, "y": 0}'],
     ),
     "a name that is forbidden": (
@@ -252,4 +250,4 @@ def test_what_is_written(name: str) -> None:
         assert dfa.accepts(json.dumps(json.loads(text), ensure_ascii=False, indent=2).encode()), text
     for text in unwritten:
         assert not dfa.accepts(text.encode()), text
-    check_texts(schema, 12)
+    check_texts({"$schema": DRAFT_2020, **schema}, 12)
