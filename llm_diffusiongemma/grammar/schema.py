@@ -19,7 +19,7 @@ from ..errors import ConstraintError
 from .compiler import Compiler
 from .dfa import ByteDFA
 from .dialects import objects, read_schema
-from .language import MAX_STATES, StateLimitError, embed, minimal_dfa, unite
+from .language import StateLimitError, embed, minimal_dfa, unite
 from .layout import Layout
 from .places import LIMITS, Conjunction, Place
 from .records import Lowered
@@ -31,8 +31,9 @@ LARGE_MINIMUM = 100
 # So many texts are checked before a model is asked for one.
 NUM_SAMPLES = 8
 
-# What is more than this on one line is written on one line only: indented it needs more still.
-MOST_INDENTED_STATES = MAX_STATES // 3
+# What takes more than this on one line is written on one line only: with what is indented it would be more than
+# twice as much, and every step of a reply pays for that.
+MOST_INDENTED_STATES = 6000
 
 DOCUMENT: Conjunction = ({"$ref": "#"},)
 

@@ -6,15 +6,16 @@ same where the compiler narrows. The brute force below it tries all small docume
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jsonschema
 import pytest
 
-from llm_diffusiongemma.grammar.schema import schema_language
-
-from .test_dialects import DRAFT_2020, check_texts
+from llm_diffusiongemma.grammar.samples import random_texts
+from llm_diffusiongemma.grammar.schema import compile_schema
 
 INTEGER, STRING, NULL = {"type": "integer"}, {"type": "string"}, {"type": "null"}
 
@@ -242,12 +243,76 @@ WRITTEN: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
 @pytest.mark.parametrize("name", WRITTEN)
 def test_what_is_written(name: str) -> None:
     schema, written, unwritten = WRITTEN[name]
-    dfa = schema_language(schema)
-    judge = jsonschema.Draft202012Validator(schema)
+    compiled = compile_schema(schema)
+    stock = jsonschema.Draft202012Validator(schema)
     for text in written:
-        assert judge.is_valid(json.loads(text)), text
-        assert dfa.accepts(text.encode()), text
-        assert dfa.accepts(json.dumps(json.loads(text), ensure_ascii=False, indent=2).encode()), text
+        assert stock.is_valid(json.loads(text)), text
+        assert compiled.dfa.accepts(text.encode()), text
+        assert compiled.dfa.accepts(json.dumps(json.loads(text), ensure_ascii=False, indent=2).encode()), text
     for text in unwritten:
-        assert not dfa.accepts(text.encode()), text
-    check_texts({"$schema": DRAFT_2020, **schema}, 12)
+        assert not compiled.dfa.accepts(text.encode()), text
+    for text in random_texts(compiled.dfa, 10, soft_length=40):
+        document = json.loads(text)
+        assert stock.is_valid(document), text
+        assert compiled.validator.is_valid(document), text
+
+
+NAMES = ("a", "ab", "b", "x_1")
+VALUES = ("1", "0", '""', "null")
+TEXTS = [
+    (names, "{" + ", ".join(f'"{name}": {value}' for name, value in zip(names, values, strict=True)) + "}")
+    for count in range(4)
+    for names in itertools.product(NAMES, repeat=count)
+    for values in itertools.product(VALUES[: 4 if count < 3 else 2], repeat=count)
+]
+
+
+def turned(names: Sequence[str]) -> bool:
+    """Whether `b` stands before `a`."""
+    return {"a", "b"} <= set(names) and names.index("b") < names.index("a")
+
+
+# Schemas, and of which valid documents without a repeated name none is written, by their names.
+SMALL: list[tuple[dict[str, Any], Callable[[Sequence[str]], bool] | None]] = [
+    (free(), None),
+    (free(maxProperties=2), None),
+    (free(minProperties=2), None),
+    (free(minProperties=2, maxProperties=2), None),
+    (free(required=["ab"]), None),
+    (
+        {"type": "object", "patternProperties": {"a": INTEGER, "b": {"minimum": 1}}},
+        lambda names: "x_1" in names,
+    ),
+    ({"type": "object", "patternProperties": {"a": INTEGER, "^.$": STRING}, "additionalProperties": NULL}, None),
+    (record(additionalProperties=NULL), turned),
+    (record(patternProperties={"x": INTEGER}, additionalProperties={"type": ["null", "integer"]}), turned),
+    (
+        record(additionalProperties=NULL, maxProperties=2),
+        lambda names: turned(names) or (len(names) > 1 and names[-1] == "a"),
+    ),
+    (
+        record(additionalProperties=NULL, minProperties=2),
+        lambda names: turned(names) or (len(names) > 1 and names[0] == "a" and "b" not in names),
+    ),
+    (record(additionalProperties=NULL, minProperties=3), lambda names: names[:2] != ("a", "b")),
+    (record(propertyNames={"maxLength": 2}, additionalProperties=True), turned),
+    (
+        free(dependentRequired={"ab": ["b"]}),
+        lambda names: "ab" in names and names.index("b") < names.index("ab"),
+    ),
+    ({"type": "object", "allOf": [record()], "unevaluatedProperties": NULL}, turned),
+]
+
+
+@pytest.mark.parametrize("number", range(len(SMALL)))
+def test_all_small_documents(number: int) -> None:
+    """None that is invalid is written; and all that are valid, but for those that are narrowed."""
+    schema, narrowed = SMALL[number]
+    dfa = compile_schema(schema).dfa
+    stock = jsonschema.Draft202012Validator(schema)
+    for names, text in TEXTS:
+        valid = stock.is_valid(json.loads(text))
+        written = dfa.accepts(text.encode())
+        assert valid or not written, text
+        if valid and len(set(names)) == len(names):
+            assert written != (narrowed is not None and narrowed(names)), text
