@@ -13,7 +13,7 @@ from ..errors import ConstraintError
 from .alternatives import expand, independent
 from .dialects import Schema, references, refs_stand_alone, resolve
 from .language import NOTHING, Language, StateLimitError, embed, intersection, minimal_dfa, unite
-from .layout import INDENTED_LEVELS
+from .layout import Layout
 from .negation import negate
 from .places import Alternative, Conjunction, Limits, Place, refused
 from .records import Lowered
@@ -30,17 +30,20 @@ READ_BESIDE = {"then", "else", "minContains", "maxContains", "exclusiveMinimum",
 
 
 class Compiler:
-    """One schema under one set of limits."""
+    """One schema under one set of limits, in one layout."""
 
-    def __init__(self, validator: Any, limits: Limits) -> None:
+    def __init__(self, validator: Any, limits: Limits, layout: Layout) -> None:
         self.validator = validator
         self.root: Schema = validator.schema
         self.limits = limits
+        self.layout = layout
         self.visits = 0
         self.comparisons = 0
         # How often recursion was cut, and the first place where nothing is possible.
         self.cuts = 0
         self.impossible: str | None = None
+        # Objects in which properties that aren't listed stand elsewhere than behind the listed ones.
+        self.spread = 0
         self.lowered: dict[tuple[str, int, int], Lowered] = {}
         # By identity, of which the first value of each entry takes care: as long as it lives no other has it.
         self.known: dict[Any, tuple[Conjunction, list[tuple[Alternative, tuple[str, ...]]], int]] = {}
@@ -112,7 +115,7 @@ class Compiler:
         if passed:
             again = frozenset[str]().union(*map(self._references, conjunction))
             passed = Counter({reference: passed[reference] for reference in passed if reference in again})
-        level = min(place.nesting, INDENTED_LEVELS)
+        level = self.layout.level(place.nesting)
         return level, place.free, place.here, place.spare, frozenset(passed.items())
 
     def _references(self, schema: Schema) -> frozenset[str]:

@@ -34,7 +34,9 @@ def value_language(compiler: Compiler, parts: Alternative, place: Place) -> Lang
         first = next(part for part in parts if "enum" in part or "const" in part)
         source = "const" if "const" in first else "enum"
         others = judged([without(part, source) if part is first else part for part in parts])
-        return unite([scalars.literal(value) for value in values if compiler.is_valid(value, others)])
+        return unite(
+            [compiler.layout.literal(value, place.nesting) for value in values if compiler.is_valid(value, others)]
+        )
     types = types_of(parts)
     if place.free >= compiler.limits.depth and types - SCALARS:
         types &= SCALARS
