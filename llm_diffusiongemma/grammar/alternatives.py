@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .dialects import Part, Schema, resolve
+from .dialects import Part, Schema
 from .keywords import (
     bounds_of,
     declared_of,
@@ -23,6 +23,7 @@ from .keywords import (
 from .language import StateLimitError
 from .objects import member
 from .places import LIMITS, Alternative, Place, refused
+from .references import resolve
 
 if TYPE_CHECKING:
     from .compiler import Compiler

@@ -37,6 +37,7 @@ class Compiler:
         self.any_value: dict[tuple[int, int], Language] = {}
         # By identity, of which the first value of each entry takes care: as long as it lives no other has it.
         self.known: dict[Any, tuple[Conjunction, list[tuple[Alternative, Place]], int]] = {}
+        self.judges: dict[int, tuple[Schema, Any]] = {}
         self.obeyed = READ_BESIDE | set(validator.VALIDATORS)
         self.refs_stand_alone = refs_stand_alone(validator)
         if self.refs_stand_alone:
@@ -93,4 +94,10 @@ class Compiler:
 
     def is_valid(self, value: Any, parts: Sequence[Schema]) -> bool:
         """Whether a value fulfils all of these, by the judge of finished replies."""
-        return all(part in (True, {}) or self.validator.evolve(schema=part).is_valid(value) for part in parts)
+        return all(part in (True, {}) or self._judge(part).is_valid(value) for part in parts)
+
+    def _judge(self, part: Schema) -> Any:
+        known = self.judges.get(id(part))
+        if known is None:
+            known = self.judges[id(part)] = (part, self.validator.evolve(schema=part))
+        return known[1]
