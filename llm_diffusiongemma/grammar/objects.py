@@ -10,7 +10,7 @@ from .keywords import declared_of, largest_of, patterns_of, required_of, smalles
 from .language import NOTHING, Language, Literal, Separated, concatenate
 from .layout import SPACE, gaps
 from .pattern import is_found
-from .places import Alternative, Conjunction, Place, refused
+from .places import Alternative, Aside, Conjunction, Place, refused
 
 if TYPE_CHECKING:
     from .compiler import Compiler
@@ -88,6 +88,7 @@ def in_place(compiler: Compiler, part: Part, parts: Alternative, place: Place) -
         for alternative, _ in compiler.alternatives((part,), place)
         if all(beside in parts for beside in alternative)
         for beside in alternative
+        if not isinstance(beside, Aside)
     ]
 
 

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import ConstraintError
 from . import scalars
 from .dialects import Part, Schema, refuse
+
+
+class Aside(dict[str, Any]):
+    """Keywords that a place must fulfil, but in which nothing counts as evaluated: what a `not` comes to.
+
+    The judge never sees them: the keyword that they come from is among the parts as well. So they are read as by
+    no draft in particular.
+    """
+
 
 Conjunction = tuple[Schema, ...]
 Alternative = tuple[Part, ...]
@@ -44,7 +54,8 @@ class Place:
     - `path`: for people; `$` is the document;
     - `nesting`: how many arrays and objects are open;
     - `free`: how many of them stand where the schema says nothing;
-    - `references`: the $refs that led here; `here`: those that have been followed at this place.
+    - `references`: the $refs that led here; `here`: those that have been followed at this place;
+    - `spare`: how often more than elsewhere one may lead on: where ways are compared and nothing is written.
     """
 
     path: str = "$"
@@ -52,6 +63,7 @@ class Place:
     free: int = 0
     references: tuple[str, ...] = ()
     here: tuple[str, ...] = ()
+    spare: int = 0
 
     def inside(self, name: str, conjunction: Conjunction) -> Place:
         """The place of a member or item."""

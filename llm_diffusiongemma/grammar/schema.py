@@ -19,10 +19,13 @@ from ..errors import ConstraintError
 from .compiler import Compiler
 from .dfa import ByteDFA
 from .dialects import objects, read_schema
-from .language import MAX_STATES, StateLimitError, minimal_dfa
+from .language import StateLimitError, minimal_dfa
 from .places import LIMITS, Place
 from .records import Lowered
 from .samples import random_texts
+
+# A minimum that is counted by a thousand states, or more.
+LARGE_MINIMUM = 100
 
 # So many texts are checked before a model is asked for one.
 NUM_SAMPLES = 8
@@ -51,11 +54,18 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
     and a schema that needs too large an automaton.
     """
     validator = read_schema(schema)
+    too_much, lowered = "", None
     for limits in LIMITS:
         compiler = Compiler(validator, limits)
         try:
-            dfa = minimal_dfa(compiler.language(({"$ref": "#"},), Place()))
-        except StateLimitError:
+            language = compiler.language(({"$ref": "#"},), Place())
+            # If the limits have lowered what they had before, it is the same language again.
+            if lowered == compiler.lowered.keys():
+                continue
+            lowered = compiler.lowered.keys()
+            dfa = minimal_dfa(language)
+        except StateLimitError as error:
+            too_much = str(error)
             continue
         except RecursionError:
             raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
@@ -64,8 +74,8 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
         _try_out(dfa, validator)
         return CompiledSchema(dfa, validator, tuple(compiler.lowered.values()))
     raise ConstraintError(
-        f"The schema needs an automaton of more than {MAX_STATES:,} states{_largest_counter(schema)}. Use smaller "
-        "bounds, fewer properties and choices, or less nesting."
+        f"The schema takes {too_much}{_largest_minimum(schema)}. Use smaller bounds, fewer properties and "
+        "choices, or less nesting."
     )
 
 
@@ -83,14 +93,14 @@ def _try_out(dfa: ByteDFA, validator: Any) -> None:
             )
 
 
-def _largest_counter(schema: Any) -> str:
-    """The largest bound in a schema that has to be counted up to, as part of a sentence."""
-    counters = ("minLength", "minItems", "minProperties", "maxLength", "maxItems", "maxProperties", "multipleOf")
+def _largest_minimum(schema: Any) -> str:
+    """The largest bound in a schema that can't be lowered, as part of a sentence, if it may well be the cause."""
+    keywords = ("minLength", "minItems", "minProperties")
     found = [
-        (node[name], name)
+        (node[keyword], keyword)
         for node in objects(schema)
-        for name in counters
-        if isinstance(node.get(name), int | float)
+        for keyword in keywords
+        if isinstance(node.get(keyword), int | float) and node[keyword] >= LARGE_MINIMUM
     ]
-    largest = max(found, default=(1, ""))
-    return f" (its largest counter is {largest[1]} {largest[0]})" if largest[1] else ""
+    largest = max(found, default=None)
+    return "" if largest is None else f" (it has a {largest[1]} of {largest[0]:,})"

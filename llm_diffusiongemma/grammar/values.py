@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConstraintError
 from . import scalars
-from .alternatives import IN_PLACE
 from .arrays import array_language
-from .keywords import SCALARS, bounds_of, excluded_types, largest_of, smallest_of, types_of, values_of, without
+from .excepted import numbers_but, strings_but
+from .keywords import SCALARS, bounds_of, judged, largest_of, smallest_of, types_of, values_of, without
 from .language import MAX_STATES, NOTHING, Language, Literal, StateLimitError, same_language, unite
+from .negation import NOT_MULTIPLE, NOT_PATTERN, NOT_POSSIBLE, NOT_VALUES
 from .objects import object_language
 from .places import LIMITS, Alternative, Place, refused
 
@@ -24,7 +25,6 @@ MAX_MULTIPLE = 2000
 
 # By type: what can't be narrowed to anything useful.
 _REFUSED = {
-    None: ("if",),
     "array": ("maxContains",),
 }
 
@@ -36,7 +36,7 @@ def value_language(compiler: Compiler, parts: Alternative, place: Place) -> Lang
         # Where the values come from they need not be looked up again, nor what stands among the parts itself.
         first = next(part for part in parts if "enum" in part or "const" in part)
         source = "const" if "const" in first else "enum"
-        others = [without(part, *IN_PLACE, *([source] if part is first else [])) for part in parts]
+        others = judged([without(part, source) if part is first else part for part in parts])
         return unite([scalars.literal(value) for value in values if compiler.is_valid(value, others)])
     types = types_of(parts)
     if place.free >= compiler.limits.depth and types - SCALARS:
@@ -44,19 +44,31 @@ def value_language(compiler: Compiler, parts: Alternative, place: Place) -> Lang
         compiler.lower("nesting", LIMITS[0].depth, compiler.limits.depth, place)
     for kind, keywords in _REFUSED.items():
         for keyword in keywords:
-            if (kind is None or kind in types) and any(keyword in part for part in parts):
+            if kind in types and any(keyword in part for part in parts):
                 raise refused(keyword, "no finite automaton does it in general", place)
-    if any(excluded_types(part) is None for part in parts):
-        raise refused("not", "only types, and values out of a list, can be excluded", place)
+    for part in parts:
+        if NOT_POSSIBLE in part:
+            raise refused(
+                part[NOT_POSSIBLE], "what breaks it, as a not, if or oneOf asks for, is not regular", place
+            )
     branches: list[Language] = []
-    if "null" in types:
+    patterns = [part[NOT_PATTERN] for part in parts if NOT_PATTERN in part]
+    excluded = [value for part in parts for value in part.get(NOT_VALUES, ())]
+    if "null" in types and None not in excluded:
         branches.append(Literal(b"null"))
     if "boolean" in types:
-        branches.append(unite([Literal(b"true"), Literal(b"false")]))
+        booleans = [value for value in (True, False) if not any(value is each for each in excluded)]
+        branches.append(unite([scalars.literal(value) for value in booleans]))
     if types & {"integer", "number"}:
-        branches.append(number_language(compiler, parts, "number" in types, place))
+        branches.append(
+            numbers_but(
+                number_language(compiler, parts, "number" in types, place),
+                [part[NOT_MULTIPLE] for part in parts if NOT_MULTIPLE in part],
+                excluded,
+            )
+        )
     if "string" in types:
-        branches.append(string_language(compiler, parts, place))
+        branches.append(strings_but(string_language(compiler, parts, place), patterns, excluded))
     if "array" in types:
         branches.append(array_language(compiler, parts, place))
     if "object" in types:
