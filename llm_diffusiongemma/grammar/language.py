@@ -29,6 +29,9 @@ MAX_STATES = 1 << 16
 MAX_DRAWN_STATES = 3 * MAX_STATES
 MAX_UNMERGED_STATES = MAX_STATES + MAX_STATES // 2
 
+# By this much a language may look larger than it is, since equal parts share states.
+MAX_ESTIMATED_STATES = 6 * MAX_STATES
+
 # The elements in all sets of states together, and pairs of moves that are compared. Some expressions have both few
 # and large sets; half a second's worth.
 MAX_SET_SIZES = 16 * MAX_STATES
@@ -169,8 +172,47 @@ def minimal_dfa(language: Language) -> ByteDFA:
 
     Raises `StateLimitError`.
     """
+    if estimated_states(language) > MAX_ESTIMATED_STATES:
+        raise StateLimitError
     drawing = _Drawing()
     return _limited(*drawing.determinise(drawing.draw(language, _END)))
+
+
+def estimated_states(language: Language) -> int:
+    """How many states a language takes, without building it: too many rather than too few.
+
+    It is what stands in the expression, as often as it is repeated. What equal parts share isn't known before they
+    are drawn, nor what an intersection or a union of counters multiplies.
+    """
+    known: dict[Language, int] = {}
+
+    def states(language: Language) -> int:
+        if language not in known:
+            known[language] = count(language)
+        return known[language]
+
+    def count(language: Language) -> int:
+        match language:
+            case Literal(text):
+                return len(text)
+            case OneByte():
+                return 1
+            case Concatenation(parts) | Union(parts):
+                return sum(map(states, parts))
+            case Repetition(part, minimum, maximum):
+                return states(part) * max(1, minimum + 1 if maximum is None else maximum)
+            case Separated(parts, rest, separator, minimum, maximum):
+                # A part may come at any count; without bounds it matters only whether it is the first one.
+                most = max(minimum, 1) if maximum is None else maximum
+                total = sum(states(part) * min(place + 1, most) for place, (part, _) in enumerate(parts))
+                total += states(separator) * min(most, len(parts)) * len(parts)
+                return total + (0 if rest is None else (states(rest) + states(separator)) * most)
+            case Embedded(dfa):
+                return dfa.dead
+            case Anchor():
+                return 0
+
+    return states(language)
 
 
 def intersection(first: ByteDFA, second: ByteDFA) -> ByteDFA:
