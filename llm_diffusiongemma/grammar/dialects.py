@@ -262,6 +262,8 @@ class _Survey:
         id_keyword = "id" if draft == "draft-04" else "$id"
         self.references = References(root, id_keyword, refs_stand_alone(self.dialect), self.obeyed)
         self.checked: set[str] = set()
+        # Schemas that another draft reads alike, by identity.
+        self.alike: set[tuple[int, str]] = set()
         # By identity: which schemas look at the same value as another, and through which $ref.
         self.here: dict[int, list[tuple[int, str]]] = {}
         self.places: dict[int, str] = {}
@@ -332,6 +334,9 @@ class _Survey:
         pending = [schema]
         while pending:
             part = pending.pop()
+            if (id(part), draft) in self.alike:
+                continue
+            self.alike.add((id(part), draft))
             used = part.keys() & differing
             used |= {keyword for keyword, kind in _READ_BY_VALUE.items() if isinstance(part.get(keyword), kind)}
             if "$ref" in part:

@@ -27,6 +27,9 @@ _SCHEMAS = (
     *("additionalProperties", "unevaluatedProperties"),
 )
 
+# Each schema inside has its own, made from those around it.
+MAX_URI_LENGTH = 4000
+
 _INDEX = re.compile("0|[1-9][0-9]{0,8}")
 
 
@@ -147,6 +150,11 @@ class References:
             if not isinstance(own, str) or not own:
                 continue
             uri, fragment = _split(_joined(base, own))
+            if len(uri) > MAX_URI_LENGTH:
+                raise ConstraintError(
+                    f"The {keyword} {quoted(own, 60)} of the schema makes a URI of more than {MAX_URI_LENGTH:,} "
+                    "characters. Shorten it."
+                )
             counts = keyword == self.id_keyword and not (self.stand_alone and "$ref" in schema)
             if uri != base and (counts or not path):
                 if self.resources.setdefault(uri, (path, schema))[1] is not schema:

@@ -429,8 +429,8 @@ LOGIC = (
         (7, 21, -1),
     ),
     Case(
-        "one format or a word",
-        {"oneOf": [text(format="date"), {"enum": ["today"]}]},
+        "a day or a word",
+        {"anyOf": [text(format="date"), {"enum": ["today"]}]},
         ("2024-05-01", "today"),
         ("now",),
     ),

@@ -179,6 +179,7 @@ def test_where_references_lead(schema: dict[str, Any], inside: list[Any], outsid
             {"$defs": {"a": {"$id": "urn:n", **INTEGER}, "b": {"$id": "urn:n", **NULL}}, "$ref": "urn:n"},
             "several places",
         ),
+        ({"$id": f"http://example.com/{'x' * 4000}/", "type": "null"}, "URI of more than 4,000 characters"),
         # Two lists that could each be the one around: which is meant depends on the way.
         (
             {
