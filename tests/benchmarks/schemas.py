@@ -246,7 +246,7 @@ def reasons(outcomes: Sequence[Outcome]) -> str:
 def _reason(refusal: str) -> str:
     """A refusal without what is of one schema only."""
     text = re.sub(r"(?<= at )\S+", "…", refusal.partition(". ")[0])
-    return re.sub(r"(['\"]).*?\1|\(.*?\)", "…", text)[:100]
+    return re.sub(r"(?<![a-z])(['\"]).*\1|\(.*?\)", "…", text)[:100]
 
 
 def _counted(found: collections.Counter[str]) -> str:
