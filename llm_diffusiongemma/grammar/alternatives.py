@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .dialects import Part, Schema
 from .exclusion import contradicts, exclude, rivalry
-from .keywords import declared_of, required_of, types_of, values_of
+from .keywords import UNEVALUATED, declared_of, required_of, types_of, values_of
 from .negation import Negation, is_exact, lacks
 from .places import LIMITS, Alternative, Aside, Place
 from .references import resolve
 
 if TYPE_CHECKING:
     from .compiler import Compiler
+
+
+# Where there may be more ways than this it is asked whether choices depend on each other.
+MAX_WAYS = 8
+
+# What may decide in which order items come.
+ORDERED = {"contains", "uniqueItems"}
 
 
 @dataclass(frozen=True)
@@ -30,49 +38,101 @@ class Choice:
 Pending = Schema | Choice | Negation
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """What a place must fulfil in any case, and the choices that are left; negations come last."""
+
+    parts: Alternative
+    choices: tuple[Choice | Negation, ...]
+    place: Place
+
+
 def expand(
     compiler: Compiler, pending: Sequence[Pending], parts: Alternative, place: Place
 ) -> list[tuple[Alternative, Place]]:
     """The ways to fulfil `parts` and what is pending."""
-    compiler.visit()
-    if not pending:
-        return [(parts, place)]
-    first, *rest = pending
-    if isinstance(first, Negation):
-        # They come last: what objects list is known then, and a list of values needs none of them.
-        if any(not isinstance(other, Negation) for other in rest):
-            return expand(compiler, [*rest, first], parts, place)
-        return _negate(compiler, first.schema, rest, parts, place)
+    gathered = gather(compiler, pending, parts, place)
+    if gathered is None:
+        return []
+    if not gathered.choices:
+        return [(gathered.parts, gathered.place)]
+    first, *rest = gathered.choices
     if isinstance(first, Choice):
-        return _choose(compiler, first, rest, parts, place)
-    if first is False:
+        return _choose(compiler, first, rest, gathered.parts, gathered.place)
+    return _negate(compiler, first.schema, rest, gathered.parts, gathered.place)
+
+
+def gather(compiler: Compiler, pending: Sequence[Pending], parts: Alternative, place: Place) -> Gathered | None:
+    """What follows from `parts` and what is pending before anything is chosen; None if nothing fulfils it."""
+    schemas = [each for each in pending if isinstance(each, bool | dict)]
+    # Choices come last: what is the same in all branches is then looked at once. Negations come after them: what
+    # objects list is known then, and a list of values needs none of them.
+    choices = [each for each in pending if isinstance(each, Choice)]
+    negations = [each for each in pending if isinstance(each, Negation)]
+    compiler.visit()
+    while schemas:
+        compiler.visit()
+        schema = schemas.pop(0)
+        if schema is False:
+            return None
+        if schema is True:
+            continue
+        assert isinstance(schema, dict)
+        aside = isinstance(schema, Aside)
+        if "$ref" in schema:
+            followed = _follow(compiler, schema["$ref"], compiler.limits.depth + place.spare, place)
+            if followed is None:
+                return None
+            target, place = followed
+            schemas.insert(0, _aside(compiler, target) if aside else target)
+            if compiler.refs_stand_alone:
+                continue
+        part = schema if aside else _obeyed(compiler, schema)
+        parts = (*parts, part)
+        if not types_of(parts) or contradicts(compiler, parts):
+            return None
+        found = list(choices_of(part))
+        together = list(part.get("allOf", ()))
+        if aside:
+            together = [_aside(compiler, each) for each in together]
+            found = [
+                replace(choice, branches=tuple(_aside(compiler, each) for each in choice.branches))
+                for choice in found
+            ]
+        schemas[:0] = together
+        choices += found
+        if "not" in part:
+            negations.append(Negation(part["not"]))
+    return Gathered(parts, (*choices, *negations), place)
+
+
+def independent(
+    compiler: Compiler, conjunction: Sequence[Schema], place: Place
+) -> list[list[tuple[Alternative, Place]]]:
+    """Choices that can be made each by itself: the ways to fulfil the conjunction but for all other choices.
+
+    A value that is written by each of them fulfils the conjunction. Empty where there is nothing to gain, or
+    something to lose: where one choice decides what is written at all for another one.
+    """
+    gathered = gather(compiler, conjunction, (), place)
+    if gathered is None or values_of(gathered.parts) is not None:
         return []
-    if first is True:
-        return expand(compiler, rest, parts, place)
-    assert isinstance(first, dict)
-    aside = isinstance(first, Aside)
-    if "$ref" in first:
-        followed = _follow(compiler, first["$ref"], compiler.limits.depth + place.spare, place)
-        if followed is None:
-            return []
-        target, place = followed
-        rest = [_aside(compiler, target) if aside else target, *rest]
-        if compiler.refs_stand_alone:
-            return expand(compiler, rest, parts, place)
-    part = first if aside else _obeyed(compiler, first)
-    parts = (*parts, part)
-    if not types_of(parts) or contradicts(compiler, parts):
+    base, where = gathered.parts, gathered.place
+    sizes = [len(each.branches) for each in gathered.choices if isinstance(each, Choice)]
+    if math.prod(sizes) <= MAX_WAYS or max(sizes) == math.prod(sizes):
         return []
-    together = list(part.get("allOf", ()))
-    # Choices come last: what is the same in all branches is then looked at once.
-    choices = list(choices_of(part))
-    if aside:
-        together = [_aside(compiler, each) for each in together]
-        choices = [
-            replace(choice, branches=tuple(_aside(compiler, each) for each in choice.branches))
-            for choice in choices
-        ]
-    return expand(compiler, [*together, *rest, *choices, *_negations(part)], parts, place)
+    if any(part.keys() & UNEVALUATED for part in base):
+        return []
+    groups = [expand(compiler, [choice], base, where) for choice in gathered.choices]
+    known = declared_of(base) | required_of(base)
+    for group in groups:
+        for parts, _ in group:
+            own = parts[len(base) :]
+            if (declared_of(own) | required_of(own)).keys() - known.keys():
+                return []
+            if values_of(own) is not None or any(part.keys() & ORDERED for part in own):
+                return []
+    return groups
 
 
 def _obeyed(compiler: Compiler, schema: Part) -> Part:
@@ -99,7 +159,7 @@ def _follow(compiler: Compiler, reference: str, depth: int, place: Place) -> tup
 
 
 def _choose(
-    compiler: Compiler, choice: Choice, rest: list[Pending], parts: Alternative, place: Place
+    compiler: Compiler, choice: Choice, rest: Sequence[Pending], parts: Alternative, place: Place
 ) -> list[tuple[Alternative, Place]]:
     # Where ways are only compared none may be missing.
     if not choice.exclusive or place.spare:
@@ -117,13 +177,13 @@ def _choose(
             for piece, others in exclude(compiler, rivals, index, alternative, where):
                 found += expand(compiler, [Negation(other) for other in others], piece, where)
             excluded += len(found) == before
-    if excluded and not found:
-        compiler.exhausted.add(place.path)
+    if excluded and not found and compiler.exhausted is None:
+        compiler.exhausted = place
     return found
 
 
 def _negate(
-    compiler: Compiler, schema: Schema, rest: list[Pending], parts: Alternative, place: Place
+    compiler: Compiler, schema: Schema, rest: Sequence[Pending], parts: Alternative, place: Place
 ) -> list[tuple[Alternative, Place]]:
     if values_of(parts) is not None or (place.spare and not is_exact(schema)):
         # A list of values is checked value by value, the keyword that this comes from included. Where ways are
@@ -140,11 +200,6 @@ def _negate(
     names = tuple(declared_of(parts) | required_of(parts))
     branches = tuple(compiler.complement(schema, names))
     return _choose(compiler, Choice(branches), rest, parts, place)
-
-
-def _negations(part: Part) -> Iterator[Negation]:
-    if "not" in part:
-        yield Negation(part["not"])
 
 
 def choices_of(part: Part) -> Iterator[Choice]:

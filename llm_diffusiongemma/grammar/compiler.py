@@ -6,12 +6,13 @@ import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 from ..errors import ConstraintError
-from .alternatives import expand
+from .alternatives import expand, independent
 from .dialects import Schema, references, refs_stand_alone
-from .language import NOTHING, Language, StateLimitError, embed, minimal_dfa, unite
+from .language import NOTHING, Language, StateLimitError, embed, intersection, minimal_dfa, unite
 from .layout import INDENTED_LEVELS
 from .negation import negate
 from .places import Alternative, Conjunction, Limits, Place, refused
@@ -51,8 +52,8 @@ class Compiler:
         # Likewise: the complement of a schema among objects of some properties, and the values of properties.
         self.complements: dict[tuple[int, tuple[str, ...]], tuple[Schema, list[Schema]]] = {}
         self.settled: dict[tuple[int, ...], tuple[Conjunction, list[Any] | None]] = {}
-        # Where each branch of a oneOf is part of another one.
-        self.exhausted: set[str] = set()
+        # The first place where each branch of a oneOf is part of the others.
+        self.exhausted: Place | None = None
         self.obeyed = READ_BESIDE | set(validator.VALIDATORS)
         self.refs_stand_alone = refs_stand_alone(validator)
         if self.refs_stand_alone:
@@ -64,6 +65,13 @@ class Compiler:
             return ConstraintError(
                 f"The schema's recursion has no end within a depth of {self.limits.depth}: each level demands the "
                 "next one. Make the property that leads on optional, or let it be null or an empty list."
+            )
+        if self.exhausted is not None:
+            return refused(
+                "oneOf",
+                "what fulfils one of its branches fulfils another one as well",
+                self.exhausted,
+                "Use anyOf",
             )
         return ConstraintError(
             f"Nothing that can be guaranteed fulfils the schema at {self.impossible or '$'}. Look there for "
@@ -82,11 +90,11 @@ class Compiler:
         if key in self.languages:
             return self.languages[key][1]
         self.visit()
-        language = self._any_way(self.alternatives(conjunction, place), place)
-        if language is NOTHING and place.path in self.exhausted:
-            raise refused(
-                "oneOf", "what fulfils one of its branches fulfils another one as well", place, "Use anyOf"
-            )
+        groups = () if free else independent(self, conjunction, place)
+        if groups:
+            language = embed(reduce(intersection, [minimal_dfa(self._any_way(group, place)) for group in groups]))
+        else:
+            language = self._any_way(self.alternatives(conjunction, place), place)
         if language is NOTHING and self.impossible is None:
             self.impossible = place.path
         if free:

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 # How often two ways through the choices are held against each other.
 MAX_COMPARISONS = 10_000
 
+# A complement of more branches is taken only where nothing stricter will do.
+MAX_BRANCHES = 3
+
 # What a value is not held against when two ways are compared. What these lead to stands among the parts, but for
 # the oneOf in question, which would exclude the value itself.
 _NOT_COMPARED = (
@@ -130,10 +133,12 @@ def exclude(
 def _exclude(compiler: Compiler, other: Schema, parts: Alternative, place: Place) -> Alternative | None:
     """`parts`, so that nothing that fulfils them fulfils the other branch; None where that takes more."""
     cuts = compiler.cuts
+    names = tuple(declared_of(parts) | required_of(parts))
     for rival, _ in compiler.alternatives((other,), place):
         if _disjoint(compiler, parts, rival, place):
             continue
-        exclusion = _exclusion(compiler, parts, rival, place)
+        few = len(compiler.complement(other, names)) <= MAX_BRANCHES
+        exclusion = None if few else _exclusion(compiler, parts, rival, place)
         if exclusion is None:
             compiler.cuts = cuts
             return None
@@ -154,9 +159,17 @@ def _exclusion(compiler: Compiler, parts: Alternative, rival: Alternative, place
         if name not in declared:
             return lacks(name)
     for name in declared:
-        if _disjoint(compiler, (*parts, Aside({"required": [name]})), rival, place):
-            return Aside({"required": [name]})
+        there = Aside({"required": [name]})
+        if not _impossible(compiler, parts, name, place) and _disjoint(compiler, (*parts, there), rival, place):
+            return there
     return lacks(missing[0]) if len(missing) == 1 else None
+
+
+def _impossible(compiler: Compiler, parts: Alternative, name: str, place: Place) -> bool:
+    """Whether it is certain that an object that fulfils `parts` lacks a property."""
+    conjunction = member(compiler, parts, name, place)
+    inside = place.inside(f".{name}", conjunction)
+    return settle(compiler, conjunction) == [] or not compiler.alternatives(conjunction, inside)
 
 
 def _disjoint(compiler: Compiler, one: Alternative, two: Alternative, place: Place) -> bool:
