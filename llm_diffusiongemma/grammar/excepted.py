@@ -28,6 +28,7 @@ from .language import (
     optional,
     unite,
 )
+from .numbers import EXACT_DIGITS
 from .pattern import LINE_ENDS, WHITE_SPACE, Ranges, all_but, json_string_character
 
 _ANYTHING = Repetition(OneByte(ALL_BYTES), 0, None)
@@ -107,7 +108,7 @@ def _spelled_oddly() -> Language:
     sign = optional(Literal(b"-"))
     # One of them is the point. That of an integer is no matter, with whose digits nothing is rounded.
     long = intersection(
-        minimal_dfa(concatenate(sign, Repetition(digits, scalars.SIGNIFICANT_DIGITS + 2, None))),
+        minimal_dfa(concatenate(sign, Repetition(digits, EXACT_DIGITS + 2, None))),
         minimal_dfa(concatenate(_ANYTHING, Literal(b"."), _ANYTHING)),
     )
     return unite([exponent, embed(long)])

@@ -7,7 +7,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-import referencing
 
 from llm_diffusiongemma.backends.form import read_form
 from llm_diffusiongemma.errors import ConstraintError
@@ -21,9 +20,8 @@ DRAFT_4, DRAFT_6, DRAFT_7, DRAFT_2019, DRAFT_2020 = DRAFTS
 
 
 def judge_of(schema: dict[str, Any]) -> Any:
-    """jsonschema as it comes, which fetches nothing. An empty pattern, which it overlooks, is spelt otherwise."""
-    schema = json.loads(json.dumps(schema).replace('"patternProperties": {"":', '"patternProperties": {"^":'))
-    return DRAFTS[schema["$schema"]](schema, registry=referencing.Registry())
+    """jsonschema as it comes, which fetches nothing, but for multiples and empty patterns."""
+    return schemas.stock_judge(schema)
 
 
 def check_texts(schema: dict[str, Any], count: int, seed: int = 0) -> None:
@@ -195,10 +193,6 @@ def beside(**box: Any) -> dict[str, Any]:
             },
             "keyword unevaluatedProperties at",
         ),
-        # Multiples that no double holds.
-        ({"type": "integer", "multipleOf": 3.0, "minimum": 2**53}, "keyword multipleOf at"),
-        ({"type": "integer", "multipleOf": 1.5, "maximum": -(10**17)}, "keyword multipleOf at"),
-        ({"type": "number", "multipleOf": 0.7}, "keyword multipleOf at"),
     ],
 )
 def test_what_would_break_the_final_check_is_refused(schema: dict[str, Any], cause: str) -> None:
@@ -266,6 +260,10 @@ def test_what_would_break_the_final_check_is_refused(schema: dict[str, Any], cau
         {"$schema": DRAFT_7, "type": "integer", "multipleOf": 3, "minimum": 2**53},
         {"$schema": DRAFT_7, "type": "number", "multipleOf": 0.01, "minimum": 0},
         {"$schema": DRAFT_7, "type": "number", "multipleOf": 1.5, "minimum": 10},
+        {"$schema": DRAFT_7, "type": "number", "multipleOf": 0.7},
+        # Multiples that no double holds.
+        {"$schema": DRAFT_7, "type": "integer", "multipleOf": 3.0, "minimum": 2**53},
+        {"$schema": DRAFT_7, "type": "integer", "multipleOf": 1.5, "maximum": -(10**17)},
     ],
 )
 def test_what_is_accepted_passes_the_final_check(schema: dict[str, Any]) -> None:

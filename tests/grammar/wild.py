@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import decimal
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -14,6 +16,20 @@ DRAFTS: dict[str, Any] = {
     "https://json-schema.org/draft/2019-09/schema": jsonschema.Draft201909Validator,
     "https://json-schema.org/draft/2020-12/schema": jsonschema.Draft202012Validator,
 }
+
+
+def in_decimals(validator: Any) -> Any:
+    """A class of jsonschema's with multiples of decimals: in doubles 19.99 is no multiple of 0.01."""
+
+    def multiple_of(_: Any, factor: float, value: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with decimal.localcontext(decimal.Context(prec=700)):
+                if decimal.Decimal(str(value)) % decimal.Decimal(str(factor)):
+                    yield jsonschema.ValidationError("no multiple")
+
+    return jsonschema.validators.extend(validator, {"multipleOf": multiple_of})
+
+
 NAMES = ("a", "b", "type", "x1", "é")
 PATTERNS = ("^x", "a", "^[a-c]$", "^(a+)+$", "", "1$|^type$")
 VALUES: tuple[Any, ...] = (
