@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llm_diffusiongemma.backends.form import read_form
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.habits import unwrapped
 from llm_diffusiongemma.grammar.schema import compile_schema, schema_language
@@ -38,6 +39,12 @@ def test_a_wrapper_is_taken_off(wrapper: dict[str, Any]) -> None:
     assert dfa.accepts(b'{"a": "b"}')
     assert not dfa.accepts(b"5")
     assert wrapper == before
+
+
+def test_a_prompt_shows_the_schema_without_its_wrapper() -> None:
+    wrapped, plain = read_form({"name": "person", "schema": PERSON}, None, None), read_form(PERSON, None, None)
+    assert wrapped is not None and plain is not None
+    assert wrapped.request == plain.request
 
 
 @pytest.mark.parametrize(
