@@ -96,6 +96,7 @@ def _check_one(**asked: object) -> None:
 
 
 def _json(schema: dict[str, Any]) -> Form:
+    from ..grammar.habits import unwrapped
     from ..grammar.schema import compile_schema
 
     compiled = compile_schema(schema)
@@ -111,7 +112,7 @@ def _json(schema: dict[str, Any]) -> Form:
             # A validator that breaks down has said nothing about the reply, which the automaton knows.
             return compiled.dfa.accepts(text.encode())
 
-    return Form(compiled.dfa, json_request(schema), is_valid, compiled.lowered)
+    return Form(compiled.dfa, json_request(unwrapped(schema)), is_valid, compiled.lowered)
 
 
 def lowered_note(lowered: Sequence[Lowered]) -> str:

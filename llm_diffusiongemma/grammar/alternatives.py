@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .dialects import Part, Schema, resolve
+from .dialects import Part, Schema
 from .exclusion import contradicts, exclude, rivalry
 from .keywords import UNEVALUATED, declared_of, required_of, types_of, values_of
 from .negation import Negation, is_exact, lacks
 from .places import LIMITS, Alternative, Aside, Place
+from .references import resolve
 
 if TYPE_CHECKING:
     from .compiler import Compiler

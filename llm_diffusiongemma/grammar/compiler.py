@@ -11,12 +11,13 @@ from typing import Any
 
 from ..errors import ConstraintError
 from .alternatives import expand, independent
-from .dialects import Schema, references, refs_stand_alone, resolve
+from .dialects import Schema, references, refs_stand_alone
 from .language import NOTHING, Language, StateLimitError, embed, intersection, minimal_dfa, unite
 from .layout import Layout
 from .negation import negate
 from .places import Alternative, Conjunction, Limits, Place, refused
 from .records import Lowered
+from .references import resolve
 from .values import value_language
 
 # Places and choices that are looked at before a schema counts as too large. Each stands for some states.
@@ -50,6 +51,7 @@ class Compiler:
         self.languages: dict[Any, tuple[Conjunction, Language]] = {}
         self.met: dict[int, tuple[Schema, frozenset[str]]] = {}
         self.met_behind: dict[str, frozenset[str]] = {}
+        self.judges: dict[int, tuple[Schema, Any]] = {}
         # Likewise: the complement of a schema among objects of some properties, and the values of properties.
         self.complements: dict[tuple[int, tuple[str, ...]], tuple[Schema, list[Schema]]] = {}
         self.settled: dict[tuple[int, ...], tuple[Conjunction, list[Any] | None]] = {}
@@ -185,4 +187,10 @@ class Compiler:
 
     def is_valid(self, value: Any, parts: Sequence[Schema]) -> bool:
         """Whether a value fulfils all of these, by the judge of finished replies."""
-        return all(part in (True, {}) or self.validator.evolve(schema=part).is_valid(value) for part in parts)
+        return all(part in (True, {}) or self._judge(part).is_valid(value) for part in parts)
+
+    def _judge(self, part: Schema) -> Any:
+        known = self.judges.get(id(part))
+        if known is None:
+            known = self.judges[id(part)] = (part, self.validator.evolve(schema=part))
+        return known[1]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .dialects import Part, Schema, resolve
+from .dialects import Part, Schema
 from .keywords import (
     IN_PLACE,
     TYPES,
@@ -32,6 +32,7 @@ from .language import StateLimitError
 from .negation import lacks
 from .objects import member
 from .places import Alternative, Aside, Place
+from .references import resolve
 
 if TYPE_CHECKING:
     from .compiler import Compiler

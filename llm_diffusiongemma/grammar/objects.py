@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from . import scalars
-from .dialects import Part, Schema, resolve
+from .dialects import Part, Schema
 from .keywords import declared_of, largest_of, patterns_of, required_of, smallest_of
 from .language import (
     NOTHING,
@@ -27,6 +27,7 @@ from .language import (
 from .names import Region, regions, summed
 from .pattern import is_found
 from .places import Alternative, Aside, Conjunction, Place, refused
+from .references import resolve
 
 if TYPE_CHECKING:
     from .compiler import Compiler

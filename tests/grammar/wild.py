@@ -50,6 +50,8 @@ VALUES: tuple[Any, ...] = (
     {"type": "a"},
 )
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+# Keywords that are read together with another one.
+READ_BESIDE = {"if": ("then", "else"), "contains": ("minContains", "maxContains")}
 
 
 def wild_schema(rng: random.Random, draft: str) -> dict[str, Any]:
@@ -81,14 +83,15 @@ class _Maker:
                 ("object", "object", "array", "array", "string", "number", ["integer", "null"])
             )
         for keyword in rng.sample(self.keywords, rng.randint(1, 5)):
-            found[keyword] = self.value(keyword, depth - 1)
+            for each in (keyword, *(name for name in READ_BESIDE.get(keyword, ()) if rng.random() < 0.6)):
+                found[each] = self.value(each, depth - 1)
         if not self.has_booleans:
             found.pop("exclusiveMinimum", None), found.pop("exclusiveMaximum", None)
             for low in ("minimum", "maximum"):
                 if low in found and rng.random() < 0.3:
                     found[f"exclusive{low.capitalize()}"] = rng.random() < 0.5
         if rng.random() < 0.1:
-            found["$ref"] = rng.choice(("#/definitions/one", "#/definitions/two", "#", "#/nowhere"))
+            found["$ref"] = rng.choice(("#/definitions/one", "#/definitions/two", "#", "#/nowhere", "#x", "y"))
         if rng.random() < 0.05:
             found[rng.choice(("id", "$id"))] = rng.choice(("http://example.com/x.json", "#x", "y"))
         return found
