@@ -192,10 +192,6 @@ def beside(**box: Any) -> dict[str, Any]:
         # What jsonschema reads differently or not at all.
         ({"$schema": DRAFT_2019, "items": True, "unevaluatedItems": False}, "keyword unevaluatedItems at"),
         (
-            {"patternProperties": {"": {"type": "null"}}, "additionalProperties": False},
-            "keyword patternProperties",
-        ),
-        (
             {
                 "patternProperties": {"^(a+)+$": {}},
                 "unevaluatedProperties": False,
