@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 
 # By what the checksums of names are counted which have to be different, and what that may cost.
-LARGEST_MODULUS = 29
-MAX_DIFFERENT_STATES = 12_000
+LARGEST_MODULUS = 13
+MAX_DIFFERENT_STATES = 6000
 
 # The names of a region, and the values that they may have.
 Entry = tuple[Region, Language]
