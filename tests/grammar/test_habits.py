@@ -43,7 +43,8 @@ def test_a_wrapper_is_taken_off(wrapper: dict[str, Any]) -> None:
 
 def test_a_prompt_shows_the_schema_without_its_wrapper() -> None:
     wrapped, plain = read_form({"name": "person", "schema": PERSON}, None, None), read_form(PERSON, None, None)
-    assert wrapped is not None and plain is not None
+    assert wrapped is not None
+    assert plain is not None
     assert wrapped.request == plain.request
 
 
