@@ -9,8 +9,8 @@ A path is a folder or a file: JSON, or JSON lines, with or without .gz. A file o
 - or a schema alone, of which only is asked whether it compiles.
 
 A schema passes if every valid instance of it is writable, as `json.dumps` writes it with or without spaces, and
-no invalid one is. A group is what stands before `---` in a name, or else before its last number (`JME_1.json`:
-JME); in a folder of folders it is the folder. Nothing is fetched, and no model is loaded.
+no invalid one is. A group is what stands before `---` in a name, or before the first `_` of one that ends in a
+number (`JME_1.json`: JME); in a folder of folders it is the folder. Nothing is fetched, and no model is loaded.
 """
 
 from __future__ import annotations
@@ -132,7 +132,10 @@ def _cases_of(content: Any, folder: str, name: str, schema_uri: str | None) -> I
 
 def _group(name: str) -> str:
     before, found, _ = name.partition("---")
-    return before if found else re.sub(r"[_\-.]?\d*(_Normalized)?\.jsonl?(:\d+)?$", "", name)
+    if found:
+        return before
+    numbered = re.match(r"([^_]+)_.*\d+(_Normalized)?\.json$", name)
+    return numbered[1] if numbered else name.partition(".")[0]
 
 
 def measure(case: Case, limit_seconds: float = LIMIT_SECONDS) -> Outcome:
