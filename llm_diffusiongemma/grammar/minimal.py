@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from .dfa import ByteDFA, Row
 
+# Rounds of refinement that take as long as settling what they have left.
+_ROUNDS_TO_SETTLE = 64
+
 # States whose merging is verified at once.
 _CHUNK = 4096
 
@@ -27,7 +30,7 @@ def minimal(rows: Sequence[Row], accepting: Sequence[bool]) -> ByteDFA:
     if length[0] < 0:
         return ByteDFA(np.zeros((1, 1), np.int32), np.zeros(256, np.int32), np.zeros(1, np.bool_))
     arcs = _Arcs.of(rows, length)
-    parts = _equivalent_states(arcs, length)
+    parts = _equivalent_states(rows, arcs, length)
     merged = arcs.merged(parts)
     order = merged.order(int(parts[0]))
     numbers = np.zeros(len(order), np.int32)
@@ -168,35 +171,37 @@ def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> np
     return within
 
 
-def _equivalent_states(arcs: _Arcs, length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _equivalent_states(rows: Sequence[Row], arcs: _Arcs, length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """A number for each state, `[states]`: the same where the same texts are accepted; -1 where none is.
 
-    Moore's refinement. It starts from what equivalent states must share, the length of the shortest accepted text
-    and the bytes that lead on; from "accepting or not" a chain of n states would need n rounds. A state that is
-    like no other any more is not looked at again, so a round costs what is left.
+    Moore's refinement, from what equivalent states must share: the length of the shortest accepted text and the
+    bytes that lead on. It needs as many rounds as there are bytes to the nearest difference, thousands in a
+    counter. So now and then `_settle` goes through what doesn't depend on anything undecided any more.
     """
     random = np.random.default_rng(0)
     class_weights = random.integers(1 << 63, size=arcs.num_classes, dtype=np.int64) | 1
     # A set weighs as much as its classes together: it doesn't matter how a state's bytes are split into sets.
     weights = _sums(class_weights[arcs.classes], arcs.first_class)[arcs.mask]
-    signatures = length * int(random.integers(1 << 62) | 1) + _sums(weights, arcs.first)
     parts = np.full(len(length), -1, np.int64)
+    signatures = _scattered(length) * 3 + _sums(weights, arcs.first)
     left = np.flatnonzero(length >= 0)
-    before = 0
-    num_parts = 0
-    while True:
+    num_parts = before = work = 0
+    while len(left):
         _, parts_left, sizes = np.unique(signatures[left], return_inverse=True, return_counts=True)
-        parts_left = parts_left.reshape(-1)
-        # New numbers for all that are left, which no state that is done with has.
-        parts[left] = num_parts + parts_left
+        # New numbers for all that are left, which no state that is settled has.
+        parts[left] = num_parts + parts_left.reshape(-1)
+        num_parts += len(sizes)
         if len(sizes) == before:
             break
-        num_parts += len(sizes)
-        shared = sizes[parts_left] > 1
-        left = left[shared]
-        if not len(left):
-            break
+        left = left[sizes[parts_left] > 1]
         before = int((sizes > 1).sum())
+        work += len(left)
+        if work > _ROUNDS_TO_SETTLE * len(left):
+            work = 0
+            num_parts = _settle(rows, parts, left, num_parts, length)
+            left = left[parts[left] < 0]
+            parts[left] = ~parts[left]
+            before = len(np.unique(parts[left]))
         own, counts = arcs.of_states(left)
         ends = np.concatenate([[0], np.cumsum(counts)])
         following = _sums(weights[own] * _scattered(parts[arcs.target[own]]), ends)
@@ -206,6 +211,50 @@ def _equivalent_states(arcs: _Arcs, length: npt.NDArray[np.int64]) -> npt.NDArra
     parts = compact.reshape(-1) - int((length < 0).any())
     _verify(arcs, parts, length == 0)
     return parts
+
+
+def _settle(
+    rows: Sequence[Row],
+    parts: npt.NDArray[np.int64],
+    left: npt.NDArray[np.int64],
+    num_parts: int,
+    length: npt.NDArray[np.int64],
+) -> int:
+    """Give those of the states `left` a final number that lead to finally numbered ones only.
+
+    What is equivalent to such a state leads to the same numbers, so it is recognised by them. The others' `parts`
+    become negative (`~part`). Returns the new number of parts.
+    """
+    parts[left] = ~parts[left]
+    numbers = parts.tolist()
+    dead = (length < 0).tolist()
+    accepting = (length == 0).tolist()
+    waiting: dict[int, int] = {}
+    sources: dict[int, list[int]] = {}
+    ready: list[int] = []
+    for state in left.tolist():
+        undecided = {target for _, target in rows[state] if numbers[target] < 0 and not dead[target]}
+        if not undecided:
+            ready.append(state)
+            continue
+        waiting[state] = len(undecided)
+        for target in undecided:
+            sources.setdefault(target, []).append(state)
+    known: dict[tuple[bool, frozenset[tuple[int, int]]], int] = {}
+    for state in ready:
+        by_part: dict[int, int] = {}
+        for mask, target in rows[state]:
+            if not dead[target]:
+                by_part[numbers[target]] = by_part.get(numbers[target], 0) | mask
+        number = known.setdefault((accepting[state], frozenset(by_part.items())), num_parts)
+        num_parts += number == num_parts
+        numbers[state] = number
+        for source in sources.get(state, ()):
+            waiting[source] -= 1
+            if not waiting[source]:
+                ready.append(source)
+    parts[left] = [numbers[state] for state in left.tolist()]
+    return num_parts
 
 
 def _scattered(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

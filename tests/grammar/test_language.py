@@ -7,6 +7,7 @@ import random
 import re
 import time
 
+import numpy as np
 import pytest
 
 from llm_diffusiongemma.errors import ConstraintError
@@ -22,15 +23,20 @@ from llm_diffusiongemma.grammar.language import (
     StateLimitError,
     byte_set,
     concatenate,
+    difference,
     embed,
+    estimated_states,
     intersection,
     minimal_dfa,
     optional,
+    same_language,
     unite,
 )
 from llm_diffusiongemma.grammar.pattern import choices_language, regex_language, search_language
 from llm_diffusiongemma.grammar.samples import random_texts
 from tests.grammar.walks import check_promises
+
+ENDS = [(b"a", b"\x00"), (b"b", b"\x01")]
 
 
 def words(alphabet: bytes, longest: int) -> list[bytes]:
@@ -94,6 +100,65 @@ def test_intersection() -> None:
         for word in words(b"ab", 5):
             matches = [bool(re.fullmatch(pattern.encode(), word)) for pattern in (one, two)]
             assert both.accepts(word) == all(matches)
+
+
+def test_difference() -> None:
+    rng = random.Random(4)
+    for _ in range(50):
+        (first, one), (second, two) = expression(rng, 3), expression(rng, 3)
+        rest = difference(minimal_dfa(first), minimal_dfa(second))
+        check_promises(rest)
+        for word in words(b"ab", 5):
+            expected = re.fullmatch(one.encode(), word) and not re.fullmatch(two.encode(), word)
+            assert rest.accepts(word) == bool(expected)
+
+
+def test_loops_and_embedded_automata_in_each_other() -> None:
+    """Against the same expression with nothing embedded: one automaton, number for number."""
+    rng = random.Random(5)
+    for _ in range(60):
+        (one, _), (two, _) = expression(rng, 2), expression(rng, 2)
+        whole = []
+        for each in (embed(minimal_dfa(unite([one, two]))), unite([one, two])):
+            loop = Repetition(concatenate(each, optional(two), each), 0, None)
+            whole.append(minimal_dfa(concatenate(optional(loop), one, loop)))
+        check_promises(whole[0])
+        assert same_language(*map(embed, whole))
+
+
+def test_rows_say_what_the_moves_do() -> None:
+    dfa = regex_language(r"(?:é|[a-f]{2,3}|\W)*x")
+    for state in range(dfa.dead):
+        row = np.full(256, dfa.dead)
+        for mask, target in dfa.rows[state]:
+            row[[byte for byte in range(256) if mask >> byte & 1]] = target
+        assert (row == dfa.transitions[state]).all()
+        assert len({target for _, target in dfa.rows[state]}) == len(dfa.rows[state])
+
+
+def test_an_estimate_of_states_is_no_less_than_they_are() -> None:
+    rng = random.Random(6)
+    for _ in range(100):
+        language, pattern = expression(rng, 3)
+        # Where bytes are counted and sets are not disjoint, subsets may be more.
+        if "," not in pattern:
+            assert minimal_dfa(language).dead <= estimated_states(language) + 1, pattern
+    counter = Repetition(utf8(((0, 0x10FFFF),)), 0, 100)
+    assert estimated_states(counter) == 100 * minimal_dfa(utf8(((0, 0x10FFFF),))).dead
+
+
+def test_a_long_counter_is_built_soon() -> None:
+    """Its states differ from each other by what is thousands of bytes away."""
+    character = utf8(((0, 0x10FFFF),))
+    words = [concatenate(Literal(start), Repetition(character, 0, 3500), Literal(end)) for start, end in ENDS]
+    start = time.process_time()
+    dfa = minimal_dfa(unite(words))
+    assert time.process_time() - start < 3
+    assert 50_000 < dfa.dead < MAX_STATES
+    for text in ("a" + "é" * 3500 + "\x00", "b" + "x" * 7 + "\x01"):
+        assert dfa.accepts(text.encode())
+    for text in ("a" + "é" * 3502 + "\x00", "b" + "x" * 7 + "\x02"):
+        assert not dfa.accepts(text.encode())
 
 
 @pytest.mark.parametrize("seed", range(40))
