@@ -31,7 +31,8 @@ from llm_diffusiongemma.backends import engine as engine_module
 from llm_diffusiongemma.backends import forks
 from llm_diffusiongemma.backends.engine import get_engine
 from llm_diffusiongemma.errors import DeviceError
-from llm_diffusiongemma.grammar.scalars import bounded_number
+from llm_diffusiongemma.grammar import numbers
+from llm_diffusiongemma.grammar.numbers import Bounds, bounded_number
 from llm_diffusiongemma.interrupts import Command
 
 from .conftest import TINY, after_each_forward
@@ -218,12 +219,16 @@ def test_the_async_model_in_a_host_of_its_own() -> None:
 
 def test_few_digits_move_no_bound() -> None:
     """Where the host's arithmetic had two digits, at most 117 was at most 120."""
-    wide = (decimal.Decimal("0.125"), None, decimal.Decimal(117), None)
-    bounded_number.cache_clear()
-    expected = bounded_number(*wide)
-    bounded_number.cache_clear()
+    wide = Bounds(minimum=decimal.Decimal("0.125"), maximum=decimal.Decimal(117))
+
+    def language() -> object:
+        bounded_number.cache_clear()
+        numbers._between.cache_clear()
+        return bounded_number(wide)
+
+    expected = language()
     with decimal.localcontext(decimal.Context(prec=2)):
-        found = bounded_number(*wide)
+        found = language()
     assert repr(found) == repr(expected)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -97,6 +96,7 @@ def _check_one(**asked: object) -> None:
 
 
 def _json(schema: dict[str, Any]) -> Form:
+    from ..grammar.habits import unwrapped
     from ..grammar.schema import compile_schema
 
     compiled = compile_schema(schema)
@@ -112,7 +112,7 @@ def _json(schema: dict[str, Any]) -> Form:
             # A validator that breaks down has said nothing about the reply, which the automaton knows.
             return compiled.dfa.accepts(text.encode())
 
-    return Form(compiled.dfa, json_request(schema), is_valid, compiled.lowered)
+    return Form(compiled.dfa, json_request(unwrapped(schema)), is_valid, compiled.lowered)
 
 
 def lowered_note(lowered: Sequence[Lowered]) -> str:
@@ -144,7 +144,7 @@ def json_request(schema: dict[str, Any]) -> str:
 
 
 def _matching(pattern: str) -> Form:
-    from ..grammar.pattern import may_backtrack, regex_language
+    from ..grammar.pattern import regex_language
 
     if not pattern:
         raise ConstraintError("The regular expression is empty, and a reply can't be. Say what it should match.")
@@ -153,12 +153,7 @@ def _matching(pattern: str) -> Form:
     language = regex_language(pattern)
     request = f"Answer with a text that matches this regular expression: {pattern}"
 
-    def matches(text: str) -> bool:
-        if may_backtrack(pattern):
-            return language.accepts(text.encode())
-        return re.fullmatch(pattern, text) is not None
-
-    return Form(language, request, matches)
+    return Form(language, request, lambda text: language.accepts(text.encode()))
 
 
 def _one_of(text: str) -> Form:

@@ -36,7 +36,6 @@ from .language import (
     minimal_dfa,
     optional,
 )
-from .layout import gaps
 from .objects import in_place
 from .places import Alternative, Conjunction, Place, refused
 
@@ -82,9 +81,9 @@ def array_language(compiler: Compiler, parts: Alternative, place: Place) -> Lang
     rest = _item(compiler, parts, fixed, place) if most is None or most > fixed else NOTHING
     if asked is not None and most is not None and (rest is not NOTHING or most < fixed):
         compiler.lower("maxItems", asked, most, place)
-    comma, opening, closing = gaps(place.nesting)
+    comma, _, _ = compiler.layout.gaps(place.nesting)
     if fixed == 0:
-        items: Language = Separated((), rest, comma, least, most)
+        items: Language = Separated((), rest, comma, max(least, 1), most)
     else:
         more = None if most is None else max(0, most - fixed)
         items = Repetition(concatenate(comma, rest), max(0, least - fixed), more)
@@ -93,11 +92,9 @@ def array_language(compiler: Compiler, parts: Alternative, place: Place) -> Lang
         for index in reversed(range(fixed if most is None else min(fixed, most))):
             item = _item(compiler, parts, index, place, contained if index < leading else ())
             items = concatenate(comma, item, items) if index else concatenate(item, items)
-            if index >= least:
+            if index and index >= least:
                 items = EMPTY_TEXT if items is NOTHING else optional(items)
-    if items is NOTHING:
-        return NOTHING
-    return concatenate(Literal(b"["), opening, items, closing, Literal(b"]"))
+    return compiler.layout.enclosed(b"[]", items, place.nesting, least == 0)
 
 
 def _item(compiler: Compiler, parts: Alternative, index: int, place: Place, extra: Conjunction = ()) -> Language:
@@ -142,9 +139,9 @@ def _unique_array(
         members = [compiler.language(conjunction, inside)]
     if asked is not None and most is not None and most < len(members):
         compiler.lower("maxItems", asked, most, place)
-    comma, opening, closing = gaps(place.nesting)
-    items = Separated(tuple((member, False) for member in members), None, comma, least, most)
-    return concatenate(Literal(b"["), opening, items, closing, Literal(b"]"))
+    comma, _, _ = compiler.layout.gaps(place.nesting)
+    items = Separated(tuple((member, False) for member in members), None, comma, max(least, 1), most)
+    return compiler.layout.enclosed(b"[]", items, place.nesting, least == 0)
 
 
 @lru_cache(maxsize=64)

@@ -25,9 +25,9 @@ Ints = npt.NDArray[np.int32]
 # Farther than any budget: the end can't be reached from there.
 UNREACHABLE = np.int32(1 << 30)
 
-# Classes times states of an automaton. Real schemas have up to some 200,000; at this bound it takes a
-# quarter of a gigabyte.
-MAX_TABLE_CELLS = 1 << 26
+# Moves of all kinds of tokens together, and of the beginnings of tokens. Schemas of tens of thousands of states
+# have some millions; at this bound they take a quarter of a gigabyte.
+MAX_MOVES = 1 << 25
 
 
 class Vocabulary:
@@ -90,9 +90,27 @@ class Arcs:
     def __len__(self) -> int:
         return len(self.source)
 
+    def of(self, chosen: npt.NDArray[np.int64]) -> Arcs:
+        """Those with these numbers, in their order."""
+        return Arcs(self.source[chosen], self.target[chosen], self.label[chosen])
+
     def sorted_by(self, key: npt.NDArray[np.int64]) -> Arcs:
-        order = np.argsort(key, kind="stable")
-        return Arcs(self.source[order], self.target[order], self.label[order])
+        return self.of(np.argsort(key, kind="stable"))
+
+
+class Outgoing:
+    """Where the arcs of each state are, in arcs that are sorted by source."""
+
+    def __init__(self, source: npt.NDArray[np.int64], num_states: int) -> None:
+        self.count: npt.NDArray[np.int64] = np.bincount(source, minlength=num_states)
+        self.first: npt.NDArray[np.int64] = self.count.cumsum() - self.count
+
+    def of(self, states: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The arcs that lead out of any of `states`, and for each which of `states` it is, both `[arcs]`."""
+        count = self.count[states]
+        nth: npt.NDArray[np.int64] = np.repeat(np.arange(len(states)), count)
+        shift: npt.NDArray[np.int64] = self.first[states] - (np.cumsum(count) - count)
+        return shift[nth] + np.arange(len(nth), dtype=np.int64), nth
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +129,31 @@ class Segments:
 
 
 @dataclass(frozen=True, eq=False)
+class Moves:
+    """Where the tokens of each class of text lead, from the states in which they can stand."""
+
+    counts: npt.NDArray[np.int64]
+    """`[classes]`: of how many states, one at least"""
+    source: Ints
+    """The states, class by class and ascending"""
+    target: Ints
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """`[classes + 1]`: where those of a class begin, and where all end."""
+        return np.append(0, np.cumsum(self.counts))
+
+    def target_of(self, token_class: int, state: int) -> int | None:
+        """Where a token of the class leads from a state; None if it can't stand there."""
+        first, end = self.starts[token_class : token_class + 2]
+        place = first + int(np.searchsorted(self.source[first:end], state))
+        return int(self.target[place]) if place < end and self.source[place] == state else None
+
+
+@dataclass(frozen=True, eq=False)
 class TokenAutomaton:
     """A deterministic automaton over tokens. State 0 is the start.
 
@@ -122,8 +165,7 @@ class TokenAutomaton:
 
     token_class: Ints
     """`[V]`"""
-    moves: Ints
-    """`[text classes, byte states]`: where a token of the class leads."""
+    moves: Moves
     accepting: npt.NDArray[np.bool_]
     """`[byte states]`"""
     eos_token_ids: tuple[int, ...]
@@ -164,7 +206,8 @@ class TokenAutomaton:
                 break
             token_class = int(self.token_class[token])
             if token_class < self.eos_class:
-                state = int(self.moves[token_class, state])
+                target = self.moves.target_of(token_class, state)
+                state = self.dead if target is None else target
             else:
                 ends = token_class == self.eos_class and self.accepting[state]
                 state = self.end if ends else self.dead
@@ -173,41 +216,35 @@ class TokenAutomaton:
     @cached_property
     def _graph(self) -> tuple[Arcs, list[npt.NDArray[np.int64]], Ints]:
         """See `arcs`, `label_classes`, `distance`. Holds only moves from which the end can be reached."""
-        classes, sources = np.nonzero(self.moves != self.dead)
-        targets = self.moves[classes, sources].astype(np.int64)
+        classes = np.repeat(np.arange(len(self.moves)), self.moves.counts)
+        sources, targets = self.moves.source.astype(np.int64), self.moves.target.astype(np.int64)
         accepting = np.flatnonzero(self.accepting)
         sources = np.r_[sources, accepting]
         targets = np.r_[targets, np.full(len(accepting), self.end)]
         classes = np.r_[classes, np.full(len(accepting), self.eos_class)]
 
         pair = sources * self.num_states + targets
-        order = np.lexsort((classes, pair))
-        classes = classes[order]
-        pairs = Segments.of(pair[order])
+        # Classes ascend already, those of the end come last: a stable sort keeps that.
+        order = np.argsort(pair, kind="stable")
+        classes, pairs = classes[order], Segments.of(pair[order])
         source, target = pairs.values // self.num_states, pairs.values % self.num_states
         distance = self._distances(source, target)
-        numbers: dict[bytes, int] = {}
-        label_classes: list[npt.NDArray[np.int64]] = []
         kept = np.flatnonzero(distance[target] < UNREACHABLE)
-        label = np.empty(len(kept), np.int64)
-        for i, arc in enumerate(kept):
-            members = classes[pairs.starts[arc] : pairs.starts[arc] + pairs.sizes[arc]]
-            label[i] = numbers.setdefault(members.tobytes(), len(label_classes))
-            if label[i] == len(label_classes):
-                label_classes.append(members)
+        label, label_classes = _numbered(classes, pairs.starts[kept], pairs.sizes[kept])
         return Arcs(source[kept], target[kept], label), label_classes, distance
 
     def _distances(self, source: npt.NDArray[np.int64], target: npt.NDArray[np.int64]) -> Ints:
-        """Breadth first from the end; `source` is sorted."""
-        segments = Segments.of(source)
+        """Breadth first from the end, against the arcs."""
+        order = np.argsort(target, kind="stable")
+        incoming = Outgoing(target[order], self.num_states)
+        source = source[order]
         distance = np.full(self.num_states, UNREACHABLE, np.int32)
-        distance[self.end] = 0
-        while len(source):
-            nearest = np.minimum.reduceat(distance[target], segments.starts) + 1
-            nearer = nearest < distance[segments.values]
-            if not nearer.any():
-                break
-            distance[segments.values[nearer]] = nearest[nearer]
+        states, length = np.array([self.end]), 0
+        while len(states):
+            distance[states] = length
+            states = source[incoming.of(states)[0]]
+            states = np.unique(states[distance[states] == UNREACHABLE])
+            length += 1
         return distance
 
     @property
@@ -226,6 +263,30 @@ class TokenAutomaton:
         return self._graph[2]
 
 
+def _numbered(
+    members: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
+    """A number for each run of `members`, the same for the same runs, in the order in which they appear first; and
+    the runs by number."""
+    if not len(starts):
+        return np.empty(0, np.int64), []
+    nth = np.repeat(np.arange(len(starts)), sizes)
+    within = np.arange(len(nth)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    # Runs are compared by a random hash modulo 2^64 ...
+    flat = members[starts[nth] + within]
+    random = np.random.default_rng(0).integers(1 << 63, size=int(members.max()) + 1, dtype=np.int64)
+    hashes = np.add.reduceat(random[flat], np.cumsum(sizes) - sizes)
+    _, first, number = np.unique(hashes, return_index=True, return_inverse=True)
+    # ... and a collision, which would take one for the other, is looked for.
+    same = first[number.reshape(-1)]
+    if (sizes != sizes[same]).any() or (
+        members[starts[nth] + within] != members[starts[same[nth]] + within]
+    ).any():
+        raise AssertionError("two different labels of an automaton have the same hash")
+    first.sort()
+    return np.searchsorted(first, same), [members[starts[i] : starts[i] + sizes[i]] for i in first.tolist()]
+
+
 def build(dfa: ByteDFA, vocabulary: Vocabulary) -> TokenAutomaton:
     """The automaton of the token sequences that spell a text of `dfa` and end it.
 
@@ -235,7 +296,7 @@ def build(dfa: ByteDFA, vocabulary: Vocabulary) -> TokenAutomaton:
     return assemble(token_class, moves, dfa, vocabulary)
 
 
-def assemble(token_class: Ints, moves: Ints, dfa: ByteDFA, vocabulary: Vocabulary) -> TokenAutomaton:
+def assemble(token_class: Ints, moves: Moves, dfa: ByteDFA, vocabulary: Vocabulary) -> TokenAutomaton:
     """The automaton from what a build found out: see `TokenAutomaton`. Raises `ConstraintError`."""
     automaton = TokenAutomaton(
         token_class, moves, dfa.accepting, vocabulary.eos_token_ids, vocabulary.pad_token_id
@@ -248,7 +309,7 @@ def assemble(token_class: Ints, moves: Ints, dfa: ByteDFA, vocabulary: Vocabular
     return automaton
 
 
-def _classify(dfa: ByteDFA, vocabulary: Vocabulary) -> tuple[Ints, Ints]:
+def _classify(dfa: ByteDFA, vocabulary: Vocabulary) -> tuple[Ints, Moves]:
     """Class of each token, and where each class of text leads.
 
     The map of a token is that of its prefix followed by the move of its last byte, so maps are built for all
@@ -263,25 +324,35 @@ def _classify(dfa: ByteDFA, vocabulary: Vocabulary) -> tuple[Ints, Ints]:
         following = maps.append(current[alive], column[alive])
         current[alive] = following
         alive = alive[following != _Maps.DEAD]
-    return _number(current, maps.stacked(), vocabulary)
+    return _number(current, maps, vocabulary)
 
 
 class _Maps:
-    """Maps of byte states to byte states, closed step by step under the moves of single bytes."""
+    """Maps of byte states to byte states, closed step by step under the moves of single bytes.
+
+    Each holds only the states that it doesn't lead to the sink: of tens of thousands a token has a place in a few.
+    """
 
     DEAD, IDENTITY = 0, 1
 
     def __init__(self, dfa: ByteDFA) -> None:
-        states = len(dfa.accepting)
+        self._dead = dfa.dead
         self._byte_moves: Ints = np.ascontiguousarray(dfa.moves.T)  # [byte kinds, states]
         self._byte_kind = dfa.byte_kind
-        self._maps: list[Ints] = []
-        self._numbers: dict[bytes, int] = {}
+        nothing, all_states = np.zeros(0, np.int32), np.arange(dfa.dead, dtype=np.int32)
+        # Sources, ascending, and targets; and their numbers by a digest of both.
+        self._maps: list[tuple[Ints, Ints]] = [(nothing, nothing), (all_states, all_states)]
+        self._numbers = {_digest(*pair): number for number, pair in enumerate(self._maps)}
+        self._num_moves = dfa.dead
         # [maps, byte kinds]: the map that follows, -1 where it has not been computed yet.
         self._products: Ints = np.full((64, len(self._byte_moves)), -1, np.int32)
-        self._number_of(np.full(states, dfa.dead, np.int32))
-        self._number_of(np.arange(states, dtype=np.int32))
         self._products[self.DEAD] = self.DEAD
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def __getitem__(self, number: int) -> tuple[Ints, Ints]:
+        return self._maps[number]
 
     def append(self, maps: Ints, last_bytes: npt.NDArray[np.uint8]) -> Ints:
         """The maps that do what `maps` do and then move by a byte. `ConstraintError` if that gets too much."""
@@ -294,31 +365,37 @@ class _Maps:
         if not len(fresh):
             return following
         for pair in fresh:
-            product = self._byte_moves[pair % kinds][self._maps[pair // kinds]]
-            number = self._number_of(product)
+            source, target = self._maps[pair // kinds]
+            target = self._byte_moves[pair % kinds][target]
+            alive = target != self._dead
+            if not alive.all():
+                source, target = source[alive], target[alive]
+            number = self._number_of(source, target)
             self._products[pair // kinds, pair % kinds] = number
         self._products.reshape(-1).take(pairs, out=following)
         return following
 
-    def stacked(self) -> Ints:
-        """All of them, `[maps, states]`."""
-        return np.stack(self._maps)
-
-    def _number_of(self, states: Ints) -> int:
-        number = self._numbers.setdefault(states.tobytes(), len(self._maps))
+    def _number_of(self, source: Ints, target: Ints) -> int:
+        number = self._numbers.setdefault(_digest(source, target), len(self._maps))
         if number == len(self._maps):
-            if (number + 1) * len(states) > MAX_TABLE_CELLS:
+            self._num_moves += len(source)
+            if self._num_moves > MAX_MOVES:
                 raise ConstraintError(
                     "The constraint is too complicated: it tells too many kinds of tokens apart. Make it simpler, "
                     "for example by shorter maximum lengths."
                 )
-            self._maps.append(states)
+            self._maps.append((source, target))
             if number == len(self._products):
                 self._products = np.concatenate([self._products, np.full_like(self._products, -1)])
         return number
 
 
-def _number(current: Ints, maps: Ints, vocabulary: Vocabulary) -> tuple[Ints, Ints]:
+def _digest(source: Ints, target: Ints) -> bytes:
+    """What stands for a map in a table: its own bytes would be kept a second time."""
+    return hashlib.blake2b(source.tobytes() + target.tobytes(), digest_size=16).digest()
+
+
+def _number(current: Ints, maps: _Maps, vocabulary: Vocabulary) -> tuple[Ints, Moves]:
     """Number the maps that tokens have, and the other classes behind them."""
     used = np.flatnonzero(np.bincount(current, minlength=len(maps)))
     used = used[used != _Maps.DEAD]
@@ -330,4 +407,10 @@ def _number(current: Ints, maps: Ints, vocabulary: Vocabulary) -> tuple[Ints, In
     token_class[list(vocabulary.eos_token_ids)] = eos_class
     if vocabulary.pad_token_id is not None:
         token_class[vocabulary.pad_token_id] = pad_class
-    return token_class, maps[used]
+    sources, targets = zip(*map(maps.__getitem__, used.tolist()), strict=True) if len(used) else ([], [])
+    nothing = np.zeros(0, np.int32)
+    return token_class, Moves(
+        np.array([len(each) for each in sources], np.int64),
+        np.concatenate([*sources, nothing]),
+        np.concatenate([*targets, nothing]),
+    )

@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..errors import ConstraintError
+from .characters import LINE_ENDS, WHITE_SPACE, Ranges, all_but, utf8
 from .dfa import ByteDFA
 from .language import (
     MAX_STATES,
@@ -29,7 +30,6 @@ from .language import (
     minimal_dfa,
     unite,
 )
-from .pattern import LINE_ENDS, WHITE_SPACE, Ranges, all_but, utf8
 
 # So many characters of what stands behind a blank tell that it has ended. What follows them is certain by then:
 # nobody begins a signature and goes on with the letter.

@@ -19,19 +19,20 @@ from pathlib import Path
 
 import numpy as np
 
-from .automaton import Ints, TokenAutomaton, Vocabulary, assemble, build
+from .automaton import Ints, Moves, TokenAutomaton, Vocabulary, assemble, build
 from .dfa import ByteDFA
 
 # Part of every key: count it up when what `build` makes, or the layout of a file, changes.
 FORMAT_VERSION = 3
 
-# An entry has a byte or two a token, half a megabyte at most for Gemma's vocabulary, and a little for the states.
+# An entry has a byte or two a token, half a megabyte at most for Gemma's vocabulary, and some bytes a move, of
+# which schemas of tens of thousands of states have a few millions.
 MAX_ENTRIES = 64
 MAX_BYTES = 64 << 20
 
-# A file is the digest, the number of classes of text, then the two tables in the smallest unsigned integers that
-# hold their numbers: class of each token `[V]`, moves `[text classes, byte states]`.
-HEADER = struct.Struct("<32sI")
+# A file is the digest, the numbers of classes of text and of moves, then the tables in the smallest unsigned
+# integers that hold their numbers: class of each token `[V]`, how many moves each class of text has, and these.
+HEADER = struct.Struct("<32sII")
 
 SUFFIX = ".tables"
 # What is removed when there is too much: also what a killed process left half written, and the files of version 1.
@@ -78,10 +79,17 @@ def _key(dfa: ByteDFA, vocabulary: Vocabulary) -> bytes:
 
 
 def _content(key: bytes, automaton: TokenAutomaton) -> bytes:
-    class_type, move_type = _types(len(automaton.moves), len(automaton.accepting))
-    tables = automaton.token_class.astype(class_type).tobytes() + automaton.moves.astype(move_type).tobytes()
-    size = struct.pack("<I", len(automaton.moves))
-    return hashlib.sha256(key + size + tables).digest() + size + tables
+    moves = automaton.moves
+    class_type, state_type = _types(len(moves), len(automaton.accepting))
+    tables = (
+        (automaton.token_class, class_type),
+        (moves.counts, state_type),
+        (moves.source, state_type),
+        (moves.target, state_type),
+    )
+    content = struct.pack("<II", len(moves), len(moves.source))
+    content += b"".join(table.astype(kind).tobytes() for table, kind in tables)
+    return hashlib.sha256(key + content).digest() + content
 
 
 def _types(text_classes: int, states: int) -> tuple[np.dtype, np.dtype]:  # type: ignore[type-arg]
@@ -92,21 +100,30 @@ def _types(text_classes: int, states: int) -> tuple[np.dtype, np.dtype]:  # type
 
 def _read(
     path: Path, key: bytes, dfa: ByteDFA, vocabulary: Vocabulary, max_bytes: int
-) -> tuple[Ints, Ints] | None:
+) -> tuple[Ints, Moves] | None:
     """Class of each token and the classes' moves, or None if what is there is not what was put there."""
     content = _bytes_of(path, max_bytes)
     if content is None or len(content) < HEADER.size:
         return None
-    digest, text_classes = HEADER.unpack_from(content)
+    digest, text_classes, num_moves = HEADER.unpack_from(content)
     if hashlib.sha256(key + content[len(digest) :]).digest() != digest:
         return None
     with contextlib.suppress(OSError):  # a folder that can only be read
         os.utime(path)
-    states = len(dfa.accepting)
-    class_type, move_type = _types(text_classes, states)
-    token_class = np.frombuffer(content, class_type, vocabulary.size, HEADER.size)
-    moves = np.frombuffer(content, move_type, text_classes * states, HEADER.size + token_class.nbytes)
-    return token_class.astype(np.int32), moves.reshape(text_classes, states).astype(np.int32)
+    class_type, state_type = _types(text_classes, len(dfa.accepting))
+    place = HEADER.size
+    tables = []
+    for kind, count in (
+        (class_type, vocabulary.size),
+        (state_type, text_classes),
+        (state_type, num_moves),
+        (state_type, num_moves),
+    ):
+        tables.append(np.frombuffer(content, kind, count, place))
+        place += tables[-1].nbytes
+    token_class, counts, source, target = tables
+    moves = Moves(counts.astype(np.int64), source.astype(np.int32), target.astype(np.int32))
+    return token_class.astype(np.int32), moves
 
 
 def _bytes_of(path: Path, max_bytes: int) -> bytes | None:

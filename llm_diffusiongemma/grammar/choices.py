@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import ConstraintError
 from .automaton import UNREACHABLE, Segments
-from .lattice import LOG_ZERO, NEGLIGIBLE, Floats, Integers, log_sums
+from .log_weights import LOG_ZERO, NEGLIGIBLE, Floats, Integers, log_sums
 
 # Of more than this no probabilities are told. What is at these bounds is laid out in about two seconds at most.
 MAX_CHOICES = 1000

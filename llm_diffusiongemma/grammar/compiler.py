@@ -6,42 +6,57 @@ import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 from ..errors import ConstraintError
-from .alternatives import expand
-from .dialects import Schema, references, refs_stand_alone, resolve
-from .language import NOTHING, Language, StateLimitError, embed, minimal_dfa, unite
-from .layout import INDENTED_LEVELS
-from .places import Alternative, Conjunction, Limits, Place
+from .alternatives import expand, independent
+from .dialects import Schema, references, refs_stand_alone
+from .language import NOTHING, Language, StateLimitError, embed, intersection, minimal_dfa, unite
+from .layout import Layout
+from .negation import negate
+from .places import Alternative, Conjunction, Limits, Place, refused
 from .records import Lowered
+from .references import resolve
 from .values import value_language
 
 # Places and choices that are looked at before a schema counts as too large. Each stands for some states.
 MAX_VISITS = 5000
+
+# What leaves several ways, of which one that is refused is left out.
+CHOICES = ("anyOf", "oneOf", "if", "not")
 
 # Keywords that jsonschema reads together with another one.
 READ_BESIDE = {"then", "else", "minContains", "maxContains", "exclusiveMinimum", "exclusiveMaximum"}
 
 
 class Compiler:
-    """One schema under one set of limits."""
+    """One schema under one set of limits, in one layout."""
 
-    def __init__(self, validator: Any, limits: Limits) -> None:
+    def __init__(self, validator: Any, limits: Limits, layout: Layout) -> None:
         self.validator = validator
         self.root: Schema = validator.schema
         self.limits = limits
+        self.layout = layout
         self.visits = 0
         self.comparisons = 0
         # How often recursion was cut, and the first place where nothing is possible.
         self.cuts = 0
         self.impossible: str | None = None
+        # Objects in which properties that aren't listed stand elsewhere than behind the listed ones.
+        self.spread = 0
         self.lowered: dict[tuple[str, int, int], Lowered] = {}
         # By identity, of which the first value of each entry takes care: as long as it lives no other has it.
         self.known: dict[Any, tuple[Conjunction, list[tuple[Alternative, tuple[str, ...]]], int]] = {}
         self.languages: dict[Any, tuple[Conjunction, Language]] = {}
         self.met: dict[int, tuple[Schema, frozenset[str]]] = {}
         self.met_behind: dict[str, frozenset[str]] = {}
+        self.judges: dict[int, tuple[Schema, Any]] = {}
+        # Likewise: the complement of a schema among objects of some properties, and the values of properties.
+        self.complements: dict[tuple[int, tuple[str, ...]], tuple[Schema, list[Schema]]] = {}
+        self.settled: dict[tuple[int, ...], tuple[Conjunction, list[Any] | None]] = {}
+        # The first place where each branch of a oneOf is part of the others.
+        self.exhausted: Place | None = None
         self.obeyed = READ_BESIDE | set(validator.VALIDATORS)
         self.refs_stand_alone = refs_stand_alone(validator)
         if self.refs_stand_alone:
@@ -54,6 +69,13 @@ class Compiler:
                 f"The schema's recursion has no end within a depth of {self.limits.depth}: each level demands the "
                 "next one. Make the property that leads on optional, or let it be null or an empty list."
             )
+        if self.exhausted is not None:
+            return refused(
+                "oneOf",
+                "what fulfils one of its branches fulfils another one as well",
+                self.exhausted,
+                "Use anyOf",
+            )
         return ConstraintError(
             f"Nothing that can be guaranteed fulfils the schema at {self.impossible or '$'}. Look there for "
             "keywords that contradict each other."
@@ -61,7 +83,7 @@ class Compiler:
 
     def lower(self, keyword: str, asked: int, given: int, place: Place) -> None:
         """Note that a maximum is held to less than what the schema asks for."""
-        if given < asked:
+        if given < asked and not place.spare:
             self.lowered.setdefault((keyword, asked, given), Lowered(keyword, asked, given, place.path))
 
     def language(self, conjunction: Conjunction, place: Place) -> Language:
@@ -71,8 +93,14 @@ class Compiler:
         if key in self.languages:
             return self.languages[key][1]
         self.visit()
-        branches = [value_language(self, parts, where) for parts, where in self.alternatives(conjunction, place)]
-        language = unite(branches)
+        visits = self.visits
+        groups = () if free else independent(self, conjunction, place)
+        if groups:
+            language = embed(reduce(intersection, [minimal_dfa(self._any_way(group, place)) for group in groups]))
+        else:
+            # What has been looked at in vain is looked at once more, and counted then.
+            self.visits = visits
+            language = self._any_way(self.alternatives(conjunction, place), place)
         if language is NOTHING and self.impossible is None:
             self.impossible = place.path
         if free:
@@ -89,7 +117,8 @@ class Compiler:
         if passed:
             again = frozenset[str]().union(*map(self._references, conjunction))
             passed = Counter({reference: passed[reference] for reference in passed if reference in again})
-        return min(place.nesting, INDENTED_LEVELS), place.free, place.here, frozenset(passed.items())
+        level = self.layout.level(place.nesting)
+        return level, place.free, place.here, place.spare, frozenset(passed.items())
 
     def _references(self, schema: Schema) -> frozenset[str]:
         """The references that can be met at a schema's place and further inside, directly or by way of others."""
@@ -111,6 +140,27 @@ class Compiler:
             self.met_behind[reference] = frozenset(seen)
         return self.met_behind[reference]
 
+    def _any_way(self, ways: Sequence[tuple[Alternative, Place]], place: Place) -> Language:
+        """The values of all ways. One that is refused is left out if there are others."""
+        found: list[Language] = []
+        refusals: list[tuple[ConstraintError, Alternative]] = []
+        for parts, where in ways:
+            lowered = dict(self.lowered)
+            try:
+                found.append(value_language(self, parts, where))
+            except ConstraintError as error:
+                self.lowered = lowered
+                refusals.append((error, parts))
+        language = unite(found)
+        if not refusals:
+            return language
+        refusal, parts = refusals[0]
+        if language is NOTHING:
+            raise refusal
+        keyword = next((each for each in CHOICES if any(each in part for part in parts)), CHOICES[0])
+        self.lower(keyword, len(ways), len(found), place)
+        return language
+
     def visit(self) -> None:
         """Count one more place or choice. Raises `StateLimitError` if there are too many."""
         self.visits += 1
@@ -128,6 +178,19 @@ class Compiler:
             self.cuts += self.known[key][2]
         return [(parts, replace(place, here=here)) for parts, here in self.known[key][1]]
 
+    def complement(self, schema: Schema, names: tuple[str, ...]) -> list[Schema]:
+        """What the schema does not take, for objects of these properties: see `negate`."""
+        key = (id(schema), names)
+        if key not in self.complements:
+            self.complements[key] = (schema, negate(self, schema, names))
+        return self.complements[key][1]
+
     def is_valid(self, value: Any, parts: Sequence[Schema]) -> bool:
         """Whether a value fulfils all of these, by the judge of finished replies."""
-        return all(part in (True, {}) or self.validator.evolve(schema=part).is_valid(value) for part in parts)
+        return all(part in (True, {}) or self._judge(part).is_valid(value) for part in parts)
+
+    def _judge(self, part: Schema) -> Any:
+        known = self.judges.get(id(part))
+        if known is None:
+            known = self.judges[id(part)] = (part, self.validator.evolve(schema=part))
+        return known[1]

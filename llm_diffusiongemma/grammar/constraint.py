@@ -25,7 +25,8 @@ from ..errors import NotANumberError
 from .automaton import Segments, TokenAutomaton
 from .choices import ChoiceTexts
 from .exchange import Exchange
-from .lattice import LOG_ZERO, Floats, Integers, Lattice, log_sums
+from .lattice import Lattice, Paths
+from .log_weights import LOG_ZERO, Floats, Integers, log_sums
 from .records import ConstraintReport
 
 # A position behind the end of a text costs at most so many nats. A vague network is far from sure of an empty
@@ -189,7 +190,7 @@ class TextConstraint:
         self._device = device
         self._state = 0
         self._positions = 0
-        self._may_end = np.zeros(0, np.bool_)
+        self._canvas = self._lattice.canvas(0, 0, self.fewest_tokens)
         self._make_room(canvas_length=0)
         self._log_total = 0.0
         self._changed = np.zeros(0, np.bool_)
@@ -204,7 +205,7 @@ class TextConstraint:
         assert self.fewest_tokens <= tokens_left
         # Behind the budget everything is tail.
         self._positions = min(canvas_length, tokens_left)
-        self._may_end = self._automaton.distance <= tokens_left - self._positions
+        self._canvas = self._lattice.canvas(self._state, self._positions, tokens_left - self._positions)
         self._choices_decided = False
         if len(self._small) != canvas_length:
             self._make_room(canvas_length)
@@ -252,8 +253,14 @@ class TextConstraint:
             measured.total[:, self._automaton.eos_class], measured.total[:, self._automaton.pad_class]
         )
         tail_weight = np.maximum(tail, -self._tail_weight)
-        blocks = self._best_blocks(measured, tail_weight)
-        shares = self._class_shares(measured, tail, tail_weight)
+        bests = np.maximum.reduceat(
+            measured.best[: self._positions, self._label_classes], self._labels.starts, axis=1
+        )
+        totals = log_sums(measured.total[: self._positions, self._label_classes], self._labels)
+        paths = self._canvas.weigh(_with_tail(bests, tail_weight), _with_tail(totals, tail_weight))
+        self._log_total = paths.log_total + float(tail_weight[self._positions :].sum())
+        blocks = self._best_blocks(measured, paths)
+        shares = self._class_shares(measured, totals, paths, tail)
 
         with np.errstate(divide="ignore", invalid="ignore"):
             log_shares = np.log(shares)
@@ -307,12 +314,10 @@ class TextConstraint:
                 rows = slice(start, start + rows_per_chunk)
                 _reduce_blocks(group.of(small[rows], skipped), statistics[:, rows, group.blocks])
 
-    def _best_blocks(self, measured: _Measured, tail_weight: Floats) -> Integers:
-        """In which block the token of each position is, `[L]`, on the most probable canvas: Viterbi, then of each
-        label the block that has the best token. Notes where it differs from what the network prefers."""
-        best = measured.best[: self._positions, self._label_classes]
-        weights = np.maximum.reduceat(best, self._labels.starts, axis=1)
-        path = self._lattice.best_path(_with_tail(weights, tail_weight), self._state, self._may_end)
+    def _best_blocks(self, measured: _Measured, paths: Paths) -> Integers:
+        """In which block the token of each position is, `[L]`, on the most probable canvas: of each label the
+        block that has the best token. Notes where it differs from what the network prefers."""
+        path = paths.best
         in_text = np.flatnonzero(path != self._lattice.tail)
         blocks = np.array([self._best_block(measured.best_block[i], path[i]) for i in in_text], np.int64)
         best_block = measured.best_block
@@ -327,19 +332,15 @@ class TextConstraint:
         blocks = self._label_blocks[label]
         return int(blocks[best_of_blocks[blocks].argmax()])
 
-    def _class_shares(self, measured: _Measured, tail: Floats, tail_weight: Floats) -> Floats:
-        """`[L, C]`: in what share of all canvases a token of the class stands there. Notes their log-sum."""
-        total = measured.total[: self._positions]
-        weights = log_sums(total[:, self._label_classes], self._labels)
-        posterior = self._lattice.posterior(_with_tail(weights, tail_weight), self._state, self._may_end)
-        self._log_total = posterior.log_total + float(tail_weight[self._positions :].sum())
+    def _class_shares(self, measured: _Measured, totals: Floats, paths: Paths, tail: Floats) -> Floats:
+        """`[L, C]`: in what share of all canvases a token of the class stands there. `totals` are the labels'."""
         # A label's share falls to its classes by their probabilities, and so does the tail's.
-        within_label = np.exp(total[:, self._label_classes[self._by_class]] - weights[:, self._label_of])
-        parts = posterior.labels[:, self._label_of] * within_label
+        of_classes = measured.total[: self._positions, self._label_classes[self._by_class]]
+        parts = paths.shares[:, self._label_of] * np.exp(of_classes - totals[:, self._label_of])
         shares = np.zeros_like(measured.total)
         shares[: self._positions, self._classes.values] = np.add.reduceat(parts, self._classes.starts, axis=1)
         in_tail = np.ones(len(shares))
-        in_tail[: self._positions] = posterior.labels[:, self._lattice.tail]
+        in_tail[: self._positions] = paths.shares[:, self._lattice.tail]
         for token_class in (self._automaton.eos_class, self._automaton.pad_class):
             shares[:, token_class] += in_tail * np.exp(measured.total[:, token_class] - tail)
         return shares

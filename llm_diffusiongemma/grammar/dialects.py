@@ -10,30 +10,34 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import urljoin
 
 import attrs
 import jsonschema
+import jsonschema_specifications
 import referencing
 
 from ..errors import ConstraintError
 from ..wording import quoted
-from .pattern import is_found, may_backtrack
+from .habits import check_says_something, read_habits, unwrapped
+from .pattern import check_pattern, is_found
+from .references import References, parts_of, resolve, steps, subschemas
 
 Schema = dict[str, Any] | bool
 Part = dict[str, Any]
+Errors = Iterator[jsonschema.ValidationError]
 
-MAX_SCHEMA_LENGTH = 200_000
+MAX_SCHEMA_LENGTH = 1_000_000
 
-# Objects in a schema, and values of one enum: each value is held against the whole of them.
+# Objects in a schema, and values of one enum. Each costs 0.1 ms before the first state.
 MAX_SCHEMA_OBJECTS = 10_000
-MAX_VALUES = 2000
+MAX_VALUES = 20_000
 
 _DRAFTS = {
     "draft-04": jsonschema.Draft4Validator,
@@ -67,7 +71,11 @@ _INSIDE = {
     "unevaluatedProperties": ".*",
     "propertyNames": ".*",
 }
-_BY_NAME = ("properties", "patternProperties", "dependentSchemas", "dependencies")
+
+
+# What drafts that know it read differently; some of it only where the value is of a type.
+_READ_BY_DRAFT = ("minContains", "maxContains", "unevaluatedItems", "unevaluatedProperties")
+_READ_BY_VALUE = {"exclusiveMinimum": bool, "exclusiveMaximum": bool, "items": list}
 
 
 def read_schema(schema: Any) -> Any:
@@ -77,10 +85,14 @@ def read_schema(schema: Any) -> Any:
     no valid schema, is of an unknown draft, or can't be judged by.
     """
     try:
-        schema = _json_copy(schema)
+        schema = unwrapped(_json_copy(schema))
         draft = _DEFAULT_DRAFT
-        if isinstance(schema, dict) and "$schema" in schema:
-            draft = _draft(schema["$schema"])
+        if isinstance(schema, dict):
+            check_says_something(schema)
+            if "$schema" in schema:
+                draft = _draft(schema["$schema"])
+            else:
+                read_habits(schema)
         dialect = _DRAFTS[draft]
         _check_valid(dialect, schema)
         _Survey(schema, draft).check()
@@ -106,12 +118,14 @@ def _json_copy(schema: Any) -> Schema:
             f"The schema has more than {MAX_SCHEMA_OBJECTS:,} objects in it. Take out what the reply doesn't need."
         )
     copied: Schema = json.loads(text)
-    for node in objects(copied):
+    for node in list(objects(copied)):
         values = node.get("enum")
         if isinstance(values, list) and len(values) > MAX_VALUES:
             raise ConstraintError(
                 f"An enum in the schema has {len(values):,} values; at most {MAX_VALUES:,} can be worked on."
             )
+        if isinstance(values, list):
+            node["enum"] = Values(values)
     return copied
 
 
@@ -152,15 +166,87 @@ def _draft(name: Any) -> str:
 
 
 def _check_valid(dialect: Any, schema: Schema, which: str = "The schema") -> None:
-    try:
-        with warnings.catch_warnings():
-            # Of patterns whose meaning Python will change.
-            warnings.simplefilter("ignore")
-            dialect.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise ConstraintError(
-            f"{which} is invalid at {quoted(error.json_path)}: {quoted(error.message, 200)}."
-        ) from None
+    error = jsonschema.exceptions.best_match(_checker(dialect).iter_errors(schema))
+    if error is not None:
+        reason = str(error.cause or error.message).rstrip(".")
+        raise ConstraintError(f"{which} is invalid at {quoted(error.json_path)}: {quoted(reason, 200)}.")
+
+
+@cache
+def _formats(dialect: Any) -> jsonschema.FormatChecker:
+    """What the meta-schema of a draft asks of texts, but that a pattern is ECMA 262's, not Python's."""
+    checker = jsonschema.FormatChecker(formats=())
+    checker.checkers = {**dialect.FORMAT_CHECKER.checkers, "regex": (_is_pattern, ConstraintError)}
+    return checker
+
+
+def _is_pattern(value: Any) -> bool:
+    if isinstance(value, str):
+        check_pattern(value)
+    return True
+
+
+@cache
+def _checker(dialect: Any) -> Any:
+    """A validator of schemas of a draft, for large ones: in one pass, and enums are not compared pair by pair."""
+    references = dict.fromkeys(("$ref", "$dynamicRef", "$recursiveRef"), _within)
+    checker = _self_contained(dialect, {"uniqueItems": _unique_items, **references})
+    return checker(_flat(dialect.META_SCHEMA), format_checker=_formats(dialect))
+
+
+def _flat(meta_schema: Part) -> Part:
+    """A meta-schema with its vocabularies in it: as allOf each of them would go through the whole schema."""
+    parts = [
+        jsonschema_specifications.REGISTRY.contents(urljoin(meta_schema["$id"], each["$ref"]))
+        for each in meta_schema.get("allOf", ())
+    ]
+    merged = {keyword: value for keyword, value in meta_schema.items() if keyword != "allOf"}
+    for keyword in ("properties", "$defs"):
+        for part in parts:
+            merged[keyword] = {**merged.get(keyword, {}), **part.get(keyword, {})}
+    return merged
+
+
+def _within(validator: Any, reference: str, instance: Any, schema: Part) -> Errors:
+    """Vocabularies are in one, and #meta is its top."""
+    fragment = reference.partition("#")[2]
+    yield from validator._validate_reference(ref=f"#{fragment.removeprefix('meta')}", instance=instance)
+
+
+def _unique_items(validator: Any, unique: bool, instance: Any, schema: Part) -> Errors:
+    if unique and isinstance(instance, list) and len(set(map(_key, instance))) < len(instance):
+        yield jsonschema.ValidationError(f"{quoted(instance, 100)} has non-unique elements")
+
+
+def _self_contained(dialect: Any, validators: dict[str, Any]) -> Any:
+    """jsonschema's class for a draft with other validators, in which a $ref never leaves the schema."""
+    found = jsonschema.validators.create(
+        meta_schema=dialect.META_SCHEMA,
+        validators={**dialect.VALIDATORS, **validators},
+        type_checker=dialect.TYPE_CHECKER,
+        id_of=lambda schema: None,
+        applicable_validators=_ref_alone if refs_stand_alone(dialect) else dict.items,
+    )
+    # Its own would take the stock class of a draft wherever it meets a $schema.
+    found.evolve = attrs.evolve
+    return found
+
+
+def _key(value: Any) -> Any:
+    """What is equal for equal JSON values only, and can be looked up."""
+    if isinstance(value, dict):
+        return "object", frozenset((name, _key(each)) for name, each in value.items())
+    if isinstance(value, list):
+        return "array", tuple(map(_key, value))
+    return (bool, value) if isinstance(value, bool) else value
+
+
+class Values(list[Any]):
+    """The values of an enum, which can be looked up."""
+
+    @cached_property
+    def keys(self) -> frozenset[Any]:
+        return frozenset(map(_key, self))
 
 
 def refuse(keyword: str, reason: str, place: str, way_out: str = "Leave it out") -> ConstraintError:
@@ -168,38 +254,13 @@ def refuse(keyword: str, reason: str, place: str, way_out: str = "Leave it out")
     return ConstraintError(f"The keyword {keyword} at {quoted(place)} can't be guaranteed: {reason}. {way_out}.")
 
 
-def resolve(root: Schema, reference: Any) -> list[Any]:
-    """What a $ref passes on its way from the root: the last one is the schema that it leads to.
-
-    Raises `ConstraintError` if there is none.
-    """
-    if not isinstance(reference, str) or (reference != "#" and not reference.startswith("#/")):
-        raise ConstraintError(f"The $ref {reference!r} doesn't lead to a place in the schema itself (#/...).")
-    way: list[Any] = [root]
-    for step in _steps(reference):
-        node = way[-1]
-        try:
-            way.append(node[int(step)] if isinstance(node, list) and _INDEX.fullmatch(step) else node[step])
-        except (LookupError, TypeError):
-            raise ConstraintError(
-                f"The $ref {reference!r} leads nowhere in the schema. Put what it names under $defs."
-            ) from None
-    if not isinstance(way[-1], dict | bool):
-        raise ConstraintError(f"The $ref {reference!r} leads to something that is no schema.")
-    return way
-
-
-_INDEX = re.compile("0|[1-9][0-9]{0,8}")
-
-
-def _steps(reference: str) -> list[str]:
-    steps = unquote(reference).split("/")[1:]
-    return [step.replace("~1", "/").replace("~0", "~") for step in steps]
-
-
 def refs_stand_alone(dialect: Any) -> bool:
     """Whether the draft ignores what stands beside a $ref, as it was up to draft 7."""
     return "unevaluatedItems" not in dialect.VALIDATORS
+
+
+def _obeyed(dialect: Any) -> set[str]:
+    return {*dialect.VALIDATORS, *(("then", "else") if "if" in dialect.VALIDATORS else ())}
 
 
 class _Survey:
@@ -209,9 +270,12 @@ class _Survey:
         self.root = root
         self.draft = draft
         self.dialect = _DRAFTS[draft]
-        self.obeyed = {*self.dialect.VALIDATORS, *(("then", "else") if "if" in self.dialect.VALIDATORS else ())}
-        self.id = "id" if draft == "draft-04" else "$id"
+        self.obeyed = _obeyed(self.dialect)
+        id_keyword = "id" if draft == "draft-04" else "$id"
+        self.references = References(root, id_keyword, refs_stand_alone(self.dialect), self.obeyed)
         self.checked: set[str] = set()
+        # Schemas that another draft reads alike, by identity.
+        self.alike: set[tuple[int, str]] = set()
         # By identity: which schemas look at the same value as another, and through which $ref.
         self.here: dict[int, list[tuple[int, str]]] = {}
         self.places: dict[int, str] = {}
@@ -219,90 +283,92 @@ class _Survey:
         self.met: dict[str, str] = {}
 
     def check(self) -> None:
-        """Raises `ConstraintError` for what a document can't be held against."""
-        seen: set[tuple[int, bool]] = set()
-        # Schema, place, and whether a $ref means something else there, for a nested $id has moved its base.
-        pending: list[tuple[Schema, str, bool]] = [(self.root, "$", False)]
+        """Makes every reference that a document can meet a plain pointer.
+
+        Raises `ConstraintError` for what a document can't be held against.
+        """
+        seen: set[int] = set()
+        pending: list[tuple[Schema, str]] = [(self.root, "$")]
         while pending:
-            schema, place, moved = pending.pop()
-            if isinstance(schema, bool):
+            schema, place = pending.pop()
+            if isinstance(schema, bool) or id(schema) in seen:
                 continue
-            moved = moved or self._moves(schema)
-            if (id(schema), moved) in seen:
-                continue
-            seen.add((id(schema), moved))
-            self.places.setdefault(id(schema), place)
-            pending += self._look(schema, place, moved)
+            seen.add(id(schema))
+            self.places[id(schema)] = place
+            pending += self._look(schema, place)
         done: set[int] = set()
         for start in self.here:
             self._check_end(start, "", frozenset(), done)
-        for keyword, other, reason in (
-            ("unevaluatedItems", "items", "jsonschema can't read it where items is true or false"),
-            ("unevaluatedProperties", "patternProperties", "a pattern of patternProperties may take for ever"),
-        ):
-            if keyword in self.met and other in self.met:
-                raise refuse(keyword, reason, self.met[keyword])
+        if "unevaluatedItems" in self.met and "items" in self.met:
+            reason = "jsonschema can't read it where items is true or false"
+            raise refuse("unevaluatedItems", reason, self.met["unevaluatedItems"])
 
-    def _moves(self, schema: Part) -> bool:
-        own = schema.get(self.id)
-        if schema is self.root or not isinstance(own, str) or own.startswith("#"):
-            return False
-        return own != "" and not ("$ref" in schema and refs_stand_alone(self.dialect))
-
-    def _look(self, schema: Part, place: str, moved: bool) -> list[tuple[Schema, str, bool]]:
+    def _look(self, schema: Part, place: str) -> list[tuple[Schema, str]]:
         """Check one schema by itself, and say which ones it leads to."""
-        if schema is not self.root and "$schema" in schema and _draft(schema["$schema"]) != self.draft:
-            raise refuse("$schema", "it is of another draft than the schema around it", place)
-        for keyword in ("$dynamicRef", "$recursiveRef"):
-            if keyword in schema and keyword in self.obeyed:
-                raise refuse(keyword, "where it leads depends on the way there", place, "Use $ref")
+        if schema is not self.root and "$schema" in schema:
+            self._check_alike(schema, place)
         here: list[tuple[Schema, str]] = []
-        found: list[tuple[Schema, str, bool]] = []
-        if "$ref" in schema:
-            reference = schema["$ref"]
-            if moved:
-                raise refuse(self.id, "inside of a schema it changes what a $ref refers to", place)
-            *way, target = resolve(self.root, reference)
+        found: list[tuple[Schema, str]] = []
+        reference = self.references.lead(schema, place)
+        if reference is not None:
+            target = resolve(self.root, reference)[-1]
             self._check_target(target, reference)
             here.append((target, reference))
-            found.append((target, place, any(isinstance(node, dict) and self._moves(node) for node in way)))
-        if "$ref" not in schema or not refs_stand_alone(self.dialect):
+            found.append((target, place))
+        if reference is None or not refs_stand_alone(self.dialect):
             known = {keyword: value for keyword, value in schema.items() if keyword in self.obeyed}
             self._check_patterns(known, place)
-            for keyword in known.keys() & {"unevaluatedItems", "unevaluatedProperties"}:
-                self.met.setdefault(keyword, place)
+            if "unevaluatedItems" in known:
+                self.met.setdefault("unevaluatedItems", place)
             if isinstance(known.get("items"), bool) and "additionalItems" in self.obeyed:
                 self.met.setdefault("items", place)
-            for keyword in _HERE:
-                subschemas = [subschema for _, subschema in _subschemas(known, keyword)]
-                here += [(subschema, "") for subschema in subschemas]
-                found += [(subschema, place, moved) for subschema in subschemas]
-            for keyword, step in _INSIDE.items():
-                for name, subschema in _subschemas(known, keyword):
-                    found.append((subschema, place + (step or f".{name}"), moved))
+            for keyword in filter(known.__contains__, _HERE):
+                below = [subschema for _, subschema in subschemas(known, keyword)]
+                here += [(subschema, "") for subschema in below]
+                found += [(subschema, place) for subschema in below]
+            for keyword in filter(known.__contains__, _INSIDE):
+                for name, subschema in subschemas(known, keyword):
+                    found.append((subschema, place + (_INSIDE[keyword] or f".{name}")))
         self.here[id(schema)] = [(id(subschema), reference) for subschema, reference in here]
         return found
 
+    def _check_alike(self, schema: Part, place: str) -> None:
+        """A part of another draft is read as the schema around it, if that means the same."""
+        draft = _draft(schema["$schema"])
+        if draft == self.draft:
+            return
+        other = _DRAFTS[draft]
+        differing = {*_READ_BY_DRAFT, *(self.obeyed ^ _obeyed(other))}
+        beside_refs = self.obeyed if refs_stand_alone(self.dialect) != refs_stand_alone(other) else set()
+        pending = [schema]
+        while pending:
+            part = pending.pop()
+            if (id(part), draft) in self.alike:
+                continue
+            self.alike.add((id(part), draft))
+            used = part.keys() & differing
+            used |= {keyword for keyword, kind in _READ_BY_VALUE.items() if isinstance(part.get(keyword), kind)}
+            if "$ref" in part:
+                used |= part.keys() & beside_refs - {"$ref"}
+            if used:
+                reason = f"it is of another draft than the schema around it, and {min(used)} differs between them"
+                raise refuse("$schema", reason, place)
+            pending += [each for _, each in parts_of(part)]
+
     def _check_target(self, target: Schema, reference: str) -> None:
         """The meta-schema looks at the usual places only."""
-        steps = _steps(reference)
+        way = steps(reference)
         definitions = ("definitions",) if refs_stand_alone(self.dialect) else ("definitions", "$defs")
-        if reference not in self.checked and not (len(steps) == 2 and steps[0] in definitions):
+        if reference not in self.checked and not (len(way) == 2 and way[0] in definitions):
             self.checked.add(reference)
             _check_valid(self.dialect, target, f"What the $ref {reference!r} leads to")
 
     def _check_patterns(self, schema: Part, place: str) -> None:
         for pattern in schema.get("patternProperties", {}):
             try:
-                re.compile(pattern)
-            except (re.error, OverflowError, RecursionError) as error:
-                raise ConstraintError(
-                    f"The schema is invalid at {place}: {pattern[:80]!r} is no regular expression: {error}."
-                ) from None
-            if not pattern:
-                raise refuse("patternProperties", "one of its patterns is empty", place, "Write ^ for any name")
-            if may_backtrack(pattern):
-                self.met.setdefault("patternProperties", place)
+                check_pattern(pattern)
+            except ConstraintError as error:
+                raise ConstraintError(f"The schema is invalid at {place}: {error}") from None
 
     def _check_end(self, schema: int, reference: str, opened: frozenset[int], done: set[int]) -> None:
         """Raises if a schema leads back to itself at the same value; `reference` is the last $ref on the way."""
@@ -317,44 +383,29 @@ class _Survey:
             done.add(schema)
 
 
-def _subschemas(schema: Part, keyword: str) -> Iterable[tuple[str, Schema]]:
-    """The schemas under a keyword, by name where they have one."""
-    value = schema.get(keyword)
-    named: Sequence[tuple[str, Any]] = [("", value)]
-    if isinstance(value, list):
-        named = [("", each) for each in value]
-    elif isinstance(value, dict) and keyword in _BY_NAME:
-        named = list(value.items())
-    return [(name, each) for name, each in named if isinstance(each, dict | bool)]
-
-
 @cache
 def _judge(dialect: Any) -> Any:
     """jsonschema's class for a draft, but one that ends and never raises."""
-    judge = jsonschema.validators.create(
-        meta_schema=dialect.META_SCHEMA,
-        validators={
-            **dialect.VALIDATORS,
+    return _self_contained(
+        dialect,
+        {
+            "enum": _enum,
             "pattern": _pattern,
             "multipleOf": _multiple_of,
             "patternProperties": _pattern_properties,
             "additionalProperties": _additional_properties,
-            **({"additionalItems": _additional_items} if "additionalItems" in dialect.VALIDATORS else {}),
+            **{name: own for name, own in _WHERE_KNOWN.items() if name in dialect.VALIDATORS},
         },
-        type_checker=dialect.TYPE_CHECKER,
-        id_of=lambda schema: None,
-        applicable_validators=_ref_alone if refs_stand_alone(dialect) else dict.items,
     )
-    # Its own would take the stock class of a draft wherever it meets a $schema.
-    judge.evolve = attrs.evolve
-    return judge
 
 
 def _ref_alone(schema: Part) -> Iterable[tuple[str, Any]]:
     return [("$ref", schema["$ref"])] if "$ref" in schema else schema.items()
 
 
-Errors = Iterator[jsonschema.ValidationError]
+def _enum(validator: Any, values: list[Any], instance: Any, schema: Part) -> Errors:
+    if _key(instance) not in (values if isinstance(values, Values) else Values(values)).keys:
+        yield jsonschema.ValidationError(f"{quoted(instance, 100)} is none of the values")
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Part) -> Errors:
@@ -363,11 +414,11 @@ def _pattern(validator: Any, pattern: str, instance: Any, schema: Part) -> Error
 
 
 def _multiple_of(validator: Any, factor: float, instance: Any, schema: Part) -> Errors:
-    try:
-        yield from jsonschema.Draft202012Validator.VALIDATORS["multipleOf"](validator, factor, instance, schema)
-    except OverflowError:  # an integer that no double holds
-        if Fraction(instance) % Fraction(str(factor)):
-            yield jsonschema.ValidationError(f"{instance!r} is not a multiple of {factor!r}")
+    # In decimals, by the texts of both: in doubles 19.99 is no multiple of 0.01. The infinities are of nothing.
+    if validator.is_type(instance, "number") and (
+        instance in (math.inf, -math.inf) or Fraction(str(instance)) % Fraction(str(factor))
+    ):
+        yield jsonschema.ValidationError(f"{instance!r} is not a multiple of {factor!r}")
 
 
 def _pattern_properties(validator: Any, patterns: dict[str, Schema], instance: Any, schema: Part) -> Errors:
@@ -390,3 +441,50 @@ def _additional_items(validator: Any, others: Schema, instance: Any, schema: Par
     if isinstance(instance, list) and isinstance(first, list):
         for index, item in enumerate(instance[len(first) :], start=len(first)):
             yield from validator.descend(item, others, path=index)
+
+
+def _unevaluated_properties(validator: Any, others: Schema, instance: Any, schema: Part) -> Errors:
+    if isinstance(instance, dict):
+        evaluated = _evaluated(
+            validator, instance, {k: v for k, v in schema.items() if k != "unevaluatedProperties"}
+        )
+        for name, value in instance.items():
+            if name not in evaluated:
+                yield from validator.descend(value, others, path=name)
+
+
+def _evaluated(validator: Any, instance: dict[str, Any], schema: Schema) -> set[str]:
+    """The properties that a schema looks at. jsonschema's own would search for patterns as Python has them."""
+    if isinstance(schema, bool):
+        return set()
+    patterns = schema.get("patternProperties", {})
+    found = {
+        name
+        for name in instance
+        if name in schema.get("properties", {}) or any(is_found(pattern, name) for pattern in patterns)
+    }
+    for keyword in ("additionalProperties", "unevaluatedProperties"):
+        others = schema.get(keyword, False)
+        if others is True:
+            found |= instance.keys()
+        # As jsonschema has it, which overlooks schemas in draft 2019-09.
+        elif "$recursiveRef" not in validator.VALIDATORS:
+            found |= {name for name, value in instance.items() if validator.evolve(schema=others).is_valid(value)}
+    beside = [each for name, each in schema.get("dependentSchemas", {}).items() if name in instance]
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        beside += [each for each in schema.get(keyword, []) if validator.evolve(schema=each).is_valid(instance)]
+    if "if" in schema:
+        holds = validator.evolve(schema=schema["if"]).is_valid(instance)
+        beside += [schema["if"], schema.get("then", True)] if holds else [schema.get("else", True)]
+    for each in beside:
+        found |= _evaluated(validator, instance, each)
+    for keyword in ("$ref", "$dynamicRef"):
+        if keyword in schema:
+            resolved = validator._resolver.lookup(schema[keyword])
+            there = validator.evolve(schema=resolved.contents, _resolver=resolved.resolver)
+            found |= _evaluated(there, instance, resolved.contents)
+    return found
+
+
+# Of some drafts only.
+_WHERE_KNOWN = {"additionalItems": _additional_items, "unevaluatedProperties": _unevaluated_properties}

@@ -7,10 +7,14 @@ from decimal import Decimal
 from typing import Any
 
 from .dialects import Part, Schema
-from .places import Conjunction
+from .places import Aside, Conjunction
 
 TYPES = frozenset(("null", "boolean", "integer", "number", "string", "array", "object"))
 SCALARS = TYPES - {"array", "object"}
+
+# What these lead to is among the parts of every alternative.
+IN_PLACE = ("$ref", "allOf", "anyOf")
+UNEVALUATED = frozenset(("unevaluatedProperties", "unevaluatedItems"))
 
 
 def without(part: Part, *keywords: str) -> Part:
@@ -44,21 +48,7 @@ def types_of(parts: Sequence[Part]) -> frozenset[str]:
         if "type" in part:
             named = frozenset([part["type"]] if isinstance(part["type"], str) else part["type"])
             types &= named | {"integer"} if "number" in named else named
-        types -= excluded_types(part) or frozenset()
     return types
-
-
-def excluded_types(part: Part) -> frozenset[str] | None:
-    """What `not` excludes; None if that is more than types."""
-    excluded = part.get("not", False)
-    if excluded is False:
-        return frozenset()
-    if excluded is True or excluded.keys() - {"title", "description", "$comment"} != {"type"}:
-        return None
-    types = frozenset([excluded["type"]] if isinstance(excluded["type"], str) else excluded["type"])
-    if "number" in types:
-        return types | {"integer"}
-    return None if "integer" in types else types
 
 
 def values_of(parts: Sequence[Part]) -> list[Any] | None:
@@ -69,6 +59,18 @@ def values_of(parts: Sequence[Part]) -> list[Any] | None:
         if "enum" in part:
             return list(part["enum"])
     return None
+
+
+def judged(parts: Sequence[Part]) -> list[Part]:
+    """What a value that is listed must fulfil: the judge looks at each part, and not twice at what one leads to.
+
+    What is evaluated depends on what a part leads to, so one that asks for that is left whole.
+    """
+    return [
+        part if part.keys() & UNEVALUATED else without(part, *IN_PLACE)
+        for part in parts
+        if not isinstance(part, Aside)
+    ]
 
 
 def frozen(value: Any) -> Any:

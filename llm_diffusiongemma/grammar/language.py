@@ -98,7 +98,9 @@ class Separated:
     """Some of the parts in their order, with a separator between two; the rest follow `rest`.
 
     A part that is `required` can't be left out. `rest` (None: nothing) may come after the last part any number
-    of times. In all there are `minimum` to `maximum` (None: no bound) of them.
+    of times, and before the parts of the numbers `before`. In all there are `minimum` to `maximum` (None: no
+    bound) of them. Where the rest `may_repeat` it is no more towards the minimum than one, and that only where it
+    comes first; which takes that there is no maximum.
     """
 
     parts: tuple[tuple[Language, bool], ...]
@@ -106,6 +108,16 @@ class Separated:
     separator: Language
     minimum: int
     maximum: int | None
+    before: frozenset[int] = frozenset()
+    may_repeat: bool = False
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Branching:
+    """A text of an automaton, and then what its state says: one of the languages whose states it is among."""
+
+    dfa: ByteDFA
+    exits: tuple[tuple[frozenset[int], Language], ...]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -115,7 +127,7 @@ class Embedded:
     dfa: ByteDFA
 
 
-Language = Literal | OneByte | Concatenation | Union | Repetition | Separated | Embedded | Anchor
+Language = Literal | OneByte | Concatenation | Union | Repetition | Separated | Embedded | Branching | Anchor
 
 EMPTY_TEXT = Literal(b"")
 NOTHING = Union(())
@@ -201,14 +213,18 @@ def estimated_states(language: Language) -> int:
                 return sum(map(states, parts))
             case Repetition(part, minimum, maximum):
                 return states(part) * max(1, minimum + 1 if maximum is None else maximum)
-            case Separated(parts, rest, separator, minimum, maximum):
+            case Separated(parts, rest, separator, minimum, maximum, before):
                 # A part may come at any count; without bounds it matters only whether it is the first one.
                 most = max(minimum, 1) if maximum is None else maximum
                 total = sum(states(part) * min(place + 1, most) for place, (part, _) in enumerate(parts))
                 total += states(separator) * min(most, len(parts)) * len(parts)
-                return total + (0 if rest is None else (states(rest) + states(separator)) * most)
+                return total + (
+                    0 if rest is None else (states(rest) + states(separator)) * most * (1 + len(before))
+                )
             case Embedded(dfa):
                 return dfa.dead
+            case Branching(dfa, exits):
+                return dfa.dead + sum(states(part) for _, part in exits)
             case Anchor():
                 return 0
 
@@ -278,7 +294,14 @@ class _Drawing:
             case Separated():
                 return self._separate(language, following)
             case Embedded(dfa):
-                return self._embed(dfa, following)
+                return self._embed(dfa, dict.fromkeys(np.flatnonzero(dfa.accepting).tolist(), following))
+            case Branching(dfa, exits):
+                leading: dict[int, int] = {}
+                for ends, part in exits:
+                    begin = self.draw(part, following)
+                    for end in ends:
+                        leading[end] = self._either(leading.get(end, _NOWHERE), begin)
+                return self._embed(dfa, leading)
             case Anchor():
                 state = self._new_state()
                 self.signposts.add(state)
@@ -368,15 +391,19 @@ class _Drawing:
             state = self.draw(part, after)
             return self.draw(language.separator, state) if count else state
 
+        def with_rest(rest: Language) -> None:
+            for count in reversed(range(most + 1)):
+                if maximum is None and (count == most or (count and language.may_repeat)):
+                    loop = self._new_state()
+                    self.signposts.add(loop)
+                    self.loops[loop] = self._either(states[count], with_part(rest, count, loop))
+                    states[count] = loop
+                elif count < most:
+                    states[count] = self._either(states[count], with_part(rest, count, states[count + 1]))
+
         if language.rest is not None:
-            if maximum is None:
-                loop = self._new_state()
-                self.signposts.add(loop)
-                self.loops[loop] = self._either(states[most], with_part(language.rest, most, loop))
-                states[most] = loop
-            for count in reversed(range(most)):
-                states[count] = self._either(states[count], with_part(language.rest, count, states[count + 1]))
-        for part, required in reversed(language.parts):
+            with_rest(language.rest)
+        for number, (part, required) in reversed(list(enumerate(language.parts))):
             self._count(most + 1)
             taken = [
                 with_part(part, count, states[min(count + 1, most)])
@@ -385,14 +412,14 @@ class _Drawing:
                 for count in range(most + 1)
             ]
             states = taken if required else list(map(self._either, taken, states))
+            if language.rest is not None and number in language.before:
+                with_rest(language.rest)
         return states[0]
 
-    def _embed(self, dfa: ByteDFA, following: int) -> int:
+    def _embed(self, dfa: ByteDFA, leading: dict[int, int]) -> int:
+        """An automaton's start, where some of its states lead on to those outside."""
         nodes = [self._new_state() if row else _NOWHERE for row in dfa.rows]
-        states = [
-            self._either(node, following) if accepts else node
-            for node, accepts in zip(nodes, dfa.accepting.tolist(), strict=False)
-        ]
+        states = [self._either(node, leading.get(state, _NOWHERE)) for state, node in enumerate(nodes)]
         for node, row in zip(nodes, dfa.rows, strict=True):
             if row:
                 self.rows[node] = [(mask, states[target]) for mask, target in row]

@@ -1,40 +1,49 @@
 """The paths of an automaton through a canvas: the best one, and what all of them together look like.
 
-Works on log-weights of labels (see `automaton`), one row for each position of the canvas, on the host in
-fp64: a single forced token can weigh 150 nats against a sharp network, so sums of probabilities themselves
-would underflow within a few positions.
+Works on log-weights of labels (see `automaton`), one row for each position of the canvas, on the host. Up to some
+hundreds of arcs it is done here, in fp64. Where there are more, `stretches` takes a fifth of the time.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .automaton import Arcs, Segments, TokenAutomaton
+from .automaton import UNREACHABLE, Arcs, Outgoing, Segments, TokenAutomaton
+from .log_weights import LOG_ZERO, NEGLIGIBLE, Floats, Integers
+from .near import NearPaths
+from .stretches import Stretch, in_stretches
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-
-# Stands for log 0. Finite, so that sums and differences of it stay numbers, and far below all that the
-# positions of a canvas can add up to.
-LOG_ZERO = -1e30
-
-# Nothing to be seen beside one in fp64. The exponential of less takes many times as long, for it underflows.
-NEGLIGIBLE = -700.0
-
-# So many positions at a time, where each takes a number for every arc: large automata have thousands.
+# So many positions at a time, where each takes a number for every arc.
 ROWS_PER_CHUNK = 32
 
+# Up to so many arcs numpy's calls cost more than what they do, and the way with the fewest calls is the fastest.
+FEW_ARCS = 1500
 
-class Posterior(NamedTuple):
-    """What the paths look like on average, each weighted by its probability."""
+# To look at an arc near a known path takes up to so many times as long as to work on it among all others.
+COST_OF_LOOKING = 16
 
+
+class Paths(NamedTuple):
+    """What the paths through a canvas are, by what the network says."""
+
+    best: Integers
+    """`[positions]`: the labels of the heaviest path"""
     log_total: float
     """log of the sum of the paths' weights, nats"""
-    labels: Floats
-    """`[positions, labels]`: the share of the paths that have this label there. Every row adds up to 1."""
+    shares: Floats
+    """`[positions, labels]`: the share of the paths that have this label there, each path weighted by its
+    probability. Every row adds up to 1."""
+
+
+class Canvas(Protocol):
+    """All paths through one canvas."""
+
+    def weigh(self, best: Floats, totals: Floats) -> Paths:
+        """Find out about them from the log-weights of labels, both `[positions, labels]`: by `best` one path is
+        better than another, and by `totals` it is averaged over all."""
 
 
 class Lattice:
@@ -43,11 +52,48 @@ class Lattice:
     def __init__(self, automaton: TokenAutomaton) -> None:
         arcs, end = automaton.arcs, automaton.end
         self.tail = len(automaton.label_classes)
-        self._num_states = automaton.num_states
         # The end is the last state, so the arcs stay sorted by source.
-        by_source = Arcs(
+        self._arcs = Arcs(
             np.append(arcs.source, end), np.append(arcs.target, end), np.append(arcs.label, self.tail)
         )
+        self._outgoing = Outgoing(self._arcs.source, automaton.num_states)
+        self._distance = automaton.distance.astype(np.int64)
+
+    def canvas(self, start: int, positions: int, tokens_behind: int) -> Canvas:
+        """The paths of so many arcs from `start` to a state from where the end can be reached with `tokens_behind`
+        tokens. There has to be one."""
+        arcs, may_end = self._arcs, self._distance <= tokens_behind
+        # An arc matters from when its source can be reached to when the end still can be from its target.
+        first = self._arrivals(start, positions)[arcs.source]
+        last = np.minimum(tokens_behind + positions - 1 - self._distance[arcs.target], positions - 1)
+        matters = np.flatnonzero(first <= last)
+        if len(matters) <= FEW_ARCS:
+            return _FewArcs(arcs.of(matters), self.tail + 1, start, may_end)
+        return _ManyArcs(arcs.of(matters), first[matters], last[matters], start, positions, may_end)
+
+    def _arrivals(self, start: int, positions: int) -> Integers:
+        """`[states]`: the fewest arcs from `start` to there. `UNREACHABLE` if `positions` don't suffice."""
+        arrival = np.full(len(self._distance), int(UNREACHABLE))
+        states = np.array([start])
+        for i in range(positions):
+            arrival[states] = i
+            targets = self._arcs.target[self._outgoing.of(states)[0]]
+            states = np.unique(targets[arrival[targets] == UNREACHABLE])
+            if not len(states):
+                break
+        return arrival
+
+
+class _FewArcs:
+    """Works on all arcs at all positions, in fp64."""
+
+    def __init__(self, arcs: Arcs, num_labels: int, start: int, may_end: npt.NDArray[np.bool_]) -> None:
+        """`arcs` are sorted by source."""
+        states = np.unique(np.r_[arcs.source, arcs.target, start])
+        number = np.zeros(len(may_end), np.int64)
+        number[states] = np.arange(len(states))
+        self._start, self._may_end, self._num_states = int(number[start]), may_end[states], len(states)
+        by_source = Arcs(number[arcs.source], number[arcs.target], arcs.label)
         self._by_target = by_target = by_source.sorted_by(by_source.target)
         self._targets = Segments.of(by_target.target)
         bounds = zip(self._targets.values, self._targets.starts, self._targets.sizes, strict=True)
@@ -56,59 +102,55 @@ class Lattice:
         self._labels = Segments.of(self._by_label.label)
         # The way there and the way back as one automaton: the states twice, and the arcs, once turned round.
         self._both = Arcs(
-            np.concatenate([by_target.source, by_source.target + self._num_states]),
-            np.concatenate([by_target.target, by_source.source + self._num_states]),
-            np.concatenate([by_target.label, by_source.label + self.tail + 1]),
+            np.concatenate([by_target.source, by_source.target + len(states)]),
+            np.concatenate([by_target.target, by_source.source + len(states)]),
+            np.concatenate([by_target.label, by_source.label + num_labels]),
         )
         self._both_targets = Segments.of(self._both.target)
 
-    def best_path(self, weights: Floats, start: int, may_end: npt.NDArray[np.bool_]) -> Integers:
-        """The labels of the heaviest path (Viterbi), `[positions]`.
+    def weigh(self, best: Floats, totals: Floats) -> Paths:
+        path = self._best_path(best)
+        forward, backward = self._sums(totals)
+        log_total = float(np.logaddexp.reduce(forward[-1, self._may_end]))
+        arcs = self._by_label
+        shares = np.zeros_like(totals)
+        for chunk in range(0, len(totals), ROWS_PER_CHUNK):
+            rows = slice(chunk, min(chunk + ROWS_PER_CHUNK, len(totals)))
+            behind = slice(rows.start + 1, rows.stop + 1)
+            share = forward[rows][:, arcs.source] + backward[behind][:, arcs.target]
+            share += totals[rows][:, arcs.label] - log_total
+            np.exp(np.maximum(share, NEGLIGIBLE, out=share), out=share)
+            shares[rows, self._labels.values] = np.add.reduceat(share, self._labels.starts, axis=1)
+        # Only rounding keeps them from it.
+        shares /= shares.sum(1, keepdims=True)
+        return Paths(path, log_total, shares)
 
-        `weights` `[positions, labels]`; the path leads from `start` to a state that `may_end` allows, and
-        there has to be one.
-        """
+    def _best_path(self, weights: Floats) -> Integers:
+        """Viterbi's."""
         arcs, targets = self._by_target, self._targets
         best = np.full((len(weights) + 1, self._num_states), LOG_ZERO)
-        best[0, start] = 0
+        best[0, self._start] = 0
         for row, here, following in zip(weights, best, best[1:], strict=False):
             following[targets.values] = np.maximum.reduceat(here[arcs.source] + row[arcs.label], targets.starts)
-        state = int(np.where(may_end, best[-1], -np.inf).argmax())
+        state = int(np.where(self._may_end, best[-1], -np.inf).argmax())
         path = np.empty(len(weights), np.int64)
         for i in reversed(range(len(weights))):
             into = self._into[state]
             arc = into.start + (best[i, arcs.source[into]] + weights[i, arcs.label[into]]).argmax()
             path[i], state = arcs.label[arc], int(arcs.source[arc])
-        assert state == start, "no path"
+        assert state == self._start, "no path"
         return path
 
-    def posterior(self, weights: Floats, start: int, may_end: npt.NDArray[np.bool_]) -> Posterior:
-        """The average over all the paths that `best_path` chooses from (forward–backward)."""
-        forward, backward = self._sums(weights, start, may_end)
-        log_total = float(np.logaddexp.reduce(forward[-1, may_end]))
-        arcs = self._by_label
-        labels = np.empty_like(weights)
-        for chunk in range(0, len(weights), ROWS_PER_CHUNK):
-            rows = slice(chunk, min(chunk + ROWS_PER_CHUNK, len(weights)))
-            behind = slice(rows.start + 1, rows.stop + 1)
-            share = forward[rows][:, arcs.source] + backward[behind][:, arcs.target]
-            share += weights[rows][:, arcs.label] - log_total
-            np.exp(np.maximum(share, NEGLIGIBLE, out=share), out=share)
-            labels[rows] = np.add.reduceat(share, self._labels.starts, axis=1)
-        # Only rounding keeps them from it.
-        labels /= labels.sum(1, keepdims=True)
-        return Posterior(log_total, labels)
+    def _sums(self, weights: Floats) -> tuple[Floats, Floats]:
+        """log-sums of all paths from the start to each state, and from it to where they may end.
 
-    def _sums(self, weights: Floats, start: int, may_end: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
-        """log-sums of all paths from `start` to each state, and from it to where they may end.
-
-        Both `[positions + 1, states]`. The two go side by side from the two ends: an automaton is so small
-        that numpy's calls cost more than what they do.
+        Both `[positions + 1, states]`. The two go side by side from the two ends: there are so few arcs that
+        numpy's calls cost more than what they do.
         """
         arcs, targets, states = self._both, self._both_targets, self._num_states
         sums = np.full((len(weights) + 1, 2 * states), LOG_ZERO)
-        sums[0, start] = 0
-        sums[0, states:][may_end] = 0
+        sums[0, self._start] = 0
+        sums[0, states:][self._may_end] = 0
         run = np.repeat(np.arange(len(targets.sizes)), targets.sizes)
         for row, here, following in zip(np.hstack([weights, weights[::-1]]), sums, sums[1:], strict=False):
             values = here[arcs.source] + row[arcs.label]
@@ -118,9 +160,46 @@ class Lattice:
         return sums[:, :states], sums[::-1, states:]
 
 
-def log_sums(values: Floats, segments: Segments) -> Floats:
-    """log sum exp of each segment of the columns: `[rows, n]` to `[rows, segments]`."""
-    top = np.maximum.reduceat(values, segments.starts, axis=1)
-    scaled = np.exp(values - np.repeat(top, segments.sizes, axis=1))
-    result: Floats = top + np.log(np.add.reduceat(scaled, segments.starts, axis=1))
-    return result
+class _ManyArcs:
+    """Works at each position on the arcs near the best path of the last step, or if that is no help, or there is
+    none, on all that matter thereabouts."""
+
+    def __init__(
+        self,
+        arcs: Arcs,
+        first: Integers,
+        last: Integers,
+        start: int,
+        positions: int,
+        may_end: npt.NDArray[np.bool_],
+    ) -> None:
+        """`arcs` are sorted by source, and matter at the positions from `first` to `last`, both `[arcs]`."""
+        self._stretches: list[Stretch] = []
+        behind: Stretch | None = None
+        for stretch in reversed(list(in_stretches(first, last, positions))):
+            matters = np.flatnonzero((first < stretch.stop) & (last >= stretch.start))
+            behind = Stretch(stretch, arcs.of(matters), may_end, behind)
+            self._stretches.insert(0, behind)
+        self._start = self._stretches[0].place(start)
+        self._near = NearPaths(arcs, start, may_end)
+        num_arcs = sum(stretch.num_arcs * len(stretch.positions) for stretch in self._stretches)
+        self._most_near = num_arcs // COST_OF_LOOKING
+        self._known: Integers | None = None
+
+    def weigh(self, best: Floats, totals: Floats) -> Paths:
+        near = None if self._known is None else self._near.weigh(best, totals, self._known, self._most_near)
+        paths = self._weigh_all(best, totals) if near is None else Paths(*near)
+        self._known = paths.best
+        return paths
+
+    def _weigh_all(self, best: Floats, totals: Floats) -> Paths:
+        weights = np.stack([best, totals], axis=-1).astype(np.float32)
+        shift = sum(stretch.go_back(weights) for stretch in reversed(self._stretches))
+        log_total = self._stretches[0].log_total(self._start) + shift
+        assert log_total > LOG_ZERO / 2, "no path"
+        path, shares = np.empty(len(best), np.int64), np.empty_like(totals)
+        place, places, probabilities = self._start, np.array([self._start]), np.ones(1)
+        for stretch in self._stretches:
+            place = stretch.walk(place, path)
+            places, probabilities = stretch.go_on(places, probabilities, shares)
+        return Paths(path, log_total, shares)

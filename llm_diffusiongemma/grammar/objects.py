@@ -2,71 +2,121 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from . import scalars
 from .dialects import Part, Schema
 from .keywords import declared_of, largest_of, patterns_of, required_of, smallest_of
-from .language import NOTHING, Language, Literal, Separated, concatenate
-from .layout import SPACE, gaps
+from .language import (
+    NOTHING,
+    Branching,
+    Language,
+    Literal,
+    Repetition,
+    Separated,
+    concatenate,
+    embed,
+    estimated_states,
+    minimal_dfa,
+    unite,
+)
+from .names import Region, regions, summed
 from .pattern import is_found
-from .places import Alternative, Conjunction, Place, refused
+from .places import Alternative, Aside, Conjunction, Place, refused
+from .references import resolve
 
 if TYPE_CHECKING:
     from .compiler import Compiler
 
 
+# By what the checksums of names are counted which have to be different, and what that may cost.
+LARGEST_MODULUS = 13
+MAX_DIFFERENT_STATES = 6000
+
+# The names of a region, and the values that they may have.
+Entry = tuple[Region, Language]
+
+
 def object_language(compiler: Compiler, parts: Alternative, place: Place) -> Language:
     """The objects that fulfil `parts`."""
-    least = largest_of(parts, "minProperties")
-    most = smallest_of(parts, "maxProperties", None)
     required = required_of(parts)
-    names = declared_of(parts) | required
-    if names:
-        members: list[tuple[Language, bool]] = []
-        for name in names:
-            conjunction = member(compiler, parts, name, place)
-            value = compiler.language(conjunction, place.inside(f".{name}", conjunction))
-            if value is NOTHING and name in required:
-                return NOTHING
-            key = scalars.json_text(name)
-            members.append((concatenate(Literal(key + b":"), SPACE, value), name in required))
-        rest = None
-        most = None if most is None or most >= len(members) else most
-        # Counting is free where it can't matter.
-        least = 0 if least <= len(required) else least
-        if least > len(members):
-            raise refused("minProperties", "there are fewer properties than it demands", place)
-    else:
-        members = []
-        rest = _entry(compiler, parts, place)
-        if least > 1:
-            raise refused("minProperties", "names that the schema doesn't list may repeat", place)
-        if most is not None:
-            asked, most = most, min(most, max(least, compiler.limits.count))
-            compiler.lower("maxProperties", asked, most, place)
-    if most is not None and most < least:
+    least = largest_of(parts, "minProperties")
+    # Counting is free where it can't matter.
+    least = 0 if least <= len(required) else least
+    most = smallest_of(parts, "maxProperties", None)
+    names = _in_order(compiler, parts) | required
+    members: list[tuple[Language, bool]] = []
+    for name in names:
+        conjunction = member(compiler, parts, name, place)
+        value = compiler.language(conjunction, place.inside(f".{name}", conjunction))
+        if value is not NOTHING:
+            key = Literal(scalars.json_text(name))
+            members.append((concatenate(key, compiler.layout.colon, value), name in required))
+        elif name in required:
+            return NOTHING
+    if most is not None and most < max(least, len(required)):
         return NOTHING
-    comma, opening, closing = gaps(place.nesting)
-    content = Separated(tuple(members), rest, comma, least, most)
-    return concatenate(Literal(b"{"), opening, content, closing, Literal(b"}"))
+    missing = max(0, least - len(members))
+    others = _others(compiler, parts, names, missing > 0, place) if most is None or most > len(required) else []
+    if missing and not others:
+        return NOTHING
+    if least > 1 and not missing and most is not None:
+        # The listed ones are enough, and to count both what is there and how many names there are is too much.
+        others = []
+    if not others:
+        most = None if most is None or most >= len(members) else most
+    elif most is not None:
+        asked, most = most, min(most, max(least, len(required), compiler.limits.count))
+        compiler.lower("maxProperties", asked, most, place)
+    comma, _, _ = compiler.layout.gaps(place.nesting)
+    rest = unite([_entry(compiler, embed(region.dfa), value) for region, value in others])
+    if missing > 1 or (missing and members):
+        listed = [each for language, _ in members for each in (language, comma)]
+        more = Repetition(concatenate(comma, rest), 0, None if most is None else most - least)
+        content = concatenate(*listed, _different(compiler, others, missing, comma, place), more)
+    else:
+        before = _positions(compiler, estimated_states(rest), len(members), most)
+        compiler.spread += bool(before)
+        content = Separated(tuple(members), rest, comma, max(least, 1), most, before, bool(others))
+    return compiler.layout.enclosed(b"{}", content, place.nesting, least == 0 and not required)
+
+
+def _positions(compiler: Compiler, states: int, num_members: int, most: int | None) -> frozenset[int]:
+    """Before which of the listed members others, of so many states, can stand; behind them they always can."""
+    if most is not None or states > compiler.limits.others:
+        return frozenset()
+    return frozenset(range(num_members if states * num_members <= compiler.limits.others else 1))
 
 
 def member(compiler: Compiler, parts: Alternative, name: str, place: Place) -> Conjunction:
     """What the value of a property must fulfil."""
+    matched = {pattern for part in parts for pattern in patterns_of(part) if is_found(pattern, name)}
+    found = _asked(compiler, parts, name, matched, place)
+    allowed = all(compiler.is_valid(name, [part["propertyNames"]]) for part in parts if "propertyNames" in part)
+    return found if allowed else (*found, False)
+
+
+def _asked(
+    compiler: Compiler, parts: Alternative, name: str | None, matched: Collection[str], place: Place
+) -> Conjunction:
+    """What the value of a property must fulfil whose name (None if it isn't listed) matches these patterns."""
     schemas: list[Schema] = []
     for part in parts:
-        found = [schema for pattern, schema in patterns_of(part).items() if is_found(pattern, name)]
+        found = [schema for pattern, schema in patterns_of(part).items() if pattern in matched]
+        # As jsonschema has it, which takes an empty pattern for none. What is written must be valid to it as well.
+        additional = not found or patterns_of(part).keys() == {""}
         if name in part.get("properties", {}):
             found.append(part["properties"][name])
-        if not found and "additionalProperties" in part:
+        elif additional and "additionalProperties" in part:
             found.append(part["additionalProperties"])
-        if "propertyNames" in part and not compiler.is_valid(name, [part["propertyNames"]]):
-            found.append(False)
         if "unevaluatedProperties" in part and not any(
             name in beside.get("properties", {})
             or _takes_additional_properties(compiler, beside)
-            or any(is_found(pattern, name) for pattern in patterns_of(beside))
+            or any(pattern in matched for pattern in patterns_of(beside))
             for beside in in_place(compiler, part, parts, place)
         ):
             found.append(part["unevaluatedProperties"])
@@ -88,27 +138,101 @@ def in_place(compiler: Compiler, part: Part, parts: Alternative, place: Place) -
         for alternative, _ in compiler.alternatives((part,), place)
         if all(beside in parts for beside in alternative)
         for beside in alternative
+        if not isinstance(beside, Aside)
     ]
 
 
-def _entry(compiler: Compiler, parts: Alternative, place: Place) -> Language:
-    """A property of an object whose properties the schema doesn't list."""
-    keys: list[Schema] = [{"type": "string"}, *(p["propertyNames"] for p in parts if "propertyNames" in p)]
-    values: list[Schema] = []
+def _in_order(compiler: Compiler, parts: Alternative) -> dict[str, None]:
+    """The listed names in the order of the schema's text, in which an `allOf` or $ref stands where it is read."""
+    names: dict[str, None] = {}
+
+    seen: set[int] = set()
+
+    def read(schema: Schema) -> None:
+        if isinstance(schema, bool) or id(schema) in seen:
+            return
+        seen.add(id(schema))
+        for keyword, value in schema.items():
+            if keyword == "properties":
+                names.update(dict.fromkeys(value))
+            elif keyword == "allOf":
+                for each in value:
+                    read(each)
+            elif keyword == "$ref":
+                read(resolve(compiler.root, value)[-1])
+
     for part in parts:
-        patterns = patterns_of(part)
-        if len(patterns) > 1:
-            raise refused("patternProperties", "a name may match several of its patterns", place)
-        if patterns:
-            [(pattern, schema)] = patterns.items()
-            keys.append({"pattern": pattern})
-            values.append(schema)
-        elif "additionalProperties" in part:
-            values.append(part["additionalProperties"])
-        if "unevaluatedProperties" in part:
-            values.append(part["unevaluatedProperties"])
-    inside = place.inside(".*", tuple(values))
-    value = compiler.language(tuple(values), inside)
-    if value is NOTHING:
-        return NOTHING
-    return concatenate(compiler.language(tuple(keys), inside), Literal(b":"), SPACE, value)
+        read(part)
+    declared = declared_of(parts)
+    return {name: None for name in names if name in declared}
+
+
+def _others(
+    compiler: Compiler, parts: Alternative, listed: Collection[str], demanded: bool, place: Place
+) -> list[Entry]:
+    """The properties that the schemas don't list.
+
+    They are written where the schemas say something of them: by a pattern that matches, by what they allow to be
+    additional or unevaluated, or by demanding more properties than they list. And if none is listed at all.
+    """
+    patterns = {pattern for part in parts for pattern in patterns_of(part)}
+    said = demanded or any(
+        part.get(keyword, False) is not False
+        for part in parts
+        for keyword in ("additionalProperties", "unevaluatedProperties")
+    )
+    beside = any(schema is not False for part in parts for schema in part.get("properties", {}).values())
+    if not said and not patterns and beside:
+        return []
+    keys: Conjunction = ({"type": "string"}, *(part["propertyNames"] for part in parts if "propertyNames" in part))
+    inside = place.inside(".*", keys)
+    names = minimal_dfa(compiler.language(keys, inside))
+    found: list[Entry] = []
+    for region in regions(names, patterns, listed, place):
+        if region.matched or said or not patterns:
+            conjunction = _asked(compiler, parts, None, region.matched, place)
+            inside = place.inside(".*", conjunction)
+            if beside and conjunction and all(schema in (True, {}) for schema in conjunction):
+                # That anything may stand beside what is listed says little more than nothing.
+                inside = replace(inside, free=inside.free + 1)
+            value = compiler.language(conjunction, inside)
+            if value is not NOTHING:
+                found.append((region, value))
+    return found
+
+
+def _entry(compiler: Compiler, key: Language, value: Language) -> Language:
+    return concatenate(key, compiler.layout.colon, value)
+
+
+def _different(compiler: Compiler, others: list[Entry], count: int, comma: Language, place: Place) -> Language:
+    """So many of the other properties, no two of them with the same name: the checksums of their names differ."""
+    if count == 1:
+        return unite([_entry(compiler, embed(region.dfa), value) for region, value in others])
+    states = sum(region.dfa.dead for region, _ in others)
+    values = sum(estimated_states(value) for _, value in others)
+
+    def cost(modulus: int) -> int:
+        return sum(math.comb(modulus, used) for used in range(count)) * (modulus * states + values)
+
+    # With the largest modulus the fewest names have the same sum.
+    modulus = next((n for n in range(LARGEST_MODULUS, count - 1, -1) if cost(n) <= MAX_DIFFERENT_STATES), None)
+    if modulus is None:
+        raise refused("minProperties", f"{count} properties that it doesn't list can't be kept different", place)
+    sums = [summed(region.dfa, modulus) for region, _ in others]
+
+    @cache
+    def following(used: frozenset[int]) -> Language:
+        last = len(used) == count - 1
+        ways = []
+        for (_, value), names in zip(others, sums, strict=True):
+            ends = {each: ends for each, ends in enumerate(names.ends) if each not in used}
+            value = concatenate(compiler.layout.colon, value)
+            exits = [
+                (states, value if last else concatenate(value, comma, following(used | {each})))
+                for each, states in ends.items()
+            ]
+            ways.append(Branching(names.dfa, tuple(exits)))
+        return unite(ways)
+
+    return following(frozenset())

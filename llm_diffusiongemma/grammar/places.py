@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import ConstraintError
 from . import scalars
 from .dialects import Part, Schema, refuse
+
+
+class Aside(dict[str, Any]):
+    """Keywords that a place must fulfil, but in which nothing counts as evaluated: what a `not` comes to.
+
+    The judge never sees them: the keyword that they come from is among the parts as well. So they are read as by
+    no draft in particular.
+    """
+
 
 Conjunction = tuple[Schema, ...]
 Alternative = tuple[Part, ...]
@@ -19,21 +29,25 @@ class Limits:
     - `depth`: how often a $ref may lead into itself, and how deep a value of any kind nests;
     - `length`: the longest string (code points) where a `maxLength` has to be counted at all;
     - `count`: the most items or properties where a maximum has to be counted at all;
-    - `name`: the longest host name, and the longest name before the @ of an e-mail address.
+    - `name`: the longest host name, and the longest name before the @ of an e-mail address;
+    - `others`: about how many states the properties that an object doesn't list may cost before the first and,
+      in each place, between those that it lists; they can always stand behind them.
     """
 
     depth: int
     length: int
     count: int
     name: int
+    others: int
 
 
 # Tried in this order until the automaton is small enough.
 LIMITS = (
-    Limits(3, 256, 64, scalars.LONGEST_NAME),
-    Limits(2, 128, 24, 48),
-    Limits(2, 64, 12, 32),
-    Limits(1, 32, 6, 24),
+    Limits(3, 256, 64, scalars.LONGEST_NAME, 1500),
+    Limits(3, 256, 64, scalars.LONGEST_NAME, 0),
+    Limits(2, 128, 24, 48, 0),
+    Limits(2, 64, 12, 32, 0),
+    Limits(1, 32, 6, 24, 0),
 )
 
 
@@ -44,7 +58,8 @@ class Place:
     - `path`: for people; `$` is the document;
     - `nesting`: how many arrays and objects are open;
     - `free`: how many of them stand where the schema says nothing;
-    - `references`: the $refs that led here; `here`: those that have been followed at this place.
+    - `references`: the $refs that led here; `here`: those that have been followed at this place;
+    - `spare`: how often more than elsewhere one may lead on: where ways are compared and nothing is written.
     """
 
     path: str = "$"
@@ -52,6 +67,7 @@ class Place:
     free: int = 0
     references: tuple[str, ...] = ()
     here: tuple[str, ...] = ()
+    spare: int = 0
 
     def inside(self, name: str, conjunction: Conjunction) -> Place:
         """The place of a member or item."""

@@ -19,8 +19,9 @@ from ..errors import ConstraintError
 from .compiler import Compiler
 from .dfa import ByteDFA
 from .dialects import objects, read_schema
-from .language import StateLimitError, minimal_dfa
-from .places import LIMITS, Place
+from .language import StateLimitError, embed, minimal_dfa, unite
+from .layout import Layout
+from .places import LIMITS, Conjunction, Place
 from .records import Lowered
 from .samples import random_texts
 
@@ -30,13 +31,19 @@ LARGE_MINIMUM = 100
 # So many texts are checked before a model is asked for one.
 NUM_SAMPLES = 8
 
+# What takes more than this on one line is written on one line only: with what is indented it would be more than
+# twice as much, and every step of a reply pays for that.
+MOST_INDENTED_STATES = 6000
+
+DOCUMENT: Conjunction = ({"$ref": "#"},)
+
 
 @dataclass(frozen=True)
 class CompiledSchema:
     """What a reply is held to, and what it is checked by."""
 
     dfa: ByteDFA
-    """Documents that are valid, with `json.dumps`' separators, without spaces or indented by two."""
+    """Documents that are valid, on one line or, where that fits as well, indented by two."""
     validator: Any
     """Judges a document by other means."""
     lowered: tuple[Lowered, ...]
@@ -56,13 +63,13 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
     validator = read_schema(schema)
     too_much, lowered = "", None
     for limits in LIMITS:
-        compiler = Compiler(validator, limits)
+        compiler = Compiler(validator, limits, Layout.ONE_LINE)
         try:
-            language = compiler.language(({"$ref": "#"},), Place())
+            language = compiler.language(DOCUMENT, Place())
             # If the limits have lowered what they had before, it is the same language again.
-            if lowered == compiler.lowered.keys():
+            if lowered == (compiler.lowered.keys(), compiler.spread):
                 continue
-            lowered = compiler.lowered.keys()
+            lowered = compiler.lowered.keys(), compiler.spread
             dfa = minimal_dfa(language)
         except StateLimitError as error:
             too_much = str(error)
@@ -71,6 +78,7 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
             raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
         if dfa.dead == 0:
             raise compiler.unsatisfiable()
+        dfa = _with_indented(dfa, Compiler(validator, limits, Layout.INDENTED))
         _try_out(dfa, validator)
         return CompiledSchema(dfa, validator, tuple(compiler.lowered.values()))
     raise ConstraintError(
@@ -79,11 +87,24 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
     )
 
 
+def _with_indented(on_one_line: ByteDFA, compiler: Compiler) -> ByteDFA:
+    """The documents on one line, and those of a compiler that indents, if there is room for both."""
+    if len(on_one_line.accepting) > MOST_INDENTED_STATES:
+        return on_one_line
+    try:
+        return minimal_dfa(unite([embed(on_one_line), compiler.language(DOCUMENT, Place())]))
+    except StateLimitError:
+        return on_one_line
+
+
 def _try_out(dfa: ByteDFA, validator: Any) -> None:
     """Holds some texts against the validator. It should never find anything; here that costs no reply."""
     for text in random_texts(dfa, NUM_SAMPLES):
         try:
             fault = None if validator.is_valid(json.loads(text)) else "is not valid by it"
+        except ConstraintError:
+            # The validator came by a pattern that can't be read, in a branch that this text is none of.
+            continue
         except Exception as error:  # whatever it is, the reply would meet it as well
             fault = f"can't be checked ({type(error).__name__}: {error})"
         if fault is not None:

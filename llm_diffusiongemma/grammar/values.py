@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from ..errors import ConstraintError
-from . import scalars
-from .alternatives import IN_PLACE
+from . import numbers, scalars
 from .arrays import array_language
-from .keywords import SCALARS, bounds_of, excluded_types, largest_of, smallest_of, types_of, values_of, without
+from .excepted import numbers_but, strings_but
+from .formats import FORMATS, LONGEST_NAMES, longest_name
+from .keywords import SCALARS, bounds_of, judged, largest_of, smallest_of, types_of, values_of, without
 from .language import MAX_STATES, NOTHING, Language, Literal, StateLimitError, same_language, unite
+from .negation import NOT_MULTIPLE, NOT_PATTERN, NOT_POSSIBLE, NOT_VALUES
 from .objects import object_language
 from .places import LIMITS, Alternative, Place, refused
 
@@ -19,12 +20,8 @@ if TYPE_CHECKING:
     from .compiler import Compiler
 
 
-# Multiples are counted by a state for each remainder.
-MAX_MULTIPLE = 2000
-
 # By type: what can't be narrowed to anything useful.
 _REFUSED = {
-    None: ("if",),
     "array": ("maxContains",),
 }
 
@@ -36,27 +33,41 @@ def value_language(compiler: Compiler, parts: Alternative, place: Place) -> Lang
         # Where the values come from they need not be looked up again, nor what stands among the parts itself.
         first = next(part for part in parts if "enum" in part or "const" in part)
         source = "const" if "const" in first else "enum"
-        others = [without(part, *IN_PLACE, *([source] if part is first else [])) for part in parts]
-        return unite([scalars.literal(value) for value in values if compiler.is_valid(value, others)])
+        others = judged([without(part, source) if part is first else part for part in parts])
+        return unite(
+            [compiler.layout.literal(value, place.nesting) for value in values if compiler.is_valid(value, others)]
+        )
     types = types_of(parts)
     if place.free >= compiler.limits.depth and types - SCALARS:
         types &= SCALARS
         compiler.lower("nesting", LIMITS[0].depth, compiler.limits.depth, place)
     for kind, keywords in _REFUSED.items():
         for keyword in keywords:
-            if (kind is None or kind in types) and any(keyword in part for part in parts):
+            if kind in types and any(keyword in part for part in parts):
                 raise refused(keyword, "no finite automaton does it in general", place)
-    if any(excluded_types(part) is None for part in parts):
-        raise refused("not", "only types, and values out of a list, can be excluded", place)
+    for part in parts:
+        if NOT_POSSIBLE in part:
+            raise refused(
+                part[NOT_POSSIBLE], "what breaks it, as a not, if or oneOf asks for, is not regular", place
+            )
     branches: list[Language] = []
-    if "null" in types:
+    patterns = [part[NOT_PATTERN] for part in parts if NOT_PATTERN in part]
+    excluded = [value for part in parts for value in part.get(NOT_VALUES, ())]
+    if "null" in types and None not in excluded:
         branches.append(Literal(b"null"))
     if "boolean" in types:
-        branches.append(unite([Literal(b"true"), Literal(b"false")]))
+        booleans = [value for value in (True, False) if not any(value is each for each in excluded)]
+        branches.append(unite([scalars.literal(value) for value in booleans]))
     if types & {"integer", "number"}:
-        branches.append(number_language(compiler, parts, "number" in types, place))
+        branches.append(
+            numbers_but(
+                number_language(compiler, parts, "number" in types, place),
+                [part[NOT_MULTIPLE] for part in parts if NOT_MULTIPLE in part],
+                excluded,
+            )
+        )
     if "string" in types:
-        branches.append(string_language(compiler, parts, place))
+        branches.append(strings_but(string_language(compiler, parts, place), patterns, excluded))
     if "array" in types:
         branches.append(array_language(compiler, parts, place))
     if "object" in types:
@@ -66,53 +77,21 @@ def value_language(compiler: Compiler, parts: Alternative, place: Place) -> Lang
 
 def number_language(compiler: Compiler, parts: Alternative, fractions: bool, place: Place) -> Language:
     """The numbers among them; integers only unless `fractions`."""
-    low, high, above, below = bounds_of(parts)
-    multiple = _multiple(compiler, parts, place)
-    if fractions and multiple == 1 and not any("multipleOf" in part for part in parts):
-        if (low, high, above, below) == (None, None, None, None):
-            return scalars.number()
-        largest = 10**scalars.SIGNIFICANT_DIGITS
-        if any(bound is not None and bound >= largest for bound in (low, above)) or any(
-            bound is not None and bound <= -largest for bound in (high, below)
-        ):
-            raise refused("minimum or maximum", "it leaves only numbers of 16 digits or more", place)
-        return scalars.bounded_number(low, above, high, below)
-    lows = [math.ceil(low)] if low is not None else []
-    lows += [math.floor(above) + 1] if above is not None else []
-    highs = [math.floor(high)] if high is not None else []
-    highs += [math.ceil(below) - 1] if below is not None else []
-    if any(isinstance(part.get("multipleOf"), float) for part in parts):
-        # Larger ones are rounded before they are divided.
-        largest = 10**scalars.SIGNIFICANT_DIGITS - 1
-        if max(lows, default=0) > largest or min(highs, default=0) < -largest:
-            reason = "floating point, which a factor with a point means, is exact up to 15 digits only"
-            raise refused("multipleOf", reason, place)
-        lows, highs = [*lows, -largest], [*highs, largest]
-    if any(abs(bound) >= 10**300 for bound in lows + highs):
+    minimum, maximum, above, below = bounds_of(parts)
+    bounds = numbers.Bounds(minimum, maximum, above, below)
+    # By their texts, not their doubles: 0.01 is a hundredth.
+    factors = [Fraction(str(part["multipleOf"])) for part in parts if "multipleOf" in part]
+    if (bounds.least_integer() or 0) >= 10**300 or (bounds.most_integer() or 0) <= -(10**300):
         raise refused("minimum or maximum", "it has more than 300 digits", place)
+    if not factors:
+        if not fractions:
+            return numbers.integer(bounds)
+        return numbers.bounded_number(bounds) if bounds.any else numbers.number()
+    factor = numbers.common_multiple(factors)
     try:
-        return scalars.integer(max(lows, default=None), min(highs, default=None), multiple)
+        return numbers.multiple(bounds, factor) if fractions else numbers.integer(bounds, factor.numerator)
     except StateLimitError:
-        raise refused("multipleOf", "it needs too large an automaton", place) from None
-
-
-def _multiple(compiler: Compiler, parts: Alternative, place: Place) -> int:
-    """The integer of which all numbers are made multiples."""
-    multiple = 1
-    for part in parts:
-        if "multipleOf" not in part:
-            continue
-        factor = part["multipleOf"]
-        exact = Fraction(str(factor))
-        # Multiples of p/q that are integers: those of p. jsonschema divides in floating point, which is exact
-        # for integers if the double next to p/q is so near that the quotient is rounded back.
-        error = abs(Fraction(factor) / exact - 1)
-        if exact.numerator > MAX_MULTIPLE or error > Fraction(1, 1 << 54) or exact.denominator > 1000:
-            raise refused("multipleOf", f"{factor} is no factor that can be counted by", place)
-        multiple = math.lcm(multiple, exact.numerator)
-    if multiple > MAX_MULTIPLE:
-        raise refused("multipleOf", "the common multiple is too large to be counted by", place)
-    return multiple
+        raise refused("multipleOf", f"{float(factor):g} is no factor that can be counted by", place) from None
 
 
 def string_language(compiler: Compiler, parts: Alternative, place: Place) -> Language:
@@ -125,7 +104,7 @@ def string_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
     if least > MAX_STATES:
         raise refused("minLength", f"{least:,} is too much to be counted", place)
     patterns = frozenset(part["pattern"] for part in parts if "pattern" in part)
-    formats = frozenset(part["format"] for part in parts if part.get("format") in scalars.FORMATS)
+    formats = frozenset(part["format"] for part in parts if part.get("format") in FORMATS)
     try:
         text = scalars.string(least, most, patterns, formats, compiler.limits.name)
     except ConstraintError as error:
@@ -134,6 +113,7 @@ def string_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
         unbounded = scalars.string(least, None, patterns, formats, compiler.limits.name)
         if not same_language(text, unbounded):
             compiler.lower("maxLength", asked, most, place)
-    for name in sorted(formats & scalars.FORMATS_WITH_NAMES):
-        compiler.lower(f"format {name}", LIMITS[0].name, compiler.limits.name, place)
+    for name in sorted(formats & LONGEST_NAMES.keys()):
+        given = longest_name(name, compiler.limits.name)
+        compiler.lower(f"format {name}", LONGEST_NAMES[name], given, place)
     return text

@@ -12,7 +12,7 @@ import collections
 import importlib
 import sys
 
-ATTACKS = ("signals", "media", "checkpoints", "listings", "forms", "terminals")
+ATTACKS = ("signals", "media", "checkpoints", "listings", "forms", "schemas", "terminals")
 
 
 def main() -> int:

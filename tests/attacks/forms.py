@@ -20,7 +20,7 @@ from llm_diffusiongemma.grammar.automaton import TokenAutomaton, build
 from llm_diffusiongemma.grammar.cache import load_or_build
 from llm_diffusiongemma.grammar.pattern import regex_language
 
-from ..grammar.languages import BYTE_TOKENS, vocabulary_of
+from ..grammar.languages import BYTE_TOKENS, tables_of, vocabulary_of
 from .outcome import Outcome
 
 PATTERNS = (
@@ -126,7 +126,5 @@ def _answer(load: Callable[[], TokenAutomaton], expected: TokenAutomaton) -> str
         return "hangs"
     if isinstance(found[0], BaseException):
         return f"raises {type(found[0]).__name__}"
-    equal = all(
-        np.array_equal(getattr(found[0], name), getattr(expected, name)) for name in ("token_class", "moves")
-    )
+    equal = all(map(np.array_equal, tables_of(found[0]), tables_of(expected)))
     return "built again" if equal else "believed"

@@ -198,7 +198,7 @@ def constraint(device: torch.device, repeats: int, sizes: Sizes) -> None:
     print("| | States | Classes | Arcs | First | Cached |\n| --- | --- | --- | --- | --- | --- |")
     for name, cost in constrained.build_costs(vocabulary, repeats).items():
         print(
-            f"| {name} | {cost.states} | {cost.classes} | {cost.arcs:,} "
+            f"| {name} | {cost.states:,} | {cost.classes} | {cost.arcs:,} "
             f"| {cost.first_seconds * 1000:.0f} ms | {cost.cached_seconds * 1000:.1f} ms |"
         )
     print_constrained(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llm_diffusiongemma.chat.tokenizer import token_bytes
 from llm_diffusiongemma.diffusion.network import Network
@@ -18,6 +19,7 @@ from llm_diffusiongemma.grammar.cache import load_or_build
 from llm_diffusiongemma.grammar.constraint import TextConstraint
 from llm_diffusiongemma.grammar.dfa import ByteDFA
 from llm_diffusiongemma.grammar.pattern import regex_language
+from llm_diffusiongemma.grammar.schema import schema_language
 
 from ..tokenizers import ours
 from .contestants import Task, our_randomness
@@ -40,6 +42,8 @@ LANGUAGES = {
     ),
     "a price list": r'\{ ?"items": ?\[(' + _PRODUCT + r"(, ?" + _PRODUCT + r')*)?\], ?"note": ?' + _STRING + r"\}",
 }
+# Of 4,400, 16,000 and 64,000 states, as large as an automaton may get.
+ROOMS = (5, 18, 72)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,33 @@ class BuildCost:
     arcs: int
     first_seconds: float
     cached_seconds: float
+
+
+def house(rooms: int) -> dict[str, Any]:
+    """A schema of so many rooms with two devices each."""
+    device = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 20},
+            "kind": {"enum": ["sensor", "switch", "lamp", "display"]},
+            "watts": {"type": "integer", "minimum": 0, "maximum": 5000},
+            "installed": {"type": "string", "format": "date"},
+            "tags": {"type": "array", "items": {"enum": ["old", "new", "spare"]}, "maxItems": 3},
+        },
+        "required": ["name", "kind"],
+    }
+    room = {
+        "type": "object",
+        "properties": {"label": {"type": "string"}, "main": device, "spare": device},
+        "required": ["label", "main"],
+    }
+    return {"type": "object", "properties": {f"room_{number:02}": room for number in range(rooms)}}
+
+
+def languages() -> dict[str, ByteDFA]:
+    """By name: patterns, and schemas of houses."""
+    patterns = {name: regex_language(pattern) for name, pattern in LANGUAGES.items()}
+    return {**patterns, **{f"a house of {rooms} rooms": schema_language(house(rooms)) for rooms in ROOMS}}
 
 
 def gemma_like_tokens(sizes: Sizes) -> list[bytes | None]:
@@ -96,8 +127,7 @@ def tiny_vocabulary(network: Network) -> Vocabulary:
 def build_costs(vocabulary: Vocabulary, repeats: int) -> dict[str, BuildCost]:
     """Medians for each language, its byte automaton in hand: into an empty cache, and out of it."""
     costs = {}
-    for name, pattern in LANGUAGES.items():
-        dfa = regex_language(pattern)
+    for name, dfa in languages().items():
         first, cached = [], []
         for _ in range(repeats):
             with tempfile.TemporaryDirectory() as folder:
@@ -124,8 +154,7 @@ def replies(network: Network, vocabulary: Vocabulary, task: Task) -> dict[str, C
     """A reply of one canvas, free and held to each of the languages; the automata are in hand."""
     with tempfile.TemporaryDirectory() as folder:
         automata: dict[str, TokenAutomaton | None] = {
-            name: load_or_build(regex_language(pattern), vocabulary, Path(folder))
-            for name, pattern in LANGUAGES.items()
+            name: load_or_build(dfa, vocabulary, Path(folder)) for name, dfa in languages().items()
         }
 
     def action(automaton: TokenAutomaton | None) -> Callable[[], None]:

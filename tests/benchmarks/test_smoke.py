@@ -40,6 +40,7 @@ def test_it_runs(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setattr(server, "WATCHED", dict(list(server.WATCHED.items())[:2]))
     monkeypatch.setattr(data, "SKILLS", {"name": data.SKILLS["name"]})
     monkeypatch.setattr(constrained, "LANGUAGES", {"a date": constrained.LANGUAGES["a date"]})
+    monkeypatch.setattr(constrained, "ROOMS", (1,))
     monkeypatch.setattr(drafts, "SKILLS", ("name",))
     # Before each measurement; a run of tests holds so many objects that it would be most of the time.
     monkeypatch.setattr(gc, "collect", lambda: 0)

@@ -41,6 +41,12 @@ def minimal(transitions: np.ndarray, accepting: np.ndarray, start: int) -> ByteD
     )
 
 
+def tables_of(automaton: TokenAutomaton) -> list[np.ndarray]:
+    """All that a build finds out."""
+    moves = automaton.moves
+    return [automaton.token_class, moves.counts, moves.source, moves.target, automaton.accepting]
+
+
 def random_dfa(rng: np.random.Generator, alphabet: bytes, states: int) -> ByteDFA:
     """A random automaton over a few bytes whose language is not empty."""
     while True:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.blanks import MARKS, TELLING, Blank, BlankText, parse_blanks
-from llm_diffusiongemma.grammar.pattern import WHITE_SPACE
+from llm_diffusiongemma.grammar.characters import WHITE_SPACE
 from llm_diffusiongemma.grammar.samples import random_texts
 from tests.grammar.walks import check_promises
 

@@ -20,14 +20,14 @@ from llm_diffusiongemma.grammar.cache import load_or_build
 from llm_diffusiongemma.grammar.dfa import ByteDFA
 from llm_diffusiongemma.grammar.pattern import regex_language
 
-from .languages import BYTE_TOKENS, EOS, vocabulary_of
+from .languages import BYTE_TOKENS, EOS, tables_of, vocabulary_of
 
 JSON = r'\{"name": "[^"\\\x00-\x1f]*", "age": (0|[1-9][0-9]{0,2})\}'
 
 
 def same(one: TokenAutomaton, other: TokenAutomaton) -> bool:
-    arrays = ("token_class", "moves", "accepting", "distance")
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays) and (
+    pairs = [*zip(tables_of(one), tables_of(other), strict=True), (one.distance, other.distance)]
+    return all(np.array_equal(*pair) for pair in pairs) and (
         (one.eos_token_ids, one.pad_token_id) == (other.eos_token_ids, other.pad_token_id)
     )
 
@@ -98,8 +98,9 @@ CONTENTS: dict[str, Change] = {
     "another digest": with_byte(0, 1),
     "another number of classes": with_byte(32, 1),
     "a number of classes beyond all bounds": with_byte(35, 0xFF),
-    "another class of the first token": with_byte(36, 1),
-    "another class of a token": with_byte(36 + 100, 3),
+    "another number of moves": with_byte(36, 1),
+    "another class of the first token": with_byte(40, 1),
+    "another class of a token": with_byte(40 + 100, 3),
     "another move": with_byte(-20, 1),
     "another last move": with_byte(-1, 2),
     "version 1": version_1,

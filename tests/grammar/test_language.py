@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from llm_diffusiongemma.errors import ConstraintError
+from llm_diffusiongemma.grammar.characters import utf8
 from llm_diffusiongemma.grammar.language import (
     MAX_STATES,
     NOTHING,
@@ -31,7 +32,7 @@ from llm_diffusiongemma.grammar.language import (
     same_language,
     unite,
 )
-from llm_diffusiongemma.grammar.pattern import choices_language, regex_language, search_language, utf8
+from llm_diffusiongemma.grammar.pattern import choices_language, regex_language, search_language
 from llm_diffusiongemma.grammar.samples import random_texts
 from tests.grammar.walks import check_promises
 
@@ -203,7 +204,7 @@ def test_random_regular_expressions(anchors: bool) -> None:
     rng = random.Random(3)
     texts = [word.decode() for word in words(b"ab", 4)]
     compared = 0
-    for _ in range(200):
+    for _ in range(60):
         pattern = random_regex(rng, 3, anchors)
         expected = [text for text in texts if re.fullmatch(pattern, text)]
         try:
@@ -217,7 +218,7 @@ def test_random_regular_expressions(anchors: bool) -> None:
             pattern
         )
         compared += 1
-    assert compared > 75
+    assert compared > 25
 
 
 REGEXES = [
@@ -266,18 +267,20 @@ def test_regular_expressions_accept(pattern: str, texts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("pattern", "cause"),
     [
-        ("(?=a)b", "look-ahead"),
-        ("a(?!b)", "look-ahead"),
-        ("(?<=a)b", "look-behind"),
-        ("(?<!a)b", "look-behind"),
+        ("(?=a)b", "No text"),
+        ("(?<=a(?!c))b", "look-around inside a look-behind"),
+        (r"(?<=a\b)b", "inside a look-behind"),
         (r"(a)\1", "back-reference"),
         (r"(?P<x>a)(?P=x)", "back-reference"),
         ("(?>a)", "atomic group"),
         ("(a)?(?(1)b|c)", "conditional"),
         ("a++", "possessive"),
-        (r"\bword", "word boundary"),
-        ("(?i)a", "inline flag"),
-        (r"\p{L}", r"\\p"),
+        (r"a\bword", "No text"),
+        ("(?x)a", "the flag x"),
+        (r"\p{Script=Latin}", "no general category"),
+        (r"\h", r"the escape \\h"),
+        ("a{,}", "some read as text"),
+        ("(?:(?!ab|cd)[a-z]{0,30}){0,30}x", "states"),
         ("a{0,100000}", "100000"),
         ("a{99999999999999999999}", "counts up to"),
         ("((a{0,1000}){0,1000}){0,1000}", "65,536 states"),

@@ -6,7 +6,6 @@ import datetime
 import functools
 import json
 import random
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,52 +19,10 @@ from llm_diffusiongemma.grammar.language import MAX_STATES
 from llm_diffusiongemma.grammar.records import Lowered
 from llm_diffusiongemma.grammar.samples import random_texts
 from llm_diffusiongemma.grammar.schema import compile_schema, schema_language
+from tests.grammar.formats import format_checker
 from tests.grammar.schemas import SCHEMAS
 from tests.grammar.walks import check_promises
-
-DATE_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d))")
-
-
-def format_checker() -> jsonschema.FormatChecker:
-    """jsonschema's own checks, and those that it makes only where further packages are installed."""
-    checker = jsonschema.FormatChecker()
-
-    @checker.checks("date-time", raises=ValueError)
-    def date_time(text: object) -> bool:
-        return not isinstance(text, str) or bool(
-            DATE_TIME.fullmatch(text) and datetime.datetime.fromisoformat(text)
-        )
-
-    @checker.checks("time", raises=ValueError)
-    def clock_time(text: object) -> bool:
-        return not isinstance(text, str) or date_time(f"2000-01-01T{text}")
-
-    @checker.checks("uri")
-    def uri(text: object) -> bool:
-        # RFC 3986 bounds neither a host nor a label of it.
-        return not isinstance(text, str) or bool(
-            re.fullmatch(r"https?://[\w.-]+\.[a-zA-Z]+(:\d+)?([/?#]\S*)?", text)
-        )
-
-    @checker.checks("hostname")
-    def hostname(text: object) -> bool:
-        label = r"[a-zA-Z\d]([a-zA-Z\d-]{0,61}[a-zA-Z\d])?"
-        return not isinstance(text, str) or (
-            len(text) <= 253 and bool(re.fullmatch(rf"{label}(\.{label})*", text)) and "--" not in text
-        )
-
-    @checker.checks("email")
-    def email(text: object) -> bool:
-        user, _, host = text.rpartition("@") if isinstance(text, str) else ("a", "@", "b")
-        return 1 <= len(user) <= 64 and hostname(host)
-
-    @checker.checks("duration")
-    def duration(text: object) -> bool:
-        pattern = r"P(?=.)(\d+W|(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+S)?)?)"
-        return not isinstance(text, str) or bool(re.fullmatch(pattern, text))
-
-    return checker
-
+from tests.grammar.wild import in_decimals
 
 CHECKER = format_checker()
 
@@ -77,7 +34,7 @@ def check_walks(schema: Any, count: int, soft_length: int = 60) -> ByteDFA:
     """
     compiled = compile_schema(schema)
     dialect = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    validator = dialect(schema, format_checker=CHECKER)
+    validator = in_decimals(dialect)(schema, format_checker=CHECKER)
     for text in random_texts(compiled.dfa, count, soft_length=soft_length):
         document = json.loads(text, parse_constant=pytest.fail)
         assert not [error.message for error in validator.iter_errors(document)], text
@@ -144,7 +101,7 @@ def scalar_case(rng: random.Random) -> tuple[dict[str, Any], Maker]:
             ({"type": "string", "format": "uuid"}, lambda: f"{rng.getrandbits(128):032x}".replace("x", "")),
             ({"type": "string", "format": "ipv4"}, lambda: ".".join(str(rng.randint(0, 255)) for _ in range(4))),
             ({"type": "string", "format": "email"}, lambda: f"a.b+c{rng.randint(0, 99)}@mail.example.org"),
-            ({"type": "integer"}, lambda: rng.randint(-(10**15) + 1, 10**15 - 1)),
+            ({"type": "integer"}, lambda: rng.randint(-(10**20) + 1, 10**20 - 1)),
             ({"type": "integer", **inside}, lambda: rng.randint(low, high)),
             ({"type": "integer", **outside}, lambda: rng.randint(low + 1, high + 1)),
             ({"type": "integer", "minimum": low}, lambda: low + rng.randint(0, 10**6)),
@@ -531,7 +488,6 @@ KEYWORDS: list[tuple[str, Any, list[str], list[str]]] = [
         ["0", "5"],
         ["-1"],
     ),
-    ("nullable is not a keyword", {"type": "integer", "nullable": True}, ["1"], ["null"]),
     (
         "annotations",
         {"type": "null", "title": 1 and "t", "default": 5, "examples": [1], "x-y": {}},
@@ -586,33 +542,29 @@ def comb(levels: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("schema", "cause"),
     [
-        ({"not": {"const": 1}}, "keyword not "),
-        ({"type": "string", "not": {"pattern": "a"}}, "keyword not "),
-        ({"if": {"type": "string"}, "then": {"minLength": 1}}, "keyword if "),
+        ({"type": "array", "not": {"uniqueItems": True}}, "keyword uniqueItems "),
+        ({"type": "object", "not": {"patternProperties": {"a": {}, "b": False}}}, "keyword patternProperties "),
+        ({"type": "integer", "not": {"multipleOf": 0.3}}, "keyword multipleOf "),
         ({"$dynamicRef": "#x"}, r"\$dynamicRef"),
         ({"$ref": "https://example.com/schema.json"}, r"\$ref 'https://example.com"),
-        ({"items": {"$id": "http://a.b/c", "$ref": "#"}, "type": "array"}, r"keyword \$id "),
+        ({"items": {"$id": "http://a.b/c", "$ref": "#"}, "type": "array"}, "recursion has no end"),
         ({"$ref": "#/$defs/absent"}, "leads nowhere"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "recursion has no end"),
         # No validator comes to an end with this one, though its other branch would.
         ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "recursion has no end: the \\$ref '#' at \\$ leads back"),
-        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "keyword oneOf "),
-        ({"oneOf": [{"type": "string"}, {"minLength": 2}]}, "keyword oneOf "),
         ({"oneOf": [{"type": "object"}, {"type": "object"}]}, "keyword oneOf "),
-        # The value false, of both branches, was once held against this very oneOf and counted as of neither.
-        ({"oneOf": [{}, {"enum": [2, False]}]}, "keyword oneOf "),
+        ({"oneOf": [{"type": "string"}, {"type": "string", "format": "date"}]}, "keyword oneOf "),
         ({"type": "array", "contains": {}, "maxContains": 2}, "keyword maxContains "),
-        ({"type": "object", "minProperties": 2}, "keyword minProperties "),
-        ({"type": "object", "patternProperties": {"a": {}, "b": {}}}, "keyword patternProperties "),
         (
             {"type": "array", "items": {"type": "object"}, "uniqueItems": True, "minItems": 2},
             "keyword uniqueItems ",
         ),
         ({"type": "array", "prefixItems": [{}], "uniqueItems": True}, "keyword uniqueItems "),
-        ({"type": "number", "multipleOf": 0.00001}, "keyword multipleOf "),
+        ({"type": "number", "multipleOf": 1e-20}, "keyword multipleOf "),
+        ({"type": "number", "multipleOf": 12345.678}, "keyword multipleOf "),
         ({"type": "integer", "multipleOf": 12345}, "keyword multipleOf "),
-        ({"type": "number", "minimum": 1e20}, "keyword minimum "),
-        ({"type": "string", "pattern": "(?=a)b"}, r"keyword pattern at \$ .*look-ahead"),
+        ({"type": "integer", "minimum": 10**301}, "keyword minimum "),
+        ({"type": "string", "pattern": r"(a)\1"}, r"keyword pattern at \$ .*back-reference"),
         ({"type": "string", "pattern": "a{0,5000}"}, "keyword pattern .*5000"),
         ({"type": "string", "minLength": 15_000}, "minLength of 15,000"),
         ({"type": "string", "minLength": 10**9}, "keyword minLength "),
@@ -657,7 +609,6 @@ def comb(levels: int) -> dict[str, Any]:
             {"type": "object", "properties": {f"property {n}": {"type": "string"} for n in range(3000)}},
             "5,000 places",
         ),
-        ({"allOf": [{"anyOf": [{"minimum": n}, {"maximum": -n}]} for n in range(1, 30)]}, "5,000 places"),
         (deep(200), "nested too deeply"),
         (deep(30) | {"minItems": 1}, None),
         (comb(20), "65,536 states"),
@@ -688,50 +639,6 @@ def test_a_maximum_is_lowered_until_the_automaton_fits() -> None:
     many = check_walks(texts, 20)
     assert many.accepts(text_of({"a": "x" * 256, "f": "😀" * 256}))
     assert not many.accepts(text_of({"a": "x" * 257}))
-
-
-HOST_CASES = [
-    ("a.com", True),
-    ("mail.example.org", True),
-    ("xn.a-b.c1.example.com", True),
-    ("a" * 60 + ".co", True),
-    ("a" * 64 + ".com", False),
-    ("x." + "a" * 64, False),
-    ("x." + "a" * 64 + ".com", False),
-    ("a." * 125 + "com", False),
-    (".".join(["a" * 63] * 4) + ".com", False),
-    ("a-.com", False),
-    ("-a.com", False),
-    ("ab--cd.com", False),
-]
-
-
-@pytest.mark.parametrize(("host", "right"), HOST_CASES)
-@pytest.mark.parametrize(
-    ("name", "around"),
-    [
-        ("hostname", "{}"),
-        ("email", "ada@{}"),
-    ],
-)
-def test_hosts_are_as_long_as_hosts_can_be(name: str, around: str, host: str, right: bool) -> None:
-    """Labels of more than 63 characters, and names of more than 253, once passed."""
-    dfa = schema_language({"type": "string", "format": name})
-    assert dfa.accepts(text_of(around.format(host))) == right
-
-
-def test_what_stands_before_an_at_is_at_most_64_characters_long() -> None:
-    dfa = check_walks({"type": "string", "format": "email"}, 300, soft_length=200)
-    assert dfa.accepts(text_of(f"{'a.b-c_d+' * 7}e@example.com"))
-    assert not dfa.accepts(text_of(f"{'a' * 65}@example.com"))
-    assert not dfa.accepts(text_of("a..b@example.com"))
-
-
-@pytest.mark.parametrize("name", ["hostname", "uri", "uri-reference"])
-def test_long_names_are_sound(name: str) -> None:
-    dfa = check_walks({"type": "string", "format": name}, 300, soft_length=200)
-    # A syntax that bounds nothing costs few states.
-    assert name == "hostname" or len(dfa.accepting) < 50
 
 
 TEXT = {"type": "string", "maxLength": 280}
@@ -789,11 +696,11 @@ def test_what_was_lowered_is_told(schema: Any, lowered: list[tuple[str, int, int
 def test_names_of_hosts_are_lowered_last() -> None:
     many = {
         "type": "object",
-        "properties": {f"p{number}": {"format": "hostname", "type": "string"} for number in range(300)},
+        "properties": {f"p{number}": {"format": "hostname", "type": "string"} for number in range(100)},
     }
     (lowered,) = compile_schema(many).lowered
-    assert (lowered.keyword, lowered.asked, lowered.at) == ("format hostname", 63, "$.p0")
-    assert lowered.given < 63
+    assert (lowered.keyword, lowered.asked, lowered.at) == ("format hostname", 253, "$.p0")
+    assert lowered.given < 253
 
 
 def test_a_shared_definition_recurses_as_deep_wherever_it_is_led_to() -> None:
@@ -806,15 +713,3 @@ def test_a_shared_definition_recurses_as_deep_wherever_it_is_led_to() -> None:
         for document in ({"a": chain}, {"b": {"n": chain}}):
             assert dfa.accepts(text_of(document)) == (depth <= 3), document
         chain = {"next": chain}
-
-
-@pytest.mark.parametrize("name", ["dsl", "function call", "openai strict"])
-def test_compact_and_indented_documents(name: str) -> None:
-    documents = {
-        "dsl": {"name": "Ada", "age": 36},
-        "function call": {"location": "Köln", "days": 3},
-        "openai strict": {"steps": [{"explanation": "a", "output": "b"}] * 2, "final_answer": "c"},
-    }
-    dfa = schema_language(SCHEMAS[name])
-    for options in ({}, {"indent": 2}, {"separators": (",", ":")}):
-        assert dfa.accepts(json.dumps(documents[name], ensure_ascii=False, **options).encode())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import decimal
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -14,6 +16,20 @@ DRAFTS: dict[str, Any] = {
     "https://json-schema.org/draft/2019-09/schema": jsonschema.Draft201909Validator,
     "https://json-schema.org/draft/2020-12/schema": jsonschema.Draft202012Validator,
 }
+
+
+def in_decimals(validator: Any) -> Any:
+    """A class of jsonschema's with multiples of decimals: in doubles 19.99 is no multiple of 0.01."""
+
+    def multiple_of(_: Any, factor: float, value: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with decimal.localcontext(decimal.Context(prec=700)):
+                if decimal.Decimal(str(value)) % decimal.Decimal(str(factor)):
+                    yield jsonschema.ValidationError("no multiple")
+
+    return jsonschema.validators.extend(validator, {"multipleOf": multiple_of})
+
+
 NAMES = ("a", "b", "type", "x1", "é")
 PATTERNS = ("^x", "a", "^[a-c]$", "^(a+)+$", "", "1$|^type$")
 VALUES: tuple[Any, ...] = (
@@ -34,6 +50,8 @@ VALUES: tuple[Any, ...] = (
     {"type": "a"},
 )
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+# Keywords that are read together with another one.
+READ_BESIDE = {"if": ("then", "else"), "contains": ("minContains", "maxContains")}
 
 
 def wild_schema(rng: random.Random, draft: str) -> dict[str, Any]:
@@ -65,14 +83,15 @@ class _Maker:
                 ("object", "object", "array", "array", "string", "number", ["integer", "null"])
             )
         for keyword in rng.sample(self.keywords, rng.randint(1, 5)):
-            found[keyword] = self.value(keyword, depth - 1)
+            for each in (keyword, *(name for name in READ_BESIDE.get(keyword, ()) if rng.random() < 0.6)):
+                found[each] = self.value(each, depth - 1)
         if not self.has_booleans:
             found.pop("exclusiveMinimum", None), found.pop("exclusiveMaximum", None)
             for low in ("minimum", "maximum"):
                 if low in found and rng.random() < 0.3:
                     found[f"exclusive{low.capitalize()}"] = rng.random() < 0.5
         if rng.random() < 0.1:
-            found["$ref"] = rng.choice(("#/definitions/one", "#/definitions/two", "#", "#/nowhere"))
+            found["$ref"] = rng.choice(("#/definitions/one", "#/definitions/two", "#", "#/nowhere", "#x", "y"))
         if rng.random() < 0.05:
             found[rng.choice(("id", "$id"))] = rng.choice(("http://example.com/x.json", "#x", "y"))
         return found

@@ -1,0 +1,86 @@
+"""The names of properties that a schema doesn't list, in regions that it treats alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import ConstraintError
+from . import scalars
+from .dfa import ByteDFA
+from .language import Literal, difference, intersection, minimal_dfa, unite
+from .places import Place, refused
+
+# Each pattern splits each region in two.
+MAX_REGIONS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """The names that match the same patterns."""
+
+    matched: frozenset[str]
+    dfa: ByteDFA
+    """of the names as JSON strings, which have one text each"""
+
+
+def regions(names: ByteDFA, patterns: Collection[str], listed: Collection[str], place: Place) -> list[Region]:
+    """All names but the listed ones, by which of the patterns are found in them.
+
+    Raises `ConstraintError` for a pattern that can't be read or too many regions, and `StateLimitError`.
+    """
+    if listed:
+        names = difference(names, minimal_dfa(unite([Literal(scalars.json_text(name)) for name in listed])))
+    found = [Region(frozenset(), names)] if names.dead else []
+    for pattern in sorted(patterns):
+        matching = _search(pattern, place)
+        found = [
+            Region(matched, dfa)
+            for region in found
+            for matched, dfa in (
+                (region.matched, difference(region.dfa, matching)),
+                (region.matched | {pattern}, intersection(region.dfa, matching)),
+            )
+            if dfa.dead
+        ]
+        if len(found) > MAX_REGIONS:
+            raise refused("patternProperties", "its patterns overlap in too many ways", place)
+    return found
+
+
+def _search(pattern: str, place: Place) -> ByteDFA:
+    """The strings in which a pattern is found."""
+    try:
+        return minimal_dfa(scalars.string(patterns=frozenset((pattern,))))
+    except ConstraintError as error:
+        raise ConstraintError(
+            f"The keyword patternProperties at {place.path} can't be guaranteed: {error}"
+        ) from None
+
+
+@dataclass(frozen=True, eq=False)
+class Summed:
+    """Names with a checksum: what their bytes add up to, by a modulus.
+
+    Names with different sums differ, and a counter of `modulus` states is all it takes to know.
+    """
+
+    dfa: ByteDFA
+    """Not minimal: its states are those of the names' automaton once for each sum, and the dead one."""
+    ends: tuple[frozenset[int], ...]
+    """Where a name may end, by its checksum."""
+
+
+def summed(names: ByteDFA, modulus: int) -> Summed:
+    """The names and their checksums."""
+    states, sums = np.divmod(np.arange(names.dead * modulus), modulus)
+    byte = np.arange(256)
+    targets = names.moves[states][:, names.byte_kind].astype(np.intp)
+    moves = targets * modulus + (sums[:, None] + byte) % modulus
+    moves[targets == names.dead] = len(states)
+    moves = np.concatenate([moves, np.full((1, 256), len(states))]).astype(np.int32)
+    accepting = np.append(names.accepting[states], False)
+    ends = tuple(frozenset(np.flatnonzero(accepting[:-1] & (sums == each)).tolist()) for each in range(modulus))
+    return Summed(ByteDFA.of(moves, byte, accepting), ends)
