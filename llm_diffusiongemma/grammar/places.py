@@ -16,24 +16,35 @@ Alternative = tuple[Part, ...]
 class Limits:
     """How much of an endless language is kept.
 
-    - `depth`: how often a $ref may lead into itself, and how deep a value of any kind nests;
+    - `depth`: how often a $ref may lead into itself;
+    - `nesting`: how deep a value of any kind nests, where the schema says nothing;
     - `length`: the longest string (code points) where a `maxLength` has to be counted at all;
     - `count`: the most items or properties where a maximum has to be counted at all;
-    - `name`: the longest host name, and the longest name before the @ of an e-mail address.
+    - `name`: the longest host name, and the longest name before the @ of an e-mail address;
+    - `distinct`: about how many states the items of an array may cost to be kept different in any order.
     """
 
     depth: int
+    nesting: int
     length: int
     count: int
     name: int
+    distinct: int
 
 
-# Tried in this order until the automaton is small enough.
+# From the most generous ones on, until the automaton is small enough: first what is far beyond use is lowered, then
+# recursion, then what people notice.
 LIMITS = (
-    Limits(3, 256, 64, scalars.LONGEST_NAME),
-    Limits(2, 128, 24, 48),
-    Limits(2, 64, 12, 32),
-    Limits(1, 32, 6, 24),
+    Limits(5, 3, 2048, 1024, scalars.LONGEST_NAME, 12_288),
+    Limits(4, 3, 1024, 256, scalars.LONGEST_NAME, 8192),
+    Limits(3, 3, 1024, 128, scalars.LONGEST_NAME, 4096),
+    Limits(3, 3, 512, 64, scalars.LONGEST_NAME, 2048),
+    Limits(3, 3, 300, 48, scalars.LONGEST_NAME, 2048),
+    Limits(2, 2, 300, 32, scalars.LONGEST_NAME, 1024),
+    Limits(1, 2, 256, 24, scalars.LONGEST_NAME, 1024),
+    Limits(1, 1, 128, 16, 48, 512),
+    Limits(1, 1, 64, 12, 32, 512),
+    Limits(1, 1, 32, 6, 24, 256),
 )
 
 

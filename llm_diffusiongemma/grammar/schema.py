@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConstraintError
-from .compiler import Compiler
 from .dfa import ByteDFA
 from .dialects import objects, read_schema
-from .language import MAX_STATES, StateLimitError, minimal_dfa
-from .places import LIMITS, Place
+from .fitting import fit
+from .language import MAX_STATES, StateLimitError
 from .records import Lowered
 from .samples import random_texts
 
@@ -51,22 +50,20 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
     and a schema that needs too large an automaton.
     """
     validator = read_schema(schema)
-    for limits in LIMITS:
-        compiler = Compiler(validator, limits)
-        try:
-            dfa = minimal_dfa(compiler.language(({"$ref": "#"},), Place()))
-        except StateLimitError:
-            continue
-        except RecursionError:
-            raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
-        if dfa.dead == 0:
-            raise compiler.unsatisfiable()
-        _try_out(dfa, validator)
-        return CompiledSchema(dfa, validator, tuple(compiler.lowered.values()))
-    raise ConstraintError(
-        f"The schema needs an automaton of more than {MAX_STATES:,} states{_largest_counter(schema)}. Use smaller "
-        "bounds, fewer properties and choices, or less nesting."
-    )
+    try:
+        fitted = fit(validator)
+    except StateLimitError:
+        raise ConstraintError(
+            f"The schema needs an automaton of more than {MAX_STATES:,} states{_largest_counter(schema)}. Use smaller "
+            "bounds, fewer properties and choices, or less nesting."
+        ) from None
+    except RecursionError:
+        raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
+    dfa, compiler = fitted.dfa, fitted.compiler
+    if dfa.dead == 0:
+        raise compiler.unsatisfiable()
+    _try_out(dfa, validator)
+    return CompiledSchema(dfa, validator, tuple(compiler.lowered.values()))
 
 
 def _try_out(dfa: ByteDFA, validator: Any) -> None:

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 # Multiples are counted by a state for each remainder.
 MAX_MULTIPLE = 2000
 
+UNEVALUATED = {"unevaluatedItems", "unevaluatedProperties"}
+
 # By type: what can't be narrowed to anything useful.
 _REFUSED = {
     None: ("if",),
-    "array": ("maxContains",),
 }
 
 
@@ -36,12 +37,16 @@ def value_language(compiler: Compiler, parts: Alternative, place: Place) -> Lang
         # Where the values come from they need not be looked up again, nor what stands among the parts itself.
         first = next(part for part in parts if "enum" in part or "const" in part)
         source = "const" if "const" in first else "enum"
-        others = [without(part, *IN_PLACE, *([source] if part is first else [])) for part in parts]
+        others = [
+            # What is evaluated depends on what a schema leads to.
+            part if UNEVALUATED & part.keys() else without(part, *IN_PLACE, *([source] if part is first else []))
+            for part in parts
+        ]
         return unite([scalars.literal(value) for value in values if compiler.is_valid(value, others)])
     types = types_of(parts)
-    if place.free >= compiler.limits.depth and types - SCALARS:
+    if place.free >= compiler.limits.nesting and types - SCALARS:
         types &= SCALARS
-        compiler.lower("nesting", LIMITS[0].depth, compiler.limits.depth, place)
+        compiler.lower("nesting", LIMITS[0].nesting, compiler.limits.nesting, place)
     for kind, keywords in _REFUSED.items():
         for keyword in keywords:
             if (kind is None or kind in types) and any(keyword in part for part in parts):

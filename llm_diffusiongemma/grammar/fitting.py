@@ -1,0 +1,127 @@
+"""How much of a schema's endless language is kept, so that its automaton is small enough.
+
+Nothing is lowered if everything fits. Else what is far beyond use goes first, then recursion, then what people
+notice (`places.LIMITS` has the order); and then each kind of maximum is raised again as far as there is room, for
+it may be another one that took it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .compiler import Compiler
+from .dfa import ByteDFA
+from .language import MAX_STATES, Language, StateLimitError, drawn_states, minimal_dfa
+from .places import LIMITS, Limits, Place
+
+# A schema that says more than anybody writes (`maxLength: 100000`) gets so many states for it. Each denoising step
+# pays for them, and most documents would come out the same with a tenth.
+GENEROUS_STATES = 1 << 14
+
+# What is within these is of use: all the room there is may be taken for it.
+USEFUL = Limits(depth=3, nesting=3, length=1024, count=128, name=63, distinct=4096)
+
+# Places and choices that are looked at in all tries together before no more is raised again.
+MAX_VISITS_OF_TRIES = 10_000
+
+# The limit that a lowered keyword is held to, in the order in which they are raised again.
+_LIMIT_OF = {
+    "length": ("maxLength",),
+    "count": ("maxItems", "maxProperties"),
+    "depth": ("recursion",),
+    "distinct": ("uniqueItems",),
+    "nesting": ("nesting",),
+    "name": ("format",),
+}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A schema under limits under which it fits."""
+
+    compiler: Compiler
+    dfa: ByteDFA
+
+
+class _Tries:
+    def __init__(self, validator: Any) -> None:
+        self.validator = validator
+        self.visits = 0
+
+    def compile(self, limits: Limits) -> tuple[Compiler, Language]:
+        """Raises `StateLimitError`."""
+        compiler = Compiler(self.validator, limits)
+        try:
+            return compiler, compiler.language(({"$ref": "#"},), Place())
+        finally:
+            self.visits += compiler.visits
+
+    def fit(self, limits: Limits) -> tuple[Compiler, Language] | None:
+        """What is kept within limits, if it is small enough by what is drawn of it."""
+        try:
+            compiler, language = self.compile(limits)
+            drawn_states(language, _most_states(limits))
+        except StateLimitError:
+            return None
+        return compiler, language
+
+
+def _most_states(limits: Limits) -> int:
+    beyond_use = any(getattr(limits, name) > getattr(USEFUL, name) for name in _LIMIT_OF)
+    return GENEROUS_STATES if beyond_use else MAX_STATES
+
+
+def fit(validator: Any) -> Fitted:
+    """The largest part of a schema's language that has an automaton. Raises `StateLimitError` if none has."""
+    tries = _Tries(validator)
+    found = tries.fit(LIMITS[0])
+    if found is None:
+        index, found = _first_that_fits(tries)
+        if found is not None:
+            found = _raised(tries, found, LIMITS[:index])
+    for limits in LIMITS[-1:] if found is None else (None, *LIMITS[-2:]):
+        # What is drawn may be less or more than what comes of it.
+        compiler, language = tries.compile(limits) if limits is not None or found is None else found
+        try:
+            return Fitted(compiler, minimal_dfa(language))
+        except StateLimitError:
+            if limits is LIMITS[-1]:
+                raise
+    raise AssertionError("the last limits are always tried")
+
+
+def _first_that_fits(tries: _Tries) -> tuple[int, tuple[Compiler, Language] | None]:
+    """The most generous limits but the first under which the schema fits, by halving: what fits under some fits
+    under all that follow."""
+    too_much, enough, best = 0, len(LIMITS), None
+    while enough - too_much > 1:
+        middle = (too_much + enough) // 2
+        found = tries.fit(LIMITS[middle])
+        if found is None:
+            too_much = middle
+        else:
+            enough, best = middle, found
+    return enough, best
+
+
+def _raised(
+    tries: _Tries, found: tuple[Compiler, Language], generous: Sequence[Limits]
+) -> tuple[Compiler, Language]:
+    """The same with each limit that has lowered something raised as far as there is room."""
+    for name, keywords in _LIMIT_OF.items():
+        compiler = found[0]
+        lowered = {keyword.split(" ")[0] for keyword, _, _ in compiler.lowered}
+        if lowered.isdisjoint(keywords):
+            continue
+        values = dict.fromkeys(getattr(limits, name) for limits in generous)
+        # Most first, and if that is too much something between.
+        for value in list(values)[:: max(1, len(values) // 2)]:
+            if tries.visits > MAX_VISITS_OF_TRIES or value == getattr(compiler.limits, name):
+                break
+            raised = tries.fit(replace(compiler.limits, **{name: value}))
+            if raised is not None:
+                found = raised
+                break
+    return found
