@@ -139,7 +139,7 @@ def test_a_template_keeps_the_text(llm_command: Llm, tmp_path: Path) -> None:
         (("fill", "{a}{b}"), "nothing stands between"),
         (("fill", "{x..}"), "no blank in these braces"),
         (("fill", "caf\udce9 {x}"), "UTF-8"),
-        (("fill", "{x}" + "a" * 5000), "4,096 states"),
+        (("fill", "{x}" + "a" * 66_000), "65,536 states"),
         (("fill", "{x}", "-o", "choices", "a,b"), "one form only, but choices and fill"),
         (("fill", "one two three {x}", "-o", "max_tokens", "2"), "Set max_tokens to"),
         (("fill_json", "true"), "^fill_json\n  is for a text with blanks"),

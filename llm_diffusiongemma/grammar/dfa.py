@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+
+Mask = int  # A set of bytes: bit b stands for byte b.
+
+# Where the bytes of a state lead: disjoint sets of them, each with a target. Those in none of them lead nowhere.
+Row = Sequence[tuple[Mask, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +53,26 @@ class ByteDFA:
     def dead(self) -> int:
         """The sink's number."""
         return len(self.accepting) - 1
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Of each state but the dead one: where its bytes lead if not to the dead one, one set a target."""
+        states, kinds = np.nonzero(self.moves[:-1] != self.dead)
+        targets = self.moves[states, kinds]
+        order = np.lexsort((targets, states))
+        states, kinds, targets = states[order], kinds[order], targets[order]
+        changes = (np.diff(states) != 0) | (np.diff(targets) != 0)
+        first = np.flatnonzero(np.concatenate([np.ones(min(len(states), 1), np.bool_), changes]))
+        of_kind = np.packbits(self.byte_kind == np.arange(self.moves.shape[1])[:, None], axis=1, bitorder="little")
+        sets = np.bitwise_or.reduceat(of_kind[kinds], first) if len(first) else of_kind[:0]
+        known: dict[bytes, Mask] = {}
+        masks = [
+            known[key] if key in known else known.setdefault(key, int.from_bytes(key, "little"))
+            for key in map(bytes, sets)
+        ]
+        arcs = list(zip(masks, targets[first].tolist(), strict=True))
+        ends = np.searchsorted(states[first], np.arange(self.dead + 1)).tolist()
+        return tuple(tuple(arcs[begin:end]) for begin, end in itertools.pairwise(ends))
 
     @cached_property
     def transitions(self) -> npt.NDArray[np.int32]:

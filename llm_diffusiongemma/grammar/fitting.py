@@ -7,8 +7,9 @@ it may be another one that took it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from .compiler import Compiler
@@ -35,14 +36,6 @@ _LIMIT_OF = {
     "nesting": ("nesting",),
     "name": ("format",),
 }
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A schema under limits under which it fits."""
-
-    compiler: Compiler
-    dfa: ByteDFA
 
 
 class _Tries:
@@ -73,7 +66,7 @@ def _most_states(limits: Limits) -> int:
     return GENEROUS_STATES if beyond_use else MAX_STATES
 
 
-def fit(validator: Any) -> Fitted:
+def fit(validator: Any) -> tuple[Compiler, ByteDFA]:
     """The largest part of a schema's language that has an automaton. Raises `StateLimitError` if none has."""
     tries = _Tries(validator)
     found = tries.fit(LIMITS[0])
@@ -81,15 +74,14 @@ def fit(validator: Any) -> Fitted:
         index, found = _first_that_fits(tries)
         if found is not None:
             found = _raised(tries, found, LIMITS[:index])
-    for limits in LIMITS[-1:] if found is None else (None, *LIMITS[-2:]):
-        # What is drawn may be less or more than what comes of it.
-        compiler, language = tries.compile(limits) if limits is not None or found is None else found
-        try:
-            return Fitted(compiler, minimal_dfa(language))
-        except StateLimitError:
-            if limits is LIMITS[-1]:
-                raise
-    raise AssertionError("the last limits are always tried")
+    if found is not None:
+        compiler, language = found
+        # What is drawn may be less than what comes of it.
+        with contextlib.suppress(StateLimitError):
+            return compiler, minimal_dfa(language)
+    # ... or more.
+    compiler, language = tries.compile(LIMITS[-1])
+    return compiler, minimal_dfa(language)
 
 
 def _first_that_fits(tries: _Tries) -> tuple[int, tuple[Compiler, Language] | None]:

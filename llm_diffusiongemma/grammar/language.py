@@ -11,35 +11,39 @@ nothing bounds its memory. Here every construction stops at a number of states.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import reduce
 
 import numpy as np
-import numpy.typing as npt
 
-from .dfa import ByteDFA
+from .dfa import ByteDFA, Mask, Row
+from .minimal import minimal
 
-# No automaton grows beyond this. A reply that is longer than its canvas pays for each state at every denoising
-# step, and the documents people ask for need some hundreds.
-MAX_STATES = 4096
+# No automaton grows beyond this. A denoising step pays for the states that a canvas can reach.
+MAX_STATES = 1 << 16
 
-# A nondeterministic automaton has more: the copies that a union's branches or a counter make before they merge.
-MAX_NFA_STATES = 4 * MAX_STATES
+# One that isn't minimal yet may have more: of states drawn from an expression, and of the deterministic ones that
+# are made of them.
+MAX_DRAWN_STATES = 3 * MAX_STATES
+MAX_UNMERGED_STATES = MAX_STATES + MAX_STATES // 2
 
-# States of the nondeterministic automaton in all states of the deterministic one together. Some expressions have
-# both few and large ones; half a second's worth.
-MAX_SUBSET_SIZES = 32 * MAX_STATES
+# The elements in all sets of states together, and pairs of moves that are compared. Some expressions have both few
+# and large sets; half a second's worth.
+MAX_SET_SIZES = 16 * MAX_STATES
 
-Mask = int  # A set of bytes: bit b stands for byte b.
+# What a drawing begins with: the end of the whole text, and a state that nothing leads on from.
+_NOWHERE, _END = 0, 1
 
 ALL_BYTES: Mask = (1 << 256) - 1
 
 
 class StateLimitError(Exception):
-    """A language needs more than `MAX_STATES` states; the caller knows what to name as the cause."""
+    """A language takes too much to build; the caller knows what to name as the cause."""
+
+    def __init__(self, what: str = f"an automaton of more than {MAX_STATES:,} states") -> None:
+        super().__init__(what)
 
 
 class Anchor(Enum):
@@ -106,7 +110,6 @@ class Embedded:
     """The language of an automaton."""
 
     dfa: ByteDFA
-    arcs: tuple[tuple[int, Mask, int], ...]
 
 
 Language = Literal | OneByte | Concatenation | Union | Repetition | Separated | Embedded | Anchor
@@ -147,16 +150,7 @@ def embed(dfa: ByteDFA) -> Language:
     """The language of `dfa`, as a part for others. `NOTHING` if it is empty."""
     if dfa.dead == 0:
         return NOTHING
-    # Once a kind of bytes, not once a byte.
-    masks = [byte_set(np.flatnonzero(dfa.byte_kind == kind).tolist()) for kind in range(dfa.moves.shape[1])]
-    arcs: list[tuple[int, Mask, int]] = []
-    for state, row in enumerate(dfa.moves[: dfa.dead].tolist()):
-        by_target: dict[int, Mask] = {}
-        for target, mask in zip(row, masks, strict=True):
-            by_target[target] = by_target.get(target, 0) | mask
-        by_target.pop(dfa.dead, None)
-        arcs += [(state, mask, target) for target, mask in by_target.items()]
-    return Embedded(dfa, tuple(arcs))
+    return Embedded(dfa)
 
 
 def same_language(one: Language, other: Language) -> bool:
@@ -175,324 +169,328 @@ def minimal_dfa(language: Language) -> ByteDFA:
 
     Raises `StateLimitError`.
     """
-    nfa = _Nfa()
-    start = nfa.new_state()
-    nfa.accept = nfa.add(language, start)
-    transitions, accepting, byte_class = nfa.determinise(start)
-    return _minimise(transitions, accepting, byte_class)
+    drawing = _Drawing()
+    return _limited(*drawing.determinise(drawing.draw(language, _END)))
+
+
+def drawn_states(language: Language, most: int) -> int:
+    """About how many states the language's automaton has, without making it. Raises `StateLimitError` beyond `most`.
+
+    There are more of them before they are merged, and fewer before choices that begin alike are told apart.
+    """
+    drawing = _Drawing(most)
+    drawing.draw(language, _END)
+    return drawing.num_states
 
 
 def intersection(first: ByteDFA, second: ByteDFA) -> ByteDFA:
     """What belongs to both. Raises `StateLimitError`."""
-    return _product(first, second, first.accepting[:, None] & second.accepting[None, :])
+    return _product(first, second, lambda one, two: one and two, beyond_second=False)
 
 
 def difference(first: ByteDFA, second: ByteDFA) -> ByteDFA:
     """What belongs to the first and not to the second. Raises `StateLimitError`."""
-    return _product(first, second, first.accepting[:, None] & ~second.accepting[None, :])
+    return _product(first, second, lambda one, two: one and not two, beyond_second=True)
 
 
-class _Nfa:
-    """A nondeterministic automaton under construction."""
+class _Drawing:
+    """An expression as a nondeterministic automaton, drawn from its end.
 
-    def __init__(self) -> None:
-        # By state: [(bytes, target)], [target] of moves that read nothing, and the same behind an anchor.
-        self.arcs: list[list[tuple[Mask, int]]] = []
-        self.empty_moves: list[list[int]] = []
-        self.anchored: dict[int, list[tuple[Anchor, int]]] = {}
-        self.accept = -1
+    Every state is drawn with what follows it, so that equal ones are the same state from the beginning: literals
+    share their ends, and a language that stands in several places with the same sequel is drawn once.
 
-    def new_state(self) -> int:
-        if len(self.arcs) >= MAX_NFA_STATES:
-            raise StateLimitError
-        self.arcs.append([])
-        self.empty_moves.append([])
-        return len(self.arcs) - 1
+    A state is a number. It is either a *node*, whose bytes lead on as its row in `rows` says (no two ways on for
+    one byte), or a set of several nodes (`sets`), or what stands for another state: the head of a loop (`loops`),
+    or what is behind an anchor (`anchors`). These may be elements of sets, and are resolved by `_closed`.
+    """
 
-    def add(self, language: Language, source: int) -> int:
-        """Draw the language from `source`, and return the state where it ends.
+    def __init__(self, most_states: int = MAX_DRAWN_STATES) -> None:
+        self.most_states = most_states
+        self.rows: dict[int, Row] = {_END: ()}
+        self.sets: dict[int, frozenset[int]] = {_NOWHERE: frozenset()}
+        self.loops: dict[int, int] = {}
+        self.anchors: dict[int, tuple[Anchor, int]] = {}
+        # Loops and anchors: what a state that can be told by its nodes has none of.
+        self.signposts: set[int] = set()
+        self.num_states = 2
+        self.work = 0
+        self.set_numbers: dict[frozenset[int], int] = {frozenset(): _NOWHERE}
+        self.readers: dict[tuple[Mask, int], int] = {}
+        self.drawn: dict[tuple[Language, int], int] = {}
+        self.unions: dict[tuple[int, int], int] = {}
 
-        **Invariant**: nothing leads back into `source`, and the end leads nowhere. What is drawn from or to them
-        later can't be mixed up with the language.
-        """
+    def draw(self, language: Language, following: int) -> int:
+        """The state from which a text of the language leads to the state `following`."""
+        if following == _NOWHERE:
+            return _NOWHERE
+        key = (language, following)
+        if key not in self.drawn:
+            self.drawn[key] = self._draw(language, following)
+        return self.drawn[key]
+
+    def _draw(self, language: Language, following: int) -> int:
         match language:
             case Literal(text):
-                for byte in text:
-                    source = self._read(source, 1 << byte)
-                return self._skip(source, self.new_state())
+                for byte in reversed(text):
+                    following = self._read(1 << byte, following)
+                return following
             case OneByte(mask):
-                return self._read(source, mask)
+                return self._read(mask, following)
             case Concatenation(parts):
-                for part in parts:
-                    source = self.add(part, source)
-                return self._skip(source, self.new_state())
+                for part in reversed(parts):
+                    following = self.draw(part, following)
+                return following
             case Union(parts):
-                end = self.new_state()
-                for part in parts:
-                    self._skip(self.add(part, self._skip(source, self.new_state())), end)
-                return end
+                return self._unite([self.draw(part, following) for part in parts])
             case Repetition(part, minimum, maximum):
-                return self._repeat(part, minimum, maximum, source)
+                return self._repeat(part, minimum, maximum, following)
             case Separated():
-                return self._separate(language, source)
-            case Embedded(dfa, arcs):
-                states = [self.new_state() for _ in range(dfa.dead)]
-                end = self.new_state()
-                self._skip(source, states[0])
-                for state, mask, target in arcs:
-                    self.arcs[states[state]].append((mask, states[target]))
-                for state in np.flatnonzero(dfa.accepting).tolist():
-                    self._skip(states[state], end)
-                return end
+                return self._separate(language, following)
+            case Embedded(dfa):
+                return self._embed(dfa, following)
             case Anchor():
-                end = self.new_state()
-                self.anchored.setdefault(source, []).append((language, end))
-                return end
+                state = self._new_state()
+                self.signposts.add(state)
+                self.anchors[state] = (language, following)
+                return state
 
-    def _read(self, source: int, mask: Mask) -> int:
-        target = self.new_state()
-        self.arcs[source].append((mask, target))
-        return target
+    def _new_state(self) -> int:
+        self.num_states += 1
+        if self.num_states > self.most_states:
+            raise StateLimitError
+        return self.num_states - 1
 
-    def _skip(self, source: int, target: int) -> int:
-        self.empty_moves[source].append(target)
-        return target
+    def _read(self, mask: Mask, following: int) -> int:
+        """The node that any byte of a set leads on from."""
+        if not mask:
+            return _NOWHERE
+        key = (mask, following)
+        state = self.readers.get(key)
+        if state is None:
+            state = self.readers[key] = self._new_state()
+            self.rows[state] = (key,)
+        return state
 
-    def _repeat(self, part: Language, minimum: int, maximum: int | None, source: int) -> int:
-        end = self.new_state()
-        for _ in range(minimum):
-            source = self.add(part, source)
+    def _unite(self, states: Iterable[int]) -> int:
+        """What leads on from any of the states."""
+        distinct = set(states)
+        if len(distinct) == 1:
+            return distinct.pop()
+        elements: set[int] = set()
+        for state in distinct:
+            if state in self.sets:
+                elements |= self.sets[state]
+            else:
+                elements.add(state)
+        return self._set(frozenset(elements))
+
+    def _either(self, one: int, other: int) -> int:
+        if one == other or other == _NOWHERE:
+            return one
+        key = (one, other)
+        state = self.unions.get(key)
+        if state is None:
+            state = self.unions[key] = self._unite(key)
+        return state
+
+    def _set(self, elements: frozenset[int]) -> int:
+        if len(elements) == 1:
+            (state,) = elements
+            return state
+        self._count(len(elements))
+        number = self.set_numbers.get(elements)
+        if number is None:
+            number = self.set_numbers[elements] = self._new_state()
+            self.sets[number] = elements
+        return number
+
+    def _count(self, work: int) -> None:
+        self.work += work
+        if self.work > MAX_SET_SIZES:
+            raise StateLimitError
+
+    def _repeat(self, part: Language, minimum: int, maximum: int | None, following: int) -> int:
         if maximum is None:
-            loop = self._skip(source, self.new_state())
-            self._skip(self.add(part, loop), loop)
-            self._skip(loop, end)
-            return end
-        for _ in range(maximum - minimum):
-            self._skip(source, end)
-            source = self.add(part, source)
-        self._skip(source, end)
-        return end
+            state = self._new_state()
+            self.signposts.add(state)
+            self.loops[state] = self._either(following, self.draw(part, state))
+        else:
+            state = following
+            for _ in range(maximum - minimum):
+                before, state = state, self._either(following, self.draw(part, state))
+                if state == before:
+                    break
+        for _ in range(minimum):
+            before, state = state, self.draw(part, state)
+            if state == before:
+                break
+        return state
 
-    def _separate(self, language: Separated, source: int) -> int:
-        # A position is how many parts have been decided on, and how many stand there (not counted further than
-        # either bound can tell). All ways to a position share what follows it.
+    def _separate(self, language: Separated, following: int) -> int:
+        # By how many parts stand there (not counted further than either bound can tell): what comes next, once it
+        # has been decided on all parts, on all but the last one ...
         minimum, maximum = language.minimum, language.maximum
         most = max(minimum, 1) if maximum is None else maximum
-        end = self.new_state()
+        states = [following if count >= minimum else _NOWHERE for count in range(most + 1)]
 
-        def add_part(
-            part: Language, count: int, state: int, begins: dict[int, int], following: dict[int, int]
-        ) -> None:
-            """From `state` through `part`, with a separator unless it is the first, to its place in `following`.
+        def with_part(part: Language, count: int, after: int) -> int:
+            state = self.draw(part, after)
+            return self.draw(language.separator, state) if count else state
 
-            `begins` are where the part has been drawn already, by the count that it leads to.
-            """
-            if count == most and maximum is not None:
-                return
-            after = min(count + 1, most)
-            if after not in begins:
-                begins[after] = self.new_state()
-                if after not in following:
-                    following[after] = self.new_state()
-                self._skip(self.add(part, begins[after]), following[after])
-            self._skip(self.add(language.separator, state) if count else state, begins[after])
-
-        states = {0: source}
-        for part, required in language.parts:
-            begins: dict[int, int] = {}
-            following: dict[int, int] = {}
-            for count, state in states.items():
-                add_part(part, count, state, begins, following)
-            if not required:
-                for count, state in states.items():
-                    if count not in following:
-                        following[count] = self.new_state()
-                    self._skip(state, following[count])
-            states = following
         if language.rest is not None:
-            begins = {}
-            for count in range(most + 1):
-                if count in states:
-                    add_part(language.rest, count, states[count], begins, states)
-        for count, state in states.items():
-            if count >= minimum:
-                self._skip(state, end)
-        return end
+            if maximum is None:
+                loop = self._new_state()
+                self.signposts.add(loop)
+                self.loops[loop] = self._either(states[most], with_part(language.rest, most, loop))
+                states[most] = loop
+            for count in reversed(range(most)):
+                states[count] = self._either(states[count], with_part(language.rest, count, states[count + 1]))
+        for part, required in reversed(language.parts):
+            self._count(most + 1)
+            taken = [
+                with_part(part, count, states[min(count + 1, most)])
+                if count < most or maximum is None
+                else _NOWHERE
+                for count in range(most + 1)
+            ]
+            states = taken if required else list(map(self._either, taken, states))
+        return states[0]
 
-    def _closure(self, states: Iterable[int], *anchors: Anchor) -> frozenset[int]:
-        """All that can be reached without reading a byte, less what nothing depends on."""
-        seen = set(states)
-        stack = list(seen)
+    def _embed(self, dfa: ByteDFA, following: int) -> int:
+        nodes = [self._new_state() if row else _NOWHERE for row in dfa.rows]
+        states = [
+            self._either(node, following) if accepts else node
+            for node, accepts in zip(nodes, dfa.accepting.tolist(), strict=False)
+        ]
+        for node, row in zip(nodes, dfa.rows, strict=True):
+            if row:
+                self.rows[node] = [(mask, states[target]) for mask, target in row]
+        return states[0]
+
+    def _closed(self, state: int, *anchors: Anchor) -> int:
+        """The nodes that can be reached without reading a byte, and anchors that the text's end may open."""
+        if state in self.rows or (state in self.sets and self.signposts.isdisjoint(self.sets[state])):
+            return state
+        seen: set[int] = set()
+        stack = [state]
         while stack:
-            state = stack.pop()
-            targets = self.empty_moves[state]
-            if state in self.anchored:
-                targets = targets + [target for anchor, target in self.anchored[state] if anchor in anchors]
-            for target in targets:
-                if target not in seen:
-                    seen.add(target)
-                    stack.append(target)
-        return frozenset(s for s in seen if self.arcs[s] or s == self.accept or s in self.anchored)
+            each = stack.pop()
+            if each in seen:
+                continue
+            seen.add(each)
+            if each in self.sets:
+                stack += self.sets[each]
+            elif each in self.loops:
+                stack.append(self.loops[each])
+            elif each in self.anchors and self.anchors[each][0] in anchors:
+                stack.append(self.anchors[each][1])
+        return self._set(frozenset(each for each in seen if each in self.rows or self._is_end(each)))
 
-    def _byte_classes(self) -> tuple[npt.NDArray[np.intp], dict[Mask, list[int]]]:
-        """The class of each byte, `[256]`, and each mask as classes. No arc tells bytes of one class apart."""
-        masks = list({mask for arcs in self.arcs for mask, _ in arcs})
-        packed = np.frombuffer(b"".join(mask.to_bytes(32, "little") for mask in masks), np.uint8)
-        member = np.unpackbits(packed.reshape(len(masks), 32), axis=1, bitorder="little").astype(bool)
-        _, first, byte_class = np.unique(member, axis=1, return_index=True, return_inverse=True)
-        byte_class = byte_class.reshape(-1)
-        return byte_class, {m: np.flatnonzero(row[first]).tolist() for m, row in zip(masks, member, strict=True)}
+    def _is_end(self, state: int) -> bool:
+        return state in self.anchors and self.anchors[state][0] is Anchor.END
 
-    def determinise(self, start: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], npt.NDArray[np.intp]]:
-        """Transitions `[states, classes]`, accepting `[states]` and the class of each byte `[256]`.
+    def _accepts(self, state: int, *anchors: Anchor) -> bool:
+        if self.anchors or anchors:
+            state = self._closed(state, Anchor.END, *anchors)
+        return state == _END or _END in self.sets.get(state, ())
 
-        State 0 is the start and the last one is dead. Raises `StateLimitError`.
-        """
-        byte_class, classes_of = self._byte_classes()
-        num_classes = int(byte_class.max()) + 1
-        moves = [[(classes_of[mask], target) for mask, target in arcs] for arcs in self.arcs]
-        closures: dict[frozenset[int], frozenset[int]] = {}
+    def determinise(self, start: int) -> tuple[list[Row], list[bool]]:
+        """The rows of a deterministic automaton whose state 0 is the start, and whether each state accepts."""
         # The start stands apart: only there does Anchor.START hold.
-        subsets = [self._closure([start], Anchor.START)]
-        numbers: dict[frozenset[int], int] = {}
-        accepting = [self.accept in self._closure([start], Anchor.START, Anchor.END)]
-        rows: list[list[int]] = []
-        subset_sizes = 0
-        while len(rows) < len(subsets):
-            subset_sizes += len(subsets[len(rows)])
-            if subset_sizes > MAX_SUBSET_SIZES:
-                raise StateLimitError
-            targets: list[set[int] | None] = [None] * num_classes
-            for state in subsets[len(rows)]:
-                for classes, target in moves[state]:
-                    for byte in classes:
-                        reached = targets[byte]
-                        if reached is None:
-                            targets[byte] = {target}
-                        else:
-                            reached.add(target)
-            row = [-1] * num_classes
-            for byte, reached in enumerate(targets):
-                if reached is None:
-                    continue
-                key = frozenset(reached)
-                subset = closures.get(key)
-                if subset is None:
-                    subset = closures[key] = self._closure(key)
-                number = numbers.get(subset)
+        states = [self._closed(start, Anchor.START)]
+        accepting = [self._accepts(start, Anchor.START)]
+        numbers: dict[int, int] = {} if self.anchors else {states[0]: 0}
+        rows: list[Row] = []
+        for state in states:
+            row: list[tuple[Mask, int]] = []
+            for mask, target in self.rows.get(state) or self._merged_row(state):
+                number = numbers.get(target)
                 if number is None:
-                    number = numbers[subset] = len(subsets)
-                    subsets.append(subset)
-                    accepting.append(
-                        self.accept in (self._closure(subset, Anchor.END) if self.anchored else subset)
-                    )
-                    if number > MAX_STATES:
-                        raise StateLimitError
-                row[byte] = number
+                    closed = self._closed(target)
+                    number = numbers.get(closed)
+                    if number is None:
+                        number = len(states)
+                        if number > MAX_UNMERGED_STATES:
+                            raise StateLimitError
+                        states.append(closed)
+                        accepting.append(self._accepts(closed))
+                        numbers[closed] = number
+                    numbers[target] = number
+                row.append((mask, number))
             rows.append(row)
-        transitions = np.array([*rows, [-1] * num_classes], np.int32)
-        transitions[transitions < 0] = len(rows)
-        return transitions, np.array([*accepting, False]), byte_class
+        return rows, accepting
+
+    def _merged_row(self, state: int) -> Row:
+        """The row of a set of nodes: wherever one of them leads."""
+        targets: dict[Mask, list[int]] = {}
+        for node in self.sets.get(state, ()):
+            for mask, target in self.rows.get(node, ()):
+                targets.setdefault(mask, []).append(target)
+        covered = 0
+        for mask in targets:
+            if covered & mask:
+                break
+            covered |= mask
+        else:
+            return [(mask, self._unite(together)) for mask, together in targets.items()]
+        pieces: list[tuple[Mask, list[int]]] = []
+        for mask, together in targets.items():
+            split: list[tuple[Mask, list[int]]] = []
+            for piece, others in pieces:
+                common = piece & mask
+                if common:
+                    split.append((common, others + together))
+                    mask &= ~common
+                    piece &= ~common
+                if piece:
+                    split.append((piece, others))
+            if mask:
+                split.append((mask, together))
+            pieces = split
+        return [(piece, self._unite(together)) for piece, together in pieces]
 
 
-def _product(first: ByteDFA, second: ByteDFA, accepting: npt.NDArray[np.bool_]) -> ByteDFA:
-    """Both automata side by side; a pair of states accepts as `accepting`, `[first, second]`, says."""
-    width = len(second.accepting)
-    # A kind of bytes for each pair of theirs that some byte has.
-    pair_of_byte = first.byte_kind * second.moves.shape[1] + second.byte_kind
-    kinds, byte_class = np.unique(pair_of_byte, return_inverse=True)
-    one = first.moves[:, kinds // second.moves.shape[1]]
-    two = second.moves[:, kinds % second.moves.shape[1]]
-    pairs = np.zeros(1, np.int64)
-    fresh = pairs
-    while len(fresh):
-        targets = np.unique(one[fresh // width].astype(np.int64) * width + two[fresh % width])
-        # Nothing accepts once the first is dead.
-        fresh = np.setdiff1d(targets[targets // width != first.dead], pairs, assume_unique=True)
-        pairs = np.concatenate([pairs, fresh])
-        if len(pairs) > MAX_STATES:
-            raise StateLimitError
-    order = np.argsort(pairs)
-    targets = one[pairs // width].astype(np.int64) * width + two[pairs % width]
-    place = np.minimum(np.searchsorted(pairs, targets, sorter=order), len(pairs) - 1)
-    numbers = np.where(pairs[order[place]] == targets, order[place], len(pairs))
-    transitions = np.concatenate([numbers, np.full((1, numbers.shape[1]), len(pairs))]).astype(np.int32)
-    accepts = np.append(accepting[pairs // width, pairs % width], False)
-    return _minimise(transitions, accepts, byte_class.reshape(-1))
-
-
-def _minimise(
-    transitions: npt.NDArray[np.int32], accepting: npt.NDArray[np.bool_], byte_class: npt.NDArray[np.intp]
+def _product(
+    first: ByteDFA, second: ByteDFA, accepts: Callable[[bool, bool], bool], beyond_second: bool
 ) -> ByteDFA:
-    """The minimal automaton of `[states, classes]`, whose start is 0, whose last state is dead and whose states
-    are all reachable."""
-    parts = _equivalent_states(transitions, accepting)
-    num_parts = int(parts.max()) + 1
-    representative = np.zeros(num_parts, np.intp)
-    representative[parts] = np.arange(len(parts))
-    merged = parts[transitions[representative]]
-    dead = int(parts[-1])
-    numbers = np.full(num_parts, num_parts - 1, np.int32)
-    order: list[int] = []
-    queue = deque([int(parts[0])])
-    seen = {dead, queue[0]}
-    while queue:
-        part = queue.popleft()
-        if part != dead:
-            numbers[part] = len(order)
-            order.append(part)
-        for target in dict.fromkeys(merged[part].tolist()):
-            if target not in seen:
-                seen.add(target)
-                queue.append(target)
-    order.append(dead)
-    return ByteDFA.of(numbers[merged[order]], byte_class, accepting[representative[order]])
+    """Both automata side by side; a pair of states accepts as `accepts` says.
 
-
-def _equivalent_states(
-    transitions: npt.NDArray[np.int32], accepting: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.intp]:
-    """A number for each state, `[states]`: the same where the same texts are accepted from there.
-
-    Moore's refinement. It starts from the length of the shortest accepted text, which equivalent states share
-    and which tells most of the states of a long literal apart at once; from "accepting or not" a chain of n
-    states would need n rounds.
+    `beyond_second`: whether texts count for which only the second one is dead already.
     """
-    random = np.random.default_rng(0)
-    weights = random.integers(1 << 63, size=transitions.shape[1], dtype=np.int64) | 1
-    parts = shortest_accepted(transitions, accepting)
-    num_parts = -1
-    while True:
-        _, parts = np.unique(parts, return_inverse=True)
-        if parts.max() == num_parts:
-            break
-        num_parts = int(parts.max())
-        # Signatures are compared by a random hash modulo 2^64 ...
-        parts = parts * int(random.integers(1 << 62) | 1) + parts[transitions] @ weights
-    # ... and a collision, which would merge states that differ, is looked for.
-    representative = np.zeros(num_parts + 1, np.intp)
-    representative[parts] = np.arange(len(parts))
-    same = representative[parts]
-    if (parts[transitions] != parts[transitions[same]]).any() or (accepting != accepting[same]).any():
-        raise AssertionError("two different states of an automaton have the same hash")
-    return parts
+    rows: list[Row] = []
+    one, two = (*first.rows, ()), (*second.rows, ())
+    width = len(two)
+    pairs = [0]
+    numbers = {0: 0}
+    work = 0
+    for pair in pairs:
+        left, right = one[pair // width], two[pair % width]
+        row: list[tuple[Mask, int]] = []
+        work += len(left) * (len(right) + 1)
+        if work > MAX_SET_SIZES:
+            raise StateLimitError
+        for mask, target in left:
+            base = target * width
+            found = [(mask & other, base + reached) for other, reached in right if mask & other]
+            if beyond_second:
+                beyond = reduce(lambda rest, arc: rest & ~arc[0], found, mask)
+                if beyond:
+                    found.append((beyond, base + second.dead))
+            for common, reached in found:
+                number = numbers.get(reached)
+                if number is None:
+                    number = numbers[reached] = len(pairs)
+                    if number > MAX_UNMERGED_STATES:
+                        raise StateLimitError
+                    pairs.append(reached)
+                row.append((common, number))
+        rows.append(row)
+    accepting_one, accepting_two = first.accepting.tolist(), second.accepting.tolist()
+    return _limited(rows, [accepts(accepting_one[pair // width], accepting_two[pair % width]) for pair in pairs])
 
 
-def shortest_accepted(
-    transitions: npt.NDArray[np.int32], accepting: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.int64]:
-    """The bytes of the shortest text that is accepted from each state, `[states]`; -1 where none is."""
-    predecessors: list[list[int]] = [[] for _ in accepting]
-    for state, row in enumerate(transitions.tolist()):
-        for target in set(row):
-            predecessors[target].append(state)
-    length = np.full(len(accepting), -1, np.int64)
-    length[accepting] = 0
-    queue = deque(np.flatnonzero(accepting).tolist())
-    while queue:
-        state = queue.popleft()
-        for previous in predecessors[state]:
-            if length[previous] < 0:
-                length[previous] = length[state] + 1
-                queue.append(previous)
-    return length
+def _limited(rows: Sequence[Row], accepting: Sequence[bool]) -> ByteDFA:
+    dfa = minimal(rows, accepting)
+    if dfa.dead > MAX_STATES:
+        raise StateLimitError
+    return dfa

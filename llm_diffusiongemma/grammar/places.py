@@ -32,8 +32,8 @@ class Limits:
     distinct: int
 
 
-# From the most generous ones on, until the automaton is small enough: first what is far beyond use is lowered, then
-# recursion, then what people notice.
+# From the most generous ones on, until the automaton is small enough: first what is far beyond use is lowered,
+# then recursion, then what people notice.
 LIMITS = (
     Limits(5, 3, 2048, 1024, scalars.LONGEST_NAME, 12_288),
     Limits(4, 3, 1024, 256, scalars.LONGEST_NAME, 8192),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from .dfa import ByteDFA
-from .language import shortest_accepted
+from .minimal import shortest_accepted
 
 
 def random_texts(dfa: ByteDFA, count: int, seed: int = 0, soft_length: int = 60) -> Iterator[bytes]:
@@ -18,7 +18,7 @@ def random_texts(dfa: ByteDFA, count: int, seed: int = 0, soft_length: int = 60)
     walk takes the shortest way out.
     """
     rng = random.Random(seed)
-    distance = shortest_accepted(dfa.moves, dfa.accepting).tolist()
+    distance = shortest_accepted(dfa.rows, dfa.accepting.tolist()[:-1]).tolist()
     known: dict[int, dict[int, list[int]]] = {}
     for _ in range(count):
         state, text = 0, bytearray()

@@ -19,9 +19,12 @@ from ..errors import ConstraintError
 from .dfa import ByteDFA
 from .dialects import objects, read_schema
 from .fitting import fit
-from .language import MAX_STATES, StateLimitError
+from .language import StateLimitError
 from .records import Lowered
 from .samples import random_texts
+
+# A minimum that is counted by a thousand states, or more.
+LARGE_MINIMUM = 100
 
 # So many texts are checked before a model is asked for one.
 NUM_SAMPLES = 8
@@ -51,15 +54,14 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
     """
     validator = read_schema(schema)
     try:
-        fitted = fit(validator)
-    except StateLimitError:
+        compiler, dfa = fit(validator)
+    except StateLimitError as error:
         raise ConstraintError(
-            f"The schema needs an automaton of more than {MAX_STATES:,} states{_largest_counter(schema)}. Use smaller "
-            "bounds, fewer properties and choices, or less nesting."
+            f"The schema takes {error}{_largest_minimum(schema)}. Use smaller bounds, fewer properties and choices, "
+            "or less nesting."
         ) from None
     except RecursionError:
         raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
-    dfa, compiler = fitted.dfa, fitted.compiler
     if dfa.dead == 0:
         raise compiler.unsatisfiable()
     _try_out(dfa, validator)
@@ -80,14 +82,14 @@ def _try_out(dfa: ByteDFA, validator: Any) -> None:
             )
 
 
-def _largest_counter(schema: Any) -> str:
-    """The largest bound in a schema that has to be counted up to, as part of a sentence."""
-    counters = ("minLength", "minItems", "minProperties", "maxLength", "maxItems", "maxProperties", "multipleOf")
+def _largest_minimum(schema: Any) -> str:
+    """The largest bound in a schema that can't be lowered, as part of a sentence, if it may well be the cause."""
+    keywords = ("minLength", "minItems", "minProperties")
     found = [
-        (node[name], name)
+        (node[keyword], keyword)
         for node in objects(schema)
-        for name in counters
-        if isinstance(node.get(name), int | float)
+        for keyword in keywords
+        if isinstance(node.get(keyword), int | float) and node[keyword] >= LARGE_MINIMUM
     ]
-    largest = max(found, default=(1, ""))
-    return f" (its largest counter is {largest[1]} {largest[0]})" if largest[1] else ""
+    largest = max(found, default=None)
+    return "" if largest is None else f" (it has a {largest[1]} of {largest[0]:,})"

@@ -154,10 +154,10 @@ def test_white_space_is_what_python_takes_for_it_and_the_byte_order_mark() -> No
         *((f"Dear {braces}", "character 6 .*no blank") for braces in ("{}", "{...}", "{ x }", "{x..}", "{x.y}")),
         ('{"name": "{name}"}', "character 1 .*another one .*as those of JSON, are written twice: {{ and }}"),
         ("caf\udce9 {x}", r"character 4 .*UTF-8"),
-        ("{x}" + "a" * 5000, "4,096 states"),
-        ("a" * 5000 + "{x}", "4,096 states"),
+        ("{x}" + "a" * 66_000, "65,536 states"),
+        ("a" * 66_000 + "{x}", "65,536 states"),
         ("{{" * 600_000, "has no blank"),
-        (",".join(f"{{a{number}}}" for number in range(4000)), "4,096 states"),
+        (",".join(f"{{a{number}}}" for number in range(40_000)), "65,536 states"),
     ],
 )
 def test_what_is_refused(text: str, cause: str) -> None:

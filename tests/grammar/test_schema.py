@@ -614,10 +614,10 @@ def comb(levels: int) -> dict[str, Any]:
         ({"type": "number", "minimum": 1e20}, "keyword minimum "),
         ({"type": "string", "pattern": "(?=a)b"}, r"keyword pattern at \$ .*look-ahead"),
         ({"type": "string", "pattern": "a{0,5000}"}, "keyword pattern .*5000"),
-        ({"type": "string", "minLength": 1500}, "minLength 1500"),
+        ({"type": "string", "minLength": 15_000}, "minLength of 15,000"),
         ({"type": "string", "minLength": 10**9}, "keyword minLength "),
-        ({"type": "array", "items": {"type": "string"}, "minItems": 5000}, "keyword minItems "),
-        ({"type": "array", "items": {"type": "string"}, "minItems": 900}, "minItems 900"),
+        ({"type": "array", "items": {"type": "string"}, "minItems": 70_000}, "keyword minItems "),
+        ({"type": "array", "items": {"type": "string"}, "minItems": 9000}, "minItems of 9,000"),
         (
             {
                 "type": "object",
@@ -643,7 +643,7 @@ def comb(levels: int) -> dict[str, Any]:
         ({"default": {1, 2}}, "not JSON"),
         ({"$schema": "http://json-schema.org/draft-03/schema#"}, "draft 3"),
         ({"description": "x" * 1_000_000}, "1,000,0.* characters"),
-        ({"enum": [f"{number:040}" for number in range(2000)]}, "4,096 states"),
+        ({"enum": [f"{number**20:065}"[:65] for number in range(1, 2000)]}, "65,536 states"),
         ({"type": "array", "uniqueItems": True, "items": {"enum": list(range(28_000))}}, "28,000 values"),
         ({"$defs": {str(number): {} for number in range(11_000)}}, "10,000 objects"),
         ({"enum": ["a" * 40 + "!", "b"], "pattern": "^(a+)+$"}, "contradict"),
@@ -655,12 +655,12 @@ def comb(levels: int) -> dict[str, Any]:
         ),
         (
             {"type": "object", "properties": {f"property {n}": {"type": "string"} for n in range(3000)}},
-            "4,096 states",
+            "5,000 places",
         ),
-        ({"allOf": [{"anyOf": [{"minimum": n}, {"maximum": -n}]} for n in range(1, 30)]}, "4,096 states"),
+        ({"allOf": [{"anyOf": [{"minimum": n}, {"maximum": -n}]} for n in range(1, 30)]}, "5,000 places"),
         (deep(200), "nested too deeply"),
         (deep(30) | {"minItems": 1}, None),
-        (comb(20), "4,096 states"),
+        (comb(20), "65,536 states"),
         (dict(jsonschema.Draft202012Validator.META_SCHEMA), r"\$"),
     ],
 )
@@ -686,7 +686,10 @@ def test_a_maximum_is_lowered_until_the_automaton_fits() -> None:
     assert one.accepts(text_of("é" * 256))
     assert not one.accepts(text_of("é" * 257))
     many = check_walks(texts, 20)
-    assert many.accepts(text_of({"a": "x" * 32, "f": "😀" * 32}))
+    assert many.accepts(text_of({"a": "x" * 256, "f": "😀" * 256}))
+    assert not many.accepts(text_of({"a": "x" * 257}))
+    more = {"type": "object", "properties": {f"p{n}": {"type": "string", "maxLength": 4000} for n in range(60)}}
+    assert schema_language(more).accepts(text_of({"p0": "x" * 64, "p59": "😀" * 64}))
 
 
 HOST_CASES = [
@@ -740,8 +743,8 @@ TEXT = {"type": "string", "maxLength": 280}
     ("schema", "lowered"),
     [
         (
-            {"type": "array", "maxItems": 10, "items": TEXT},
-            [("maxLength", 280, 32, "$[]"), ("maxItems", 10, 6, "$")],
+            {"type": "array", "maxItems": 100, "items": TEXT},
+            [("maxLength", 280, 128, "$[]"), ("maxItems", 100, 24, "$")],
         ),
         (TEXT, [("maxLength", 280, 256, "$")]),
         ({"type": "array", "maxItems": 100, "items": {"type": "null"}}, [("maxItems", 100, 64, "$")]),
@@ -753,7 +756,7 @@ TEXT = {"type": "string", "maxLength": 280}
         # Both places, each with its own bound.
         (
             {"type": "object", "properties": {"a": TEXT, "b": {"type": "string", "maxLength": 300}, "c": TEXT}},
-            [("maxLength", 280, 128, "$.a"), ("maxLength", 300, 128, "$.b")],
+            [("maxLength", 280, 256, "$.a"), ("maxLength", 300, 256, "$.b")],
         ),
         # What recurses or says nothing is cut below what the page on schemas says.
         (
@@ -762,10 +765,10 @@ TEXT = {"type": "string", "maxLength": 280}
                 "type": "object",
                 "properties": {
                     "a": {"$ref": "#/$defs/node"},
-                    **{name: {"type": "string", "maxLength": 130} for name in "bcde"},
+                    **{f"b{n}": {"type": "string", "maxLength": 130} for n in range(65)},
                 },
             },
-            [("recursion", 3, 2, "$.a[][]"), ("maxLength", 130, 64, "$.b")],
+            [("recursion", 3, 2, "$.a[][]"), ("maxLength", 130, 64, "$.b0")],
         ),
         # Nothing that can be written is lost.
         ({"type": "string", "maxLength": 256}, []),
@@ -788,7 +791,7 @@ def test_what_was_lowered_is_told(schema: Any, lowered: list[tuple[str, int, int
 def test_names_of_hosts_are_lowered_last() -> None:
     many = {
         "type": "object",
-        "properties": {f"p{number}": {"format": "hostname", "type": "string"} for number in range(20)},
+        "properties": {f"p{number}": {"format": "hostname", "type": "string"} for number in range(300)},
     }
     (lowered,) = compile_schema(many).lowered
     assert (lowered.keyword, lowered.asked, lowered.at) == ("format hostname", 63, "$.p0")

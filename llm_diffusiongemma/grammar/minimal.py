@@ -1,0 +1,240 @@
+"""The minimal automaton of a deterministic one that is given by its rows.
+
+A row says where a state's bytes lead, by sets of bytes: an automaton of a schema has tens of thousands of states,
+and most of them read one byte only. All that grows with states times kinds of bytes is done by numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .dfa import ByteDFA, Row
+
+# States whose merging is verified at once.
+_CHUNK = 4096
+
+
+def minimal(rows: Sequence[Row], accepting: Sequence[bool]) -> ByteDFA:
+    """The minimal automaton; of one dead state if the language is empty.
+
+    State 0 is the start. The sets of a row have no byte in common; a byte in none of them is the end of all hope.
+    """
+    length = shortest_accepted(rows, accepting)
+    if length[0] < 0:
+        return ByteDFA(np.zeros((1, 1), np.int32), np.zeros(256, np.int32), np.zeros(1, np.bool_))
+    arcs = _Arcs.of(rows, length)
+    parts = _equivalent_states(arcs, length)
+    merged = arcs.merged(parts)
+    order = merged.order(int(parts[0]))
+    numbers = np.zeros(len(order), np.int32)
+    numbers[order] = np.arange(len(order), dtype=np.int32)
+    moves = np.full((len(order) + 1, merged.num_classes), len(order), np.int32)
+    merged.fill(moves, order, numbers)
+    accepts = np.zeros(len(order) + 1, np.bool_)
+    accepts[:-1] = length[merged.representative[order]] == 0
+    return ByteDFA.of(moves, merged.byte_class, accepts)
+
+
+def shortest_accepted(rows: Sequence[Row], accepting: Sequence[bool]) -> npt.NDArray[np.int64]:
+    """The bytes of the shortest text that is accepted from each state, `[states]`; -1 where none is."""
+    sources = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    targets = np.array([target for row in rows for _, target in row], np.int64)
+    order = np.argsort(targets, kind="stable")
+    before = sources[order].tolist()
+    first = np.searchsorted(targets[order], np.arange(len(rows) + 1)).tolist()
+    length = [0 if accepts else -1 for accepts in accepting]
+    queue = [state for state, accepts in enumerate(accepting) if accepts]
+    for state in queue:
+        one_more = length[state] + 1
+        for previous in before[first[state] : first[state + 1]]:
+            if length[previous] < 0:
+                length[previous] = one_more
+                queue.append(previous)
+    return np.array(length, np.int64)
+
+
+@dataclass(frozen=True)
+class _Arcs:
+    """All moves of an automaton, in the order of the states that they leave.
+
+    - `first` `[states + 1]`: where a state's arcs begin;
+    - `mask`, `target` `[arcs]`: the number of the set of bytes, and where it leads;
+    - `byte_class` `[256]`: no set tells bytes of one class apart;
+    - `classes`, `first_class` `[sets + 1]`: the classes in each set, one set after the other;
+    - `first_byte` `[sets]`: the lowest byte of each set;
+    - `representative` `[states]`: the states in the automaton that this one is made of.
+    """
+
+    first: npt.NDArray[np.int64]
+    mask: npt.NDArray[np.int64]
+    target: npt.NDArray[np.int64]
+    byte_class: npt.NDArray[np.int64]
+    classes: npt.NDArray[np.int64]
+    first_class: npt.NDArray[np.int64]
+    first_byte: npt.NDArray[np.int64]
+    representative: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], length: npt.NDArray[np.int64]) -> _Arcs:
+        """Without what leads to states from which nothing is accepted."""
+        counts = np.array([len(row) for row in rows], np.int64)
+        target = np.array([target for row in rows for _, target in row], np.int64)
+        known: dict[int, int] = {}
+        mask = np.array([known.setdefault(mask, len(known)) for row in rows for mask, _ in row], np.int64)
+        alive = length[target] >= 0
+        if not alive.all():
+            sources = np.repeat(np.arange(len(rows)), counts)[alive]
+            counts, target, mask = np.bincount(sources, minlength=len(rows)), target[alive], mask[alive]
+        packed = np.frombuffer(b"".join(each.to_bytes(32, "little") for each in known or [0]), np.uint8)
+        member = np.unpackbits(packed.reshape(-1, 32), axis=1, bitorder="little").astype(bool)
+        _, byte_of_class, byte_class = np.unique(
+            np.packbits(member, axis=0), axis=1, return_index=True, return_inverse=True
+        )
+        in_class = member[:, byte_of_class]
+        return cls(
+            np.concatenate([[0], np.cumsum(counts)]),
+            mask,
+            target,
+            byte_class.reshape(-1),
+            np.nonzero(in_class)[1],
+            np.concatenate([[0], np.cumsum(in_class.sum(1))]),
+            member.argmax(1),
+            np.arange(len(rows)),
+        )
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.byte_class.max()) + 1
+
+    def of_states(self, states: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The arcs of these states one after the other, and how many each has."""
+        counts = self.first[states + 1] - self.first[states]
+        return _ranges(self.first[states], counts), counts
+
+    def merged(self, parts: npt.NDArray[np.int64]) -> _Arcs:
+        """With one state for all that are of one part, `[states]`; -1 for those that are left out."""
+        representative = np.zeros(int(parts.max()) + 1, np.int64)
+        states = np.flatnonzero(parts >= 0)[::-1]
+        representative[parts[states]] = states
+        arcs, counts = self.of_states(representative)
+        # By the lowest byte, so that what is numbered along them is the same however their bytes are split.
+        by_byte = np.lexsort((self.first_byte[self.mask[arcs]], np.repeat(np.arange(len(counts)), counts)))
+        arcs = arcs[by_byte]
+        return _Arcs(
+            np.concatenate([[0], np.cumsum(counts)]),
+            self.mask[arcs],
+            parts[self.target[arcs]],
+            self.byte_class,
+            self.classes,
+            self.first_class,
+            self.first_byte,
+            representative,
+        )
+
+    def order(self, start: int) -> npt.NDArray[np.int64]:
+        """The states from the start on, nearest first."""
+        first, targets = self.first.tolist(), self.target.tolist()
+        seen = [False] * (len(first) - 1)
+        seen[start] = True
+        order = [start]
+        for state in order:
+            for target in targets[first[state] : first[state + 1]]:
+                if not seen[target]:
+                    seen[target] = True
+                    order.append(target)
+        return np.array(order, np.int64)
+
+    def fill(
+        self, moves: npt.NDArray[np.int32], states: npt.NDArray[np.int64], numbers: npt.NDArray[np.int32]
+    ) -> None:
+        """Write where the classes lead, by `numbers` `[states]`, into the states' `moves` `[n, classes]`."""
+        arcs, counts = self.of_states(states)
+        masks = self.mask[arcs]
+        widths = self.first_class[masks + 1] - self.first_class[masks]
+        places = self.classes[_ranges(self.first_class[masks], widths)]
+        row_of_arc = np.repeat(np.arange(len(states)), counts)
+        moves[np.repeat(row_of_arc, widths), places] = np.repeat(numbers[self.target[arcs]], widths)
+
+
+def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """start, start + 1, ... for each of these, one after the other."""
+    ends = np.cumsum(lengths)
+    within: npt.NDArray[np.int64] = np.repeat(starts - (ends - lengths), lengths)
+    within += np.arange(len(within))
+    return within
+
+
+def _equivalent_states(arcs: _Arcs, length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """A number for each state, `[states]`: the same where the same texts are accepted; -1 where none is.
+
+    Moore's refinement. It starts from what equivalent states must share, the length of the shortest accepted text
+    and the bytes that lead on; from "accepting or not" a chain of n states would need n rounds. A state that is
+    like no other any more is not looked at again, so a round costs what is left.
+    """
+    random = np.random.default_rng(0)
+    class_weights = random.integers(1 << 63, size=arcs.num_classes, dtype=np.int64) | 1
+    # A set weighs as much as its classes together: it doesn't matter how a state's bytes are split into sets.
+    weights = _sums(class_weights[arcs.classes], arcs.first_class)[arcs.mask]
+    signatures = length * int(random.integers(1 << 62) | 1) + _sums(weights, arcs.first)
+    parts = np.full(len(length), -1, np.int64)
+    left = np.flatnonzero(length >= 0)
+    before = 0
+    num_parts = 0
+    while True:
+        _, parts_left, sizes = np.unique(signatures[left], return_inverse=True, return_counts=True)
+        parts_left = parts_left.reshape(-1)
+        # New numbers for all that are left, which no state that is done with has.
+        parts[left] = num_parts + parts_left
+        if len(sizes) == before:
+            break
+        num_parts += len(sizes)
+        shared = sizes[parts_left] > 1
+        left = left[shared]
+        if not len(left):
+            break
+        before = int((sizes > 1).sum())
+        own, counts = arcs.of_states(left)
+        ends = np.concatenate([[0], np.cumsum(counts)])
+        following = _sums(weights[own] * _scattered(parts[arcs.target[own]]), ends)
+        # Signatures are compared by a random hash modulo 2^64 ...
+        signatures[left] = _scattered(parts[left]) * 3 + following
+    _, compact = np.unique(parts, return_inverse=True)
+    parts = compact.reshape(-1) - int((length < 0).any())
+    _verify(arcs, parts, length == 0)
+    return parts
+
+
+def _scattered(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Different numbers for different ones, as if drawn at random."""
+    spread: npt.NDArray[np.int64] = (numbers + 1) * 0x1E3779B97F4A7C15
+    spread ^= spread >> 29
+    spread *= 0x3F58476D1CE4E5B9
+    return spread
+
+
+def _sums(values: npt.NDArray[np.int64], first: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The sums, modulo 2^64, from each place in `first` to the next one."""
+    total = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(values, out=total[1:])
+    sums: npt.NDArray[np.int64] = total[first[1:]] - total[first[:-1]]
+    return sums
+
+
+def _verify(arcs: _Arcs, parts: npt.NDArray[np.int64], accepting: npt.NDArray[np.bool_]) -> None:
+    """... and a collision, which would merge states that differ, is looked for."""
+    representative = np.zeros(int(parts.max()) + 1, np.int64)
+    states = np.flatnonzero(parts >= 0)
+    representative[parts[states]] = states
+    others = states[representative[parts[states]] != states]
+    numbers = parts.astype(np.int32)
+    for begin in range(0, len(others), _CHUNK):
+        some = others[begin : begin + _CHUNK]
+        rows = np.full((2, len(some), arcs.num_classes), -1, np.int32)
+        for row, each in zip(rows, (some, representative[parts[some]]), strict=True):
+            arcs.fill(row, each, numbers)
+        if (rows[0] != rows[1]).any() or (accepting[some] != accepting[representative[parts[some]]]).any():
+            raise AssertionError("two different states of an automaton have the same hash")
