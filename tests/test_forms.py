@@ -59,7 +59,7 @@ def test_what_the_network_has_never_seen_is_odd_but_valid(llm_command: Llm, seed
 LONG_THREAD = {
     "type": "object",
     "properties": {
-        "thread": {"type": "array", "maxItems": 10, "items": {"type": "string", "maxLength": 280}},
+        "thread": {"type": "array", "maxItems": 100, "items": {"type": "string", "maxLength": 2000}},
     },
     "required": ["thread"],
 }

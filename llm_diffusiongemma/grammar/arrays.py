@@ -64,7 +64,10 @@ class Contained:
 
 
 # Ways to keep items different (see `Distinct`), from the most to the least free.
-LEVELS = ((16, 8, 8), (8, 8, 8), (8, 8), (4, 4), (8,), (4,), (2,))
+LEVELS = ((16, 8, 8), (8, 8, 8), (8, 8), (4, 4), (8,), (2, 2), (2,))
+
+# For items of which one is an array or object at most, whatever the others are.
+MIXED_STATES = 4096
 
 # So many integers within bounds are as good as listed.
 FEW_INTEGERS = 100
@@ -318,6 +321,8 @@ def _distinct(
             free = _free_items(members, wanted, most_states)
             compiler.lower("uniqueItems", wanted, free, place)
             return Distinct((count,) * free, lambda *_: members, members)
+    if kinds & {"array", "object"}:
+        most_states = min(most_states, MIXED_STATES)
     lengths = [smallest_of(each, "maxLength", 0) for each in alternatives if "string" in types_of(each)]
     if lengths and min(lengths) > 0 and max(lengths) > DISTINCT_LENGTH:
         given = max(DISTINCT_LENGTH, *(largest_of(each, "minLength") for each in alternatives))

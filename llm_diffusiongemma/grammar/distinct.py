@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .dfa import ByteDFA
 from .language import (
     ALL_BYTES,
+    Embedded,
     Language,
     Literal,
     OneByte,
@@ -48,43 +49,60 @@ _FACTOR = 5
 _FIRST_BYTES = {b"[": 0, b"{": 0, b"n": 1, b"t": 2, b"f": 3}
 
 
-@lru_cache(maxsize=64)
+class _Values:
+    """An automaton that can be looked up: equal languages come up again in each try of a schema."""
+
+    def __init__(self, dfa: ByteDFA) -> None:
+        self.dfa = dfa
+        self.key = tuple(table.tobytes() for table in (dfa.moves, dfa.byte_kind, dfa.accepting))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Values) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
 def classes_of(language: Language, count: int) -> tuple[Language, ...]:
     """The values of a language in `count` classes, a power of two. Values of two classes are never equal.
 
     Numbers with an exponent or a fraction that ends in zero are left out. So are decimals of more than 15 digits.
     Raises `StateLimitError`.
     """
-    dfa, longest = _values(language), _counted_length(language, count)
-    return tuple(embed(intersection(dfa, _texts_of_class(count, longest, number))) for number in range(count))
+    values = _values(language)
+    return tuple(_class(values, count, number) for number in range(count))
 
 
 def size_of_class(language: Language, count: int) -> int:
     """About how many states a class of them has."""
-    dfa, longest = _values(language), _counted_length(language, count)
-    return max(intersection(dfa, _texts_of_class(count, longest, number)).dead for number in (0, 1))
-
-
-@lru_cache(maxsize=64)
-def _counted_length(language: Language, count: int) -> int | None:
-    """On how many characters of a string its class hangs, so that classes are small."""
-    dfa = _values(language)
-    if dfa.dead > LARGE:
-        return COUNTED_LENGTH
-    whole, beginnings = (
-        intersection(dfa, _texts_of_class(count, longest, 1)).dead for longest in (None, COUNTED_LENGTH)
-    )
-    return None if whole <= beginnings else COUNTED_LENGTH
+    sizes = (_class(_values(language), count, number) for number in (0, 1))
+    return max((each.dfa.dead for each in sizes if isinstance(each, Embedded)), default=0)
 
 
 def least_size(language: Language) -> int:
     """No class of them is much smaller than this."""
-    return _values(language).dead
+    return _values(language).dfa.dead
 
 
 @lru_cache(maxsize=64)
-def _values(language: Language) -> ByteDFA:
-    return intersection(minimal_dfa(language), _one_text_each())
+def _values(language: Language) -> _Values:
+    return _Values(intersection(minimal_dfa(language), _one_text_each()))
+
+
+@lru_cache(maxsize=256)
+def _class(values: _Values, count: int, number: int) -> Language:
+    return embed(intersection(values.dfa, _texts_of_class(count, _counted_length(values, count), number)))
+
+
+@lru_cache(maxsize=64)
+def _counted_length(values: _Values, count: int) -> int | None:
+    """On how many characters of a string its class hangs, so that classes are small."""
+    if values.dfa.dead > LARGE:
+        return COUNTED_LENGTH
+    whole, beginnings = (
+        intersection(values.dfa, _texts_of_class(count, longest, 1)).dead for longest in (None, COUNTED_LENGTH)
+    )
+    return None if whole <= beginnings else COUNTED_LENGTH
 
 
 @lru_cache(maxsize=1)

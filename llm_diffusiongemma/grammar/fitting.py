@@ -8,24 +8,25 @@ it may be another one that took it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from .compiler import Compiler
 from .dfa import ByteDFA
-from .language import MAX_STATES, Language, StateLimitError, drawn_states, minimal_dfa
+from .language import Language, StateLimitError, drawn_states, minimal_dfa
 from .places import LIMITS, Limits, Place
 
-# A schema that says more than anybody writes (`maxLength: 100000`) gets so many states for it. Each denoising step
-# pays for them, and most documents would come out the same with a tenth.
+# A schema that says more than anybody writes (`maxLength: 100000`) gets so many states for it, and other maxima so
+# many: each denoising step pays for them, and so does who waits for the compiler. What is left beyond that is for
+# schemas that are large themselves.
 GENEROUS_STATES = 1 << 14
+USEFUL_STATES = 1 << 15
 
-# What is within these is of use: all the room there is may be taken for it.
+# What is beyond any of these is beyond use.
 USEFUL = Limits(depth=3, nesting=3, length=1024, count=128, name=63, distinct=4096)
 
 # Places and choices that are looked at in all tries together before no more is raised again.
-MAX_VISITS_OF_TRIES = 10_000
+MAX_VISITS_OF_TRIES = 8000
 
 # The limit that a lowered keyword is held to, in the order in which they are raised again.
 _LIMIT_OF = {
@@ -63,7 +64,7 @@ class _Tries:
 
 def _most_states(limits: Limits) -> int:
     beyond_use = any(getattr(limits, name) > getattr(USEFUL, name) for name in _LIMIT_OF)
-    return GENEROUS_STATES if beyond_use else MAX_STATES
+    return GENEROUS_STATES if beyond_use else USEFUL_STATES
 
 
 def fit(validator: Any) -> tuple[Compiler, ByteDFA]:
@@ -71,9 +72,9 @@ def fit(validator: Any) -> tuple[Compiler, ByteDFA]:
     tries = _Tries(validator)
     found = tries.fit(LIMITS[0])
     if found is None:
-        index, found = _first_that_fits(tries)
+        found = _first_that_fits(tries)
         if found is not None:
-            found = _raised(tries, found, LIMITS[:index])
+            found = _raised(tries, found)
     if found is not None:
         compiler, language = found
         # What is drawn may be less than what comes of it.
@@ -84,10 +85,11 @@ def fit(validator: Any) -> tuple[Compiler, ByteDFA]:
     return compiler, minimal_dfa(language)
 
 
-def _first_that_fits(tries: _Tries) -> tuple[int, tuple[Compiler, Language] | None]:
+def _first_that_fits(tries: _Tries) -> tuple[Compiler, Language] | None:
     """The most generous limits but the first under which the schema fits, by halving: what fits under some fits
     under all that follow."""
-    too_much, enough, best = 0, len(LIMITS), None
+    too_much, enough = 0, len(LIMITS)
+    best = None
     while enough - too_much > 1:
         middle = (too_much + enough) // 2
         found = tries.fit(LIMITS[middle])
@@ -95,25 +97,18 @@ def _first_that_fits(tries: _Tries) -> tuple[int, tuple[Compiler, Language] | No
             too_much = middle
         else:
             enough, best = middle, found
-    return enough, best
+    return best
 
 
-def _raised(
-    tries: _Tries, found: tuple[Compiler, Language], generous: Sequence[Limits]
-) -> tuple[Compiler, Language]:
-    """The same with each limit that has lowered something raised as far as there is room."""
+def _raised(tries: _Tries, found: tuple[Compiler, Language]) -> tuple[Compiler, Language]:
+    """The same with each limit that has lowered something raised to what is of use, if there is room."""
     for name, keywords in _LIMIT_OF.items():
         compiler = found[0]
         lowered = {keyword.split(" ")[0] for keyword, _, _ in compiler.lowered}
-        if lowered.isdisjoint(keywords):
+        useful = getattr(USEFUL, name)
+        if lowered.isdisjoint(keywords) or getattr(compiler.limits, name) >= useful:
             continue
-        values = dict.fromkeys(getattr(limits, name) for limits in generous)
-        # Most first, and if that is too much something between.
-        for value in list(values)[:: max(1, len(values) // 2)]:
-            if tries.visits > MAX_VISITS_OF_TRIES or value == getattr(compiler.limits, name):
-                break
-            raised = tries.fit(replace(compiler.limits, **{name: value}))
-            if raised is not None:
-                found = raised
-                break
+        if tries.visits > MAX_VISITS_OF_TRIES:
+            break
+        found = tries.fit(replace(compiler.limits, **{name: useful})) or found
     return found

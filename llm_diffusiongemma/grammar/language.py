@@ -174,9 +174,10 @@ def minimal_dfa(language: Language) -> ByteDFA:
 
 
 def drawn_states(language: Language, most: int) -> int:
-    """About how many states the language's automaton has, without making it. Raises `StateLimitError` beyond `most`.
+    """About how many states the language's automaton has, without making it.
 
     There are more of them before they are merged, and fewer before choices that begin alike are told apart.
+    Raises `StateLimitError` if there are more than `most`.
     """
     drawing = _Drawing(most)
     drawing.draw(language, _END)

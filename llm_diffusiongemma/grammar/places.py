@@ -35,15 +35,20 @@ class Limits:
 # From the most generous ones on, until the automaton is small enough: first what is far beyond use is lowered,
 # then recursion, then what people notice.
 LIMITS = (
-    Limits(5, 3, 2048, 1024, scalars.LONGEST_NAME, 12_288),
+    Limits(5, 3, 1024, 512, scalars.LONGEST_NAME, 12_288),
     Limits(4, 3, 1024, 256, scalars.LONGEST_NAME, 8192),
     Limits(3, 3, 1024, 128, scalars.LONGEST_NAME, 4096),
+    Limits(3, 3, 768, 96, scalars.LONGEST_NAME, 4096),
     Limits(3, 3, 512, 64, scalars.LONGEST_NAME, 2048),
-    Limits(3, 3, 300, 48, scalars.LONGEST_NAME, 2048),
-    Limits(2, 2, 300, 32, scalars.LONGEST_NAME, 1024),
+    Limits(3, 3, 384, 48, scalars.LONGEST_NAME, 2048),
+    Limits(2, 2, 300, 40, scalars.LONGEST_NAME, 1024),
+    Limits(2, 2, 256, 32, scalars.LONGEST_NAME, 1024),
     Limits(1, 2, 256, 24, scalars.LONGEST_NAME, 1024),
-    Limits(1, 1, 128, 16, 48, 512),
-    Limits(1, 1, 64, 12, 32, 512),
+    Limits(1, 1, 192, 20, scalars.LONGEST_NAME, 512),
+    Limits(1, 1, 128, 16, scalars.LONGEST_NAME, 512),
+    Limits(1, 1, 96, 12, 48, 512),
+    Limits(1, 1, 64, 10, 32, 512),
+    Limits(1, 1, 48, 8, 32, 256),
     Limits(1, 1, 32, 6, 24, 256),
 )
 

@@ -57,8 +57,8 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
         compiler, dfa = fit(validator)
     except StateLimitError as error:
         raise ConstraintError(
-            f"The schema takes {error}{_largest_minimum(schema)}. Use smaller bounds, fewer properties and choices, "
-            "or less nesting."
+            f"The schema takes {error}{_largest_minimum(schema)}. Use smaller bounds, fewer properties and "
+            "choices, or less nesting."
         ) from None
     except RecursionError:
         raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
