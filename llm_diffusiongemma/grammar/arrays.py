@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConstraintError
 from . import scalars
 from .dialects import Schema
-from .distinct import classes_of, least_size, size_of_class
+from .distinct import classes_of, least_size, size_of_class, values_of_language
 from .keywords import (
     bounds_of,
     frozen,
@@ -34,10 +34,12 @@ from .language import (
     Repetition,
     Separated,
     concatenate,
+    embed,
+    minimal_dfa,
     optional,
     unite,
 )
-from .layout import gaps
+from .layout import INDENTED_LEVELS, gaps
 from .objects import in_place
 from .places import Alternative, Conjunction, Place, refused
 
@@ -68,6 +70,10 @@ LEVELS = ((16, 8, 8), (8, 8, 8), (8, 8), (4, 4), (8,), (2, 2), (2,))
 
 # For items of which one is an array or object at most, whatever the others are.
 MIXED_STATES = 4096
+
+# So many automata are kept for the next array of the same items.
+MAX_MADE = 32
+_MADE: dict[Any, Language] = {}
 
 # So many integers within bounds are as good as listed.
 FEW_INTEGERS = 100
@@ -293,10 +299,34 @@ def _held_together(
         return known[state]
 
     start: _State = (0, (0,) * len(contained), (0, frozenset()))
-    content = unite([end(start), *(concatenate(item, behind(after)) for item, after in steps(start))])
-    if content is NOTHING and unique and least > 1:
+
+    def content() -> Language:
+        return unite([end(start), *(concatenate(item, behind(after)) for item, after in steps(start))])
+
+    if distinct is None:
+        return content()
+    # Where classes are many it is several times as large drawn as it is made.
+    if distinct.classes is not classes_of:
+        made = content()
+    elif contained or items.fixed or items.language(0) is NOTHING:
+        made = embed(minimal_dfa(content()))
+    else:
+        values = values_of_language(items.language(0))
+        made = _made((values, distinct.levels, least, most, min(place.nesting, INDENTED_LEVELS)), content)
+    if made is NOTHING and least > 1:
         raise refused("uniqueItems", f"{least} of its items can't be kept different", place)
-    return content
+    return made
+
+
+def _made(key: Any, content: Callable[[], Language]) -> Language:
+    """The automaton of what is equal for equal keys: lists of tags come up again and again."""
+    made = _MADE.get(key)
+    if made is None:
+        made = embed(minimal_dfa(content()))
+        while len(_MADE) >= MAX_MADE:
+            _MADE.pop(next(iter(_MADE)), None)
+        _MADE[key] = made
+    return made
 
 
 def _distinct(

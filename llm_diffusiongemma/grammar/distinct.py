@@ -69,23 +69,24 @@ def classes_of(language: Language, count: int) -> tuple[Language, ...]:
     Numbers with an exponent or a fraction that ends in zero are left out. So are decimals of more than 15 digits.
     Raises `StateLimitError`.
     """
-    values = _values(language)
+    values = values_of_language(language)
     return tuple(_class(values, count, number) for number in range(count))
 
 
 def size_of_class(language: Language, count: int) -> int:
     """About how many states a class of them has."""
-    sizes = (_class(_values(language), count, number) for number in (0, 1))
+    sizes = (_class(values_of_language(language), count, number) for number in (0, 1))
     return max((each.dfa.dead for each in sizes if isinstance(each, Embedded)), default=0)
 
 
 def least_size(language: Language) -> int:
     """No class of them is much smaller than this."""
-    return _values(language).dfa.dead
+    return values_of_language(language).dfa.dead
 
 
 @lru_cache(maxsize=64)
-def _values(language: Language) -> _Values:
+def values_of_language(language: Language) -> _Values:
+    """What is equal for equal languages, where of each value one text is left."""
     return _Values(intersection(minimal_dfa(language), _one_text_each()))
 
 

@@ -13,17 +13,21 @@ from typing import Any
 
 from .compiler import Compiler
 from .dfa import ByteDFA
-from .language import Language, StateLimitError, drawn_states, minimal_dfa
+from .language import MAX_STATES, Language, StateLimitError, drawn_states, minimal_dfa
 from .places import LIMITS, Limits, Place
 
-# A schema that says more than anybody writes (`maxLength: 100000`) gets so many states for it, and other maxima so
-# many: each denoising step pays for them, and so does who waits for the compiler. What is left beyond that is for
-# schemas that are large themselves.
+# Each denoising step pays for states, and so does who waits for the compiler. A schema that says more than anybody
+# writes (`maxLength: 100000`) gets so many for it, one whose maxima are of use so many, and one of which nothing
+# has to be lowered so many. What is left is for schemas that are large whatever is lowered.
 GENEROUS_STATES = 1 << 14
 USEFUL_STATES = 1 << 15
+WHOLE_STATES = 3 << 14
 
 # What is beyond any of these is beyond use.
 USEFUL = Limits(depth=3, nesting=3, length=1024, count=128, name=63, distinct=4096)
+
+# Where strings are this short already, the schema itself is what is large.
+SHORT = 128
 
 # Places and choices that are looked at in all tries together before no more is raised again.
 MAX_VISITS_OF_TRIES = 8000
@@ -56,15 +60,19 @@ class _Tries:
         """What is kept within limits, if it is small enough by what is drawn of it."""
         try:
             compiler, language = self.compile(limits)
-            drawn_states(language, _most_states(limits))
+            drawn_states(language, _most_states(compiler))
         except StateLimitError:
             return None
         return compiler, language
 
 
-def _most_states(limits: Limits) -> int:
-    beyond_use = any(getattr(limits, name) > getattr(USEFUL, name) for name in _LIMIT_OF)
-    return GENEROUS_STATES if beyond_use else USEFUL_STATES
+def _most_states(compiler: Compiler) -> int:
+    limits = compiler.limits
+    if not compiler.lowered and not compiler.cuts:
+        return WHOLE_STATES
+    if any(getattr(limits, name) > getattr(USEFUL, name) for name in _LIMIT_OF):
+        return GENEROUS_STATES
+    return USEFUL_STATES if limits.length > SHORT else MAX_STATES
 
 
 def fit(validator: Any) -> tuple[Compiler, ByteDFA]:
