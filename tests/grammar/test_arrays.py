@@ -13,8 +13,9 @@ import pytest
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.distinct import classes_of
 from llm_diffusiongemma.grammar.language import Embedded
+from llm_diffusiongemma.grammar.numbers import number
 from llm_diffusiongemma.grammar.samples import random_texts
-from llm_diffusiongemma.grammar.scalars import number, string
+from llm_diffusiongemma.grammar.scalars import string
 from llm_diffusiongemma.grammar.schema import compile_schema, schema_language
 
 STRINGS: dict[str, Any] = {"type": "string"}
