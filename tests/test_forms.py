@@ -59,7 +59,8 @@ def test_what_the_network_has_never_seen_is_odd_but_valid(llm_command: Llm, seed
 LONG_THREAD = {
     "type": "object",
     "properties": {
-        "thread": {"type": "array", "maxItems": 10, "items": {"type": "string", "maxLength": 280}},
+        "thread": {"type": "array", "maxItems": 2, "items": {"type": "string", "maxLength": 9000}},
+        "votes": {"type": "array", "maxItems": 2000, "items": {"type": "boolean"}},
     },
     "required": ["thread"],
 }
@@ -68,16 +69,16 @@ LONG_THREAD = {
 def test_what_was_lowered_is_in_the_report_and_on_the_terminal(
     llm_command: Llm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten texts of 280 characters became six of 32, and nobody was told."""
+    """Nobody was told."""
     asked = ("-m", TINY, "--schema", json.dumps(LONG_THREAD), UNSEEN, *FEW_STEPS)
     assert llm_command(*asked).stderr == ""
     (turn,) = llm_command.logs()
     assert turn["response_json"]["lowered"] == [
-        {"keyword": "maxLength", "asked": 280, "given": 32, "at": "$.thread[]"},
-        {"keyword": "maxItems", "asked": 10, "given": 6, "at": "$.thread"},
+        {"keyword": "maxLength", "asked": 9000, "given": 1024, "at": "$.thread[]"},
+        {"keyword": "maxItems", "asked": 2000, "given": 128, "at": "$.votes"},
     ]
     monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
-    note = "\nThe reply keeps to less than the schema allows: maxLength 280 → 32; maxItems 10 → 6.\n"
+    note = "\nThe reply keeps to less than the schema allows: maxLength 9000 → 1024; maxItems 2000 → 128.\n"
     assert llm_command(*asked).stderr == note
     for held in (("--schema", PERSON), ("-o", "regex", "[ab]{3}"), ("-o", "choices", "a,b"), ()):
         assert llm_command("-m", TINY, *held, "name Ada, age 36", *FEW_STEPS).stderr == ""

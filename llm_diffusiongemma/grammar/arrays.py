@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from functools import lru_cache
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ConstraintError
 from . import scalars
+from .dialects import Schema
+from .distinct import classes_of, least_size, size_of_class, values_of_language
 from .keywords import (
+    bounds_of,
     frozen,
     item_schemas,
     largest_of,
+    max_contains,
     min_contains,
     other_items,
     prefix_of,
@@ -19,22 +26,18 @@ from .keywords import (
     values_of,
 )
 from .language import (
-    ALL_BYTES,
     EMPTY_TEXT,
     MAX_STATES,
     NOTHING,
     Language,
     Literal,
-    OneByte,
     Repetition,
     Separated,
-    byte_range,
-    byte_set,
     concatenate,
     embed,
-    intersection,
     minimal_dfa,
     optional,
+    unite,
 )
 from .objects import in_place
 from .places import Alternative, Conjunction, Place, refused
@@ -42,113 +45,384 @@ from .places import Alternative, Conjunction, Place, refused
 if TYPE_CHECKING:
     from .compiler import Compiler
 
+# How far items are counted where more than their number counts. Each of them is a level of an expression.
+MAX_COUNTED = 32
 
-# In which order `uniqueItems` wants the first characters of strings and integers: the members of a row don't
-# come twice. A letter's two cases are one member.
-_FIRST_CHARACTERS = {
-    "string": [
-        byte_set(b'"'),
-        byte_range(0, ord("A") - 1) & ~byte_set(b'"'),
-        *(byte_set((letter, letter + 32)) for letter in range(ord("A"), ord("Z") + 1)),
-        ALL_BYTES & ~byte_range(0, ord("Z")) & ~byte_range(ord("a"), ord("z")),
-    ],
-    "integer": [byte_set(b"-"), *(byte_set((digit,)) for digit in b"0123456789")],
-}
+
+class Contained:
+    """How many items have to fulfil a schema: from `least` to `most` (None: any number)."""
+
+    def __init__(self, schema: Schema, least: int, most: int | None) -> None:
+        self.least, self.most = least, most
+        self.fulfilled: Conjunction = (schema,)
+        # If all have to be counted the others must not fulfil it.
+        self.missed: Conjunction = () if most is None else ({"not": schema},)
+
+    def ways(self, count: int) -> list[tuple[Conjunction, int]]:
+        """What the next item can be asked for after `count` that are counted, and the count that follows."""
+        end = self.least if self.most is None else self.most
+        return [(self.missed, count), *([(self.fulfilled, count + 1)] if count < end else [])]
+
+
+# Ways to keep items different (see `Distinct`), from the most to the least free.
+LEVELS = ((16, 8, 8), (8, 8, 8), (8, 8), (4, 4), (8,), (2, 2), (2,))
+
+# For items of which one is an array or object at most, whatever the others are.
+MIXED_STATES = 4096
+
+# So many automata are kept for the next array of the same items.
+MAX_MADE = 32
+_MADE: dict[Any, Language] = {}
+
+# So many integers within bounds are as good as listed.
+FEW_INTEGERS = 100
+
+# Strings whose characters are counted beside classes are no longer than this.
+DISTINCT_LENGTH = 64
+
+
+# How many items there are, but no more than matter, and the classes of those items.
+Known = tuple[int, frozenset[int]]
+
+# What matters of the items so far: their number, how many of each `Contained` there are, and how they are known.
+_State = tuple[int, tuple[int, ...], Known]
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """How items are kept different: each is of a class, and no class comes twice.
+
+    Behind the k-th item the classes of all items so far are known, modulo `levels[k - 1]`, each a divisor of the
+    one before. Behind the last level only the largest class is, and the classes that follow are larger.
+    """
+
+    levels: tuple[int, ...]
+    classes: Callable[[Language, int], Sequence[Language]]
+    """the texts of a language by their class, modulo a number"""
+    listed: Sequence[Language] | None = None
+    """all values, if the schema lists them"""
+
+    @property
+    def most(self) -> int:
+        """More items than this are never kept different."""
+        return len(self.levels) - 1 + self.levels[-1]
+
+    def states(self, size_of_class: Callable[[int], int], least: int) -> int:
+        """About how many keep `least` items different, by how many those of a class modulo a number have."""
+        *free, last = self.levels
+        known = [sum(math.comb(each, items) for items in range(1, k + 1)) for k, each in enumerate(free, 1)]
+        in_order = last * max(1, least - len(free))
+        return size_of_class(self.levels[0]) + sum(
+            count * size_of_class(modulus) for count, modulus in zip([*known, in_order], self.levels, strict=True)
+        )
+
+    def modulus(self, known: Known) -> int:
+        """By how many classes the next item is told from those before."""
+        return self.levels[max(0, known[0] - 1)]
+
+    def follow(self, known: Known, number: int) -> Known | None:
+        """What is known behind an item of a class; None if it can't come next."""
+        count, used = known
+        if count == len(self.levels):
+            return None if number <= max(used) else (count, frozenset([number]))
+        if count and number in used:
+            return None
+        used = frozenset(each % self.levels[count] for each in (*used, number))
+        count += 1
+        return count, frozenset([max(used)]) if count == len(self.levels) else used
 
 
 def array_language(compiler: Compiler, parts: Alternative, place: Place) -> Language:
     """The arrays that fulfil `parts`."""
-    least = largest_of(parts, "minItems")
-    asked = smallest_of(parts, "maxItems", None)
-    contained: Conjunction = ()
-    for part in parts:
-        needed = min_contains(part)
-        if needed > 0:
-            # They come first.
-            if contained and needed != 1:
-                raise refused("minContains", "it stands beside another contains", place)
-            contained = (*contained, part["contains"])
-    leading = max(map(min_contains, parts), default=0)
-    least = max(least, leading)
+    least, asked = largest_of(parts, "minItems"), smallest_of(parts, "maxItems", None)
+    contained = _contained(compiler, parts, place)
+    least = max([least, *(each.least for each in contained)])
     if least > MAX_STATES:
         raise refused("minItems", f"{least:,} is too much to be counted", place)
-    most = None if asked is None else min(asked, max(least, compiler.limits.count))
-    if most is not None and most < least:
+    if asked is not None and asked < least:
         return NOTHING
-    if any(part.get("uniqueItems") for part in parts) and most not in (0, 1):
-        return _unique_array(compiler, parts, least, asked, most, place)
-    fixed = max([leading, *(len(prefix_of(part)) for part in parts)])
-    rest = _item(compiler, parts, fixed, place) if most is None or most > fixed else NOTHING
+    items = _Items(compiler, parts, place)
+    unique = any(part.get("uniqueItems") for part in parts) and asked not in (0, 1)
+    if unique or contained:
+        content = _held_together(compiler, items, contained, unique, least, asked)
+    else:
+        content = _counted(compiler, items, least, asked)
+    return compiler.layout.enclosed(b"[]", content, place.nesting, least == 0)
+
+
+def _contained(compiler: Compiler, parts: Alternative, place: Place) -> list[Contained]:
+    found = []
+    for part in parts:
+        least, most = min_contains(part), max_contains(part)
+        if least > MAX_COUNTED:
+            raise refused("minContains", f"more than {MAX_COUNTED} items can't be told from others", place)
+        if most is not None and most > MAX_COUNTED:
+            compiler.lower("maxContains", most, MAX_COUNTED, place)
+            most = MAX_COUNTED
+        if least > 0 or most is not None:
+            found.append(Contained(part["contains"], least, most))
+    if len(found) > 2:
+        raise refused("contains", "it stands beside two others", place)
+    return found
+
+
+class _Items:
+    """What stands at each index of an array."""
+
+    def __init__(self, compiler: Compiler, parts: Alternative, place: Place) -> None:
+        self.compiler, self.parts, self.place = compiler, parts, place
+        self.fixed = max(len(prefix_of(part)) for part in parts) if parts else 0
+        """From this index on all items are alike."""
+        self.every: Conjunction = ()
+        """What all items have to fulfil besides."""
+        self.known: dict[tuple[int, tuple[int, ...]], Language] = {}
+
+    def conjunction(self, index: int, extra: Conjunction = ()) -> Conjunction:
+        """What an item has to fulfil, `extra` among it."""
+        parts = self.parts
+        schemas = item_schemas(parts, index) + self.every + extra
+        for part in parts:
+            if "unevaluatedItems" in part and not any(
+                index < len(prefix_of(beside)) or other_items(beside) is not None
+                for beside in in_place(self.compiler, part, parts, self.place)
+            ):
+                schemas = (*schemas, part["unevaluatedItems"])
+        return schemas
+
+    def language(self, index: int, extra: Conjunction = ()) -> Language:
+        """Its texts; one object for equal ones."""
+        index = min(index, self.fixed)
+        key = (index, tuple(map(id, extra)))
+        if key not in self.known:
+            conjunction = self.conjunction(index, extra)
+            self.known[key] = self.compiler.language(conjunction, self.place.inside("[]", conjunction))
+        return self.known[key]
+
+
+def _counted(compiler: Compiler, items: _Items, least: int, asked: int | None) -> Language:
+    """The items of an array, one at least, where only their number counts."""
+    place, fixed = items.place, items.fixed
+    most = None if asked is None else min(asked, max(least, compiler.limits.count))
+    rest = items.language(fixed) if most is None or most > fixed else NOTHING
     if asked is not None and most is not None and (rest is not NOTHING or most < fixed):
         compiler.lower("maxItems", asked, most, place)
     comma, _, _ = compiler.layout.gaps(place.nesting)
+    if most == 0:
+        return NOTHING
     if fixed == 0:
-        items: Language = Separated((), rest, comma, max(least, 1), most)
-    else:
-        more = None if most is None else max(0, most - fixed)
-        items = Repetition(concatenate(comma, rest), max(0, least - fixed), more)
-        if rest is NOTHING:
-            items = EMPTY_TEXT if least <= fixed else NOTHING
-        for index in reversed(range(fixed if most is None else min(fixed, most))):
-            item = _item(compiler, parts, index, place, contained if index < leading else ())
-            items = concatenate(comma, item, items) if index else concatenate(item, items)
-            if index and index >= least:
-                items = EMPTY_TEXT if items is NOTHING else optional(items)
-    return compiler.layout.enclosed(b"[]", items, place.nesting, least == 0)
+        return Separated((), rest, comma, max(least, 1), most)
+    more = None if most is None else max(0, most - fixed)
+    content: Language = Repetition(concatenate(comma, rest), max(0, least - fixed), more)
+    if rest is NOTHING:
+        content = EMPTY_TEXT if least <= fixed else NOTHING
+    for index in reversed(range(fixed if most is None else min(fixed, most))):
+        item = items.language(index)
+        content = concatenate(comma, item, content) if index else concatenate(item, content)
+        if index and index >= least:
+            content = EMPTY_TEXT if content is NOTHING else optional(content)
+    return content
 
 
-def _item(compiler: Compiler, parts: Alternative, index: int, place: Place, extra: Conjunction = ()) -> Language:
-    """What stands at an index of an array, which has to fulfil `extra` as well."""
-    conjunction = item_schemas(parts, index) + extra
-    for part in parts:
-        if "unevaluatedItems" in part and not any(
-            index < len(prefix_of(beside)) or other_items(beside) is not None
-            for beside in in_place(compiler, part, parts, place)
-        ):
-            conjunction = (*conjunction, part["unevaluatedItems"])
-    return compiler.language(conjunction, place.inside("[]", conjunction))
-
-
-def _unique_array(
-    compiler: Compiler, parts: Alternative, least: int, asked: int | None, most: int | None, place: Place
+def _held_together(
+    compiler: Compiler, items: _Items, contained: list[Contained], unique: bool, least: int, asked: int | None
 ) -> Language:
-    """Arrays whose items come in one fixed order, which keeps them different from each other."""
-    if any(prefix_of(part) or "contains" in part or "unevaluatedItems" in part for part in parts):
-        raise refused("uniqueItems", "it stands beside prefixItems, contains or unevaluatedItems", place)
-    conjunction = item_schemas(parts, 0)
-    inside = place.inside("[]", conjunction)
-    members: list[Language] = []
-    alternatives = compiler.alternatives(conjunction, inside)
-    kinds = frozenset[str]().union(*(types_of(alternative) for alternative, _ in alternatives))
-    listed = [values_of(alternative) for alternative, _ in alternatives]
+    """The items of an array, one at least, where it counts what other ones are."""
+    place = items.place
+    if least > MAX_COUNTED:
+        reason = f"it is more than {MAX_COUNTED}, beside uniqueItems or contains"
+        raise refused("minItems", reason, place)
+    distinct = _distinct(compiler, items, contained, least, asked) if unique else None
+    most = asked
+    comma, _, _ = compiler.layout.gaps(place.nesting)
+    if distinct is not None and (asked is None or asked > distinct.most):
+        most = None
+    elif asked is not None:
+        most = min(asked, max(least, min(compiler.limits.count, MAX_COUNTED)))
+        compiler.lower("maxItems", asked, most, place)
+    # How many items there are is counted as far as it matters.
+    counted = max(least, items.fixed) if most is None else most
+    known: dict[_State, Language] = {}
+
+    def item_of(index: int, extra: Conjunction) -> Language:
+        plain = items.language(index)
+        try:
+            return items.language(index, extra) if plain is not NOTHING else NOTHING
+        except ConstraintError:
+            if all(each.most is None for each in contained):
+                raise
+        raise refused("maxContains", "items that it counts can't be told from others", place)
+
+    def steps(state: _State) -> Iterator[tuple[Language, _State]]:
+        index, counts, before = state
+        if index == most:
+            return
+        for ways in itertools.product(*(each.ways(count) for each, count in zip(contained, counts, strict=True))):
+            extra: Conjunction = sum((conjunction for conjunction, _ in ways), ())
+            after = (min(index + 1, counted), tuple(count for _, count in ways))
+            item = item_of(index, extra)
+            if distinct is None:
+                yield item, (*after, before)
+                continue
+            for number, members in enumerate(distinct.classes(item, distinct.modulus(before))):
+                following = distinct.follow(before, number)
+                if following is not None:
+                    yield members, (*after, following)
+
+    def end(state: _State) -> Language:
+        done = state[0] >= least and all(
+            count >= each.least for each, count in zip(contained, state[1], strict=True)
+        )
+        return EMPTY_TEXT if done else NOTHING
+
+    def in_order(count: int, first: int) -> Language:
+        """Listed values from a number on, behind so many others."""
+        assert distinct is not None
+        assert distinct.listed is not None
+        more = None if most is None else most - count
+        members = tuple((member, False) for member in distinct.listed[first:])
+        return Separated(members, None, comma, max(1, least - count), more)
+
+    def behind(state: _State) -> Language:
+        """What can follow an item."""
+        if state not in known:
+            if distinct is not None and distinct.listed is not None and state[2][0] == len(distinct.levels):
+                others = in_order(state[0], max(state[2][1]) + 1) if state[0] != most else NOTHING
+                known[state] = unite([end(state), concatenate(comma, others)])
+                return known[state]
+            ways = list(steps(state))
+            others = unite([concatenate(item, behind(after)) for item, after in ways if after != state])
+            again = unite([item for item, after in ways if after == state])
+            rest = unite([end(state), concatenate(comma, others)])
+            if again is not NOTHING:
+                rest = concatenate(Repetition(concatenate(comma, again), 0, None), rest)
+            known[state] = rest
+        return known[state]
+
+    start: _State = (0, (0,) * len(contained), (0, frozenset()))
+
+    def content() -> Language:
+        return unite([concatenate(item, behind(after)) for item, after in steps(start)])
+
+    if distinct is None:
+        return content()
+    # Where classes are many it is several times as large drawn as it is made.
+    if distinct.classes is not classes_of:
+        made = content()
+    elif contained or items.fixed or items.language(0) is NOTHING:
+        made = embed(minimal_dfa(content()))
+    else:
+        values = values_of_language(items.language(0))
+        layout, level = compiler.layout, compiler.layout.level(place.nesting)
+        made = _made((values, distinct.levels, least, most, layout, level), content)
+    if made is NOTHING and least > 1:
+        raise refused("uniqueItems", f"{least} of its items can't be kept different", place)
+    return made
+
+
+def _made(key: Any, content: Callable[[], Language]) -> Language:
+    """The automaton of what is equal for equal keys: lists of tags come up again and again."""
+    made = _MADE.get(key)
+    if made is None:
+        made = embed(minimal_dfa(content()))
+        while len(_MADE) >= MAX_MADE:
+            _MADE.pop(next(iter(_MADE)), None)
+        _MADE[key] = made
+    return made
+
+
+def _distinct(
+    compiler: Compiler, items: _Items, contained: list[Contained], least: int, asked: int | None
+) -> Distinct:
+    """How the items of an array are kept different."""
+    place, most_states = items.place, compiler.limits.distinct
+    every = [items.conjunction(index) for index in range(items.fixed + 1)]
+    alternatives = [
+        alternative
+        for conjunction in every
+        for alternative, _ in compiler.alternatives(conjunction, place.inside("[]", conjunction))
+    ]
+    kinds = frozenset[str]().union(*map(types_of, alternatives))
+    if kinds <= {"array", "object"}:
+        return Distinct((1,), lambda language, _: (language,))
+    if len(every) == 1 and not contained:
+        members = _listed(compiler, every[0], alternatives, kinds)
+        if members is not None:
+            count = max(1, len(members))
+            wanted = count if asked is None else min(count, asked)
+            free = _free_items(members, wanted, most_states)
+            compiler.lower("uniqueItems", wanted, free, place)
+            return Distinct((count,) * free, lambda *_: members, members)
+    if kinds & {"array", "object"}:
+        most_states = min(most_states, MIXED_STATES)
+    lengths = [smallest_of(each, "maxLength", 0) for each in alternatives if "string" in types_of(each)]
+    if lengths and min(lengths) > 0 and max(lengths) > DISTINCT_LENGTH:
+        given = max(DISTINCT_LENGTH, *(largest_of(each, "minLength") for each in alternatives))
+        items.every = ({"maxLength": given},)
+        for length in sorted(set(lengths)):
+            compiler.lower("maxLength", length, given, place.inside("[]", every[-1]))
+    wanted = len(LEVELS[0]) if asked is None else min(len(LEVELS[0]), asked)
+    languages = [items.language(index) for index in range(items.fixed + 1)]
+    languages = [language for language in languages if language is not NOTHING]
+    smallest = max(map(least_size, languages), default=0)
+
+    def states(modulus: int) -> int:
+        return max((size_of_class(language, modulus) for language in languages), default=0)
+
+    for levels in LEVELS:
+        distinct = Distinct(levels[:asked], classes_of)
+        if (
+            least <= distinct.most
+            and distinct.states(lambda _: smallest, least) <= most_states
+            and distinct.states(states, least) <= most_states
+        ):
+            compiler.lower("uniqueItems", wanted, len(distinct.levels), place)
+            return distinct
+    if least > 1:
+        raise refused("uniqueItems", f"{least} of its items can't be kept different in so few states", place)
+    compiler.lower("uniqueItems", wanted, 1, place)
+    return Distinct((1,), lambda language, _: (language,))
+
+
+def _listed(
+    compiler: Compiler, conjunction: Conjunction, alternatives: Sequence[Alternative], kinds: frozenset[str]
+) -> list[Language] | None:
+    """The values that an item can be, if they are listed."""
+    listed = [values_of(alternative) or _few_integers(alternative) for alternative in alternatives]
     if kinds <= {"null", "boolean"}:
         listed = [[None, False, True]]
-    if None not in listed:
-        # By Python's equality, which is coarser than JSON schema's: 1 is True.
-        distinct: dict[Any, Any] = {}
-        for value in itertools.chain(*(values for values in listed if values is not None)):
-            if compiler.is_valid(value, conjunction):
-                distinct.setdefault(frozen(value), value)
-        members = [scalars.literal(value) for value in distinct.values()]
-    elif kinds <= {"string"} or kinds <= {"integer"}:
-        kind = next(iter(kinds))
-        members = list(_by_first_character(kind, compiler.language(conjunction, inside)))
-    elif least > 1:
-        raise refused("uniqueItems", "items of this kind can't be kept different", place)
-    else:
-        members = [compiler.language(conjunction, inside)]
-    if asked is not None and most is not None and most < len(members):
-        compiler.lower("maxItems", asked, most, place)
-    comma, _, _ = compiler.layout.gaps(place.nesting)
-    items = Separated(tuple((member, False) for member in members), None, comma, max(least, 1), most)
-    return compiler.layout.enclosed(b"[]", items, place.nesting, least == 0)
+    if None in listed:
+        return None
+    # By Python's equality, which is coarser than JSON schema's: 1 is True.
+    distinct: dict[Any, Any] = {}
+    for value in itertools.chain(*(values for values in listed if values is not None)):
+        if compiler.is_valid(value, conjunction):
+            distinct.setdefault(frozen(value), value)
+    return [scalars.literal(value) for value in distinct.values()]
 
 
-@lru_cache(maxsize=64)
-def _by_first_character(kind: str, item: Language) -> tuple[Language, ...]:
-    """The texts of strings or integers in groups that have none in common. Raises `StateLimitError`."""
-    dfa = minimal_dfa(item)
-    quote = Literal(b'"' if kind == "string" else b"")
-    anything = Repetition(OneByte(ALL_BYTES), 0, None)
-    groups = [minimal_dfa(concatenate(quote, OneByte(first), anything)) for first in _FIRST_CHARACTERS[kind]]
-    return tuple(embed(intersection(dfa, group)) for group in groups)
+def _few_integers(parts: Alternative) -> list[int] | None:
+    """The integers within bounds, if nothing but few of them is allowed."""
+    low, high, above, below = bounds_of(parts)
+    if types_of(parts) != {"integer"} or (low is None and above is None) or (high is None and below is None):
+        return None
+    lows = [math.ceil(low)] if low is not None else []
+    lows += [math.floor(above) + 1] if above is not None else []
+    highs = [math.floor(high)] if high is not None else []
+    highs += [math.ceil(below) - 1] if below is not None else []
+    first, last = max(lows), min(highs)
+    return list(range(first, last + 1)) if last - first < FEW_INTEGERS else None
+
+
+def _free_items(members: Sequence[Language], wanted: int, most_states: int) -> int:
+    """How many of the values can come first in any order, of `wanted`."""
+    count, free = len(members), 1
+    length = max(len(member.text) for member in members if isinstance(member, Literal)) if members else 0
+    # Behind any so many values less one: which ones they are, and which of them was the last.
+    sets, lasts = 1, count
+    while free < wanted:
+        more = math.comb(count, free)
+        sets, lasts = sets + more, lasts + free * more
+        if sets * count + lasts * length > most_states:
+            break
+        free += 1
+    return free

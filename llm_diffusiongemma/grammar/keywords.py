@@ -84,6 +84,10 @@ def min_contains(part: Part) -> int:
     return int(part.get("minContains", 1)) if "contains" in part else 0
 
 
+def max_contains(part: Part) -> int | None:
+    return int(part["maxContains"]) if "contains" in part and "maxContains" in part else None
+
+
 def largest_of(parts: Sequence[Part], keyword: str) -> int:
     return max((int(part[keyword]) for part in parts if keyword in part), default=0)
 

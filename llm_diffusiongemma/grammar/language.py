@@ -231,6 +231,17 @@ def estimated_states(language: Language) -> int:
     return states(language)
 
 
+def drawn_states(language: Language, most: int) -> int:
+    """About how many states the language's automaton has, without making it.
+
+    There are more of them before they are merged, and fewer before choices that begin alike are told apart.
+    Raises `StateLimitError` if there are more than `most`.
+    """
+    drawing = _Drawing(most)
+    drawing.draw(language, _END)
+    return drawing.num_states
+
+
 def intersection(first: ByteDFA, second: ByteDFA) -> ByteDFA:
     """What belongs to both. Raises `StateLimitError`."""
     return _product(first, second, lambda one, two: one and two, beyond_second=False)
@@ -252,7 +263,8 @@ class _Drawing:
     or what is behind an anchor (`anchors`). These may be elements of sets, and are resolved by `_closed`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_states: int = MAX_DRAWN_STATES) -> None:
+        self.most_states = most_states
         self.rows: dict[int, Row] = {_END: ()}
         self.sets: dict[int, frozenset[int]] = {_NOWHERE: frozenset()}
         self.loops: dict[int, int] = {}
@@ -310,7 +322,7 @@ class _Drawing:
 
     def _new_state(self) -> int:
         self.num_states += 1
-        if self.num_states > MAX_DRAWN_STATES:
+        if self.num_states > self.most_states:
             raise StateLimitError
         return self.num_states - 1
 

@@ -26,28 +26,43 @@ Alternative = tuple[Part, ...]
 class Limits:
     """How much of an endless language is kept.
 
-    - `depth`: how often a $ref may lead into itself, and how deep a value of any kind nests;
+    - `depth`: how often a $ref may lead into itself;
+    - `nesting`: how deep a value of any kind nests, where the schema says nothing;
     - `length`: the longest string (code points) where a `maxLength` has to be counted at all;
     - `count`: the most items or properties where a maximum has to be counted at all;
     - `name`: the longest host name, and the longest name before the @ of an e-mail address;
     - `others`: about how many states the properties that an object doesn't list may cost before the first and,
-      in each place, between those that it lists; they can always stand behind them.
+      in each place, between those that it lists; they can always stand behind them;
+    - `distinct`: about how many states the items of an array may cost to be kept different in any order.
     """
 
     depth: int
+    nesting: int
     length: int
     count: int
     name: int
     others: int
+    distinct: int
 
 
-# Tried in this order until the automaton is small enough.
+# From the most generous ones on, until the automaton is small enough: first what is far beyond use is lowered,
+# then recursion, then what people notice.
 LIMITS = (
-    Limits(3, 256, 64, scalars.LONGEST_NAME, 1500),
-    Limits(3, 256, 64, scalars.LONGEST_NAME, 0),
-    Limits(2, 128, 24, 48, 0),
-    Limits(2, 64, 12, 32, 0),
-    Limits(1, 32, 6, 24, 0),
+    Limits(5, 3, 1024, 512, scalars.LONGEST_NAME, 1500, 12_288),
+    Limits(4, 3, 1024, 256, scalars.LONGEST_NAME, 1500, 8192),
+    Limits(3, 3, 1024, 128, 127, 1500, 4096),
+    Limits(3, 3, 768, 96, 63, 0, 4096),
+    Limits(3, 3, 512, 64, 63, 0, 2048),
+    Limits(3, 3, 384, 48, 63, 0, 2048),
+    Limits(2, 2, 300, 40, 63, 0, 1024),
+    Limits(2, 2, 256, 32, 63, 0, 1024),
+    Limits(1, 2, 256, 24, 63, 0, 1024),
+    Limits(1, 1, 192, 20, 63, 0, 512),
+    Limits(1, 1, 128, 16, 63, 0, 512),
+    Limits(1, 1, 96, 12, 48, 0, 512),
+    Limits(1, 1, 64, 10, 32, 0, 512),
+    Limits(1, 1, 48, 8, 32, 0, 256),
+    Limits(1, 1, 32, 6, 24, 0, 256),
 )
 
 

@@ -19,9 +19,10 @@ from ..errors import ConstraintError
 from .compiler import Compiler
 from .dfa import ByteDFA
 from .dialects import objects, read_schema
+from .fitting import DOCUMENT, fit
 from .language import StateLimitError, embed, minimal_dfa, unite
 from .layout import Layout
-from .places import LIMITS, Conjunction, Place
+from .places import Place
 from .records import Lowered
 from .samples import random_texts
 
@@ -34,8 +35,6 @@ NUM_SAMPLES = 8
 # What takes more than this on one line is written on one line only: with what is indented it would be more than
 # twice as much, and every step of a reply pays for that.
 MOST_INDENTED_STATES = 6000
-
-DOCUMENT: Conjunction = ({"$ref": "#"},)
 
 
 @dataclass(frozen=True)
@@ -61,30 +60,20 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
     and a schema that needs too large an automaton.
     """
     validator = read_schema(schema)
-    too_much, lowered = "", None
-    for limits in LIMITS:
-        compiler = Compiler(validator, limits, Layout.ONE_LINE)
-        try:
-            language = compiler.language(DOCUMENT, Place())
-            # If the limits have lowered what they had before, it is the same language again.
-            if lowered == (compiler.lowered.keys(), compiler.spread):
-                continue
-            lowered = compiler.lowered.keys(), compiler.spread
-            dfa = minimal_dfa(language)
-        except StateLimitError as error:
-            too_much = str(error)
-            continue
-        except RecursionError:
-            raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
-        if dfa.dead == 0:
-            raise compiler.unsatisfiable()
-        dfa = _with_indented(dfa, Compiler(validator, limits, Layout.INDENTED))
-        _try_out(dfa, validator)
-        return CompiledSchema(dfa, validator, tuple(compiler.lowered.values()))
-    raise ConstraintError(
-        f"The schema takes {too_much}{_largest_minimum(schema)}. Use smaller bounds, fewer properties and "
-        "choices, or less nesting."
-    )
+    try:
+        compiler, dfa = fit(validator)
+    except StateLimitError as error:
+        raise ConstraintError(
+            f"The schema takes {error}{_largest_minimum(schema)}. Use smaller bounds, fewer properties and "
+            "choices, or less nesting."
+        ) from None
+    except RecursionError:
+        raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
+    if dfa.dead == 0:
+        raise compiler.unsatisfiable()
+    dfa = _with_indented(dfa, Compiler(validator, compiler.limits, Layout.INDENTED))
+    _try_out(dfa, validator)
+    return CompiledSchema(dfa, validator, tuple(compiler.lowered.values()))
 
 
 def _with_indented(on_one_line: ByteDFA, compiler: Compiler) -> ByteDFA:

@@ -20,12 +20,6 @@ if TYPE_CHECKING:
     from .compiler import Compiler
 
 
-# By type: what can't be narrowed to anything useful.
-_REFUSED = {
-    "array": ("maxContains",),
-}
-
-
 def value_language(compiler: Compiler, parts: Alternative, place: Place) -> Language:
     """The values that fulfil `parts`, one way through the choices of a place."""
     values = values_of(parts)
@@ -38,13 +32,9 @@ def value_language(compiler: Compiler, parts: Alternative, place: Place) -> Lang
             [compiler.layout.literal(value, place.nesting) for value in values if compiler.is_valid(value, others)]
         )
     types = types_of(parts)
-    if place.free >= compiler.limits.depth and types - SCALARS:
+    if place.free >= compiler.limits.nesting and types - SCALARS:
         types &= SCALARS
-        compiler.lower("nesting", LIMITS[0].depth, compiler.limits.depth, place)
-    for kind, keywords in _REFUSED.items():
-        for keyword in keywords:
-            if kind in types and any(keyword in part for part in parts):
-                raise refused(keyword, "no finite automaton does it in general", place)
+        compiler.lower("nesting", LIMITS[0].nesting, compiler.limits.nesting, place)
     for part in parts:
         if NOT_POSSIBLE in part:
             raise refused(

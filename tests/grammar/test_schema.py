@@ -16,6 +16,7 @@ import pytest
 from llm_diffusiongemma.errors import ConstraintError
 from llm_diffusiongemma.grammar.dfa import ByteDFA
 from llm_diffusiongemma.grammar.language import MAX_STATES
+from llm_diffusiongemma.grammar.places import LIMITS
 from llm_diffusiongemma.grammar.records import Lowered
 from llm_diffusiongemma.grammar.samples import random_texts
 from llm_diffusiongemma.grammar.schema import compile_schema, schema_language
@@ -472,8 +473,8 @@ KEYWORDS: list[tuple[str, Any, list[str], list[str]]] = [
     (
         "$ref to the root",
         {"type": "array", "items": {"$ref": "#"}},
-        ["[]", "[[], []]", "[[[]]]"],
-        ["[[[[[]]]]]", "[1]"],
+        ["[]", "[[], []]", "[[[[[]]]]]"],
+        ["[[[[[[[]]]]]]]", "[1]"],
     ),
     (
         "$ref from two sides",
@@ -559,7 +560,12 @@ def comb(levels: int) -> dict[str, Any]:
             {"type": "array", "items": {"type": "object"}, "uniqueItems": True, "minItems": 2},
             "keyword uniqueItems ",
         ),
-        ({"type": "array", "prefixItems": [{}], "uniqueItems": True}, "keyword uniqueItems "),
+        (
+            {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "minItems": 30},
+            "keyword uniqueItems .*30 of its items",
+        ),
+        ({"type": "array", "contains": {}, "minContains": 100}, "keyword minContains "),
+        ({"type": "array", "contains": {"type": "null"}, "minItems": 100}, "keyword minItems "),
         ({"type": "number", "multipleOf": 1e-20}, "keyword multipleOf "),
         ({"type": "number", "multipleOf": 12345.678}, "keyword multipleOf "),
         ({"type": "integer", "multipleOf": 12345}, "keyword multipleOf "),
@@ -632,58 +638,87 @@ def test_the_schema_of_schemas() -> None:
 
 
 def test_a_maximum_is_lowered_until_the_automaton_fits() -> None:
+    """What is given is what can be written, and no more."""
     texts = {"type": "object", "properties": {name: {"type": "string", "maxLength": 4000} for name in "abcdef"}}
     one = schema_language({"type": "string", "maxLength": 4000})
-    assert one.accepts(text_of("é" * 256))
-    assert not one.accepts(text_of("é" * 257))
-    many = check_walks(texts, 20)
-    assert many.accepts(text_of({"a": "x" * 256, "f": "😀" * 256}))
-    assert not many.accepts(text_of({"a": "x" * 257}))
+    assert one.accepts(text_of("é" * 1024))
+    assert not one.accepts(text_of("é" * 1025))
+    compiled = compile_schema(texts)
+    (lowered,) = compiled.lowered
+    assert lowered.given >= 500
+    for length, right in ((lowered.given, True), (lowered.given + 1, False)):
+        assert compiled.dfa.accepts(text_of({"a": "x", "f": "😀" * length})) == right
 
 
-TEXT = {"type": "string", "maxLength": 280}
+def test_what_people_notice_is_kept_whole() -> None:
+    """Ten posts of 280 characters were six of 32; fourteen fields of 50 were refused."""
+    thread = {"type": "array", "maxItems": 10, "items": {"type": "string", "maxLength": 280}}
+    fields = {"type": "object", "properties": {f"f{n}": {"type": "string", "maxLength": 50} for n in range(14)}}
+    nodes = {"type": "array", "items": {"$ref": "#"}}
+    tree = {"type": "object", "properties": {"n": {"type": "string"}, "of": nodes}}
+    branch: dict[str, Any] = {"n": "leaf"}
+    for _ in range(4):
+        branch = {"n": "branch", "of": [branch, {"n": "leaf"}]}
+    for schema, document in (
+        (thread, ["x" * 280] * 10),
+        (fields, {f"f{n}": "x" * 50 for n in range(14)}),
+        (tree, branch),
+    ):
+        compiled = compile_schema(schema)
+        assert compiled.lowered == ()
+        assert compiled.dfa.accepts(text_of(document))
+
+
+LONG = {"type": "string", "maxLength": 9000}
 
 
 @pytest.mark.parametrize(
     ("schema", "lowered"),
     [
+        (LONG, [("maxLength", 9000, 1024, "$")]),
+        ({"type": "array", "maxItems": 1000, "items": {"type": "null"}}, [("maxItems", 1000, 512, "$")]),
         (
-            {"type": "array", "maxItems": 100, "items": TEXT},
-            [("maxLength", 280, 128, "$[]"), ("maxItems", 100, 24, "$")],
+            {"type": "object", "maxProperties": 300, "additionalProperties": {"type": "null"}},
+            [],
         ),
-        (TEXT, [("maxLength", 280, 256, "$")]),
-        ({"type": "array", "maxItems": 100, "items": {"type": "null"}}, [("maxItems", 100, 64, "$")]),
-        (
-            {"type": "object", "maxProperties": 65, "additionalProperties": {"type": "null"}},
-            [("maxProperties", 65, 64, "$")],
-        ),
-        ({"type": "string", "minLength": 270, "maxLength": 280}, [("maxLength", 280, 270, "$")]),
+        ({"type": "string", "minLength": 1030, "maxLength": 9000}, [("maxLength", 9000, 1030, "$")]),
         # Both places, each with its own bound.
         (
-            {"type": "object", "properties": {"a": TEXT, "b": {"type": "string", "maxLength": 300}, "c": TEXT}},
-            [("maxLength", 280, 256, "$.a"), ("maxLength", 300, 256, "$.b")],
+            {"type": "object", "properties": {"a": LONG, "b": {"type": "string", "maxLength": 3000}, "c": LONG}},
+            [("maxLength", 9000, 1024, "$.a"), ("maxLength", 3000, 1024, "$.b")],
         ),
-        # What recurses or says nothing is cut below what the page on schemas says.
+        # The longest of the texts, and how many there are: recursion takes nothing that they could use.
         (
             {
                 "$defs": {"node": {"type": "array", "items": {"$ref": "#/$defs/node"}}},
                 "type": "object",
                 "properties": {
                     "a": {"$ref": "#/$defs/node"},
-                    **{f"b{n}": {"type": "string", "maxLength": 130} for n in range(65)},
+                    **{f"b{n}": {"type": "string", "maxLength": 130} for n in range(20)},
                 },
             },
-            [("recursion", 3, 2, "$.a[][]"), ("maxLength", 130, 64, "$.b0")],
+            [("recursion", 5, 3, "$.a[][][]")],
         ),
+        # So many values in any order, and those that follow as the schema has them.
+        (
+            {"type": "array", "items": {"enum": list("abcdefghij")}, "uniqueItems": True},
+            [("uniqueItems", 10, 5, "$")],
+        ),
+        ({"type": "array", "maxItems": 3, "items": {"enum": list("abcdefghij")}, "uniqueItems": True}, []),
+        (
+            {"type": "array", "items": {"type": "string", "maxLength": 100}, "uniqueItems": True},
+            [("maxLength", 100, 64, "$[]"), ("uniqueItems", 3, 2, "$")],
+        ),
+        ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, []),
         # Nothing that can be written is lost.
-        ({"type": "string", "maxLength": 256}, []),
+        ({"type": "string", "maxLength": 1000}, []),
         ({"type": "string"}, []),
-        ({"type": "string", "maxLength": 300, "pattern": "^[a-z]{3,40}$"}, []),
-        ({"type": "string", "maxLength": 300, "pattern": "^[a-z]{3,}$"}, [("maxLength", 300, 256, "$")]),
+        ({"type": "string", "maxLength": 3000, "pattern": "^[a-z]{3,40}$"}, []),
+        ({"type": "string", "maxLength": 3000, "pattern": "^[a-z]{3,}$"}, [("maxLength", 3000, 1024, "$")]),
         ({"type": "string", "maxLength": 300, "format": "date"}, []),
         ({"enum": ["a"], "maxLength": 300}, []),
         ({"type": "array", "maxItems": 100, "items": {"enum": [1, 2, 3]}, "uniqueItems": True}, []),
-        ({"type": "array", "maxItems": 100, "prefixItems": [TEXT | {"maxLength": 9}], "items": False}, []),
+        ({"type": "array", "maxItems": 100, "prefixItems": [LONG | {"maxLength": 9}], "items": False}, []),
         ({"type": "object", "properties": {"a": {"type": "null"}}, "maxProperties": 100}, []),
         ({"type": "array", "items": {"$ref": "#"}}, []),
         ({}, []),
@@ -709,7 +744,7 @@ def test_a_shared_definition_recurses_as_deep_wherever_it_is_led_to() -> None:
     schema = {"$defs": {"node": node}, "type": "object", "properties": {"a": {"$ref": "#/$defs/node"}, "b": other}}
     dfa = schema_language(schema)
     chain: dict[str, Any] = {"v": None}
-    for depth in range(1, 5):
+    for depth in range(1, LIMITS[0].depth + 3):
         for document in ({"a": chain}, {"b": {"n": chain}}):
-            assert dfa.accepts(text_of(document)) == (depth <= 3), document
+            assert dfa.accepts(text_of(document)) == (depth <= LIMITS[0].depth), document
         chain = {"next": chain}

@@ -1,0 +1,124 @@
+"""Arrays whose items hang together: `uniqueItems`, `contains`, and how many of what there are."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+
+from llm_diffusiongemma.errors import ConstraintError
+from llm_diffusiongemma.grammar.distinct import classes_of
+from llm_diffusiongemma.grammar.language import Embedded
+from llm_diffusiongemma.grammar.numbers import number
+from llm_diffusiongemma.grammar.samples import random_texts
+from llm_diffusiongemma.grammar.scalars import string
+from llm_diffusiongemma.grammar.schema import compile_schema, schema_language
+
+STRINGS: dict[str, Any] = {"type": "string"}
+INTEGERS: dict[str, Any] = {"type": "integer"}
+
+
+def unique(items: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items, "uniqueItems": True, **more}
+
+
+def containing(contains: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "array", "contains": contains, **more}
+
+
+CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
+    (unique(STRINGS), [[], ["python", "llm"], ["llm", "local"], ["local", "llm", "model"]], [["a", "a"]]),
+    (unique(STRINGS), [["item1", "item2", "item3"], ["été", "école"], ["日本", "日記"]], [["é", "b", "é"]]),
+    (unique(INTEGERS), [[3, 1, 2], [1000, 2000], [10001, -7]], [[1, 1], [5, 3, 5]]),
+    (unique({"type": "number"}), [[2, 1.5], [0.25, 0]], [[1, 1.0], [0, -0.0], [1.5, 1.5]]),
+    (unique({"type": "boolean"}), [[True, False], [False, True]], [[True, True]]),
+    (unique({"type": "object"}), [[{}]], [[{}, {}]]),
+    (unique(STRINGS, minItems=2, maxItems=2), [["b", "a"]], [["a"], ["a", "b", "c"], ["a", "a"]]),
+    (unique(INTEGERS | {"minimum": 1, "maximum": 49}, minItems=6), [[3, 7, 12, 25, 31, 44]], [[3, 7]]),
+    (
+        unique({"enum": [f"value{n}" for n in range(50)]}),
+        [["value9", "value2", "value40"]],
+        [["value1", "value1"]],
+    ),
+    (unique({"enum": [1, 1.0, 2]}), [[2, 1], [1, 2]], [[1, 1.0]]),
+    (unique(STRINGS, prefixItems=[INTEGERS]), [[1, "b", "a"]], [["b"], [1, "a", "a"]]),
+    (unique(STRINGS, contains={"const": "x"}), [["a", "x"], ["x"]], [["a"], ["x", "x"]]),
+    (unique({"type": ["string", "object"]}), [["a", {}], [{}, "a"]], [[{}, {}], ["a", "a"]]),
+    (containing({"const": 7}, items=INTEGERS), [[7], [1, 2, 7, 3], [7, 7]], [[], [1, 2]]),
+    (containing({"const": 7}, minContains=2, maxItems=4), [[7, 1, 7], ["a", 7, "b", 7]], [[7], [7, 1, 1, 1, 7]]),
+    (containing(STRINGS, maxContains=1), [["a"], [1, "a", 2]], [[], [1], ["a", "b"]]),
+    (containing(STRINGS, minContains=0, maxContains=1), [[], [1, 2], [1, "a"]], [["a", 1, "b"]]),
+    (containing(STRINGS, prefixItems=[INTEGERS], minItems=3), [[1, 2, "a"], [1, "a", 2]], [[1, 2, 3], [1, "a"]]),
+    (containing(STRINGS, allOf=[{"contains": INTEGERS}]), [[1, "a"], [None, "a", None, 1]], [["a"], [1]]),
+    ({"enum": [[1, 2]], "anyOf": [{"items": INTEGERS}], "unevaluatedItems": False}, [[1, 2]], [[1]]),
+]
+
+
+@pytest.mark.parametrize(("schema", "inside", "outside"), CASES)
+def test_items_that_hang_together(schema: Any, inside: list[Any], outside: list[Any]) -> None:
+    dfa = schema_language(schema)
+    judge = jsonschema.Draft202012Validator(schema)
+    for documents, right in ((inside, True), (outside, False)):
+        texts = [json.dumps(document, ensure_ascii=False).encode() for document in documents]
+        assert [text for text in texts if dfa.accepts(text) != right] == []
+    assert [text for text in random_texts(dfa, 20, soft_length=25) if not judge.is_valid(json.loads(text))] == []
+
+
+def test_values_that_are_listed_come_in_any_order() -> None:
+    dfa = schema_language(unique({"enum": list("abcdef")}))
+    for count in range(7):
+        for values in itertools.permutations("abcdef", count):
+            assert dfa.accepts(json.dumps(values).encode())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_all_arrays_of_a_few_values(seed: int) -> None:
+    """Whatever is written is valid, and what is counted by kinds is written whatever its order."""
+    rng = random.Random(seed)
+    kinds = [{"type": "null"}, {"type": "boolean"}, {"type": ["null", "integer"]}]
+    schema: dict[str, Any] = containing(
+        rng.choice(kinds),
+        items={"enum": [None, True, 5]},
+        minItems=rng.randint(0, 2),
+        maxItems=rng.randint(2, 4),
+        minContains=rng.randint(0, 2),
+        **({"maxContains": 2} if rng.random() < 0.5 else {}),
+        **({"uniqueItems": True} if rng.random() < 0.3 else {}),
+    )
+    judge = jsonschema.Draft202012Validator(schema)
+    try:
+        dfa = schema_language(schema)
+    except ConstraintError:
+        dfa = None
+    for count in range(5):
+        for values in itertools.product([None, True, 5], repeat=count):
+            accepted = dfa is not None and dfa.accepts(json.dumps(values).encode())
+            assert accepted == judge.is_valid(list(values)), (schema, values)
+
+
+def test_classes_have_no_value_in_common() -> None:
+    for language in (string(), string(maximum=12), number()):
+        members = classes_of(language, 8)
+        for mine, member in enumerate(members):
+            assert isinstance(member, Embedded)
+            for text in random_texts(member.dfa, 10, soft_length=15):
+                value = json.loads(text)
+                for other in json.dumps(value), json.dumps(float(value) if isinstance(value, int) else value):
+                    found = [each.dfa.accepts(other.encode()) for each in members if isinstance(each, Embedded)]
+                    assert sum(found) <= 1
+                    assert found[mine] or not any(found)
+
+
+def test_two_words_can_nearly_always_be_written() -> None:
+    """In any order; of three two in three times. What they begin with makes no difference."""
+    dfa = compile_schema(unique(STRINGS)).dfa
+    words = "time person year way day thing man world life hand part child eye woman place work week case".split()
+    pairs = list(itertools.permutations(words, 2))
+    written = [dfa.accepts(json.dumps(pair).encode()) for pair in pairs]
+    assert sum(written) > 0.9 * len(pairs)
+    triples = list(itertools.permutations(words, 3))[::7]
+    assert sum(dfa.accepts(json.dumps(triple).encode()) for triple in triples) > 0.6 * len(triples)
