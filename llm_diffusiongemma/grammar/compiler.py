@@ -14,7 +14,7 @@ from .dialects import Schema, references, refs_stand_alone
 from .language import NOTHING, Language, StateLimitError, embed, intersection, minimal_dfa, unite
 from .layout import Layout
 from .negation import negate
-from .places import Alternative, Conjunction, Limits, Place, refused
+from .places import Alternative, Aside, Conjunction, Limits, Place, refused
 from .records import Lowered
 from .recursion import ranks
 from .references import resolve
@@ -90,7 +90,7 @@ class Compiler:
     def language(self, conjunction: Conjunction, place: Place) -> Language:
         """The texts of the values that fulfil all schemas of a conjunction."""
         free = all(schema is True or schema == {} for schema in conjunction)
-        key = () if free else tuple(map(id, conjunction)), self._what_matters(conjunction, place)
+        key = () if free else tuple(map(self._identity, conjunction)), self._what_matters(conjunction, place)
         if key in self.languages:
             return self.languages[key][1]
         self.visit()
@@ -120,6 +120,14 @@ class Compiler:
             passed = tuple(each for each in passed if each.group in again)
         level = self.layout.level(place.nesting)
         return level, place.free, place.here, place.entered, place.spare, passed
+
+    def _identity(self, schema: Schema) -> int | str:
+        """What is the same for schemas that ask for the same: by the reference where that is all there is."""
+        if isinstance(schema, bool | Aside) or "$ref" not in schema:
+            return id(schema)
+        alone = self.refs_stand_alone or schema.keys() & self.obeyed == {"$ref"}
+        reference: str = schema["$ref"]
+        return reference if alone else id(schema)
 
     def _groups(self, schema: Schema) -> frozenset[int]:
         """The groups of references that can be met at a schema's place and further inside, directly or not."""
@@ -173,7 +181,7 @@ class Compiler:
 
     def alternatives(self, conjunction: Conjunction, place: Place) -> list[tuple[Alternative, Place]]:
         """The ways to fulfil a conjunction, each as keyword dictionaries without choices left to make."""
-        key = tuple(map(id, conjunction)), self._what_matters(conjunction, place)
+        key = tuple(map(self._identity, conjunction)), self._what_matters(conjunction, place)
         if key not in self.known:
             cuts = self.cuts
             self.known[key] = (conjunction, expand(self, conjunction, (), place), self.cuts - cuts)
