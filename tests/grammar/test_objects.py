@@ -76,6 +76,11 @@ WRITTEN: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ['{"x": null, "y": "", "z": 1}'],
         ['{"x": 1}', '{"y": 1}', '{"z": ""}'],
     ),
+    "a name with a control character may match a pattern": (
+        free(propertyNames={"enum": ["\u0001", "a"]}, patternProperties={"^.$": NULL}),
+        ['{"a": null}'],
+        ['{"\\u0001": 1}', '{"a": 1}'],
+    ),
     "a pattern that rules a listed name as well": (
         record(patternProperties={"^b": {"minLength": 1}}),
         ['{"a": 1, "b": "x"}', '{"a": 1, "bb": 7}'],
