@@ -74,6 +74,9 @@ MIXED_STATES = 4096
 MAX_MADE = 32
 _MADE: dict[Any, Language] = {}
 
+# The way out where so many items can't be kept different.
+_FEWER = "Use a smaller minItems, or leave it out"
+
 # So many integers within bounds are as good as listed; and of so many values the first can be in any order where
 # what follows them is drawn once for all that it follows.
 FEW_VALUES = 100
@@ -320,7 +323,7 @@ def _held_together(
         layout, level = compiler.layout, compiler.layout.level(place.nesting)
         made = _made((values, distinct.levels, least, most, layout, level), content)
     if made is NOTHING and least > 1:
-        raise refused("uniqueItems", f"{least} of its items can't be kept different", place)
+        raise refused("uniqueItems", f"{least} of its items can't be kept different", place, _FEWER)
     return made
 
 
@@ -383,7 +386,7 @@ def _distinct(
             compiler.lower("uniqueItems", wanted, len(distinct.levels), place)
             return distinct
     if least > 1:
-        raise refused("uniqueItems", f"{least} of its items can't be kept different in so few states", place)
+        raise refused("uniqueItems", f"{least} of its items can't be kept different", place, _FEWER)
     compiler.lower("uniqueItems", wanted, 1, place)
     return Distinct((1,), lambda language, _: (language,))
 

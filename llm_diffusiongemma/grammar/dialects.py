@@ -39,6 +39,10 @@ MAX_SCHEMA_LENGTH = 1_000_000
 MAX_SCHEMA_OBJECTS = 10_000
 MAX_VALUES = 20_000
 
+# Characters of a wrong value that an error shows.
+_MOST_SHOWN = 60
+_TYPES = "The types are array, boolean, integer, null, number, object and string"
+
 _DRAFTS = {
     "draft-04": jsonschema.Draft4Validator,
     "draft-06": jsonschema.Draft6Validator,
@@ -169,8 +173,27 @@ def _draft(name: Any) -> str:
 def _check_valid(dialect: Any, schema: Schema, which: str = "The schema") -> None:
     error = jsonschema.exceptions.best_match(_checker(dialect).iter_errors(schema))
     if error is not None:
-        reason = str(error.cause or error.message).rstrip(".")
+        reason = str(error.cause or _fault(error)).rstrip(".")
         raise ConstraintError(f"{which} is invalid at {quoted(error.json_path)}: {quoted(reason, 200)}.")
+
+
+def _fault(error: jsonschema.ValidationError) -> str:
+    """What is wrong with a schema, to who wrote it as JSON."""
+    path = [each for each in error.absolute_path if isinstance(each, str)]
+    keyword = path[-1] if path else None
+    value = json.dumps(error.instance, ensure_ascii=False)
+    if len(value) > _MOST_SHOWN:
+        value = f"{value[:_MOST_SHOWN]}..."
+    if keyword == "type" and error.validator in ("enum", "anyOf"):
+        return f"{value} is no type. {_TYPES}"
+    if keyword == "required" and isinstance(error.instance, bool) and error.validator_value == "array":
+        return f"{value} is no list of names. It belongs beside properties and names those that have to be there"
+    if error.validator == "type":
+        if not isinstance(error.validator_value, str):
+            return f"{value} is no schema"
+        article = "an" if error.validator_value[0] in "aio" else "a"
+        return f"{value} is not {article} {error.validator_value}"
+    return str(error.message)
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any
 
 from .compiler import Compiler
 from .dfa import ByteDFA
-from .language import MAX_STATES, Language, StateLimitError, drawn_states, minimal_dfa
+from .language import MAX_STATES, Language, StateLimitError, drawn_dfa, drawn_states, minimal_dfa
 from .layout import Layout
 from .places import LIMITS, Conjunction, Limits, Place
 
@@ -90,7 +90,7 @@ def fit(validator: Any) -> tuple[Compiler, ByteDFA]:
         compiler, language = found
         # What is drawn may be less than what comes of it.
         with contextlib.suppress(StateLimitError):
-            return compiler, minimal_dfa(language)
+            return compiler, drawn_dfa(language)
     # ... or more.
     compiler, language = tries.compile(LIMITS[-1])
     return compiler, minimal_dfa(language)

@@ -188,6 +188,11 @@ def minimal_dfa(language: Language, shared: bool = False) -> ByteDFA:
     """
     if not shared and estimated_states(language) > MAX_ESTIMATED_STATES:
         raise StateLimitError
+    return drawn_dfa(language)
+
+
+def drawn_dfa(language: Language) -> ByteDFA:
+    """The same, however large it looks: for what `drawn_states` found to be small. Raises `StateLimitError`."""
     drawing = _Drawing()
     return _limited(*drawing.determinise(drawing.draw(language, _END)))
 

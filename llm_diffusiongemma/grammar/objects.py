@@ -216,7 +216,8 @@ def _different(compiler: Compiler, others: list[Entry], count: int, comma: Langu
     # With the largest modulus the fewest names have the same sum.
     modulus = next((n for n in range(LARGEST_MODULUS, count - 1, -1) if cost(n) <= MAX_DIFFERENT_STATES), None)
     if modulus is None:
-        raise refused("minProperties", f"{count} properties that it doesn't list can't be kept different", place)
+        reason = f"{count:,} properties that the schema doesn't list can't be kept different"
+        raise refused("minProperties", reason, place, "Use a smaller one, list properties, or leave it out")
     sums = [summed(region.dfa, modulus) for region, _ in others]
 
     @cache

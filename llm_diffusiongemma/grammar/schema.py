@@ -20,7 +20,7 @@ from .compiler import Compiler
 from .dfa import ByteDFA
 from .dialects import objects, read_schema
 from .fitting import DOCUMENT, fit
-from .language import StateLimitError, embed, minimal_dfa, unite
+from .language import MAX_STATES, StateLimitError, drawn_dfa, drawn_states, embed, unite
 from .layout import Layout
 from .places import Place
 from .records import Lowered
@@ -81,7 +81,9 @@ def _with_indented(on_one_line: ByteDFA, compiler: Compiler) -> ByteDFA:
     if len(on_one_line.accepting) > MOST_INDENTED_STATES:
         return on_one_line
     try:
-        return minimal_dfa(unite([embed(on_one_line), compiler.language(DOCUMENT, Place())]))
+        both = unite([embed(on_one_line), compiler.language(DOCUMENT, Place())])
+        drawn_states(both, MAX_STATES)
+        return drawn_dfa(both)
     except StateLimitError:
         return on_one_line
 

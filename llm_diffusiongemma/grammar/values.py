@@ -81,7 +81,9 @@ def number_language(compiler: Compiler, parts: Alternative, fractions: bool, pla
     try:
         return numbers.multiple(bounds, factor) if fractions else numbers.integer(bounds, factor.numerator)
     except StateLimitError:
-        raise refused("multipleOf", f"{float(factor):g} is no factor that can be counted by", place) from None
+        raise refused(
+            "multipleOf", f"to count by {float(factor):g} takes too many remainders or digits", place
+        ) from None
 
 
 def string_language(compiler: Compiler, parts: Alternative, place: Place) -> Language:

@@ -87,6 +87,18 @@ def test_values_that_are_listed_come_in_any_order() -> None:
             assert dfa.accepts(json.dumps(values).encode())
 
 
+@pytest.mark.parametrize(("count", "in_any_order"), [(8, 8), (9, 7), (10, 5), (20, 3)])
+def test_as_many_of_them_as_there_is_room_for(count: int, in_any_order: int) -> None:
+    """What it is told as lowered to is what can be written, and eight values need not be lowered."""
+    values = [f"e{number}" for number in reversed(range(count))]
+    compiled = compile_schema(unique({"enum": values[::-1]}))
+    assert [(each.asked, each.given) for each in compiled.lowered] == [(count, in_any_order)] * (
+        count > in_any_order
+    )
+    for length in range(1, count + 1):
+        assert compiled.dfa.accepts(json.dumps(values[:length]).encode()) == (length <= in_any_order)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_all_arrays_of_a_few_values(seed: int) -> None:
     """Whatever is written is valid, and what is counted by kinds is written whatever its order."""

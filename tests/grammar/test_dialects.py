@@ -193,6 +193,26 @@ def test_what_would_break_the_final_check_is_refused(schema: dict[str, Any], cau
 
 
 @pytest.mark.parametrize(
+    ("schema", "fault"),
+    [
+        ({"type": "strng"}, r"\$\.type: \"strng\" is no type\. The types are array, boolean, "),
+        ({"items": {"type": ["null", "text"]}}, r"type\[1\]: \"text\" is no type\. The types "),
+        ({"properties": {"a": {"required": True}}}, r"true is no list of names\. It belongs beside properties"),
+        (
+            {"$schema": DRAFT_4, "properties": {"required": True}},
+            r"\$\.properties\.required: true is not an object",
+        ),
+        ({"properties": ["a"]}, r'\$\.properties: \["a"\] is not an object\.'),
+        ({"properties": {"a": None}}, r"\$\.properties\.a: null is no schema\."),
+        ({"required": "a" * 300}, r'\$\.required: "a{59}\.\.\. is not an array\.$'),
+    ],
+)
+def test_what_is_wrong_with_a_schema_is_said_of_its_json(schema: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConstraintError, match=fault):
+        schema_language(schema)
+
+
+@pytest.mark.parametrize(
     "schema",
     [
         # A nested id that no $ref depends on is a comment, and so is one beside a $ref.
