@@ -82,7 +82,8 @@ def _with_indented(on_one_line: ByteDFA, compiler: Compiler) -> ByteDFA:
         return on_one_line
     try:
         return minimal_dfa(unite([embed(on_one_line), compiler.language(DOCUMENT, Place())]))
-    except StateLimitError:
+    except (StateLimitError, ConstraintError):
+        # What fits on one line, properties kept different for one, may be too much indented.
         return on_one_line
 
 
