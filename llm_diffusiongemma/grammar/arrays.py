@@ -350,7 +350,10 @@ def _distinct(
         for alternative, _ in compiler.alternatives(conjunction, place.inside("[]", conjunction))
     ]
     kinds = frozenset[str]().union(*map(types_of, alternatives))
+    wanted = len(LEVELS[0]) if asked is None else min(len(LEVELS[0]), asked)
     if kinds <= {"array", "object"}:
+        if kinds:
+            compiler.lower("uniqueItems", wanted, 1, place)
         return Distinct((1,), lambda language, _: (language,))
     if len(every) == 1 and not contained:
         members = _listed(compiler, every[0], alternatives, kinds)
@@ -368,7 +371,6 @@ def _distinct(
         items.every = ({"maxLength": given},)
         for length in sorted(set(lengths)):
             compiler.lower("maxLength", length, given, place.inside("[]", every[-1]))
-    wanted = len(LEVELS[0]) if asked is None else min(len(LEVELS[0]), asked)
     languages = [items.language(index) for index in range(items.fixed + 1)]
     languages = [language for language in languages if language is not NOTHING]
     smallest = max(map(least_size, languages), default=0)

@@ -84,7 +84,8 @@ def _with_indented(on_one_line: ByteDFA, compiler: Compiler) -> ByteDFA:
         both = unite([embed(on_one_line), compiler.language(DOCUMENT, Place())])
         drawn_states(both, MAX_STATES)
         return drawn_dfa(both)
-    except StateLimitError:
+    except (StateLimitError, ConstraintError):
+        # What fits on one line, properties kept different for one, may be too much indented.
         return on_one_line
 
 

@@ -78,3 +78,10 @@ def test_a_document_that_is_too_large_indented_is_on_one_line(monkeypatch: pytes
     assert compiled.dfa.accepts(json.dumps(document).encode())
     assert not compiled.dfa.accepts(json.dumps(document, indent=2).encode())
     assert compiled.lowered == ()
+
+
+def test_what_is_too_much_indented_is_on_one_line() -> None:
+    """It was refused."""
+    inside = {"type": "object", "properties": {f"p{number}": {"type": "integer"} for number in range(20)}}
+    dfa = compile_schema({"type": "object", "minProperties": 3, "additionalProperties": inside}).dfa
+    assert dfa.accepts(b'{"a": {}, "b": {"p3": 1}, "c": {}}')

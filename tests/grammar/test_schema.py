@@ -710,6 +710,9 @@ LONG = {"type": "string", "maxLength": 9000}
             [("maxLength", 100, 64, "$[]"), ("uniqueItems", 3, 2, "$")],
         ),
         ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, []),
+        # No two objects can be kept different, so there is one.
+        ({"type": "array", "items": {"type": "object"}, "uniqueItems": True}, [("uniqueItems", 3, 1, "$")]),
+        ({"type": "array", "items": {"type": "object"}, "uniqueItems": True, "maxItems": 1}, []),
         # Nothing that can be written is lost.
         ({"type": "string", "maxLength": 1000}, []),
         ({"type": "string"}, []),
