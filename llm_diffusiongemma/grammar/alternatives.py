@@ -13,6 +13,7 @@ from .exclusion import contradicts, exclude, rivalry
 from .keywords import UNEVALUATED, declared_of, required_of, types_of, values_of
 from .negation import Negation, is_exact, lacks
 from .places import LIMITS, Alternative, Aside, Place
+from .recursion import Passed
 from .references import resolve
 
 if TYPE_CHECKING:
@@ -161,11 +162,21 @@ def _aside(compiler: Compiler, schema: Schema) -> Schema:
 
 
 def _follow(compiler: Compiler, reference: str, depth: int, place: Place) -> tuple[Schema, Place] | None:
-    """What a $ref leads to; None where it has led there too often."""
-    if place.references.count(reference) >= depth:
-        compiler.cuts += 1
-        compiler.lower("recursion", LIMITS[0].depth, compiler.limits.depth, place)
-        return None
+    """What a $ref leads to; None where it has led back too often."""
+    rank = compiler.ranks.get(reference)
+    if rank is not None:
+        before = next((each for each in place.passed if each.group == rank.group), None)
+        back = 0 if before is None else before.back + (rank.order <= before.order)
+        if back >= depth:
+            compiler.cuts += 1
+            compiler.lower("recursion", LIMITS[0].depth, compiler.limits.depth, place)
+            return None
+        if reference not in place.here:
+            # Of several that are followed at one place any one may lead on.
+            entered = {each.group: each for each in place.entered}
+            other = entered.get(rank.group, Passed(rank.group, back, rank.order))
+            entered[rank.group] = Passed(rank.group, max(other.back, back), max(other.order, rank.order))
+            place = replace(place, entered=tuple(entered.values()))
     if reference not in place.here:
         place = replace(place, here=(*place.here, reference))
     return resolve(compiler.root, reference)[-1], place

@@ -77,8 +77,9 @@ _MADE: dict[Any, Language] = {}
 # The way out where so many items can't be kept different.
 _FEWER = "Use a smaller minItems, or leave it out"
 
-# So many integers within bounds are as good as listed.
-FEW_INTEGERS = 100
+# So many integers within bounds are as good as listed; and of so many values the first can be in any order where
+# what follows them is drawn once for all that it follows.
+FEW_VALUES = 100
 
 # Strings whose characters are counted beside classes are no longer than this.
 DISTINCT_LENGTH = 64
@@ -309,7 +310,11 @@ def _held_together(
     if distinct is None:
         return content()
     # Where classes are many it is several times as large drawn as it is made.
-    if distinct.classes is not classes_of:
+    if distinct.listed is not None and len(distinct.levels) == 1:
+        made = in_order(0, 0)
+    elif distinct.listed is not None and len(distinct.listed) <= FEW_VALUES:
+        made = embed(minimal_dfa(content(), shared=True))
+    elif distinct.classes is not classes_of:
         made = content()
     elif contained or items.fixed or items.language(0) is NOTHING:
         made = embed(minimal_dfa(content()))
@@ -413,7 +418,7 @@ def _few_integers(parts: Alternative) -> list[int] | None:
     highs = [math.floor(high)] if high is not None else []
     highs += [math.ceil(below) - 1] if below is not None else []
     first, last = max(lows), min(highs)
-    return list(range(first, last + 1)) if last - first < FEW_INTEGERS else None
+    return list(range(first, last + 1)) if last - first < FEW_VALUES else None
 
 
 def _free_items(members: Sequence[Language], wanted: int, most_states: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
@@ -15,8 +14,9 @@ from .dialects import Schema, references, refs_stand_alone
 from .language import NOTHING, Language, StateLimitError, embed, intersection, minimal_dfa, unite
 from .layout import Layout
 from .negation import negate
-from .places import Alternative, Conjunction, Limits, Place, refused
+from .places import Alternative, Aside, Conjunction, Limits, Place, refused
 from .records import Lowered
+from .recursion import ranks
 from .references import resolve
 from .values import value_language
 
@@ -47,10 +47,11 @@ class Compiler:
         self.spread = 0
         self.lowered: dict[tuple[str, int, int], Lowered] = {}
         # By identity, of which the first value of each entry takes care: as long as it lives no other has it.
-        self.known: dict[Any, tuple[Conjunction, list[tuple[Alternative, tuple[str, ...]]], int]] = {}
+        self.known: dict[Any, tuple[Conjunction, list[tuple[Alternative, Place]], int]] = {}
         self.languages: dict[Any, tuple[Conjunction, Language]] = {}
-        self.met: dict[int, tuple[Schema, frozenset[str]]] = {}
-        self.met_behind: dict[str, frozenset[str]] = {}
+        self.ranks = ranks(self.root)
+        self.met: dict[int, tuple[Schema, frozenset[int]]] = {}
+        self.met_behind: dict[str, frozenset[int]] = {}
         self.judges: dict[int, tuple[Schema, Any]] = {}
         # Likewise: the complement of a schema among objects of some properties, and the values of properties.
         self.complements: dict[tuple[int, tuple[str, ...]], tuple[Schema, list[Schema]]] = {}
@@ -89,7 +90,7 @@ class Compiler:
     def language(self, conjunction: Conjunction, place: Place) -> Language:
         """The texts of the values that fulfil all schemas of a conjunction."""
         free = all(schema is True or schema == {} for schema in conjunction)
-        key = () if free else tuple(map(id, conjunction)), self._what_matters(conjunction, place)
+        key = () if free else tuple(map(self._identity, conjunction)), self._what_matters(conjunction, place)
         if key in self.languages:
             return self.languages[key][1]
         self.visit()
@@ -113,21 +114,30 @@ class Compiler:
 
         A reference that led here matters where it may be met again.
         """
-        passed = Counter((*place.references, *place.here))
+        passed = place.passed
         if passed:
-            again = frozenset[str]().union(*map(self._references, conjunction))
-            passed = Counter({reference: passed[reference] for reference in passed if reference in again})
+            again = frozenset[int]().union(*map(self._groups, conjunction))
+            passed = tuple(each for each in passed if each.group in again)
         level = self.layout.level(place.nesting)
-        return level, place.free, place.here, place.spare, frozenset(passed.items())
+        return level, place.free, place.here, place.entered, place.spare, passed
 
-    def _references(self, schema: Schema) -> frozenset[str]:
-        """The references that can be met at a schema's place and further inside, directly or by way of others."""
+    def _identity(self, schema: Schema) -> int | str:
+        """What is the same for schemas that ask for the same: by the reference where that is all there is."""
+        if isinstance(schema, bool | Aside) or "$ref" not in schema:
+            return id(schema)
+        alone = self.refs_stand_alone or schema.keys() & self.obeyed == {"$ref"}
+        reference: str = schema["$ref"]
+        return reference if alone else id(schema)
+
+    def _groups(self, schema: Schema) -> frozenset[int]:
+        """The groups of references that can be met at a schema's place and further inside, directly or not."""
         if id(schema) not in self.met:
             found = references(schema)
-            self.met[id(schema)] = schema, found.union(*map(self._references_behind, found))
+            own = frozenset(self.ranks[reference].group for reference in found if reference in self.ranks)
+            self.met[id(schema)] = schema, own.union(*map(self._groups_behind, found))
         return self.met[id(schema)][1]
 
-    def _references_behind(self, reference: str) -> frozenset[str]:
+    def _groups_behind(self, reference: str) -> frozenset[int]:
         if reference not in self.met_behind:
             seen: set[str] = set()
             stack = [reference]
@@ -137,7 +147,9 @@ class Compiler:
                     fresh = references(resolve(self.root, stack.pop())[-1]) - seen
                     seen |= fresh
                     stack += fresh
-            self.met_behind[reference] = frozenset(seen)
+            self.met_behind[reference] = frozenset(
+                self.ranks[reference].group for reference in seen if reference in self.ranks
+            )
         return self.met_behind[reference]
 
     def _any_way(self, ways: Sequence[tuple[Alternative, Place]], place: Place) -> Language:
@@ -169,14 +181,15 @@ class Compiler:
 
     def alternatives(self, conjunction: Conjunction, place: Place) -> list[tuple[Alternative, Place]]:
         """The ways to fulfil a conjunction, each as keyword dictionaries without choices left to make."""
-        key = tuple(map(id, conjunction)), self._what_matters(conjunction, place)
+        key = tuple(map(self._identity, conjunction)), self._what_matters(conjunction, place)
         if key not in self.known:
             cuts = self.cuts
-            found = [(parts, where.here) for parts, where in expand(self, conjunction, (), place)]
-            self.known[key] = (conjunction, found, self.cuts - cuts)
+            self.known[key] = (conjunction, expand(self, conjunction, (), place), self.cuts - cuts)
         else:
             self.cuts += self.known[key][2]
-        return [(parts, replace(place, here=here)) for parts, here in self.known[key][1]]
+        return [
+            (parts, replace(place, here=where.here, entered=where.entered)) for parts, where in self.known[key][1]
+        ]
 
     def complement(self, schema: Schema, names: tuple[str, ...]) -> list[Schema]:
         """What the schema does not take, for objects of these properties: see `negate`."""

@@ -89,10 +89,11 @@ def read_schema(schema: Any) -> Any:
     no valid schema, is of an unknown draft, or can't be judged by.
     """
     try:
-        schema = unwrapped(_json_copy(schema))
+        given = _json_copy(schema)
+        schema = unwrapped(given)
         draft = _DEFAULT_DRAFT
         if isinstance(schema, dict):
-            check_says_something(schema)
+            check_says_something(schema, wrapped=schema is not given)
             if "$schema" in schema:
                 draft = _draft(schema["$schema"])
             else:

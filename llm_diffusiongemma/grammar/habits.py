@@ -54,11 +54,18 @@ def unwrapped(schema: Any) -> Any:
     return schema
 
 
-def check_says_something(schema: Part) -> None:
-    """Raises `ConstraintError` for a schema of unknown keywords only, which any document would fulfil."""
+def check_says_something(schema: Part, wrapped: bool) -> None:
+    """Raises `ConstraintError` for what is no schema though any document would fulfil it.
+
+    That is what has no keyword in it, at any depth, and what came out of a wrapper, or looks like one, and has
+    none at its top. Any other schema of unknown keywords allows anything, as its author may want.
+    """
     beside = {*_ANNOTATIONS, "id", "definitions"}
     unknown = [name for name in schema if not name.startswith("$") and name not in beside]
     if not unknown or schema.keys() & _ASSERTIONS:
+        return
+    inside = {name: value for name, value in schema.items() if _has_keyword(value)}
+    if inside and not wrapped and inside.keys().isdisjoint(_WRAPPED_AS):
         return
     named = next((name for name in unknown if _looks_like_schema(schema[name])), None)
     way_out = "Put a keyword such as type or properties at its top."
@@ -73,6 +80,13 @@ def check_says_something(schema: Part) -> None:
 
 def _looks_like_schema(value: Any) -> bool:
     return isinstance(value, dict) and bool(value.keys() & _ASSERTIONS)
+
+
+def _has_keyword(value: Any) -> bool:
+    """Whether a keyword of JSON schema stands anywhere in a value."""
+    if isinstance(value, list):
+        return any(map(_has_keyword, value))
+    return _looks_like_schema(value) or (isinstance(value, dict) and any(map(_has_keyword, value.values())))
 
 
 def read_habits(root: Part) -> None:

@@ -179,12 +179,14 @@ def same_language(one: Language, other: Language) -> bool:
     )
 
 
-def minimal_dfa(language: Language) -> ByteDFA:
+def minimal_dfa(language: Language, shared: bool = False) -> ByteDFA:
     """The language's minimal automaton; of one dead state if the language is empty.
+
+    Where most of it is `shared`, the same objects in many places, an estimate would count them in each.
 
     Raises `StateLimitError`.
     """
-    if estimated_states(language) > MAX_ESTIMATED_STATES:
+    if not shared and estimated_states(language) > MAX_ESTIMATED_STATES:
         raise StateLimitError
     return drawn_dfa(language)
 

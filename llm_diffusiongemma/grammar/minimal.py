@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from .dfa import ByteDFA, Row
 
-# Rounds of refinement that take as long as settling what they have left.
-_ROUNDS_TO_SETTLE = 64
+# Rounds of refinement that take several times as long as to look for what can be settled.
+_ROUNDS_TO_SETTLE = 12
 
 # States whose merging is verified at once.
 _CHUNK = 4096
@@ -185,7 +185,7 @@ def _equivalent_states(rows: Sequence[Row], arcs: _Arcs, length: npt.NDArray[np.
     parts = np.full(len(length), -1, np.int64)
     signatures = _scattered(length) * 3 + _sums(weights, arcs.first)
     left = np.flatnonzero(length >= 0)
-    num_parts = before = work = 0
+    num_parts = before = rounds = work = 0
     while len(left):
         _, parts_left, sizes = np.unique(signatures[left], return_inverse=True, return_counts=True)
         # New numbers for all that are left, which no state that is settled has.
@@ -196,9 +196,10 @@ def _equivalent_states(rows: Sequence[Row], arcs: _Arcs, length: npt.NDArray[np.
         left = left[sizes[parts_left] > 1]
         before = int((sizes > 1).sum())
         work += len(left)
-        if work > _ROUNDS_TO_SETTLE * len(left):
-            work = 0
-            num_parts = _settle(rows, parts, left, num_parts, length)
+        rounds += 1
+        if rounds >= _ROUNDS_TO_SETTLE and work > 2 * len(parts):
+            rounds = work = 0
+            num_parts = _settle(rows, arcs, parts, left, num_parts)
             left = left[parts[left] < 0]
             parts[left] = ~parts[left]
             before = len(np.unique(parts[left]))
@@ -214,46 +215,44 @@ def _equivalent_states(rows: Sequence[Row], arcs: _Arcs, length: npt.NDArray[np.
 
 
 def _settle(
-    rows: Sequence[Row],
-    parts: npt.NDArray[np.int64],
-    left: npt.NDArray[np.int64],
-    num_parts: int,
-    length: npt.NDArray[np.int64],
+    rows: Sequence[Row], arcs: _Arcs, parts: npt.NDArray[np.int64], left: npt.NDArray[np.int64], num_parts: int
 ) -> int:
     """Give those of the states `left` a final number that lead to finally numbered ones only.
 
     What is equivalent to such a state leads to the same numbers, so it is recognised by them. The others' `parts`
     become negative (`~part`). Returns the new number of parts.
     """
+    own, counts = arcs.of_states(left)
+    sources, targets = np.repeat(left, counts), arcs.target[own]
     parts[left] = ~parts[left]
+    undecided = parts[targets] < 0
+    ready = np.setdiff1d(left, sources[undecided]).tolist()
+    if not ready:
+        return num_parts
+    inside = np.flatnonzero(undecided)
+    inside = inside[np.argsort(targets[inside], kind="stable")]
+    before = sources[inside].tolist()
+    first = np.searchsorted(targets[inside], np.arange(len(parts) + 1)).tolist()
+    waiting = np.bincount(sources[inside], minlength=len(parts)).tolist()
     numbers = parts.tolist()
-    dead = (length < 0).tolist()
-    accepting = (length == 0).tolist()
-    waiting: dict[int, int] = {}
-    sources: dict[int, list[int]] = {}
-    ready: list[int] = []
-    for state in left.tolist():
-        undecided = {target for _, target in rows[state] if numbers[target] < 0 and not dead[target]}
-        if not undecided:
-            ready.append(state)
-            continue
-        waiting[state] = len(undecided)
-        for target in undecided:
-            sources.setdefault(target, []).append(state)
-    known: dict[tuple[bool, frozenset[tuple[int, int]]], int] = {}
+    # Within its part, which tells already whether it accepts.
+    known: dict[tuple[int, frozenset[tuple[int, int]]], int] = {}
     for state in ready:
         by_part: dict[int, int] = {}
         for mask, target in rows[state]:
-            if not dead[target]:
-                by_part[numbers[target]] = by_part.get(numbers[target], 0) | mask
-        number = known.setdefault((accepting[state], frozenset(by_part.items())), num_parts)
-        num_parts += number == num_parts
+            by_part[numbers[target]] = by_part.get(numbers[target], 0) | mask
+        by_part.pop(-1, None)
+        key = numbers[state], frozenset(by_part.items())
+        number = known.get(key)
+        if number is None:
+            number = known[key] = num_parts
+            num_parts += 1
         numbers[state] = number
-        for source in sources.get(state, ()):
+        for source in before[first[state] : first[state + 1]]:
             waiting[source] -= 1
             if not waiting[source]:
                 ready.append(source)
-    parts[left] = [numbers[state] for state in left.tolist()]
+    parts[ready] = [numbers[state] for state in ready]
     return num_parts
 
 

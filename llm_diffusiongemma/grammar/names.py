@@ -33,6 +33,9 @@ def regions(names: ByteDFA, patterns: Collection[str], listed: Collection[str], 
     """
     if listed:
         names = difference(names, minimal_dfa(unite([Literal(scalars.json_text(name)) for name in listed])))
+    if patterns:
+        # What an enum has besides, a control character, is in no pattern's automaton, and may match nevertheless.
+        names = intersection(names, minimal_dfa(scalars.string()))
     found = [Region(frozenset(), names)] if names.dead else []
     for pattern in sorted(patterns):
         matching = _search(pattern, place)

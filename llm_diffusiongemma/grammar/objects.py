@@ -107,11 +107,9 @@ def _asked(
     schemas: list[Schema] = []
     for part in parts:
         found = [schema for pattern, schema in patterns_of(part).items() if pattern in matched]
-        # As jsonschema has it, which takes an empty pattern for none. What is written must be valid to it as well.
-        additional = not found or patterns_of(part).keys() == {""}
         if name in part.get("properties", {}):
             found.append(part["properties"][name])
-        elif additional and "additionalProperties" in part:
+        elif not found and "additionalProperties" in part:
             found.append(part["additionalProperties"])
         if "unevaluatedProperties" in part and not any(
             name in beside.get("properties", {})

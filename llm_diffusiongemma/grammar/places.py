@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import ConstraintError
 from . import scalars
 from .dialects import Part, Schema, refuse
+from .recursion import Passed
 
 
 class Aside(dict[str, Any]):
@@ -26,7 +27,7 @@ Alternative = tuple[Part, ...]
 class Limits:
     """How much of an endless language is kept.
 
-    - `depth`: how often a $ref may lead into itself;
+    - `depth`: how often a $ref may lead into itself (see `recursion.py`);
     - `nesting`: how deep a value of any kind nests, where the schema says nothing;
     - `length`: the longest string (code points) where a `maxLength` has to be counted at all;
     - `count`: the most items or properties where a maximum has to be counted at all;
@@ -73,26 +74,31 @@ class Place:
     - `path`: for people; `$` is the document;
     - `nesting`: how many arrays and objects are open;
     - `free`: how many of them stand where the schema says nothing;
-    - `references`: the $refs that led here; `here`: those that have been followed at this place;
+    - `here`: the $refs that have been followed at this place;
+    - `passed`: how the way here went through the groups of $refs that lead back to themselves; `entered`: how it
+      goes on from here, where one of them has been followed;
     - `spare`: how often more than elsewhere one may lead on: where ways are compared and nothing is written.
     """
 
     path: str = "$"
     nesting: int = 0
     free: int = 0
-    references: tuple[str, ...] = ()
     here: tuple[str, ...] = ()
+    passed: tuple[Passed, ...] = ()
+    entered: tuple[Passed, ...] = ()
     spare: int = 0
 
     def inside(self, name: str, conjunction: Conjunction) -> Place:
         """The place of a member or item."""
+        groups = {each.group for each in self.entered}
         return replace(
             self,
             path=self.path + name,
             nesting=self.nesting + 1,
             free=self.free + (not conjunction),
-            references=self.references + self.here,
             here=(),
+            passed=tuple(sorted((*(each for each in self.passed if each.group not in groups), *self.entered))),
+            entered=(),
         )
 
 

@@ -31,8 +31,19 @@ def containing(contains: Any, **more: Any) -> dict[str, Any]:
 
 
 CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
-    (unique(STRINGS), [[], ["python", "llm"], ["llm", "local"], ["local", "llm", "model"]], [["a", "a"]]),
-    (unique(STRINGS), [["item1", "item2", "item3"], ["été", "école"], ["日本", "日記"]], [["é", "b", "é"]]),
+    (
+        unique(STRINGS),
+        [
+            [],
+            ["python", "llm"],
+            ["llm", "local"],
+            ["local", "llm", "model"],
+            ["item1", "item2", "item3"],
+            ["été", "école"],
+            ["日本", "日記"],
+        ],
+        [["a", "a"], ["é", "b", "é"]],
+    ),
     (unique(INTEGERS), [[3, 1, 2], [1000, 2000], [10001, -7]], [[1, 1], [5, 3, 5]]),
     (unique({"type": "number"}), [[2, 1.5], [0.25, 0]], [[1, 1.0], [0, -0.0], [1.5, 1.5]]),
     (unique({"type": "boolean"}), [[True, False], [False, True]], [[True, True]]),
@@ -50,6 +61,7 @@ CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     (unique({"type": ["string", "object"]}), [["a", {}], [{}, "a"]], [[{}, {}], ["a", "a"]]),
     (containing({"const": 7}, items=INTEGERS), [[7], [1, 2, 7, 3], [7, 7]], [[], [1, 2]]),
     (containing({"const": 7}, minContains=2, maxItems=4), [[7, 1, 7], ["a", 7, "b", 7]], [[7], [7, 1, 1, 1, 7]]),
+    (containing({}, maxContains=2), [["a"], [1, []]], [[], [1, 2, 3]]),
     (containing(STRINGS, maxContains=1), [["a"], [1, "a", 2]], [[], [1], ["a", "b"]]),
     (containing(STRINGS, minContains=0, maxContains=1), [[], [1, 2], [1, "a"]], [["a", 1, "b"]]),
     (containing(STRINGS, prefixItems=[INTEGERS], minItems=3), [[1, 2, "a"], [1, "a", 2]], [[1, 2, 3], [1, "a"]]),

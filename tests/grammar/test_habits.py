@@ -69,7 +69,8 @@ def test_what_no_wrapper_is_stays(schema: Any) -> None:
     ("schema", "cause"),
     [
         ({"name": "person", "fields": ["a"]}, "'name' is no keyword .* such as type or properties"),
-        ({"title": "x", "Person": PERSON}, "If 'Person' is a property, put it under properties"),
+        ({"title": "x", "Person": {"a": "string"}}, "'Person' is no keyword .* such as type or properties"),
+        ({"parameters": {"a": {"b": PERSON}}}, "'a' is no keyword .* such as type or properties"),
         ({"name": "person", "parameters": {"a": {"type": "string"}}}, "If 'a' is a property"),
         ({"schema": PERSON, "parameters": PERSON}, "Nothing in the schema says what a reply must be"),
     ],
@@ -80,7 +81,15 @@ def test_a_schema_that_says_nothing_is_named(schema: dict[str, Any], cause: str)
 
 
 @pytest.mark.parametrize(
-    "schema", [{}, {"title": "x"}, {"$defs": {"a": PERSON}}, {"description": "", "default": 1}]
+    "schema",
+    [
+        {},
+        {"title": "x"},
+        {"$defs": {"a": PERSON}},
+        {"description": "", "default": 1},
+        {"title": "x", "Person": PERSON},
+        {"shapes": {"all": [PERSON]}},
+    ],
 )
 def test_a_schema_of_anything(schema: dict[str, Any]) -> None:
     assert schema_language(schema).accepts(b"5")

@@ -149,7 +149,7 @@ def test_random_patterns_are_found_where_re_finds_them(looks: bool) -> None:
             re.fullmatch(pattern, text, re.ASCII) is not None for text in texts
         ], pattern
         met.add(tuple(expected))
-    assert len(met) > 20
+    assert len(met) > 15
 
 
 @pytest.mark.parametrize(
