@@ -121,7 +121,7 @@ def test_examples_run_as_printed(
     monkeypatch.setenv(DECIDES_VARIABLE, "")  # an example sets it
     for example in run_on_its_page()[page]:
         if example.language == "python":
-            exec(compile(example.code, page.name, "exec"), {"__name__": "__main__"})
+            exec(compile(example.code, page.name, "exec", dont_inherit=True), {"__name__": "__main__"})
             assert not re.search(r"<\w*Response\b", capsys.readouterr().out)  # but the reply in it
             continue
         given = None

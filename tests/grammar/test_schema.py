@@ -591,7 +591,7 @@ def comb(levels: int) -> dict[str, Any]:
         (False, "contradict"),
         ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "recursion has no end"),
         ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "recursion has no end"),
-        ({"type": "text"}, r"invalid at \$\.type: 'text'"),
+        ({"type": "text"}, r'invalid at \$\.type: "text" is no type'),
         ({"type": "object", "properties": {"a": {"minimum": "1"}}}, r"invalid at \$\.properties\.a\.minimum"),
         ({"type": "string", "pattern": "("}, "invalid"),
         ({"required": "name"}, "invalid"),
