@@ -35,7 +35,7 @@ from llm_diffusiongemma.grammar import numbers
 from llm_diffusiongemma.grammar.numbers import Bounds, bounded_number
 from llm_diffusiongemma.interrupts import Command
 
-from .conftest import TINY, after_each_forward
+from .conftest import TINY, after_each_forward, set_environment
 
 # A minimum that few digits would round.
 SCHEMA = {"type": "object", "properties": {"w": {"type": "number", "minimum": 1.25}}, "required": ["w"]}
@@ -62,9 +62,10 @@ def replies() -> list[tuple[str, object]]:
 
 
 @pytest.fixture(scope="module")
-def expected() -> list[tuple[str, object]]:
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, object]]:
     # By an engine that has read nothing before: what is cached of a prompt rounds otherwise.
     with pytest.MonkeyPatch.context() as patch:
+        set_environment(tmp_path_factory.mktemp("expected"), patch)
         patch.setattr(engine_module, "_engines", {})
         return replies()
 

@@ -23,7 +23,7 @@ from .automaton import Ints, Moves, TokenAutomaton, Vocabulary, assemble, build
 from .dfa import ByteDFA
 
 # Part of every key: count it up when what `build` makes, or the layout of a file, changes.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 # An entry has a byte or two a token, half a megabyte at most for Gemma's vocabulary, and some bytes a move, of
 # which schemas of tens of thousands of states have a few millions.
