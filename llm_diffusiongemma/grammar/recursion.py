@@ -57,8 +57,8 @@ def ranks(root: Schema) -> dict[str, Rank]:
     # way there is a step back.
     order = {reference: number for number, reference in enumerate(reversed(finished))}
     leading: dict[str, list[str]] = {reference: [] for reference in order}
-    for reference, following in edges.items():
-        for each in following:
+    for reference, targets in edges.items():
+        for each in targets:
             leading[each].append(reference)
     found: dict[str, Rank] = {}
     seen: set[str] = set()
@@ -85,7 +85,7 @@ def _led_to(root: Schema, reference: str) -> list[str]:
 
 
 def _references(value: Any) -> Iterator[str]:
-    definitions = []
+    definitions: list[Any] = []
     stack = [value]
     while stack or definitions:
         value = stack.pop() if stack else definitions.pop(0)
