@@ -8,11 +8,14 @@ it may be another one that took it.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
-from typing import Any
+import math
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 from .compiler import Compiler
 from .dfa import ByteDFA
+from .dialects import objects
+from .formats import LONGEST_NAMES
 from .language import MAX_STATES, Language, StateLimitError, drawn_dfa, drawn_states, minimal_dfa
 from .layout import Layout
 from .places import LIMITS, Conjunction, Limits, Place
@@ -32,8 +35,9 @@ USEFUL = Limits(depth=3, nesting=3, length=1024, count=128, name=63, others=1500
 # Where strings are this short already, the schema itself is what is large.
 SHORT = 128
 
-# Places and choices that are looked at in all tries together before no more is raised again.
-MAX_VISITS_OF_TRIES = 8000
+# States drawn in all tries together, and places looked at, each for so many, before no more is raised again.
+MAX_STATES_OF_TRIES = 3 << 16
+STATES_OF_VISIT = 50
 
 # The limit that a lowered keyword is held to, in the order in which they are raised again.
 _LIMIT_OF = {
@@ -46,33 +50,89 @@ _LIMIT_OF = {
 }
 
 
+class _Found(NamedTuple):
+    limits: Limits
+    compiler: Compiler
+    language: Language
+
+
 class _Tries:
+    """Attempts at one schema. The same is not tried twice, nor more than what has been too much."""
+
     def __init__(self, validator: Any) -> None:
         self.validator = validator
-        self.visits = 0
+        self.work = 0
+        self.most = _most_that_matters(validator.schema)
+        self.compiled: dict[Limits, tuple[Compiler, Language]] = {}
+        self.failed: list[tuple[Limits, int]] = []
 
     def compile(self, limits: Limits) -> tuple[Compiler, Language]:
         """Raises `StateLimitError`."""
-        compiler = Compiler(self.validator, limits, Layout.ONE_LINE)
-        try:
-            return compiler, compiler.language(DOCUMENT, Place())
-        finally:
-            self.visits += compiler.visits
+        limits = self.that_matter(limits)
+        if limits not in self.compiled:
+            compiler = Compiler(self.validator, limits, Layout.ONE_LINE)
+            try:
+                self.compiled[limits] = compiler, compiler.language(DOCUMENT, Place())
+            finally:
+                self.work += compiler.visits * STATES_OF_VISIT
+        return self.compiled[limits]
 
-    def fit(self, limits: Limits) -> tuple[Compiler, Language] | None:
+    def fit(self, limits: Limits) -> _Found | None:
         """What is kept within limits, if it is small enough by what is drawn of it."""
+        most = _most_states(limits)
+        mattering = self.that_matter(limits)
+        if any(_is_within(each, mattering) and most <= tried for each, tried in self.failed):
+            return None
+        drawn = MAX_STATES
         try:
             compiler, language = self.compile(limits)
-            drawn_states(language, _most_states(compiler))
+            if not compiler.lowered and not compiler.cuts:
+                most = WHOLE_STATES
+            drawn = most
+            drawn = drawn_states(language, most)
         except StateLimitError:
+            self.failed.append((mattering, drawn))
             return None
-        return compiler, language
+        finally:
+            self.work += drawn
+        return _Found(limits, compiler, language)
+
+    def that_matter(self, limits: Limits) -> Limits:
+        """The same without what nothing in the schema goes beyond: those that are equal then keep the same."""
+        return replace(limits, **{name: min(getattr(limits, name), most) for name, most in self.most.items()})
 
 
-def _most_states(compiler: Compiler) -> int:
-    limits = compiler.limits
-    if not compiler.lowered and not compiler.cuts:
-        return WHOLE_STATES
+def _most_that_matters(schema: Any) -> dict[str, int]:
+    """Up to where a limit makes any difference to a schema. One is left where there is nothing to limit."""
+    bounds: dict[str, list[int]] = {"length": [1], "count": [1]}
+    said: set[str] = set()
+    for node in objects(schema):
+        said |= node.keys()
+        if any(node.get("format") == each for each in LONGEST_NAMES):
+            said.add("name")
+        for name, keywords in (
+            ("length", ("minLength", "maxLength")),
+            ("count", ("minItems", "maxItems", "minProperties", "maxProperties")),
+        ):
+            asked = (node.get(keyword) for keyword in keywords)
+            bounds[name] += [math.ceil(each) for each in asked if isinstance(each, int | float) and each < 1 << 30]
+            # A minimum of one more is what the complement of a maximum comes to, and the other way round.
+    most = {name: max(each) + 1 for name, each in bounds.items()}
+    if "uniqueItems" not in said:
+        most["distinct"] = 1
+    if "$ref" not in said:
+        most["depth"] = 1
+    if "name" not in said:
+        most["name"] = 1
+    return most
+
+
+def _is_within(limits: Limits, others: Limits) -> bool:
+    return all(getattr(limits, each.name) <= getattr(others, each.name) for each in fields(Limits))
+
+
+def _most_states(limits: Limits) -> int:
+    """How many states a schema gets of which these limits have lowered something."""
     if any(getattr(limits, name) > getattr(USEFUL, name) for name in _LIMIT_OF):
         return GENEROUS_STATES
     return USEFUL_STATES if limits.length > SHORT else MAX_STATES
@@ -87,23 +147,25 @@ def fit(validator: Any) -> tuple[Compiler, ByteDFA]:
         if found is not None:
             found = _raised(tries, found)
     if found is not None:
-        compiler, language = found
         # What is drawn may be less than what comes of it.
         with contextlib.suppress(StateLimitError):
-            return compiler, drawn_dfa(language)
+            return found.compiler, drawn_dfa(found.language)
     # ... or more.
     compiler, language = tries.compile(LIMITS[-1])
     return compiler, minimal_dfa(language)
 
 
-def _first_that_fits(tries: _Tries) -> tuple[Compiler, Language] | None:
+def _first_that_fits(tries: _Tries) -> _Found | None:
     """The most generous limits but the first under which the schema fits, by halving: what fits under some fits
     under all that follow."""
-    too_much, enough = 0, len(LIMITS)
+    limits = list({(tries.that_matter(each), _most_states(each)): each for each in reversed(LIMITS)}.values())[
+        ::-1
+    ]
+    too_much, enough = 0, len(limits)
     best = None
     while enough - too_much > 1:
         middle = (too_much + enough) // 2
-        found = tries.fit(LIMITS[middle])
+        found = tries.fit(limits[middle])
         if found is None:
             too_much = middle
         else:
@@ -111,15 +173,14 @@ def _first_that_fits(tries: _Tries) -> tuple[Compiler, Language] | None:
     return best
 
 
-def _raised(tries: _Tries, found: tuple[Compiler, Language]) -> tuple[Compiler, Language]:
+def _raised(tries: _Tries, found: _Found) -> _Found:
     """The same with each limit that has lowered something raised to what is of use, if there is room."""
     for name, keywords in _LIMIT_OF.items():
-        compiler = found[0]
-        lowered = {keyword.split(" ")[0] for keyword, _, _ in compiler.lowered}
+        lowered = {keyword.split(" ")[0] for keyword, _, _ in found.compiler.lowered}
         useful = getattr(USEFUL, name)
-        if lowered.isdisjoint(keywords) or getattr(compiler.limits, name) >= useful:
+        if lowered.isdisjoint(keywords) or getattr(found.limits, name) >= useful:
             continue
-        if tries.visits > MAX_VISITS_OF_TRIES:
+        if tries.work > MAX_STATES_OF_TRIES:
             break
-        found = tries.fit(replace(compiler.limits, **{name: useful})) or found
+        found = tries.fit(replace(found.limits, **{name: useful})) or found
     return found

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from .characters import EVERY_CHARACTER, json_string_character
+from .dfa import ByteDFA
 from .formats import LONGEST_NAMES, format_language
 from .language import (
     NOTHING,
@@ -59,7 +60,7 @@ def string(
     Names in them that have to be counted have at most `longest_name` characters. Raises `StateLimitError`, and
     `ConstraintError` for a pattern that can't be read.
     """
-    contents = [minimal_dfa(search_language(pattern, json_string_character)) for pattern in sorted(patterns)]
+    contents = [_found_in(pattern) for pattern in sorted(patterns)]
     ends = False
     for name in sorted(formats):
         language, is_short = format_language(name, longest_name, maximum)
@@ -73,8 +74,19 @@ def string(
     if ends:
         maximum = None
     if minimum > 0 or maximum is not None:
-        contents.append(minimal_dfa(Repetition(character, minimum, maximum)))
+        contents.append(_counted(minimum, maximum))
     content = contents[0]
     for other in contents[1:]:
         content = intersection(content, other)
     return embed(minimal_dfa(concatenate(_QUOTE, embed(content), _QUOTE)))
+
+
+@lru_cache(maxsize=256)
+def _found_in(pattern: str) -> ByteDFA:
+    """What can stand between the quotes of a string in which the pattern is found."""
+    return minimal_dfa(search_language(pattern, json_string_character))
+
+
+@lru_cache(maxsize=64)
+def _counted(minimum: int, maximum: int | None) -> ByteDFA:
+    return minimal_dfa(Repetition(json_string_character(EVERY_CHARACTER), minimum, maximum))

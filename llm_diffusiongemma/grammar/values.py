@@ -97,12 +97,14 @@ def string_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
         raise refused("minLength", f"{least:,} is too much to be counted", place)
     patterns = frozenset(part["pattern"] for part in parts if "pattern" in part)
     formats = frozenset(part["format"] for part in parts if part.get("format") in FORMATS)
+    # What has none of these names is the same under all limits.
+    longest = compiler.limits.name if formats & LONGEST_NAMES.keys() else scalars.LONGEST_NAME
     try:
-        text = scalars.string(least, most, patterns, formats, compiler.limits.name)
+        text = scalars.string(least, most, patterns, formats, longest)
     except ConstraintError as error:
         raise ConstraintError(f"The keyword pattern at {place.path} can't be guaranteed: {error}") from None
     if asked is not None and most is not None and most < asked:
-        unbounded = scalars.string(least, None, patterns, formats, compiler.limits.name)
+        unbounded = scalars.string(least, None, patterns, formats, longest)
         if not same_language(text, unbounded):
             compiler.lower("maxLength", asked, most, place)
     for name in sorted(formats & LONGEST_NAMES.keys()):
