@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ..chat.texts import is_text
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ..grammar.blanks import BlankText
     from ..grammar.dfa import ByteDFA
     from ..grammar.records import Lowered
+    from ..grammar.schema import CompiledSchema
     from .turn import ChoicesReport
 
 # nats. Of what a network would write less than this is next to nothing: docs/canvas.md has what was measured.
@@ -97,9 +99,8 @@ def _check_one(**asked: object) -> None:
 
 def _json(schema: dict[str, Any]) -> Form:
     from ..grammar.habits import unwrapped
-    from ..grammar.schema import compile_schema
 
-    compiled = compile_schema(schema)
+    compiled = _compiled(schema)
 
     def is_valid(text: str) -> bool:
         try:
@@ -113,6 +114,24 @@ def _json(schema: dict[str, Any]) -> Form:
             return compiled.dfa.accepts(text.encode())
 
     return Form(compiled.dfa, json_request(unwrapped(schema)), is_valid, compiled.lowered)
+
+
+def _compiled(schema: dict[str, Any]) -> CompiledSchema:
+    from ..grammar.schema import compile_schema
+
+    try:
+        text = json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return compile_schema(schema)  # which says what is wrong with it
+    return _compiled_text(text)
+
+
+@lru_cache(maxsize=8)
+def _compiled_text(schema: str) -> CompiledSchema:
+    """Each turn of a conversation comes with the same schema; a large one takes a second."""
+    from ..grammar.schema import compile_schema
+
+    return compile_schema(json.loads(schema))
 
 
 def lowered_note(lowered: Sequence[Lowered]) -> str:

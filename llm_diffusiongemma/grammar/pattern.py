@@ -31,6 +31,8 @@ def regex_language(pattern: str) -> ByteDFA:
     """
     try:
         dfa = _byte_dfa(Matcher(parse(pattern, Dialect.COMMON)), utf8)
+    except InvalidExpressionError as error:
+        raise ConstraintError(str(error)) from None
     except StateLimitError:
         raise _too_large(pattern) from None
     if dfa.dead == 0:
