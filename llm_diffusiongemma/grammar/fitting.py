@@ -16,7 +16,7 @@ from .compiler import Compiler
 from .dfa import ByteDFA
 from .dialects import objects
 from .formats import LONGEST_NAMES
-from .language import MAX_DRAWN_STATES, MAX_STATES, Language, StateLimitError, drawn_dfa, drawn_states, minimal_dfa
+from .language import MAX_STATES, Language, StateLimitError, drawn_dfa, drawn_states, minimal_dfa
 from .layout import Layout
 from .places import LIMITS, Conjunction, Limits, Place
 
@@ -143,8 +143,8 @@ def fit(validator: Any) -> tuple[Compiler, ByteDFA]:
     tries = _Tries(validator)
     found = tries.fit(LIMITS[0])
     if found is None:
-        # What is hopeless under the tightest limits is so under all others.
-        drawn_states(tries.compile(LIMITS[-1])[1], MAX_DRAWN_STATES)
+        # What is hopeless under the tightest limits is so under all others. Merging seldom takes half of it away.
+        drawn_states(tries.compile(LIMITS[-1])[1], 2 * MAX_STATES)
         found = _first_that_fits(tries)
         if found is not None:
             found = _raised(tries, found)
