@@ -35,7 +35,7 @@ wrong = Launch(broken, (1,), (torch.empty(8, device="meta"),), {"SIZE": 8})
 verdicts = [report([("a case", right)], "sm_86"), report([("a case", wrong)], "sm_86")]
 SHARED_KIB["sm_86"] = 20
 config = network_config(is_tiny=True).network()
-lengths = (1, 2, 16, 17, 256, 300, 1000, 1304)
+lengths = (1, 17, 256, 1304)
 canvas_lengths = (16, 48, config.canvas_length)
 sampler.CHUNK_BYTES_CPU = 2 * config.canvas_length * sampler.PART * 4  # the vocabulary in several blocks
 for trial.CHUNKS, lengths in ((CHUNKS, lengths), (CHUNKS[1:], (300,))):
