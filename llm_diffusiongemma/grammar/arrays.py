@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConstraintError
-from . import scalars
+from . import numbers, scalars
 from .dialects import Schema
 from .distinct import classes_of, least_size, size_of_class, values_of_language
 from .keywords import (
@@ -34,6 +34,7 @@ from .language import (
     Repetition,
     Separated,
     concatenate,
+    drawn_dfa,
     embed,
     minimal_dfa,
     optional,
@@ -313,7 +314,7 @@ def _held_together(
     if distinct.listed is not None and len(distinct.levels) == 1:
         made = in_order(0, 0)
     elif distinct.listed is not None and len(distinct.listed) <= FEW_VALUES:
-        made = embed(minimal_dfa(content(), shared=True))
+        made = embed(drawn_dfa(content()))
     elif distinct.classes is not classes_of:
         made = content()
     elif contained or items.fixed or items.language(0) is NOTHING:
@@ -412,14 +413,10 @@ def _listed(
 
 def _few_integers(parts: Alternative) -> list[int] | None:
     """The integers within bounds, if nothing but few of them is allowed."""
-    low, high, above, below = bounds_of(parts)
-    if types_of(parts) != {"integer"} or (low is None and above is None) or (high is None and below is None):
+    bounds = numbers.Bounds(*bounds_of(parts))
+    first, last = bounds.least_integer(), bounds.most_integer()
+    if types_of(parts) != {"integer"} or first is None or last is None:
         return None
-    lows = [math.ceil(low)] if low is not None else []
-    lows += [math.floor(above) + 1] if above is not None else []
-    highs = [math.floor(high)] if high is not None else []
-    highs += [math.ceil(below) - 1] if below is not None else []
-    first, last = max(lows), min(highs)
     return list(range(first, last + 1)) if last - first < FEW_VALUES else None
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from ..errors import ConstraintError
 from .alternatives import expand, independent
-from .dialects import Schema, references, refs_stand_alone
+from .dialects import Schema, refs_stand_alone
 from .language import NOTHING, Language, StateLimitError, embed, intersection, minimal_dfa, unite
 from .layout import Layout
 from .negation import negate
 from .places import Alternative, Aside, Conjunction, Limits, Place, refused
 from .records import Lowered
-from .recursion import ranks
+from .recursion import ranks, references
 from .references import resolve
 from .values import value_language
 
@@ -43,8 +43,6 @@ class Compiler:
         # How often recursion was cut, and the first place where nothing is possible.
         self.cuts = 0
         self.impossible: str | None = None
-        # Objects in which properties that aren't listed stand elsewhere than behind the listed ones.
-        self.spread = 0
         self.lowered: dict[tuple[str, int, int], Lowered] = {}
         # By identity, of which the first value of each entry takes care: as long as it lives no other has it.
         self.known: dict[Any, tuple[Conjunction, list[tuple[Alternative, Place]], int]] = {}
@@ -132,7 +130,7 @@ class Compiler:
     def _groups(self, schema: Schema) -> frozenset[int]:
         """The groups of references that can be met at a schema's place and further inside, directly or not."""
         if id(schema) not in self.met:
-            found = references(schema)
+            found = set(references(schema))
             own = frozenset(self.ranks[reference].group for reference in found if reference in self.ranks)
             self.met[id(schema)] = schema, own.union(*map(self._groups_behind, found))
         return self.met[id(schema)][1]
@@ -144,7 +142,7 @@ class Compiler:
             while stack:
                 # An example may have a "$ref" that leads nowhere.
                 with contextlib.suppress(ConstraintError):
-                    fresh = references(resolve(self.root, stack.pop())[-1]) - seen
+                    fresh = set(references(resolve(self.root, stack.pop())[-1])) - seen
                     seen |= fresh
                     stack += fresh
             self.met_behind[reference] = frozenset(

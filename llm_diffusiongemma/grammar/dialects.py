@@ -146,12 +146,6 @@ def objects(value: Any) -> Iterator[dict[str, Any]]:
             stack += value
 
 
-def references(value: Any) -> frozenset[str]:
-    """What the $refs inside of a JSON value say, and what only looks like them."""
-    found = (each.get("$ref") for each in objects(value))
-    return frozenset(reference for reference in found if isinstance(reference, str))
-
-
 def _draft(name: Any) -> str:
     """The draft that a $schema names. Raises `ConstraintError`."""
     if not isinstance(name, str):

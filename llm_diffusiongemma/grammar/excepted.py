@@ -47,7 +47,7 @@ def strings_but(strings: Language, patterns: Sequence[str], values: Sequence[Any
 def _strings_but(strings: Language, patterns: frozenset[str], texts: frozenset[bytes]) -> Language:
     dfa = minimal_dfa(strings)
     for pattern in sorted(patterns):
-        dfa = difference(dfa, minimal_dfa(scalars.string(patterns=frozenset((pattern,)))))
+        dfa = difference(dfa, scalars.containing(pattern))
     if texts:
         dfa = difference(dfa, minimal_dfa(unite([Literal(text) for text in sorted(texts)])))
     return embed(dfa)

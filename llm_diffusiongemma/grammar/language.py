@@ -179,21 +179,19 @@ def same_language(one: Language, other: Language) -> bool:
     )
 
 
-def minimal_dfa(language: Language, shared: bool = False) -> ByteDFA:
-    """The language's minimal automaton; of one dead state if the language is empty.
-
-    Where most of it is `shared`, the same objects in many places, an estimate would count them in each.
-
-    Raises `StateLimitError`.
-    """
-    if not shared and estimated_states(language) > MAX_ESTIMATED_STATES:
+def minimal_dfa(language: Language) -> ByteDFA:
+    """The language's minimal automaton; of one dead state if the language is empty. Raises `StateLimitError`."""
+    if estimated_states(language) > MAX_ESTIMATED_STATES:
         raise StateLimitError
     return drawn_dfa(language)
 
 
-def drawn_dfa(language: Language) -> ByteDFA:
-    """The same, however large it looks: for what `drawn_states` found to be small. Raises `StateLimitError`."""
-    drawing = _Drawing()
+def drawn_dfa(language: Language, most: int = MAX_DRAWN_STATES) -> ByteDFA:
+    """The same, however large it looks, if no more than `most` states are drawn for it.
+
+    For what is mostly the same objects in many places, which an estimate counts in each. Raises `StateLimitError`.
+    """
+    drawing = _Drawing(most)
     return _limited(*drawing.determinise(drawing.draw(language, _END)))
 
 

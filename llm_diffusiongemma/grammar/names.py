@@ -56,7 +56,7 @@ def regions(names: ByteDFA, patterns: Collection[str], listed: Collection[str], 
 def _search(pattern: str, place: Place) -> ByteDFA:
     """The strings in which a pattern is found."""
     try:
-        return minimal_dfa(scalars.string(patterns=frozenset((pattern,))))
+        return scalars.containing(pattern)
     except ConstraintError as error:
         raise ConstraintError(
             f"The keyword patternProperties at {place.path} can't be guaranteed: {error}"

@@ -80,7 +80,6 @@ def object_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
         content = concatenate(*listed, _different(compiler, others, missing, comma, place), more)
     else:
         before = _positions(compiler, estimated_states(rest), len(members), most)
-        compiler.spread += bool(before)
         content = Separated(tuple(members), rest, comma, max(least, 1), most, before, bool(others))
     return compiler.layout.enclosed(b"{}", content, place.nesting, least == 0 and not required)
 

@@ -77,14 +77,16 @@ def ranks(root: Schema) -> dict[str, Rank]:
 
 
 def _led_to(root: Schema, reference: str) -> list[str]:
-    """The references inside of what one leads to, in the order of the text; those of definitions come last."""
+    """The references inside of what one leads to."""
     # An example may have a "$ref" that leads nowhere.
     with contextlib.suppress(ConstraintError):
-        return list(dict.fromkeys(_references(resolve(root, reference)[-1])))
+        return list(dict.fromkeys(references(resolve(root, reference)[-1])))
     return []
 
 
-def _references(value: Any) -> Iterator[str]:
+def references(value: Any) -> Iterator[str]:
+    """What the $refs inside of a JSON value say, and what only looks like them, in the order of the text; those of
+    definitions come last."""
     definitions: list[Any] = []
     stack = [value]
     while stack or definitions:

@@ -82,6 +82,12 @@ def string(
 
 
 @lru_cache(maxsize=256)
+def containing(pattern: str) -> ByteDFA:
+    """The JSON strings in which the pattern is found. Raises what `string` does."""
+    return minimal_dfa(string(patterns=frozenset((pattern,))))
+
+
+@lru_cache(maxsize=256)
 def _found_in(pattern: str) -> ByteDFA:
     """What can stand between the quotes of a string in which the pattern is found."""
     return minimal_dfa(search_language(pattern, json_string_character))

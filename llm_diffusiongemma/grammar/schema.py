@@ -20,9 +20,9 @@ from .compiler import Compiler
 from .dfa import ByteDFA
 from .dialects import objects, read_schema
 from .fitting import DOCUMENT, fit
-from .language import MAX_STATES, StateLimitError, drawn_dfa, drawn_states, embed, unite
+from .language import MAX_STATES, StateLimitError, drawn_dfa, embed, unite
 from .layout import Layout
-from .places import Place
+from .places import Limits, Place
 from .records import Lowered
 from .samples import random_texts
 
@@ -71,19 +71,18 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
         raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
     if dfa.dead == 0:
         raise compiler.unsatisfiable()
-    dfa = _with_indented(dfa, Compiler(validator, compiler.limits, Layout.INDENTED))
+    dfa = _with_indented(dfa, validator, compiler.limits)
     _try_out(dfa, validator)
     return CompiledSchema(dfa, validator, tuple(compiler.lowered.values()))
 
 
-def _with_indented(on_one_line: ByteDFA, compiler: Compiler) -> ByteDFA:
-    """The documents on one line, and those of a compiler that indents, if there is room for both."""
+def _with_indented(on_one_line: ByteDFA, validator: Any, limits: Limits) -> ByteDFA:
+    """The documents on one line, and the indented ones, if there is room for both."""
     if len(on_one_line.accepting) > MOST_INDENTED_STATES:
         return on_one_line
     try:
-        both = unite([embed(on_one_line), compiler.language(DOCUMENT, Place())])
-        drawn_states(both, MAX_STATES)
-        return drawn_dfa(both)
+        indented = Compiler(validator, limits, Layout.INDENTED).language(DOCUMENT, Place())
+        return drawn_dfa(unite([embed(on_one_line), indented]), MAX_STATES)
     except (StateLimitError, ConstraintError):
         # What fits on one line, properties kept different for one, may be too much indented.
         return on_one_line
