@@ -29,10 +29,12 @@ from .language import (
     EMPTY_TEXT,
     MAX_STATES,
     NOTHING,
+    Embedded,
     Language,
     Literal,
     Repetition,
     Separated,
+    StateLimitError,
     concatenate,
     drawn_dfa,
     embed,
@@ -214,6 +216,9 @@ def _counted(compiler: Compiler, items: _Items, least: int, asked: int | None) -
     comma, _, _ = compiler.layout.gaps(place.nesting)
     if most == 0:
         return NOTHING
+    if isinstance(rest, Embedded) and (least - fixed) * (rest.dfa.dead - 1) > MAX_STATES:
+        # How many items are missing is known in each state of an item, so no drawing is needed to see it.
+        raise StateLimitError
     if fixed == 0:
         return Separated((), rest, comma, max(least, 1), most)
     more = None if most is None else max(0, most - fixed)

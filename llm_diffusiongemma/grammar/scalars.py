@@ -10,10 +10,12 @@ from .characters import EVERY_CHARACTER, json_string_character
 from .dfa import ByteDFA
 from .formats import LONGEST_NAMES, format_language
 from .language import (
+    MAX_STATES,
     NOTHING,
     Language,
     Literal,
     Repetition,
+    StateLimitError,
     concatenate,
     embed,
     intersection,
@@ -25,6 +27,9 @@ from .pattern import search_language
 LONGEST_NAME = max(LONGEST_NAMES.values())
 
 _QUOTE = Literal(b'"')
+
+# Of a character that is counted: before it, behind a backslash, and within its UTF-8.
+_STATES_OF_CHARACTER = 9
 
 
 def json_text(value: Any) -> bytes:
@@ -68,6 +73,8 @@ def string(
         ends = ends or is_short
     character = json_string_character(EVERY_CHARACTER)
     if not contents:
+        if minimum * _STATES_OF_CHARACTER > MAX_STATES:
+            raise StateLimitError  # how many are missing is known in each state, so no drawing is needed to see it
         text = concatenate(_QUOTE, Repetition(character, minimum, maximum), _QUOTE)
         # A counter is minimal as it stands, and the surrounding automaton will be made minimal in any case.
         return text if minimum or maximum else embed(minimal_dfa(text))
