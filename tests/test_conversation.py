@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +79,7 @@ def test_a_thought_that_is_stripped_costs_only_its_turn(llm_command: Llm) -> Non
     llm_command.ok("chat", "-m", TINY, "-o", "thinking", "true", input=lines)
     first, second = llm_command.logs()
     assert cached_tokens(second) >= first["input_tokens"] - len("<|turn>model\n")
-    assert re.search(r"8 \+ 3 = \d+", second["response"])
+    assert "11" in second["response"]  # the second question's, if not as written on every processor
 
 
 THINKING = ("-m", TINY, "-o", "thinking", "true")
