@@ -52,7 +52,7 @@ def test_a_schema(llm_command: Llm) -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_what_the_network_has_never_seen_is_odd_but_valid(llm_command: Llm, seed: int) -> None:
-    output = llm_command.ok("-m", TINY, "--schema", PERSON, UNSEEN, "-o", "seed", str(seed))
+    output = llm_command.ok("-m", TINY, "--schema", PERSON, UNSEEN, "-o", "seed", str(seed), *FEW_STEPS)
     jsonschema.validate(json.loads(output), PERSON_SCHEMA)
 
 
@@ -189,17 +189,18 @@ def test_without_a_call_the_answer_has_the_form(llm_command: Llm) -> None:
 def test_formats_that_validators_see_differently(name: str) -> None:
     """jsonschema's `time` is that of draft 3, and which others it checks depends on what is installed."""
     schema = {"type": "object", "properties": {"t": {"type": "string", "format": name}}, "required": ["t"]}
-    assert set(json.loads(llm.get_model(TINY).prompt("When?", schema=schema).text())) == {"t"}
+    reply = llm.get_model(TINY).prompt("When?", schema=schema, max_denoising_steps=4)
+    assert set(json.loads(reply.text())) == {"t"}
 
 
 def test_a_form_costs_the_next_turn_only_the_question() -> None:
     """What asks for the form stands in this turn's prompt alone, so the cache is kept before it."""
     conversation = llm.get_model(TINY).conversation()
     long = " ".join(["red blue green"] * 120)
-    assert conversation.prompt(f"Repeat: {long}", max_tokens=8, seed=1).text().strip()
+    assert conversation.prompt(f"Repeat: {long}", max_tokens=8, max_denoising_steps=4, seed=1).text().strip()
     cached = []
     for _ in range(2):
-        response = conversation.prompt("Is it?", choices="yes,no", seed=1)
+        response = conversation.prompt("Is it?", choices="yes,no", max_denoising_steps=4, seed=1)
         response.text()
         cached.append((response.usage().details or {}).get("cached_tokens", 0))
     assert min(cached) > 300, cached

@@ -1045,10 +1045,10 @@ def test_a_slow_list(
 def test_a_list_that_never_ends(how: str, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     if how == "silent":
         hub.seconds_before = 60
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 1)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
     else:
         hub.seconds_a_byte = 0.05
-        monkeypatch.setattr(settings, "LISTING_SECONDS", 1)
+        monkeypatch.setattr(settings, "LISTING_SECONDS", 0.3)
     assert "can't be reached or went silent" in fails()
 
 
@@ -1476,6 +1476,6 @@ def test_nothing_outside_of_the_cache_is_advised_to_be_deleted(snapshot: Path, t
 
 def test_hostile_hubs() -> None:
     """A short run of `python -m tests.attacks listings`."""
-    outcomes = list(listings.run(40, 3))
+    outcomes = list(listings.run(16, 388))
     assert [outcome.detail for outcome in outcomes if not outcome.held] == []
     assert len({outcome.kind for outcome in outcomes}) > 7
