@@ -1224,29 +1224,6 @@ def test_no_home(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert folder in message
 
 
-def test_variables_that_huggingface_hub_cannot_be_imported_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor can transformers, for an image to any model. Text to the embedded one needs neither."""
-    monkeypatch.setenv("HF_ENDPOINT", "http://[::1")
-    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "soon")
-    program = f"""
-import io, llm, sys
-model = llm.get_model({TINY!r})
-print(model.prompt({QUESTION!r}).text())
-assert not {{"huggingface_hub", "transformers"}} & {{*sys.modules}}
-from PIL import Image
-Image.new("RGB", (8, 8)).save(image := io.BytesIO(), "PNG")
-try:
-    model.prompt({QUESTION!r}, attachments=[llm.Attachment(content=image.getvalue())]).text()
-except llm.ModelError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    answer, refused = done.stdout.splitlines()
-    assert answer
-    assert "Correct or unset HF_ENDPOINT or HF_HUB_DOWNLOAD_TIMEOUT." in refused
-
-
 @pytest.mark.usefixtures("in_process")
 def test_a_password_in_the_endpoint_is_not_shown(monkeypatch: pytest.MonkeyPatch, hub: LoopbackHub) -> None:
     point_to(hub.url.replace("http://", "http://me:secret@"), monkeypatch)
