@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import itertools
 import json
@@ -63,8 +64,9 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
 
 
-def pytest_unconfigure() -> None:
-    gc.unfreeze()  # or Triton's bindings tell at the end of everything that is left of them
+# Or Triton's bindings tell at the end of everything that is left of them. No sooner: when it is done, pytest looks
+# for garbage, too.
+atexit.register(gc.unfreeze)
 
 
 @pytest.fixture(autouse=True, scope="session")

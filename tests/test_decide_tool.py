@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 from click.testing import Result
 
 from llm_diffusiongemma import hub
-from llm_diffusiongemma.backends import answering, engine
+from llm_diffusiongemma.backends import answering, engine, form
 from llm_diffusiongemma.catalog import DECIDES_VARIABLE
 
 from .conftest import TINY, Llm, after_each_forward
@@ -141,8 +142,11 @@ def test_a_warm_server_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     shares(decide())
 
 
-def test_what_it_is_worth_is_said_with_it() -> None:
-    assert "hardly what the model would write" in decide(question="What is 17 + 25?")
+@pytest.mark.parametrize(("least", "is_said"), [(1.0, True), (-math.inf, False)])
+def test_what_it_is_worth_is_said_with_it(monkeypatch: pytest.MonkeyPatch, least: float, is_said: bool) -> None:
+    """However sure of its answers the network is."""
+    monkeypatch.setattr(form, "LEAST_LOG_MASS", least)
+    assert ("hardly what the model would write" in decide(question="What is 17 + 25?")) == is_said
 
 
 def test_the_same_question_has_the_same_answer() -> None:

@@ -35,7 +35,7 @@ from .grammar.schemas import SCHEMAS
 PERSON = "name, age int"
 PERSON_SCHEMA = llm.schema_dsl(PERSON)
 # The form holds whatever the network has come to by then.
-FEW_STEPS = ("-o", "max_denoising_steps", "4")
+FEW_STEPS = ("-o", "max_denoising_steps", "2")
 UNSEEN = "Why did Leo paint the harbour?"
 
 
@@ -52,7 +52,7 @@ def test_a_schema(llm_command: Llm) -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_what_the_network_has_never_seen_is_odd_but_valid(llm_command: Llm, seed: int) -> None:
-    output = llm_command.ok("-m", TINY, "--schema", PERSON, UNSEEN, "-o", "seed", str(seed))
+    output = llm_command.ok("-m", TINY, "--schema", PERSON, UNSEEN, "-o", "seed", str(seed), *FEW_STEPS)
     jsonschema.validate(json.loads(output), PERSON_SCHEMA)
 
 
@@ -124,7 +124,7 @@ def test_blanks_at_the_edges_are_part_of_the_form() -> None:
 
 
 def test_a_character_of_several_tokens_over_blocks() -> None:
-    text = llm.get_model(TINY).prompt("Hello", regex="[☃日]{120}", max_denoising_steps=4).text()
+    text = llm.get_model(TINY).prompt("Hello", regex="[☃日]{120}", max_denoising_steps=2).text()
     assert re.fullmatch("[☃日]{120}", text)
 
 
@@ -189,17 +189,18 @@ def test_without_a_call_the_answer_has_the_form(llm_command: Llm) -> None:
 def test_formats_that_validators_see_differently(name: str) -> None:
     """jsonschema's `time` is that of draft 3, and which others it checks depends on what is installed."""
     schema = {"type": "object", "properties": {"t": {"type": "string", "format": name}}, "required": ["t"]}
-    assert set(json.loads(llm.get_model(TINY).prompt("When?", schema=schema).text())) == {"t"}
+    reply = llm.get_model(TINY).prompt("When?", schema=schema, max_denoising_steps=2)
+    assert set(json.loads(reply.text())) == {"t"}
 
 
 def test_a_form_costs_the_next_turn_only_the_question() -> None:
     """What asks for the form stands in this turn's prompt alone, so the cache is kept before it."""
     conversation = llm.get_model(TINY).conversation()
     long = " ".join(["red blue green"] * 120)
-    assert conversation.prompt(f"Repeat: {long}", max_tokens=8, seed=1).text().strip()
+    assert conversation.prompt(f"Repeat: {long}", max_tokens=8, max_denoising_steps=2, seed=1).text().strip()
     cached = []
     for _ in range(2):
-        response = conversation.prompt("Is it?", choices="yes,no", seed=1)
+        response = conversation.prompt("Is it?", choices="yes,no", max_denoising_steps=2, seed=1)
         response.text()
         cached.append((response.usage().details or {}).get("cached_tokens", 0))
     assert min(cached) > 300, cached

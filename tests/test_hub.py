@@ -1045,10 +1045,10 @@ def test_a_slow_list(
 def test_a_list_that_never_ends(how: str, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     if how == "silent":
         hub.seconds_before = 60
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 1)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
     else:
         hub.seconds_a_byte = 0.05
-        monkeypatch.setattr(settings, "LISTING_SECONDS", 1)
+        monkeypatch.setattr(settings, "LISTING_SECONDS", 0.3)
     assert "can't be reached or went silent" in fails()
 
 
@@ -1222,29 +1222,6 @@ def test_no_home(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     message = fails()
     assert "Set HOME to your home folder, or HF_HUB_CACHE" in message
     assert folder in message
-
-
-def test_variables_that_huggingface_hub_cannot_be_imported_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor can transformers, for an image to any model. Text to the embedded one needs neither."""
-    monkeypatch.setenv("HF_ENDPOINT", "http://[::1")
-    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "soon")
-    program = f"""
-import io, llm, sys
-model = llm.get_model({TINY!r})
-print(model.prompt({QUESTION!r}).text())
-assert not {{"huggingface_hub", "transformers"}} & {{*sys.modules}}
-from PIL import Image
-Image.new("RGB", (8, 8)).save(image := io.BytesIO(), "PNG")
-try:
-    model.prompt({QUESTION!r}, attachments=[llm.Attachment(content=image.getvalue())]).text()
-except llm.ModelError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    answer, refused = done.stdout.splitlines()
-    assert answer
-    assert "Correct or unset HF_ENDPOINT or HF_HUB_DOWNLOAD_TIMEOUT." in refused
 
 
 @pytest.mark.usefixtures("in_process")
@@ -1476,6 +1453,6 @@ def test_nothing_outside_of_the_cache_is_advised_to_be_deleted(snapshot: Path, t
 
 def test_hostile_hubs() -> None:
     """A short run of `python -m tests.attacks listings`."""
-    outcomes = list(listings.run(40, 3))
+    outcomes = list(listings.run(16, 388))
     assert [outcome.detail for outcome in outcomes if not outcome.held] == []
     assert len({outcome.kind for outcome in outcomes}) > 7

@@ -75,12 +75,9 @@ def test_from_standard_input(llm_command: Llm, files: dict[str, str]) -> None:
     assert llm_command.ok("-m", TINY, QUESTION, "-a", "-", input=image) == "The image is blue."
 
 
-@pytest.mark.usefixtures("served")  # which has imported what images take
-def test_on_a_second_turn_in_a_new_process(llm_command: Llm, files: dict[str, str]) -> None:
+def test_on_a_second_turn(llm_command: Llm, files: dict[str, str]) -> None:
     llm_command.ok("-m", TINY, "What is entropy?")
-    process = llm_command.process("-c", QUESTION, "-a", files["green"])
-    output, errors = process.communicate(timeout=120)
-    assert output == "The image is green.\n", errors
+    assert llm_command.ok("-c", QUESTION, "-a", files["green"]) == "The image is green."
 
 
 def test_an_image_of_an_earlier_turn_stays_in_the_prompt(llm_command: Llm, files: dict[str, str]) -> None:

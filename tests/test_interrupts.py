@@ -227,20 +227,12 @@ def test_async_too(llm_command: Llm) -> None:
 
 
 def test_while_importing(llm_command: Llm) -> None:
-    """An exception in the middle of it met PyTorch's C++ now and then, which ended the process by an abort."""
-    process = llm_command.process(
-        "-m", TINY, "What is a canvas?", module=("tests.interrupting", "plainly", "torch.nn")
-    )
-    assert end(process) == ("", "\nInterrupted.\n")
-    assert process.returncode == 130
-    assert llm_command.logs() == []
-
-
-def test_in_code_made_from_a_text(llm_command: Llm) -> None:
-    """Python ended by the signal instead of the status, also a chat that had gone on."""
+    """An exception in the middle of it met PyTorch's C++ now and then, which ended the process by an abort; and in
+    code made from a text Python ended by the signal instead of the status, also a chat that had gone on."""
     module = ("tests.interrupting", "plainly", "a text")
     process = llm_command.process("-m", TINY, "What is a canvas?", module=module)
     assert (end(process), process.returncode) == (("", "\nInterrupted.\n"), 130)
+    assert llm_command.logs() == []
     process = llm_command.process("chat", "-m", TINY, interactive=True, module=module)
     assert process.stdin is not None
     process.stdin.write("What is a canvas?\nexit\n")
@@ -429,10 +421,6 @@ def test_at_any_instant() -> None:
 
     draw = random.Random(3)
     with signals.world() as folder:
-        for kind, sent in (
-            ("--async", signal.SIGINT),
-            ("piped", signal.SIGTERM),
-            ("chat in a terminal", signal.SIGHUP),
-        ):
+        for kind, sent in (("piped", signal.SIGTERM), ("chat in a terminal", signal.SIGHUP)):
             outcome = signals.attack(kind, sent, draw.uniform(0.8, 2.5), folder)
             assert outcome is None or outcome.held, outcome

@@ -25,6 +25,7 @@ from llm_diffusiongemma.tiny.questions import QUESTIONS, UNKNOWN
 from llm_diffusiongemma.view import screen
 
 from .conftest import DEFAULT_OPTIONS, TINY, Llm
+from .diffusion.scripted import Scripted
 from .view.replay.pages import read
 
 CANVAS_ANSWER = next(entry.answer for entry in QUESTIONS if "What is a canvas?" in entry.phrasings)
@@ -121,15 +122,17 @@ def test_thinking_streams_as_reasoning(llm_command: Llm) -> None:
     """Where the thought and where the answer goes; whether the sum is right is the exam's business."""
     asked = ("-m", TINY, "What is 17 + 25?", "-o", "thinking", "true", "-o", "seed", "1")
     shown = llm_command(*asked)
-    assert re.fullmatch(r"17 \+ 25 = \d+\n", shown.stdout)
-    assert "25 = 20 + 5" in shown.stderr
+    thought = shown.stderr.strip().partition("\n")[0]
+    assert len(thought) > 3
+    assert re.search(r"\d", shown.stdout)
+    assert thought not in shown.stdout
     hidden = llm_command(*asked, "-R")
     assert hidden.stdout == shown.stdout
     assert hidden.stderr == ""
     assert "<|channel>" not in shown.output
     for turn in llm_command.logs():
         assert turn["response"] == shown.stdout.strip()
-        assert "25 = 20 + 5" in str(turn)
+        assert thought in str(turn)
 
 
 @pytest.mark.usefixtures("served")
@@ -169,9 +172,13 @@ def test_control_tokens_in_a_prompt_stay_text(llm_command: Llm, monkeypatch: pyt
     assert forged in engine.decode(prompt)
 
 
-def test_an_empty_reply_is_said(llm_command: Llm) -> None:
-    """The network has nothing to say to this, whatever noise it begins with."""
-    result = llm_command("-m", TINY, "x" * 300)
+TURN_ENDS = 106
+
+
+def test_an_empty_reply_is_said(llm_command: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network has nothing to say, whatever noise it begins with."""
+    Scripted(monkeypatch, [TURN_ENDS])
+    result = llm_command("-m", TINY, "What is a canvas?")
     assert result.exit_code == 0
     assert result.stdout.strip() == ""
     assert "reply is empty" in result.stderr
@@ -185,23 +192,19 @@ def test_an_empty_reply_is_said(llm_command: Llm) -> None:
     assert json.loads(llm_command.ok("diffusiongemma", "last", "--json"))["canvases"][0]["redrawn"] == 2
 
 
-def test_an_empty_first_canvas_is_drawn_again(llm_command: Llm, tmp_path: Path) -> None:
-    """To this the network says a word or nothing, as its noise has it. Who watches sees every draw."""
+def test_an_empty_first_canvas_is_drawn_again(
+    llm_command: Llm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who watches sees every draw."""
     out = tmp_path / "out.html"
-    for seed in map(str, range(12)):
-        text = llm_command.ok("-m", TINY, "Repeat: ", "-o", "seed", seed, "-o", "replay", str(out))
-        (block,) = llm_command.logs()[-1]["response_json"]["blocks"]
-        if "redrawn" in block and text.strip():
-            break
-    else:
-        pytest.fail("no draw was empty")
+    yes = get_engine(llm.get_model(TINY).entry).engine._tokenizer.encode("Yes.")
+    Scripted(monkeypatch, [TURN_ENDS], [*yes, TURN_ENDS])
+    assert llm_command.ok("-m", TINY, "Is it?", "-o", "replay", str(out)) == "Yes."
+    (block,) = llm_command.logs()[-1]["response_json"]["blocks"]
     (reply,) = read(out)
-    draws = [(canvas["block"], canvas["redrawn"]) for canvas in reply["canvases"]]
-    assert draws == [(0, draw) for draw in range(block["redrawn"] + 1)]
+    assert [(canvas["block"], canvas["redrawn"]) for canvas in reply["canvases"]] == [(0, 0), (0, 1)]
     assert sum(len(canvas["steps"]) for canvas in reply["canvases"]) == block["denoising_steps"]
-    assert (reply["text"].strip(), reply["blocks"]) == (text, [block])
-    # The same seed makes it again, in Python, too.
-    assert llm.get_model(TINY).prompt("Repeat: ", seed=int(seed)).text().strip() == text
+    assert (reply["text"], reply["blocks"], block["redrawn"]) == ("Yes.", [block], 1)
 
 
 def test_a_canvas_may_stop_where_its_text_ends(llm_command: Llm) -> None:

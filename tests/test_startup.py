@@ -48,16 +48,33 @@ def test_no_heavy_import() -> None:
     assert {name for name in added if name not in sys.stdlib_module_names} <= {"llm_diffusiongemma"}
 
 
-def test_a_reply_of_text_imports_nothing_for_images_training_or_compiling() -> None:
-    """They were most of a short command's time."""
+def test_a_reply_of_text_imports_nothing_for_images_training_or_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were most of a short command's time. And with these variables huggingface_hub can't be imported, nor
+    transformers, for an image to any model: text to the embedded one needs neither."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://[::1")
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "soon")
     code = """
 import llm, sys
-llm.get_model("diffusiongemma-tiny").prompt("Hello", max_denoising_steps=1, max_tokens=8).text()
+model = llm.get_model("diffusiongemma-tiny")
+model.prompt("Hello", max_denoising_steps=1, max_tokens=8).text()
 assert "torch._dynamo" not in sys.modules
+before = {*sys.modules}
+import io
+from PIL import Image
+Image.new("RGB", (8, 8)).save(image := io.BytesIO(), "PNG")
+try:
+    model.prompt("Hello", attachments=[llm.Attachment(content=image.getvalue())]).text()
+except llm.ModelError as error:
+    assert "Correct or unset HF_ENDPOINT or HF_HUB_DOWNLOAD_TIMEOUT." in str(error), error
+else:
+    raise AssertionError
+for name in {*sys.modules} - before:
+    del sys.modules[name]
 """
     imported = imported_by(code)
     assert "torch" in imported  # these tests would see it
-    assert imported.isdisjoint({"transformers", "sympy", "scipy", "PIL", "accelerate", "torchvision", "triton"})
+    unneeded = {"transformers", "huggingface_hub", "sympy", "scipy", "PIL", "accelerate", "torchvision", "triton"}
+    assert imported.isdisjoint(unneeded)
 
 
 @pytest.mark.usefixtures("served")

@@ -442,12 +442,12 @@ def test_attack() -> None:
     pytest.importorskip("av", reason="needs the video extra")
     pytest.importorskip("resource", reason="measures as Unix does")
     process = subprocess.run(
-        [sys.executable, "-m", "tests.attacks", "media", "--count", "40", "--seed", "1"],
+        [sys.executable, "-m", "tests.attacks", "media", "--count", "20", "--seed", "1"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )
     assert process.returncode == 0, process.stderr
     rows = [line.strip("| ").split(" | ") for line in process.stdout.splitlines()[2:]]
-    assert sum(int(times) for _, _, times in rows) == 40
+    assert sum(int(times) for _, _, times in rows) == 20
     assert {result for _, result, _ in rows} == {"pictures", "refused"}

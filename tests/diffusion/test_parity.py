@@ -151,13 +151,13 @@ CASES = {
         num_canvases=1,
         converged={True, False},
         finish_reasons={"length"},
-        seeds=range(5),
     ),
     "three canvases, prompt beyond the sliding window": Case(
         prompt_length=41,
         num_canvases=3,
         converged={True, False},
         finish_reasons={"length"},
+        seeds=range(2),
         model={"layer_types": (SLIDING, SLIDING, FULL), "sharpness": 16.0},
     ),
     "end of sequence, stable for two steps": Case(
@@ -201,7 +201,7 @@ def test_same_tokens_as_generate(case: Case) -> None:
     assert {block.finish_reason for block in blocks} - {None} == case.finish_reasons
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 16, 33])
+@pytest.mark.parametrize("chunk", [1, 16, 33])
 def test_same_tokens_as_generate_in_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(pipeline_module, "MAX_PREFILL_TOKENS", chunk)
     assert not compare_with_generate(tiny_model(), prompt_of(41), 2, seed=0).parted

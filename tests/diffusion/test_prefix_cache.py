@@ -495,7 +495,7 @@ def random_conversation(rng: random.Random) -> Iterator[tuple[Turn, list[int]]]:
 def test_random_conversations_are_as_without_the_cache(pipeline: BlockDiffusionPipeline) -> None:
     """Token for token; where the order of a sum alone flips a near-tie, it is counted, and is rare."""
     turns = flipped = reused = 0
-    for number in range(4):
+    for number in range(3):
         rng = random.Random(number)
         for turn, answer in random_conversation(rng):
             canvases = rng.randint(1, 2)
@@ -507,6 +507,6 @@ def test_random_conversations_are_as_without_the_cache(pipeline: BlockDiffusionP
             assert len(kept_by(pipeline)) >= len(turn.tokens)
             assert_holds(kept_by(pipeline), turn + answer)
             turns += 1
-    assert turns > 20
+    assert turns > 15
     assert reused > turns / 2
     assert flipped <= 1, f"{flipped} of {turns}"

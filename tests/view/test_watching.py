@@ -120,6 +120,8 @@ def test_off_nothing_is_made(command: Command, monkeypatch: pytest.MonkeyPatch, 
         return watching
 
     monkeypatch.setattr(Watching, "__enter__", keep)
+    # Whatever takes long here, on a machine that is busy: it would be said.
+    monkeypatch.setattr(progress, "DELAY_SECONDS", PATIENCE_SECONDS)
     if how == "environment":
         monkeypatch.setenv(WATCH_VARIABLE, "off")
     elif how == "dumb":
