@@ -149,21 +149,23 @@ class _Layout:
 class _Measured:
     """What the network says of the classes at each position. All fp64 `[L, C]`; nats, of the whole row."""
 
-    def __init__(self, statistics: Floats, layout: _Layout, num_classes: int) -> None:
-        """`statistics` `[2, L, blocks]`: of each block m = max z and sum exp(z - m)."""
+    def __init__(self, statistics: npt.NDArray[np.float32], layout: _Layout, num_classes: int) -> None:
+        """`statistics` fp32 `[2, L, blocks]`: of each block m = max z and sum exp(z - m)."""
         block_max, block_sum = statistics[:, :, layout.blocks_by_class]
         segments = layout.classes
         maximum = np.maximum.reduceat(block_max, segments.starts, axis=1)
         # The blocks' sums relative to the maximum of the class: exp(z - M) = exp(z - m) exp(m - M).
         scale = np.exp(block_max - np.repeat(maximum, segments.sizes, axis=1))
-        sums = np.add.reduceat(scale * block_sum, segments.starts, axis=1)
+        scale *= block_sum
+        sums = np.add.reduceat(scale, segments.starts, axis=1, dtype=np.float64)
+        maximum = maximum.astype(np.float64)
 
         def of_all_classes(values: Floats, without_tokens: float) -> Floats:
             result = np.full((len(values), num_classes), without_tokens)
             result[:, segments.values] = values
             return result
 
-        self.best_block: Floats = block_max
+        self.best_block: npt.NDArray[np.float32] = block_max
         """max z of each block, the blocks sorted by class"""
         row_max = maximum.max(1, keepdims=True)
         row_sum = (sums * np.exp(maximum - row_max)).sum(1, keepdims=True)
@@ -285,7 +287,7 @@ class TextConstraint:
             # Here, for `reweigh` writes over them.
             torch.index_select(logits, 1, self._choices_tokens, out=self._choices_logits.on_device)
             self._choices_decided = True
-        statistics = self._statistics.fetch().double().numpy()
+        statistics = self._statistics.fetch().numpy()
         if not np.isfinite(statistics).all():
             raise NotANumberError()
         measured = _Measured(statistics, self._layout, self._automaton.num_classes)
@@ -380,7 +382,7 @@ class TextConstraint:
         result[in_text] = self._layout.blocks_by_class[blocks]
         return result
 
-    def _best_block(self, best_of_blocks: Floats, label: int) -> int:
+    def _best_block(self, best_of_blocks: npt.NDArray[np.float32], label: int) -> int:
         """Where the best token of a label's classes is, among the blocks sorted by class."""
         blocks = self._label_blocks[label]
         return int(blocks[best_of_blocks[blocks].argmax()])
