@@ -140,13 +140,16 @@ class _FewArcs:
         arcs, targets = self._by_target, self._targets
         best = np.full((len(weights) + 1, self._num_states), LOG_ZERO)
         best[0, self._start] = 0
-        for row, here, following in zip(weights, best, best[1:], strict=False):
-            following[targets.values] = np.maximum.reduceat(here[arcs.source] + row[arcs.label], targets.starts)
+        of_arcs = weights.take(arcs.label, axis=1)
+        for row, here, following in zip(of_arcs, best, best[1:], strict=False):
+            values = here.take(arcs.source)
+            values += row
+            following[targets.values] = np.maximum.reduceat(values, targets.starts)
         state = int(np.where(self._may_end, best[-1], -np.inf).argmax())
         path = np.empty(len(weights), np.int64)
         for i in reversed(range(len(weights))):
             into = self._into[state]
-            arc = into.start + (best[i, arcs.source[into]] + weights[i, arcs.label[into]]).argmax()
+            arc = into.start + (best[i].take(arcs.source[into]) + of_arcs[i, into]).argmax()
             path[i], state = arcs.label[arc], int(arcs.source[arc])
         assert state == self._start, "no path"
         return path
@@ -162,11 +165,16 @@ class _FewArcs:
         sums[0, self._start] = 0
         sums[0, states:][self._may_end] = 0
         run = np.repeat(np.arange(len(targets.sizes)), targets.sizes)
-        for row, here, following in zip(np.hstack([weights, weights[::-1]]), sums, sums[1:], strict=False):
-            values = here[arcs.source] + row[arcs.label]
+        of_arcs = np.hstack([weights, weights[::-1]]).take(arcs.label, axis=1)
+        for row, here, following in zip(of_arcs, sums, sums[1:], strict=False):
+            values = here.take(arcs.source)
+            values += row
             top = np.maximum.reduceat(values, targets.starts)
-            scaled = np.exp(np.maximum(values - top[run], NEGLIGIBLE))
-            following[targets.values] = top + np.log(np.add.reduceat(scaled, targets.starts))
+            values -= top.take(run)
+            np.exp(np.maximum(values, NEGLIGIBLE, out=values), out=values)
+            total = np.add.reduceat(values, targets.starts)
+            top += np.log(total, out=total)
+            following[targets.values] = top
         return sums[:, :states], sums[::-1, states:]
 
 
