@@ -38,6 +38,9 @@ MOST_LOST = 1e-3
 # what fp32 does to the bounds; else those that can be are looked at, too.
 ROUNDING = 4e-6
 
+# So many arcs out of sets of states are kept for the next position, and the next step, with the same set: 16 MiB.
+MOST_KEPT = 1 << 19
+
 # Looking at so many arcs a position is still faster than working on all of them.
 MOST_ARCS = 4000
 
@@ -112,6 +115,7 @@ class CoarsePaths:
         self._arcs, self._start, self._may_end = arcs, start, may_end
         self._outgoing = Outgoing(arcs.source, len(may_end))
         self._known_moves: dict[bytes, _Moves] = {}
+        self._kept_arcs = 0
         num_kinds, num_labels = int(kinds.max()) + 1, int(arcs.label.max()) + 1
         each = (kinds[arcs.source] * num_labels + arcs.label) * num_kinds + kinds[arcs.target]
         order = np.argsort(each, kind="stable")
@@ -182,6 +186,10 @@ class CoarsePaths:
         numbers = np.repeat(np.arange(len(by_target.values)), by_target.sizes)
         label = self._arcs.label[arcs[order]]
         moves = _Moves(source[order], label, numbers, by_target.values, by_target.starts)
+        self._kept_arcs += len(arcs)
+        if self._kept_arcs > MOST_KEPT:
+            self._known_moves.clear()
+            self._kept_arcs = len(arcs)
         self._known_moves[key] = moves
         return moves
 
