@@ -231,8 +231,8 @@ class Constraint(Protocol):
     def observe(self, rows: slice, chunk: torch.Tensor) -> None:
         """Take in some rows, and leave them as they are."""
 
-    def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is to be committed if this step is the last, int64 `[256]`, and entropies, fp32 `[256]`."""
+    def decide(self, logits: torch.Tensor) -> torch.Tensor:
+        """What is to be committed if this step is the last, int64 `[256]`."""
 
     def reweigh(self, rows: slice, chunk: torch.Tensor) -> None:
         """Replace some rows **in place** by log-probabilities under the constraint, all of them finite."""
@@ -540,9 +540,9 @@ class EntropyBoundSampler:
         """
         if self._constraint is not None:
             # What is allowed at one position depends on all the others, so it takes a second pass.
-            argmax, entropy = self._constrain(self._constraint, self._distributions.logits)
+            argmax = self._constrain(self._constraint, self._distributions.logits)
             self._distributions.add()
-            self._decide(argmax, entropy)
+            self._decide(argmax)
         # The step's only wait for the device but for that of a constraint: everything before is queued without the
         # host knowing a value. The next forward isn't queued before it is known whether there is one: that would
         # hide the 50 to 100 µs of waking up and launching, one part in a hundred or less of a step, and be thrown
@@ -555,12 +555,11 @@ class EntropyBoundSampler:
         likeliest = rows[3:].view(2, self._canvas_length, self._candidates)
         return DenoisingStep(bool(converged), mean_entropy, rows[:3], likeliest)
 
-    def _decide(self, argmax: torch.Tensor | None = None, entropy: torch.Tensor | None = None) -> None:
-        """From the distributions to the next canvas. `argmax` and `entropy` are a constraint's, if it has one."""
+    def _decide(self, argmax: torch.Tensor | None = None) -> None:
+        """From the distributions to the next canvas. `argmax` is a constraint's, if it has one."""
         distributions = self._distributions
         found = distributions.conclude(self._uniforms.index_select(0, self._counters[-1])[0])
-        argmax = found.argmax if argmax is None else argmax
-        entropy = found.entropy if entropy is None else entropy
+        argmax, entropy = found.argmax if argmax is None else argmax, found.entropy
         for counter in self._counters:
             counter.add_(1)
         accepted = accept_by_entropy_bound(entropy, self._settings.entropy_bound)
@@ -582,16 +581,16 @@ class EntropyBoundSampler:
             told += [likeliest.tokens.float().flatten(), likeliest.probabilities.flatten()]
         torch.cat(told, out=self._told.on_device)
 
-    def _constrain(self, constraint: Constraint, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _constrain(self, constraint: Constraint, logits: torch.Tensor) -> torch.Tensor:
         """Make the constraint's view of the logits, **in place**: see `Constraint.decide` for what it returns."""
         starts = range(0, self._canvas_length, self._rows_per_chunk)
         chunks = [slice(start, start + self._rows_per_chunk) for start in starts]
         for rows in chunks:
             constraint.observe(rows, logits[rows])
-        argmax, entropy = constraint.decide(logits)
+        argmax = constraint.decide(logits)
         for rows in chunks:
             constraint.reweigh(rows, logits[rows])
-        return argmax, entropy
+        return argmax
 
     def _kept(self, argmax: torch.Tensor) -> torch.Tensor:
         """Where `argmax` is that of the last `stability_threshold` steps, of each: bool `[len, 256]`."""

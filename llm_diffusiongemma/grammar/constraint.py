@@ -35,15 +35,20 @@ from .records import ConstraintReport
 # nothing, .72 at 4).
 TAIL_WEIGHT = 4.0
 
-# The log-probability of what can't be, to the rest of a denoising step, and of all that is less probable. Low
-# enough never to be drawn, a number in every floating-point format, and no lower: on a CPU the exponential of
-# what underflows in fp32 takes 25 times as long.
-IMPOSSIBLE = -85.0
-
 # A class is reduced in blocks of at most so many tokens, as the sampler's own searches are.
 BLOCK = 512
 
-LOG2_E = math.log2(math.e)
+# On a CPU a class with at least such a share of the vocabulary is reduced where its tokens stand: to pick a token
+# out takes several times as long as what is then done with it. An accelerator picks as fast as it reads, and there
+# fewer launches count.
+COMMON_SHARE = 0.75
+
+# Nats below the best token of a block. What is less probable is taken to be as probable as that, which changes no
+# sum: on a CPU an exponential that underflows takes up to 30 times as long.
+FLOOR = -70.0
+
+# Stands where a token of another class is.
+LOWEST = torch.finfo(torch.float32).min
 
 
 class _Group(NamedTuple):
@@ -64,17 +69,30 @@ class _Layout:
 
     A class of 1,300 tokens is two blocks of 512, one of 256, one of 16 and one of 4. Blocks of the same size
     stand together, the largest first: one reduction serves them all.
+
+    A class that is most of the vocabulary (`COMMON_SHARE`) stays in place: its blocks come first and are those of
+    the vocabulary, but for the tokens of others.
     """
 
     def __init__(
         self, token_class: npt.NDArray[np.int32], num_classes: int, filler: int, device: torch.device
     ) -> None:
         """`filler` is the token of one more block, the last, which is of no class."""
-        by_class = np.argsort(token_class, kind="stable")  # [V]
         sizes = np.bincount(token_class, minlength=num_classes)
+        self.common: int | None = None
+        """The class that stays in place."""
+        self.num_common = 0
+        """How many blocks are in place."""
+        in_place = np.zeros(len(token_class), np.bool_)
+        if device.type == "cpu" and sizes.max() >= COMMON_SHARE * len(token_class):
+            self.common, self.num_common = int(sizes.argmax()), len(token_class) // BLOCK
+            in_place[: self.num_common * BLOCK] = token_class[: self.num_common * BLOCK] == self.common
+            sizes[self.common] -= in_place.sum()
+        picked = np.flatnonzero(~in_place)
+        by_class = picked[np.argsort(token_class[picked], kind="stable")]
         firsts = np.cumsum(sizes) - sizes
-        groups, classes, begins = [], [], []
-        width, num_tokens, self.num_blocks = BLOCK, 0, 0
+        groups, classes, begins = [], [np.full(self.num_common, self.common or 0)], []
+        width, num_tokens, self.num_blocks = BLOCK, 0, self.num_common
         while width:
             counts = sizes // width if width == BLOCK else sizes // width % 2
             in_larger = np.zeros_like(sizes) if width == BLOCK else sizes // (2 * width) * (2 * width)
@@ -82,25 +100,45 @@ class _Layout:
             nth = np.arange(len(of_class)) - np.repeat(np.cumsum(counts) - counts, counts)
             classes.append(of_class)
             begins.append((firsts + in_larger)[of_class] + nth * width)
-            tokens = slice(num_tokens, num_tokens + width * len(of_class))
+            group_tokens = slice(num_tokens, num_tokens + width * len(of_class))
             blocks = slice(self.num_blocks, self.num_blocks + len(of_class))
             if width == BLOCK or len(of_class):
-                groups.append(_Group(width, tokens, blocks))
-            width, num_tokens, self.num_blocks = width // 2, tokens.stop, blocks.stop
+                groups.append(_Group(width, group_tokens, blocks))
+            width, num_tokens, self.num_blocks = width // 2, group_tokens.stop, blocks.stop
         self.large, *self.small = groups
         begin, block_class = np.concatenate(begins), np.concatenate(classes)
         widths = np.repeat([g.width for g in groups], [g.blocks.stop - g.blocks.start for g in groups])
         first = np.cumsum(widths) - widths
         block_tokens = by_class[np.repeat(begin - first, widths) + np.arange(num_tokens)]
-        self.tokens = torch.from_numpy(np.append(block_tokens, filler)).int().to(device)
-        """`[V + 1]`: the tokens, block by block, and the filler"""
-        self.order = self.tokens[:-1]
-        self.spans = np.stack([np.append(first, num_tokens), np.append(widths, 1) - 1], axis=1)
+        # In place of tokens of other classes stands one of the class from the same block.
+        places = np.arange(self.num_common * BLOCK).reshape(-1, BLOCK)
+        own = in_place[: places.size].reshape(-1, BLOCK)
+        common_tokens = np.where(own, places, places[:, :1] + own.argmax(1)[:, None]).reshape(-1)
+        tokens = np.concatenate([common_tokens, block_tokens, [filler]])
+        self.tokens = torch.from_numpy(tokens).int().to(device)
+        """The tokens, block by block, and the filler"""
+        self.order = self.tokens[len(common_tokens) : -1]
+        """Those that don't stay in place"""
+        self.spans = np.stack(
+            [
+                np.concatenate([places[:, 0], len(common_tokens) + np.append(first, num_tokens)]),
+                np.concatenate([np.full(self.num_common, BLOCK - 1), np.append(widths, 1) - 1]),
+            ],
+            axis=1,
+        )
         """Of each block where it begins in `tokens`, and how far from there its last token is."""
         self.blocks_by_class = np.argsort(block_class, kind="stable")
         self.classes = Segments.of(block_class[self.blocks_by_class])
         """Of the blocks in the order `blocks_by_class`; classes without tokens are not in it."""
+        self.common_only = torch.from_numpy(np.where(own.reshape(-1), 0, LOWEST)).float().to(device)
+        """Added to the tokens of blocks in place it leaves those of the class."""
         self._within = torch.arange(BLOCK, device=device)
+
+    def common_of(self, chunk: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+        """The tokens that stay in place, of `[rows, V]` to `[rows, blocks, BLOCK]`, in `scratch` `[rows, V]`."""
+        width = len(self.common_only)
+        tokens = torch.add(chunk[:, :width], self.common_only, out=scratch[:, :width])
+        return tokens.view(len(chunk), self.num_common, BLOCK)
 
     def tokens_of(self, spans: torch.Tensor) -> torch.Tensor:
         """The tokens of one block for each of n `spans`, int64 `[n, BLOCK]`; a smaller one repeats its last."""
@@ -111,23 +149,23 @@ class _Layout:
 class _Measured:
     """What the network says of the classes at each position. All fp64 `[L, C]`; nats, of the whole row."""
 
-    def __init__(self, statistics: Floats, layout: _Layout, num_classes: int) -> None:
-        """`statistics` `[3, L, blocks]`: of each block m = max z, sum exp(z - m) and sum exp(z - m) (z - m)."""
-        block_max, block_sum, block_slope = statistics[:, :, layout.blocks_by_class]
+    def __init__(self, statistics: npt.NDArray[np.float32], layout: _Layout, num_classes: int) -> None:
+        """`statistics` fp32 `[2, L, blocks]`: of each block m = max z and sum exp(z - m)."""
+        block_max, block_sum = statistics[:, :, layout.blocks_by_class]
         segments = layout.classes
         maximum = np.maximum.reduceat(block_max, segments.starts, axis=1)
-        below = block_max - np.repeat(maximum, segments.sizes, axis=1)
-        scale = np.exp(below)
         # The blocks' sums relative to the maximum of the class: exp(z - M) = exp(z - m) exp(m - M).
-        sums = np.add.reduceat(scale * block_sum, segments.starts, axis=1)
-        slopes = np.add.reduceat(scale * (block_slope + below * block_sum), segments.starts, axis=1)
+        scale = np.exp(block_max - np.repeat(maximum, segments.sizes, axis=1))
+        scale *= block_sum
+        sums = np.add.reduceat(scale, segments.starts, axis=1, dtype=np.float64)
+        maximum = maximum.astype(np.float64)
 
         def of_all_classes(values: Floats, without_tokens: float) -> Floats:
             result = np.full((len(values), num_classes), without_tokens)
             result[:, segments.values] = values
             return result
 
-        self.best_block: Floats = block_max
+        self.best_block: npt.NDArray[np.float32] = block_max
         """max z of each block, the blocks sorted by class"""
         row_max = maximum.max(1, keepdims=True)
         row_sum = (sums * np.exp(maximum - row_max)).sum(1, keepdims=True)
@@ -137,8 +175,6 @@ class _Measured:
         """log-probability of the class's best token"""
         self.total = of_all_classes(maximum + np.log(sums) - self.normaliser, LOG_ZERO)
         """log-probability of the class"""
-        self.entropy = of_all_classes(np.log(sums) - slopes / sums, 0.0)
-        """of the tokens of the class among themselves"""
 
 
 class TextConstraint:
@@ -172,7 +208,10 @@ class TextConstraint:
         # What the positions behind the end show. Anything would do: a constant is stable.
         filler = automaton.eos_token_ids[0] if automaton.pad_token_id is None else automaton.pad_token_id
         self._layout = _Layout(automaton.token_class, automaton.num_classes, filler, device)
-        self._token_class = torch.from_numpy(automaton.token_class).to(device)  # int32 [V]
+        # The tokens whose bias is not the common class's, if there is one, and the classes of those, int32.
+        self._picked = self._layout.order.long()
+        token_class = torch.from_numpy(automaton.token_class).to(device)
+        self._biased = token_class if self._layout.common is None else token_class[self._picked]
         # Classes of all labels, once label by label and once class by class.
         sizes = [len(classes) for classes in automaton.label_classes]
         self._label_classes = np.concatenate(automaton.label_classes)
@@ -188,6 +227,7 @@ class TextConstraint:
             for classes in automaton.label_classes
         ]
         self._device = device
+        self._room = torch.empty(0, device=device)
         self._state = 0
         self._positions = 0
         self._canvas = self._lattice.canvas(0, 0, self.fewest_tokens)
@@ -212,14 +252,14 @@ class TextConstraint:
 
     def _make_room(self, canvas_length: int) -> None:
         layout, device = self._layout, self._device
-        self._statistics = Exchange((3, canvas_length, layout.num_blocks), device)
+        self._statistics = Exchange((2, canvas_length, layout.num_blocks), device)
         # The logits of the tokens in other than the largest blocks.
         num_small = len(layout.order) - layout.large.tokens.stop
         self._small = torch.empty(canvas_length, num_small, dtype=torch.float32, device=device)
         self._largest_chunk = 0
-        # Of each position the bias of each class, its entropy, and the span of the block of its token. fp32 holds
-        # every number of tokens below 2^24 exactly.
-        self._decision = Exchange((canvas_length, self._automaton.num_classes + 3), device)
+        # Of each position the bias of each class, and the span of the block of its token. fp32 holds every number
+        # of tokens below 2^24 exactly.
+        self._decision = Exchange((canvas_length, self._automaton.num_classes + 2), device)
         # What the network says of the choices' tokens: `[L, U]`, fetched when somebody asks.
         self._choices_logits = Exchange((canvas_length, len(self._choices_tokens)), device)
 
@@ -228,23 +268,26 @@ class TextConstraint:
         layout, statistics = self._layout, self._statistics.on_device
         self._largest_chunk = max(self._largest_chunk, chunk.numel())
         # Of a single row without its axis: many times as fast on a CPU, and then a chunk is a row.
-        ordered = chunk.squeeze(0).index_select(-1, layout.order).view(len(chunk), -1)
+        if layout.common is not None:
+            common = layout.common_of(chunk, self._scratch(chunk.shape))
+            _reduce_blocks(common, statistics[:, rows, : layout.num_common])
+        ordered = self._scratch((len(chunk), len(layout.order)))
+        torch.index_select(chunk.squeeze(0), -1, layout.order, out=ordered.squeeze(0))
         _reduce_blocks(layout.large.of(ordered), statistics[:, rows, layout.large.blocks])
         # Together with those of other rows: there are many sizes of them, each with few tokens.
         self._small[rows] = ordered[:, layout.large.tokens.stop :]
 
-    def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The canvas to commit if this step is the last, int64 `[L]`, and entropies, fp32 `[L]`, nats.
+    def decide(self, logits: torch.Tensor) -> torch.Tensor:
+        """The canvas to commit if this step is the last, int64 `[L]`.
 
-        The entropies are those of each position averaged over all canvases that are allowed. `logits` fp32
-        `[L, V]` are all the rows that have been observed. Raises `NotANumberError` if they are none.
+        `logits` fp32 `[L, V]` are all the rows that have been observed. Raises `NotANumberError` if they are none.
         """
         self._reduce_small()
         if self._can_be_any_choice():
             # Here, for `reweigh` writes over them.
             torch.index_select(logits, 1, self._choices_tokens, out=self._choices_logits.on_device)
             self._choices_decided = True
-        statistics = self._statistics.fetch().double().numpy()
+        statistics = self._statistics.fetch().numpy()
         if not np.isfinite(statistics).all():
             raise NotANumberError()
         measured = _Measured(statistics, self._layout, self._automaton.num_classes)
@@ -262,27 +305,39 @@ class TextConstraint:
         blocks = self._best_blocks(measured, paths)
         shares = self._class_shares(measured, totals, paths, tail)
 
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore"):
             log_shares = np.log(shares)
-            surprise = np.where(shares > 0, shares * log_shares, 0.0)
         decision, classes = self._decision.on_host.numpy(), self._automaton.num_classes
         # log q - log p for a token of the class, the row's normaliser included.
         decision[:, :classes] = np.where(shares > 0, log_shares - measured.total - measured.normaliser, LOG_ZERO)
-        decision[:, classes] = (shares * measured.entropy - surprise).sum(1)
-        decision[:, classes + 1 :] = self._layout.spans[blocks]
+        decision[:, classes:] = self._layout.spans[blocks]
 
-        decided = self._decision.send()
-        candidates = self._layout.tokens_of(decided[:, classes + 1 :])
+        candidates = self._layout.tokens_of(self._decision.send()[:, classes:])
         nth = logits.gather(1, candidates).argmax(1, keepdim=True)
-        # The next step writes over what was sent.
-        return candidates.gather(1, nth)[:, 0], decided[:, classes].clone()
+        return candidates.gather(1, nth)[:, 0]
 
     def reweigh(self, rows: slice, chunk: torch.Tensor) -> None:
-        """Replace the logits of some rows **in place** by log-probabilities under the constraint."""
+        """Replace the logits of some rows **in place** by log-probabilities under the constraint. Those of what
+        can't be are near `LOG_ZERO`: numbers, and far below all others."""
+        bias, common = self._decision.on_device[rows, : self._automaton.num_classes], self._layout.common
+        of_tokens = self._scratch((len(chunk), len(self._biased)))
         # See `observe` for the axis.
-        bias = self._decision.on_device[rows, : self._automaton.num_classes]
-        bias = bias.squeeze(0).index_select(-1, self._token_class)
-        chunk.add_(bias.view(len(chunk), -1)).clamp_(min=IMPOSSIBLE)
+        torch.index_select(bias.squeeze(0), -1, self._biased, out=of_tokens.squeeze(0))
+        if common is None:
+            chunk.add_(of_tokens)
+            return
+        tokens = chunk.squeeze(0)
+        of_tokens.squeeze(0).add_(tokens.index_select(-1, self._layout.order))
+        chunk.add_(bias[:, common, None])
+        tokens.index_copy_(-1, self._picked, of_tokens.squeeze(0))
+
+    def _scratch(self, shape: Sequence[int]) -> torch.Tensor:
+        """Where something is worked out, until the next is: to make room anew each time costs as much as to use
+        it."""
+        size = math.prod(shape)
+        if self._room.numel() < size:
+            self._room = torch.empty(size, dtype=torch.float32, device=self._device)
+        return self._room[:size].view(*shape)
 
     def choices(self) -> tuple[float, ...] | None:
         """How probable each of the choices was in what was decided on last, nats: see `ChoiceTexts`. Waits for the
@@ -327,7 +382,7 @@ class TextConstraint:
         result[in_text] = self._layout.blocks_by_class[blocks]
         return result
 
-    def _best_block(self, best_of_blocks: Floats, label: int) -> int:
+    def _best_block(self, best_of_blocks: npt.NDArray[np.float32], label: int) -> int:
         """Where the best token of a label's classes is, among the blocks sorted by class."""
         blocks = self._label_blocks[label]
         return int(blocks[best_of_blocks[blocks].argmax()])
@@ -352,15 +407,10 @@ def _with_tail(weights: Floats, tail_weight: Floats) -> Floats:
 
 
 def _reduce_blocks(blocks: torch.Tensor, statistics: torch.Tensor) -> None:
-    """Write m = max z, sum exp(z - m) and sum exp(z - m) (z - m) of each block into `statistics`.
+    """Write m = max z and sum exp(z - m) of each block into `statistics`, and over the blocks.
 
-    `[rows, blocks, width]` to `[3, rows, blocks]`.
+    `[rows, blocks, width]` to `[2, rows, blocks]`.
     """
-    maximum, total, slope = statistics
+    maximum, total = statistics
     torch.amax(blocks, -1, out=maximum)
-    below = blocks - maximum[..., None]
-    # On a CPU several times as fast as `exp`, which also slows down where it underflows. What the product
-    # loses by rounding is small where the exponential is not.
-    e = below.mul(LOG2_E).exp2_()
-    torch.sum(e, -1, out=total)
-    torch.sum(below.mul_(e), -1, out=slope)
+    torch.sum(blocks.sub_(maximum[..., None]).clamp_(min=FLOOR).exp_(), -1, out=total)

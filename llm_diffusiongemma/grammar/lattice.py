@@ -6,15 +6,17 @@ hundreds of arcs it is done here, in fp64. Where there are more, `stretches` tak
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .automaton import UNREACHABLE, Arcs, Outgoing, Segments, TokenAutomaton
+from .coarse import CoarsePaths, kinds_of
 from .log_weights import LOG_ZERO, NEGLIGIBLE, Floats, Integers
 from .near import NearPaths
-from .stretches import Stretch, in_stretches
+from .stretches import Stretch, stretches_of
 
 # So many positions at a time, where each takes a number for every arc.
 ROWS_PER_CHUNK = 32
@@ -24,6 +26,9 @@ FEW_ARCS = 1500
 
 # To look at an arc near a known path takes up to so many times as long as to work on it among all others.
 COST_OF_LOOKING = 16
+
+# So many of them a position take as long as a look at what a smaller automaton lets hope.
+MOST_NEAR = 2000
 
 
 class Paths(NamedTuple):
@@ -69,7 +74,12 @@ class Lattice:
         matters = np.flatnonzero(first <= last)
         if len(matters) <= FEW_ARCS:
             return _FewArcs(arcs.of(matters), self.tail + 1, start, may_end)
-        return _ManyArcs(arcs.of(matters), first[matters], last[matters], start, positions, may_end)
+        return _ManyArcs(arcs.of(matters), first[matters], last[matters], start, positions, may_end, self._kinds)
+
+    @cached_property
+    def _kinds(self) -> Integers:
+        """`[states]`: see `coarse`."""
+        return kinds_of(self._arcs, len(self._distance), len(self._distance) - 1)
 
     def _arrivals(self, start: int, positions: int) -> Integers:
         """`[states]`: the fewest arcs from `start` to there. `UNREACHABLE` if `positions` don't suffice."""
@@ -130,13 +140,16 @@ class _FewArcs:
         arcs, targets = self._by_target, self._targets
         best = np.full((len(weights) + 1, self._num_states), LOG_ZERO)
         best[0, self._start] = 0
-        for row, here, following in zip(weights, best, best[1:], strict=False):
-            following[targets.values] = np.maximum.reduceat(here[arcs.source] + row[arcs.label], targets.starts)
+        of_arcs = weights.take(arcs.label, axis=1)
+        for row, here, following in zip(of_arcs, best, best[1:], strict=False):
+            values = here.take(arcs.source)
+            values += row
+            following[targets.values] = np.maximum.reduceat(values, targets.starts)
         state = int(np.where(self._may_end, best[-1], -np.inf).argmax())
         path = np.empty(len(weights), np.int64)
         for i in reversed(range(len(weights))):
             into = self._into[state]
-            arc = into.start + (best[i, arcs.source[into]] + weights[i, arcs.label[into]]).argmax()
+            arc = into.start + (best[i].take(arcs.source[into]) + of_arcs[i, into]).argmax()
             path[i], state = arcs.label[arc], int(arcs.source[arc])
         assert state == self._start, "no path"
         return path
@@ -152,17 +165,22 @@ class _FewArcs:
         sums[0, self._start] = 0
         sums[0, states:][self._may_end] = 0
         run = np.repeat(np.arange(len(targets.sizes)), targets.sizes)
-        for row, here, following in zip(np.hstack([weights, weights[::-1]]), sums, sums[1:], strict=False):
-            values = here[arcs.source] + row[arcs.label]
+        of_arcs = np.hstack([weights, weights[::-1]]).take(arcs.label, axis=1)
+        for row, here, following in zip(of_arcs, sums, sums[1:], strict=False):
+            values = here.take(arcs.source)
+            values += row
             top = np.maximum.reduceat(values, targets.starts)
-            scaled = np.exp(np.maximum(values - top[run], NEGLIGIBLE))
-            following[targets.values] = top + np.log(np.add.reduceat(scaled, targets.starts))
+            values -= top.take(run)
+            np.exp(np.maximum(values, NEGLIGIBLE, out=values), out=values)
+            total = np.add.reduceat(values, targets.starts)
+            top += np.log(total, out=total)
+            following[targets.values] = top
         return sums[:, :states], sums[::-1, states:]
 
 
 class _ManyArcs:
     """Works at each position on the arcs near the best path of the last step, or if that is no help, or there is
-    none, on all that matter thereabouts."""
+    none, on those that a smaller automaton lets hope, or if that is none either on all that matter thereabouts."""
 
     def __init__(
         self,
@@ -172,33 +190,40 @@ class _ManyArcs:
         start: int,
         positions: int,
         may_end: npt.NDArray[np.bool_],
+        kinds: Integers,
     ) -> None:
-        """`arcs` are sorted by source, and matter at the positions from `first` to `last`, both `[arcs]`."""
-        self._stretches: list[Stretch] = []
-        behind: Stretch | None = None
-        for stretch in reversed(list(in_stretches(first, last, positions))):
-            matters = np.flatnonzero((first < stretch.stop) & (last >= stretch.start))
-            behind = Stretch(stretch, arcs.of(matters), may_end, behind)
-            self._stretches.insert(0, behind)
-        self._start = self._stretches[0].place(start)
+        """`arcs` are sorted by source, and matter at the positions from `first` to `last`, both `[arcs]`. `kinds`
+        `[states]` are `coarse`'s."""
+        self._arcs, self._first, self._last = arcs, first, last
+        self._start, self._num_positions, self._may_end = start, positions, may_end
         self._near = NearPaths(arcs, start, may_end)
-        num_arcs = sum(stretch.num_arcs * len(stretch.positions) for stretch in self._stretches)
-        self._most_near = num_arcs // COST_OF_LOOKING
+        self._coarse = CoarsePaths(arcs, first, last, start, positions, may_end, kinds)
+        self._most_near = int((last + 1 - first).sum() // COST_OF_LOOKING)
+        if self._coarse.helps:
+            self._most_near = min(self._most_near, MOST_NEAR * positions)
         self._known: Integers | None = None
 
     def weigh(self, best: Floats, totals: Floats) -> Paths:
         near = None if self._known is None else self._near.weigh(best, totals, self._known, self._most_near)
+        if near is None and self._coarse.helps:
+            near = self._coarse.weigh(best, totals)
         paths = self._weigh_all(best, totals) if near is None else Paths(*near)
         self._known = paths.best
         return paths
 
+    @cached_property
+    def _stretches(self) -> list[Stretch]:
+        """For all arcs: most canvases do without."""
+        return stretches_of(self._arcs, self._first, self._last, self._num_positions, self._may_end)
+
     def _weigh_all(self, best: Floats, totals: Floats) -> Paths:
         weights = np.stack([best, totals], axis=-1).astype(np.float32)
         shift = sum(stretch.go_back(weights) for stretch in reversed(self._stretches))
-        log_total = self._stretches[0].log_total(self._start) + shift
+        place = self._stretches[0].place(self._start)
+        log_total = self._stretches[0].log_total(place) + shift
         assert log_total > LOG_ZERO / 2, "no path"
         path, shares = np.empty(len(best), np.int64), np.empty_like(totals)
-        place, places, probabilities = self._start, np.array([self._start]), np.ones(1)
+        places, probabilities = np.array([place]), np.ones(1)
         for stretch in self._stretches:
             place = stretch.walk(place, path)
             places, probabilities = stretch.go_on(places, probabilities, shares)

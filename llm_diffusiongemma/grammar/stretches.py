@@ -147,14 +147,15 @@ class Stretch:
         self.num_arcs = num_arcs = len(layout.targets)
         num_places = layout.num_places
         places = layout.place[layout.states]
-        self._values: Singles = np.full((len(positions) + 1, num_places, 2), LOG_ZERO, np.float32)
+        self.values: Singles = np.full((len(positions) + 1, num_places, 2), LOG_ZERO, np.float32)
         """`[positions + 1, places, 2]`: log-weights of the best way and of all ways from there to the end of the
         canvas. Both are shifted at each position by numbers of its own."""
-        self._shifts = np.zeros((len(positions), 2), np.float32)
+        self.shifts = np.zeros((len(positions), 2), np.float32)
+        """`[positions, 2]`: by how much those of a position are shifted less than those behind it."""
         # The number of each place in the stretch behind.
         self._places_behind = np.zeros(num_places, np.int64)
         if behind is None:
-            self._values[-1, places[may_end[layout.states]]] = 0
+            self.values[-1, places[may_end[layout.states]]] = 0
         else:
             self._places_behind[:] = behind._layout.num_places - 1
             self._places_behind[places] = behind._layout.place[layout.states]
@@ -179,9 +180,13 @@ class Stretch:
         """Under which number the sweeps know a state."""
         return int(self._layout.place[state])
 
+    def places(self, states: Integers) -> Integers:
+        """The same of several."""
+        return self._layout.place[states]
+
     def log_total(self, place: int) -> float:
         """The log-weight of all ways from a place at the first position, less what `go_back` has shifted it by."""
-        return float(self._values[0, place, 1])
+        return float(self.values[0, place, 1])
 
     def go_back(self, weights: Singles) -> float:
         """Find the weights of the ways to the end, after this was done behind. Returns by how much those of all
@@ -190,7 +195,7 @@ class Stretch:
         `weights` `[positions of the canvas, labels, 2]`: what the best path goes by, and what all of them do.
         """
         if self._behind is not None:
-            self._values[-1] = self._behind._values[0][self._places_behind]
+            self.values[-1] = self._behind.values[0][self._places_behind]
         self._weights = weights[self.positions.start : self.positions.stop]
         (first, *others), of_rows = self._columns, self._tops[: len(self._row_sums), 1]
         for i in reversed(range(len(self._weights))):
@@ -209,15 +214,15 @@ class Stretch:
             of_rows += self._row_sums
             self._unite_rows()
             if i % SHIFTED_EVERY == 0:
-                self._shifts[i] = self._tops[:, 0].max(), self._tops[:, 1].max()
-            np.subtract(self._tops, self._shifts[i], out=self._values[i])
-        return float(self._shifts[:, 1].sum(dtype=np.float64))
+                self.shifts[i] = self._tops[:, 0].max(), self._tops[:, 1].max()
+            np.subtract(self._tops, self.shifts[i], out=self.values[i])
+        return float(self.shifts[:, 1].sum(dtype=np.float64))
 
     def _sum_up(self, i: int) -> None:
         """Of each arc at the i-th position its weights and the values behind it together, into `_sums`."""
         # Two numbers as one, which is taken in the time of one. Any index is in range: that is the mode in which
         # numpy copies nothing twice.
-        values, weights = self._values[i + 1].view(np.float64), self._weights[i].view(np.float64)
+        values, weights = self.values[i + 1].view(np.float64), self._weights[i].view(np.float64)
         values[:, 0].take(self._layout.targets, out=self._sums.view(np.float64)[:, 0], mode="clip")
         weights[:, 0].take(self._layout.labels, out=self._arc_weights.view(np.float64)[:, 0], mode="clip")
         self._sums += self._arc_weights
@@ -238,7 +243,7 @@ class Stretch:
         for i, position in enumerate(self.positions):
             arcs = slice(first[place], first[place] + count[place])
             targets, labels = layout.targets_by_place[arcs], layout.labels_by_place[arcs]
-            chosen = (self._values[i + 1, targets, 0] + self._weights[i, labels, 0]).argmax()
+            chosen = (self.values[i + 1, targets, 0] + self._weights[i, labels, 0]).argmax()
             path[position], place = labels[chosen], int(targets[chosen])
         return place if self._behind is None else int(self._places_behind[place])
 
@@ -265,8 +270,8 @@ class Stretch:
         layout = self._layout
         arcs, nth = layout.outgoing.of(places)
         targets, labels = layout.targets_by_place[arcs], layout.labels_by_place[arcs]
-        log_share = self._weights[i, labels, 1] + self._values[i + 1, targets, 1]
-        log_share -= (self._values[i, places, 1] + self._shifts[i, 1])[nth]
+        log_share = self._weights[i, labels, 1] + self.values[i + 1, targets, 1]
+        log_share -= (self.values[i, places, 1] + self.shifts[i, 1])[nth]
         return np.exp(np.maximum(log_share, NEGLIGIBLE)) * probabilities[nth], targets, labels
 
     def _all_shares(self, i: int, places: Integers, probabilities: Floats) -> tuple[Floats, Integers, Integers]:
@@ -275,7 +280,7 @@ class Stretch:
         of_place = np.zeros(layout.num_places)
         of_place[places] = probabilities
         of_row = of_place[layout.place_of_row]
-        values = (self._values[i, :, 1] + self._shifts[i, 1])[layout.place_of_row]
+        values = (self.values[i, :, 1] + self.shifts[i, 1])[layout.place_of_row]
         self._sum_up(i)
         for column in self._columns:
             np.subtract(column.sums[:, 1], values[: len(column.sums)], out=column.scaled)
@@ -284,3 +289,17 @@ class Stretch:
         for column in self._columns:
             np.multiply(column.scaled, of_row[: len(column.sums)], out=column.shares)
         return self._shares, layout.targets, layout.labels
+
+
+def stretches_of(
+    arcs: Arcs, first: Integers, last: Integers, positions: int, may_end: npt.NDArray[np.bool_]
+) -> list[Stretch]:
+    """All positions of a canvas. `arcs` are sorted by source, and matter at the positions from `first` to `last`,
+    both `[arcs]`."""
+    stretches: list[Stretch] = []
+    behind: Stretch | None = None
+    for stretch in reversed(list(in_stretches(first, last, positions))):
+        matters = np.flatnonzero((first < stretch.stop) & (last >= stretch.start))
+        behind = Stretch(stretch, arcs.of(matters), may_end, behind)
+        stretches.append(behind)
+    return stretches[::-1]

@@ -269,7 +269,7 @@ def test_a_step_on_a_card_waits_for_the_constraint_and_for_what_the_host_is_told
 class Overheard(TextConstraint):
     """Keeps what the network says in the last step."""
 
-    def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def decide(self, logits: torch.Tensor) -> torch.Tensor:
         self.last = logits.clone()
         return super().decide(logits)
 

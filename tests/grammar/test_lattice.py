@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from llm_diffusiongemma.grammar import coarse, near, stretches
 from llm_diffusiongemma.grammar import lattice as lattice_module
-from llm_diffusiongemma.grammar import near, stretches
 from llm_diffusiongemma.grammar.automaton import UNREACHABLE, TokenAutomaton, build
 from llm_diffusiongemma.grammar.lattice import Lattice, Paths
 from llm_diffusiongemma.grammar.pattern import regex_language
@@ -17,6 +17,7 @@ from llm_diffusiongemma.grammar.stretches import in_stretches
 from .languages import random_dfa, random_tokens, vocabulary_of
 
 TAIL = -4.0
+TOKENS = [b"a", b"b", b"x", b"y", b"ab", b"yx", b"ay"]
 
 
 def automata(count: int) -> Iterator[tuple[np.random.Generator, TokenAutomaton]]:
@@ -121,19 +122,72 @@ def test_near_the_last_best_path_is_all_that_matters(monkeypatch: pytest.MonkeyP
     assert helped > 8
 
 
+@pytest.mark.parametrize("scale", [0.3, 40.0])
+def test_what_a_smaller_automaton_leaves_is_all_that_matters(
+    scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whichever states are taken for one: how right its bounds are decides on the work only."""
+    monkeypatch.setattr(coarse, "LEAST_GAIN", 0)
+    monkeypatch.setattr(stretches, "FREE_WASTE", 0)
+    compared = 0
+    for rng, automaton in automata(4):
+        lattice = Lattice(automaton)
+        lattice._kinds = rng.integers(5, size=automaton.num_states)
+        for positions, behind in ((24, 3), (9, 50)):
+            few, many = all_arcs(lattice, monkeypatch, 0, positions, behind)
+            best, totals = label_weights(automaton, rng.normal(size=(positions, 40)) * scale)
+            exact = few.weigh(best, totals)
+            for hopeless, tolerance in ((0.0, 1e-9), (1e-11, 2 * coarse.MOST_LOST)):
+                monkeypatch.setattr(coarse, "HOPELESS", hopeless)
+                looked = many._coarse.weigh(best, totals)
+                if looked is None:
+                    assert hopeless
+                    continue
+                check_path(automaton, looked[0], 0, behind, lattice.tail)
+                check_same(Paths(*looked), exact, best, tolerance)
+                compared += 1
+    assert compared >= 8
+
+
+def test_copies_of_the_same_are_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a look at one of them tells what matters in all, and of what that is little is left to look at."""
+    monkeypatch.setattr(coarse, "MOST_KINDS", 40)
+    automaton = build(regex_language("(x[ab]{1,3}y){1,60}"), vocabulary_of([None, None, None, None, *TOKENS]))
+    lattice = Lattice(automaton)
+    arcs, kinds = automaton.arcs, lattice._kinds
+    assert 5 < kinds.max() + 1 <= 40 < automaton.num_states / 4
+    labels: dict[int, set[tuple[int, ...]]] = {}
+    for state in range(automaton.num_states):
+        labels.setdefault(int(kinds[state]), set()).add(tuple(arcs.label[arcs.source == state].tolist()))
+    assert all(len(each) == 1 for each in labels.values())
+    rng = np.random.default_rng(0)
+    for scale in (0.3, 8.0):
+        few, many = all_arcs(lattice, monkeypatch, 0, 64, 30)
+        best, totals = label_weights(automaton, rng.normal(size=(64, 4 + len(TOKENS))) * scale)
+        assert many._coarse.helps
+        looked = many._coarse.weigh(best, totals)
+        assert looked is not None
+        check_path(automaton, looked[0], 0, 30, lattice.tail)
+        check_same(Paths(*looked), few.weigh(best, totals), best, 1e-6)
+
+
 def test_the_best_path_may_be_next_to_impossible(monkeypatch: pytest.MonkeyPatch) -> None:
     """All the texts of a thousand tokens outweigh by far a short one that is better than each of them."""
     automaton = build(regex_language("x|a{12}"), vocabulary_of([None, None, None, None, b"x", *[b"a"] * 1000]))
-    few, many = all_arcs(Lattice(automaton), monkeypatch, 0, 13, 0)
+    monkeypatch.setattr(coarse, "LEAST_GAIN", 0)
+    lattice = Lattice(automaton)
+    lattice._kinds = np.zeros(automaton.num_states, np.int64)
+    few, many = all_arcs(lattice, monkeypatch, 0, 13, 0)
     logits = np.zeros((13, 1005))
     logits[0, 4] = -20
     best, totals = label_weights(automaton, logits)
     letters, x, end, tail = range(4)
-    looked = many._near.weigh(best, totals, np.array([*[letters] * 12, end]), 10**6)
-    assert looked is not None
-    assert looked[0].tolist() == [x, end, *[tail] * 11]
-    assert looked[2][0, x] < 1e-20
-    check_same(Paths(*looked), few.weigh(best, totals), best, 1e-9)
+    near_last = many._near.weigh(best, totals, np.array([*[letters] * 12, end]), 10**6)
+    for looked in (near_last, many._coarse.weigh(best, totals)):
+        assert looked is not None
+        assert looked[0].tolist() == [x, end, *[tail] * 11]
+        assert looked[2][0, x] < 1e-20
+        check_same(Paths(*looked), few.weigh(best, totals), best, 1e-9)
 
 
 def test_a_known_path_that_is_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
