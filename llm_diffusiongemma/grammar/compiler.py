@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ConstraintError
 from .alternatives import expand, independent
+from .dfa import ByteDFA
 from .dialects import Schema, refs_stand_alone
 from .language import NOTHING, Language, StateLimitError, embed, intersection, minimal_dfa, unite
 from .layout import Layout
@@ -22,6 +23,9 @@ from .values import value_language
 
 # Places and choices that are looked at before a schema counts as too large. Each stands for some states.
 MAX_VISITS = 5000
+
+# What is made of automata, by their difference and intersection, takes so many states for as long as one place.
+MADE_STATES_OF_VISIT = 8
 
 # What leaves several ways, of which one that is refused is left out.
 CHOICES = ("anyOf", "oneOf", "if", "not")
@@ -54,6 +58,8 @@ class Compiler:
         # Likewise: the complement of a schema among objects of some properties, and the values of properties.
         self.complements: dict[tuple[int, tuple[str, ...]], tuple[Schema, list[Schema]]] = {}
         self.settled: dict[tuple[int, ...], tuple[Conjunction, list[Any] | None]] = {}
+        # What has been made of automata and counted.
+        self.paid: set[Any] = set()
         # The first place where each branch of a oneOf is part of the others.
         self.exhausted: Place | None = None
         self.obeyed = READ_BESIDE | set(validator.VALIDATORS)
@@ -95,7 +101,7 @@ class Compiler:
         visits = self.visits
         groups = () if free else independent(self, conjunction, place)
         if groups:
-            language = embed(reduce(intersection, [minimal_dfa(self._any_way(group, place)) for group in groups]))
+            language = embed(reduce(self._in_both, [self._made(self._any_way(group, place)) for group in groups]))
         else:
             # What has been looked at in vain is looked at once more, and counted then.
             self.visits = visits
@@ -171,11 +177,34 @@ class Compiler:
         self.lower(keyword, len(ways), len(found), place)
         return language
 
+    def _made(self, language: Language) -> ByteDFA:
+        dfa = minimal_dfa(language)
+        self.made(dfa, dfa.dead)
+        return dfa
+
+    def _in_both(self, first: ByteDFA, second: ByteDFA) -> ByteDFA:
+        both = intersection(first, second)
+        self.made(both, both.dead)
+        return both
+
     def visit(self) -> None:
         """Count one more place or choice. Raises `StateLimitError` if there are too many."""
         self.visits += 1
+        self._check_visits()
+
+    def _check_visits(self) -> None:
         if self.visits > MAX_VISITS:
             raise StateLimitError(f"more than {MAX_VISITS:,} places and choices to be looked at")
+
+    def made(self, what: Any, states: int) -> None:
+        """Count the states of what is made before anything is drawn, once for the same `what`.
+
+        Raises `StateLimitError` if there are too many.
+        """
+        if what not in self.paid:
+            self.paid.add(what)
+            self.visits += states // MADE_STATES_OF_VISIT
+            self._check_visits()
 
     def alternatives(self, conjunction: Conjunction, place: Place) -> list[tuple[Alternative, Place]]:
         """The ways to fulfil a conjunction, each as keyword dictionaries without choices left to make."""

@@ -16,7 +16,15 @@ from .compiler import Compiler
 from .dfa import ByteDFA
 from .dialects import objects
 from .formats import LONGEST_NAMES
-from .language import MAX_STATES, Language, StateLimitError, drawn_dfa, drawn_states, minimal_dfa
+from .language import (
+    MAX_ESTIMATED_STATES,
+    MAX_STATES,
+    Drawn,
+    Language,
+    StateLimitError,
+    estimated_states,
+    minimal_dfa,
+)
 from .layout import Layout
 from .places import LIMITS, Conjunction, Limits, Place
 
@@ -53,7 +61,7 @@ _LIMIT_OF = {
 class _Found(NamedTuple):
     limits: Limits
     compiler: Compiler
-    language: Language
+    drawn: Drawn
 
 
 class _Tries:
@@ -83,19 +91,20 @@ class _Tries:
         mattering = self.that_matter(limits)
         if any(_is_within(each, mattering) and most <= tried for each, tried in self.failed):
             return None
-        drawn = MAX_STATES
+        states = MAX_STATES
         try:
             compiler, language = self.compile(limits)
             if not compiler.lowered and not compiler.cuts:
                 most = WHOLE_STATES
-            drawn = most
-            drawn = drawn_states(language, most)
+            states = most
+            drawn = Drawn(language, most)
+            states = drawn.num_states
         except StateLimitError:
-            self.failed.append((mattering, drawn))
+            self.failed.append((mattering, states))
             return None
         finally:
-            self.work += drawn
-        return _Found(limits, compiler, language)
+            self.work += states
+        return _Found(limits, compiler, drawn)
 
     def that_matter(self, limits: Limits) -> Limits:
         """The same without what nothing in the schema goes beyond: those that are equal then keep the same."""
@@ -144,15 +153,19 @@ def fit(validator: Any) -> tuple[Compiler, ByteDFA]:
     found = tries.fit(LIMITS[0])
     if found is None:
         # What is hopeless under the tightest limits is so under all others. Merging seldom takes half of it away.
-        drawn_states(tries.compile(LIMITS[-1])[1], 2 * MAX_STATES)
-        found = _first_that_fits(tries)
-        if found is not None:
-            found = _raised(tries, found)
-    if found is not None:
-        # What is drawn may be less than what comes of it.
-        with contextlib.suppress(StateLimitError):
-            return found.compiler, drawn_dfa(found.language)
-    # ... or more.
+        compiler, language = tries.compile(LIMITS[-1])
+        tightest = Drawn(language, 2 * MAX_STATES)
+        if tightest.num_states <= MAX_STATES:
+            found = _first_that_fits(tries)
+        if found is None:
+            # What is drawn may be more than what comes of it ...
+            if estimated_states(language) > MAX_ESTIMATED_STATES:
+                raise StateLimitError
+            return compiler, tightest.dfa()
+        found = _raised(tries, found)
+    # ... or less.
+    with contextlib.suppress(StateLimitError):
+        return found.compiler, found.drawn.dfa()
     compiler, language = tries.compile(LIMITS[-1])
     return compiler, minimal_dfa(language)
 

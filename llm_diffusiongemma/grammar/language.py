@@ -191,8 +191,7 @@ def drawn_dfa(language: Language, most: int = MAX_DRAWN_STATES) -> ByteDFA:
 
     For what is mostly the same objects in many places, which an estimate counts in each. Raises `StateLimitError`.
     """
-    drawing = _Drawing(most)
-    return _limited(*drawing.determinise(drawing.draw(language, _END)))
+    return Drawn(language, most).dfa(most)
 
 
 def estimated_states(language: Language) -> int:
@@ -236,15 +235,23 @@ def estimated_states(language: Language) -> int:
     return states(language)
 
 
-def drawn_states(language: Language, most: int) -> int:
-    """About how many states the language's automaton has, without making it.
+class Drawn:
+    """A language on its way to its automaton, of which it is known about how large that will be.
 
-    There are more of them before they are merged, and fewer before choices that begin alike are told apart.
-    Raises `StateLimitError` if there are more than `most`.
+    - `num_states`: there are more of them before they are merged, and fewer before choices that begin alike are
+      told apart.
     """
-    drawing = _Drawing(most)
-    drawing.draw(language, _END)
-    return drawing.num_states
+
+    def __init__(self, language: Language, most: int) -> None:
+        """Raises `StateLimitError` if there are more than `most` states."""
+        self._drawing = _Drawing(most)
+        self._start = self._drawing.draw(language, _END)
+        self.num_states = self._drawing.num_states
+
+    def dfa(self, most: int = MAX_DRAWN_STATES) -> ByteDFA:
+        """The minimal automaton, if no more than `most` states are drawn for it. Raises `StateLimitError`."""
+        self._drawing.most_states = most
+        return _limited(*self._drawing.determinise(self._start))
 
 
 def intersection(first: ByteDFA, second: ByteDFA) -> ByteDFA:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -26,19 +27,32 @@ class Region:
     """of the names as JSON strings, which have one text each"""
 
 
-def regions(names: ByteDFA, patterns: Collection[str], listed: Collection[str], place: Place) -> list[Region]:
+def regions(names: ByteDFA, patterns: Collection[str], listed: Collection[str], place: Place) -> Sequence[Region]:
     """All names but the listed ones, by which of the patterns are found in them.
 
     Raises `ConstraintError` for a pattern that can't be read or too many regions, and `StateLimitError`.
     """
+    for pattern in sorted(patterns):
+        _search(pattern, place)
+    found = _regions(names, frozenset(patterns), frozenset(listed))
+    if found is None:
+        raise refused("patternProperties", "its patterns overlap in too many ways", place)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _regions(names: ByteDFA, patterns: frozenset[str], listed: frozenset[str]) -> tuple[Region, ...] | None:
+    """None if there are too many."""
     if listed:
-        names = difference(names, minimal_dfa(unite([Literal(scalars.json_text(name)) for name in listed])))
+        names = difference(
+            names, minimal_dfa(unite([Literal(scalars.json_text(name)) for name in sorted(listed)]))
+        )
     if patterns:
         # What an enum has besides, a control character, is in no pattern's automaton, and may match nevertheless.
-        names = intersection(names, minimal_dfa(scalars.string()))
+        names = intersection(names, every_name())
     found = [Region(frozenset(), names)] if names.dead else []
     for pattern in sorted(patterns):
-        matching = _search(pattern, place)
+        matching = scalars.containing(pattern)
         found = [
             Region(matched, dfa)
             for region in found
@@ -49,8 +63,14 @@ def regions(names: ByteDFA, patterns: Collection[str], listed: Collection[str], 
             if dfa.dead
         ]
         if len(found) > MAX_REGIONS:
-            raise refused("patternProperties", "its patterns overlap in too many ways", place)
-    return found
+            return None
+    return tuple(found)
+
+
+@lru_cache(maxsize=1)
+def every_name() -> ByteDFA:
+    """The names of which nothing is asked."""
+    return minimal_dfa(scalars.string())
 
 
 def _search(pattern: str, place: Place) -> ByteDFA:

@@ -24,7 +24,7 @@ from .language import (
     minimal_dfa,
     unite,
 )
-from .names import Region, regions, summed
+from .names import Region, every_name, regions, summed
 from .pattern import is_found
 from .places import Alternative, Aside, Conjunction, Place, refused
 from .references import resolve
@@ -181,11 +181,14 @@ def _others(
     beside = any(schema is not False for part in parts for schema in part.get("properties", {}).values())
     if not said and not patterns and beside:
         return []
-    keys: Conjunction = ({"type": "string"}, *(part["propertyNames"] for part in parts if "propertyNames" in part))
-    inside = place.inside(".*", keys)
-    names = minimal_dfa(compiler.language(keys, inside))
+    keys: Conjunction = tuple(part["propertyNames"] for part in parts if "propertyNames" in part)
+    names = every_name()
+    if keys:
+        keys = ({"type": "string"}, *keys)
+        names = minimal_dfa(compiler.language(keys, place.inside(".*", keys)))
     found: list[Entry] = []
     for region in regions(names, patterns, listed, place):
+        compiler.made(region, region.dfa.dead)
         if region.matched or said or not patterns:
             conjunction = _asked(compiler, parts, None, region.matched, place)
             inside = place.inside(".*", conjunction)

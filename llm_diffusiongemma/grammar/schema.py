@@ -20,6 +20,7 @@ from .compiler import Compiler
 from .dfa import ByteDFA
 from .dialects import objects, read_schema
 from .fitting import DOCUMENT, fit
+from .garbage import without_collecting
 from .language import MAX_STATES, StateLimitError, drawn_dfa, embed, unite
 from .layout import Layout
 from .places import Limits, Place
@@ -53,6 +54,7 @@ def schema_language(schema: dict[str, Any] | bool) -> ByteDFA:
     return compile_schema(schema).dfa
 
 
+@without_collecting()
 def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
     """The documents that are valid by a schema.
 

@@ -11,7 +11,7 @@ from .arrays import array_language
 from .excepted import numbers_but, strings_but
 from .formats import FORMATS, LONGEST_NAMES, longest_name
 from .keywords import SCALARS, bounds_of, judged, largest_of, smallest_of, types_of, values_of, without
-from .language import MAX_STATES, NOTHING, Language, Literal, StateLimitError, same_language, unite
+from .language import MAX_STATES, NOTHING, Embedded, Language, Literal, StateLimitError, same_language, unite
 from .negation import NOT_MULTIPLE, NOT_PATTERN, NOT_POSSIBLE, NOT_VALUES
 from .objects import object_language
 from .places import LIMITS, Alternative, Place, refused
@@ -99,10 +99,13 @@ def string_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
     formats = frozenset(part["format"] for part in parts if part.get("format") in FORMATS)
     # What has none of these names is the same under all limits.
     longest = compiler.limits.name if formats & LONGEST_NAMES.keys() else scalars.LONGEST_NAME
+    asked_for = least, most, patterns, formats, longest
     try:
-        text = scalars.string(least, most, patterns, formats, longest)
+        text = scalars.string(*asked_for)
     except ConstraintError as error:
         raise ConstraintError(f"The keyword pattern at {place.path} can't be guaranteed: {error}") from None
+    if isinstance(text, Embedded) and (least or most is not None):
+        compiler.made(asked_for, text.dfa.dead)
     if asked is not None and most is not None and most < asked:
         unbounded = scalars.string(least, None, patterns, formats, longest)
         if not same_language(text, unbounded):
