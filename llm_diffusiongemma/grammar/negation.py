@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 NOT_VALUES = "not enum"
 NOT_PATTERN = "not pattern"
 NOT_MULTIPLE = "not multipleOf"
+# What no keyword says of objects: some property has such a name, and such a value.
+SOME_PROPERTY = "some property"
 # What has no complement that can be written: the keyword's name.
 NOT_POSSIBLE = "not possible"
 
@@ -41,6 +43,18 @@ _COUNTS = (
     ("minItems", "maxItems", "array"),
     ("minProperties", "maxProperties", "object"),
 )
+
+
+@dataclass(frozen=True)
+class SomeProperty:
+    """Among the properties that nothing lists there is one whose name and whose value fulfil these schemas.
+
+    - `keyword`: what asks for it, for people.
+    """
+
+    name: Schema
+    value: Schema
+    keyword: str
 
 
 @dataclass(frozen=True)
@@ -231,20 +245,26 @@ def _objects(compiler: Compiler, part: Part, names: Collection[str]) -> Iterator
         if not _nothing(schema):
             yield _has(name, {"not": schema})
     patterns = patterns_of(part)
-    # By a pattern, or by what is not listed, only names that something else lists are known.
+    # Where names are listed, no others are looked for: there are ways enough.
+    unlisted = not names
     for pattern, schema in patterns.items():
         if not _nothing(schema):
             yield from (_has(name, {"not": schema}) for name in names if is_found(pattern, name))
-            yield from _unknown("patternProperties", names)
+            if unlisted:
+                yield _some({"pattern": pattern}, {"not": schema}, "patternProperties")
     others = part.get("additionalProperties", True)
     if not _nothing(others):
         for name in names:
             if name not in own and not any(is_found(pattern, name) for pattern in patterns):
                 yield _has(name, {"not": others})
-        yield from _unknown("additionalProperties", names)
+        if unlisted:
+            excluded = [{"enum": list(own)}] if own else []
+            name = {"not": {"anyOf": [*excluded, *({"pattern": pattern} for pattern in patterns), False]}}
+            yield _some(name, {"not": others}, "additionalProperties")
     if "propertyNames" in part and not _nothing(part["propertyNames"]):
         yield from (_has(name) for name in names if not compiler.is_valid(name, [part["propertyNames"]]))
-        yield from _unknown("propertyNames", names)
+        if unlisted:
+            yield _some({"not": part["propertyNames"]}, True, "propertyNames")
     if not _nothing(part.get("unevaluatedProperties", True)):
         yield Aside({"type": "object", NOT_POSSIBLE: "unevaluatedProperties"})
     for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
@@ -256,7 +276,5 @@ def _objects(compiler: Compiler, part: Part, names: Collection[str]) -> Iterator
             yield Aside({"type": "object", "required": [name], "not": consequence})
 
 
-def _unknown(keyword: str, names: Collection[str]) -> Iterator[Schema]:
-    """Objects whose properties nothing lists would have to have one that breaks the keyword."""
-    if not names:
-        yield Aside({"type": "object", NOT_POSSIBLE: keyword})
+def _some(name: Schema, value: Schema, keyword: str) -> Schema:
+    return Aside({"type": "object", SOME_PROPERTY: SomeProperty(name, value, keyword)})

@@ -12,6 +12,7 @@ from . import scalars
 from .dialects import Part, Schema
 from .keywords import declared_of, largest_of, patterns_of, required_of, smallest_of
 from .language import (
+    EMPTY_TEXT,
     NOTHING,
     Branching,
     Language,
@@ -25,6 +26,7 @@ from .language import (
     unite,
 )
 from .names import Region, every_name, regions, summed
+from .negation import SOME_PROPERTY, SomeProperty
 from .pattern import is_found
 from .places import Alternative, Aside, Conjunction, Place, refused
 from .references import resolve
@@ -60,6 +62,12 @@ def object_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
             return NOTHING
     if most is not None and most < max(least, len(required)):
         return NOTHING
+    some = [part[SOME_PROPERTY] for part in parts if SOME_PROPERTY in part]
+    if some:
+        if len(some) > 1 or least > 1:
+            raise refused(some[0].keyword, "what a not, if or oneOf asks for can't be counted", place)
+        content = _containing(compiler, parts, members, names, some[0], most, place)
+        return compiler.layout.enclosed(b"{}", content, place.nesting, False)
     missing = max(0, least - len(members))
     others = _others(compiler, parts, names, missing > 0, place) if most is None or most > len(required) else []
     if missing and not others:
@@ -81,6 +89,8 @@ def object_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
     else:
         before = _positions(compiler, estimated_states(rest), len(members), most)
         content = Separated(tuple(members), rest, comma, max(least, 1), most, before, bool(others))
+        if least <= 1 and most is None and _may_be_reordered(compiler, [language for language, _ in members]):
+            content = unite([content, _in_any_order(members, rest, comma)])
     return compiler.layout.enclosed(b"{}", content, place.nesting, least == 0 and not required)
 
 
@@ -89,6 +99,31 @@ def _positions(compiler: Compiler, states: int, num_members: int, most: int | No
     if most is not None or states > compiler.limits.others:
         return frozenset()
     return frozenset(range(num_members if states * num_members <= compiler.limits.others else 1))
+
+
+def _may_be_reordered(compiler: Compiler, members: list[Language]) -> bool:
+    """Whether any order costs little: a member is drawn for each set of others that may stand before it."""
+    count = len(members)
+    if count < 2 or 1 << count > compiler.limits.order:
+        return False
+    return sum(map(estimated_states, members)) << count - 1 <= compiler.limits.order
+
+
+def _in_any_order(members: list[tuple[Language, bool]], rest: Language, comma: Language) -> Language:
+    """The listed members, one at least, in any order, and behind the last of them the rest."""
+    required = frozenset(number for number, (_, needed) in enumerate(members) if needed)
+    end = Repetition(concatenate(comma, rest), 0, None) if rest is not NOTHING else EMPTY_TEXT
+
+    @cache
+    def following(done: frozenset[int]) -> Language:
+        ways = [
+            concatenate(*([comma] if done else []), member, following(done | {number}))
+            for number, (member, _) in enumerate(members)
+            if number not in done
+        ]
+        return unite([*([end] if done and required <= done else []), *ways])
+
+    return following(frozenset())
 
 
 def member(compiler: Compiler, parts: Alternative, name: str, place: Place) -> Conjunction:
@@ -164,13 +199,56 @@ def _in_order(compiler: Compiler, parts: Alternative) -> dict[str, None]:
     return {name: None for name in names if name in declared}
 
 
+def _containing(
+    compiler: Compiler,
+    parts: Alternative,
+    members: list[tuple[Language, bool]],
+    listed: Collection[str],
+    some: SomeProperty,
+    most: int | None,
+    place: Place,
+) -> Language:
+    """The members, `most` of them, of objects of which one that isn't listed fulfils `some`.
+
+    It comes behind the listed ones; where they are counted, behind those that are required, and before all others.
+    """
+    if most is not None:
+        members = [each for each in members if each[1]]
+    room = None if most is None else most - len(members) - 1
+    if room is not None and room < 0:
+        return NOTHING
+
+    def entries(keys: Conjunction, value: Conjunction) -> Language:
+        found = _others(compiler, parts, listed, True, place, keys, value)
+        return unite([_entry(compiler, embed(region.dfa), language) for region, language in found])
+
+    comma, _, _ = compiler.layout.gaps(place.nesting)
+    asked = entries((some.name,), (some.value,))
+    # Of equal names the last one counts: none but others of its kind may follow under its name.
+    behind = unite([asked, entries(({"not": some.name},), ())])
+    content = concatenate(asked, Repetition(concatenate(comma, behind), 0, room))
+    if room is None:
+        content = concatenate(Repetition(concatenate(entries((), ()), comma), 0, None), content)
+    if not members:
+        return content
+    together = concatenate(Separated(tuple(members), None, comma, 1, None), comma, content)
+    return together if any(needed for _, needed in members) else unite([content, together])
+
+
 def _others(
-    compiler: Compiler, parts: Alternative, listed: Collection[str], demanded: bool, place: Place
+    compiler: Compiler,
+    parts: Alternative,
+    listed: Collection[str],
+    demanded: bool,
+    place: Place,
+    names_too: Conjunction = (),
+    values_too: Conjunction = (),
 ) -> list[Entry]:
     """The properties that the schemas don't list.
 
     They are written where the schemas say something of them: by a pattern that matches, by what they allow to be
-    additional or unevaluated, or by demanding more properties than they list. And if none is listed at all.
+    additional or unevaluated, or by demanding more properties than they list. And if none is listed at all. What
+    their names and values must fulfil besides can be given.
     """
     patterns = {pattern for part in parts for pattern in patterns_of(part)}
     said = demanded or any(
@@ -181,7 +259,8 @@ def _others(
     beside = any(schema is not False for part in parts for schema in part.get("properties", {}).values())
     if not said and not patterns and beside:
         return []
-    keys: Conjunction = tuple(part["propertyNames"] for part in parts if "propertyNames" in part)
+    said_of_names = [part["propertyNames"] for part in parts if "propertyNames" in part]
+    keys: Conjunction = (*said_of_names, *names_too)
     names = every_name()
     if keys:
         keys = ({"type": "string"}, *keys)
@@ -190,7 +269,7 @@ def _others(
     for region in regions(names, patterns, listed, place):
         compiler.made(region, region.dfa.dead)
         if region.matched or said or not patterns:
-            conjunction = _asked(compiler, parts, None, region.matched, place)
+            conjunction = (*_asked(compiler, parts, None, region.matched, place), *values_too)
             inside = place.inside(".*", conjunction)
             if beside and conjunction and all(schema in (True, {}) for schema in conjunction):
                 # That anything may stand beside what is listed says little more than nothing.

@@ -34,7 +34,9 @@ class Limits:
     - `name`: the longest host name, and the longest name before the @ of an e-mail address;
     - `others`: about how many states the properties that an object doesn't list may cost before the first and,
       in each place, between those that it lists; they can always stand behind them;
-    - `distinct`: about how many states the items of an array may cost to be kept different in any order.
+    - `distinct`: about how many states the items of an array may cost to be kept different in any order;
+    - `order`: about how many states an object may take for its properties to come in any order. None but what is
+      small anyway has room for that (see `schema.py`).
     """
 
     depth: int
@@ -44,6 +46,7 @@ class Limits:
     name: int
     others: int
     distinct: int
+    order: int = 0
 
 
 # From the most generous ones on, until the automaton is small enough: first what is far beyond use is lowered,

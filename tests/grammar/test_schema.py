@@ -247,7 +247,7 @@ KEYWORDS: list[tuple[str, Any, list[str], list[str]]] = [
         "properties",
         OBJECT | AB,
         ["{}", '{"a": 1}', '{"b": 1}', '{"a": 1, "b": 2}'],
-        ['{"b": 1, "a": 2}', '{"c": 1}'],
+        ['{"b": 1, "a": 2, "b": 1}', '{"c": 1}'],
     ),
     ("required", OBJECT | AB | {"required": ["b"]}, ['{"b": 1}', '{"a":1,"b":1}'], ["{}", '{"a": 1}']),
     (
@@ -544,7 +544,10 @@ def comb(levels: int) -> dict[str, Any]:
     ("schema", "cause"),
     [
         ({"type": "array", "not": {"uniqueItems": True}}, "keyword uniqueItems "),
-        ({"type": "object", "not": {"patternProperties": {"a": {}, "b": False}}}, "keyword patternProperties "),
+        (
+            {"type": "object", "not": {"patternProperties": {"a": False}}, "minProperties": 2},
+            "keyword patternProperties ",
+        ),
         ({"type": "integer", "not": {"multipleOf": 0.3}}, "keyword multipleOf "),
         ({"$dynamicRef": "#x"}, r"\$dynamicRef"),
         ({"$ref": "https://example.com/schema.json"}, r"\$ref 'https://example.com"),
