@@ -24,6 +24,9 @@ from .values import value_language
 # Places and choices that are looked at before a schema counts as too large. Each stands for some states.
 MAX_VISITS = 5000
 
+# Where something can still be lowered there is no point in so many.
+MAX_VISITS_OF_TRY = 3000
+
 # What is made of automata, by their difference and intersection, takes so many states for as long as one place.
 MADE_STATES_OF_VISIT = 8
 
@@ -37,12 +40,13 @@ READ_BESIDE = {"then", "else", "minContains", "maxContains", "exclusiveMinimum",
 class Compiler:
     """One schema under one set of limits, in one layout."""
 
-    def __init__(self, validator: Any, limits: Limits, layout: Layout) -> None:
+    def __init__(self, validator: Any, limits: Limits, layout: Layout, max_visits: int = MAX_VISITS) -> None:
         self.validator = validator
         self.root: Schema = validator.schema
         self.limits = limits
         self.layout = layout
         self.visits = 0
+        self.max_visits = max_visits
         self.comparisons = 0
         # How often recursion was cut, and the first place where nothing is possible.
         self.cuts = 0
@@ -193,8 +197,8 @@ class Compiler:
         self._check_visits()
 
     def _check_visits(self) -> None:
-        if self.visits > MAX_VISITS:
-            raise StateLimitError(f"more than {MAX_VISITS:,} places and choices to be looked at")
+        if self.visits > self.max_visits:
+            raise StateLimitError(f"more than {self.max_visits:,} places and choices to be looked at")
 
     def made(self, what: Any, states: int) -> None:
         """Count the states of what is made before anything is drawn, once for the same `what`.

@@ -12,7 +12,7 @@ import math
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
-from .compiler import Compiler
+from .compiler import MAX_VISITS, MAX_VISITS_OF_TRY, Compiler
 from .dfa import ByteDFA
 from .dialects import objects
 from .formats import LONGEST_NAMES
@@ -73,12 +73,16 @@ class _Tries:
         self.most = _most_that_matters(validator.schema)
         self.compiled: dict[Limits, tuple[Compiler, Language]] = {}
         self.failed: list[tuple[Limits, int]] = []
+        # As many states are drawn under the tightest limits.
+        self.least = 0
 
     def compile(self, limits: Limits) -> tuple[Compiler, Language]:
         """Raises `StateLimitError`."""
         limits = self.that_matter(limits)
         if limits not in self.compiled:
-            compiler = Compiler(self.validator, limits, Layout.ONE_LINE)
+            last = limits == self.that_matter(LIMITS[-1])
+            most = MAX_VISITS if last else MAX_VISITS_OF_TRY
+            compiler = Compiler(self.validator, limits, Layout.ONE_LINE, most)
             try:
                 self.compiled[limits] = compiler, compiler.language(DOCUMENT, Place())
             finally:
@@ -89,6 +93,9 @@ class _Tries:
         """What is kept within limits, if it is small enough by what is drawn of it."""
         most = _most_states(limits)
         mattering = self.that_matter(limits)
+        if self.least > max(most, WHOLE_STATES):
+            self.work += most
+            return None
         if any(_is_within(each, mattering) and most <= tried for each, tried in self.failed):
             return None
         states = MAX_STATES
@@ -155,7 +162,8 @@ def fit(validator: Any) -> tuple[Compiler, ByteDFA]:
         # What is hopeless under the tightest limits is so under all others. Merging seldom takes half of it away.
         compiler, language = tries.compile(LIMITS[-1])
         tightest = Drawn(language, 2 * MAX_STATES)
-        if tightest.num_states <= MAX_STATES:
+        tries.least = tightest.num_states
+        if tries.least <= MAX_STATES:
             found = _first_that_fits(tries)
         if found is None:
             # What is drawn may be more than what comes of it ...

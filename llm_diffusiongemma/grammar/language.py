@@ -333,10 +333,14 @@ class _Drawing:
                 return state
 
     def _new_state(self) -> int:
-        self.num_states += 1
+        self._take(1)
+        return self.num_states - 1
+
+    def _take(self, count: int) -> None:
+        """So many numbers more are of states."""
+        self.num_states += count
         if self.num_states > self.most_states:
             raise StateLimitError
-        return self.num_states - 1
 
     def _read(self, mask: Mask, following: int) -> int:
         """The node that any byte of a set leads on from."""
@@ -354,13 +358,9 @@ class _Drawing:
         distinct = set(states)
         if len(distinct) == 1:
             return distinct.pop()
-        elements: set[int] = set()
-        for state in distinct:
-            if state in self.sets:
-                elements |= self.sets[state]
-            else:
-                elements.add(state)
-        return self._set(frozenset(elements))
+        if self.sets.keys().isdisjoint(distinct):
+            return self._set(frozenset(distinct))
+        return self._set(frozenset[int]().union(*[self.sets.get(state, (state,)) for state in distinct]))
 
     def _either(self, one: int, other: int) -> int:
         if one == other or other == _NOWHERE:
@@ -442,8 +442,15 @@ class _Drawing:
 
     def _embed(self, dfa: ByteDFA, leading: dict[int, int]) -> int:
         """An automaton's start, where some of its states lead on to those outside."""
-        nodes = [self._new_state() if row else _NOWHERE for row in dfa.rows]
-        states = [self._either(node, leading.get(state, _NOWHERE)) for state, node in enumerate(nodes)]
+        nodes: list[int] = []
+        free = self.num_states
+        for row in dfa.rows:
+            nodes.append(free if row else _NOWHERE)
+            free += bool(row)
+        self._take(free - self.num_states)
+        states = nodes.copy()
+        for state, following in leading.items():
+            states[state] = self._either(nodes[state], following)
         for node, row in zip(nodes, dfa.rows, strict=True):
             if row:
                 self.rows[node] = [(mask, states[target]) for mask, target in row]
@@ -507,7 +514,10 @@ class _Drawing:
         targets: dict[Mask, list[int]] = {}
         for node in self.sets.get(state, ()):
             for mask, target in self.rows.get(node, ()):
-                targets.setdefault(mask, []).append(target)
+                if mask in targets:
+                    targets[mask].append(target)
+                else:
+                    targets[mask] = [target]
         covered = 0
         for mask in targets:
             if covered & mask:

@@ -46,9 +46,16 @@ def shortest_accepted(rows: Sequence[Row], accepting: Sequence[bool]) -> npt.NDA
     """The bytes of the shortest text that is accepted from each state, `[states]`; -1 where none is."""
     sources = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     targets = np.array([target for row in rows for _, target in row], np.int64)
+    return shortest_ways(sources, targets, accepting)
+
+
+def shortest_ways(
+    sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], accepting: Sequence[bool]
+) -> npt.NDArray[np.int64]:
+    """The same by where each arc, `[arcs]`, comes from and leads."""
     order = np.argsort(targets, kind="stable")
     before = sources[order].tolist()
-    first = np.searchsorted(targets[order], np.arange(len(rows) + 1)).tolist()
+    first = np.searchsorted(targets[order], np.arange(len(accepting) + 1)).tolist()
     length = [0 if accepts else -1 for accepts in accepting]
     queue = [state for state, accepts in enumerate(accepting) if accepts]
     for state in queue:

@@ -6,9 +6,10 @@ import random
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from .dfa import ByteDFA
-from .minimal import shortest_accepted
+from .minimal import shortest_ways
 
 
 def random_texts(dfa: ByteDFA, count: int, seed: int = 0, soft_length: int = 60) -> Iterator[bytes]:
@@ -18,7 +19,7 @@ def random_texts(dfa: ByteDFA, count: int, seed: int = 0, soft_length: int = 60)
     walk takes the shortest way out.
     """
     rng = random.Random(seed)
-    distance = shortest_accepted(dfa.rows, dfa.accepting.tolist()[:-1]).tolist()
+    distance = shortest_ways(*_arcs(dfa), dfa.accepting.tolist()).tolist()
     known: dict[int, dict[int, list[int]]] = {}
     for _ in range(count):
         state, text = 0, bytearray()
@@ -36,6 +37,12 @@ def random_texts(dfa: ByteDFA, count: int, seed: int = 0, soft_length: int = 60)
             text.append(rng.choice(ways[target]))
             state = target
         yield bytes(text)
+
+
+def _arcs(dfa: ByteDFA) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where each move comes from and leads that is not to the dead state."""
+    states, kinds = np.nonzero(dfa.moves != dfa.dead)
+    return states, dfa.moves[states, kinds].astype(np.int64)
 
 
 def _ways(dfa: ByteDFA, state: int) -> dict[int, list[int]]:

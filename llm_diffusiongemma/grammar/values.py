@@ -105,7 +105,8 @@ def string_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
     except ConstraintError as error:
         raise ConstraintError(f"The keyword pattern at {place.path} can't be guaranteed: {error}") from None
     if isinstance(text, Embedded) and (least or most is not None):
-        compiler.made(asked_for, text.dfa.dead)
+        # Each pattern is a product of its own.
+        compiler.made(asked_for, text.dfa.dead * max(1, len(patterns)))
     if asked is not None and most is not None and most < asked:
         unbounded = scalars.string(least, None, patterns, formats, longest)
         if not same_language(text, unbounded):

@@ -1,0 +1,73 @@
+"""What a schema may take before anything is drawn, and what the process is left as."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import pytest
+
+from llm_diffusiongemma.grammar.compiler import MADE_STATES_OF_VISIT, MAX_VISITS, Compiler
+from llm_diffusiongemma.grammar.dialects import read_schema
+from llm_diffusiongemma.grammar.fitting import DOCUMENT
+from llm_diffusiongemma.grammar.garbage import without_collecting
+from llm_diffusiongemma.grammar.language import StateLimitError
+from llm_diffusiongemma.grammar.layout import Layout
+from llm_diffusiongemma.grammar.places import LIMITS, Place
+from llm_diffusiongemma.grammar.schema import compile_schema
+
+
+def compiler_of(schema: Any) -> Compiler:
+    return Compiler(read_schema(schema), LIMITS[-1], Layout.ONE_LINE)
+
+
+def visits(schema: Any) -> int:
+    compiler = compiler_of(schema)
+    compiler.language(DOCUMENT, Place())
+    return compiler.visits
+
+
+def test_what_is_made_counts_once() -> None:
+    compiler = compiler_of(True)
+    for what in ("one", "one", "other"):
+        compiler.made(what, 10 * MADE_STATES_OF_VISIT)
+    assert compiler.visits == 20
+    with pytest.raises(StateLimitError, match="places and choices"):
+        compiler.made("much", MAX_VISITS * MADE_STATES_OF_VISIT)
+
+
+def test_products_count_the_same_whatever_has_been_made_before() -> None:
+    counted = {"type": "string", "maxLength": 24}
+    product = {**counted, "pattern": "^(a|bc)*$"}
+    twice = {"type": "object", "properties": {"a": product, "b": {**product}}}
+    first = visits(product)
+    assert first == visits(product) > visits(counted)
+    assert visits(twice) < 2 * first
+
+
+def test_the_collector_wakes_when_the_last_one_goes() -> None:
+    inside, done = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with without_collecting():
+            inside.set()
+            done.wait(60)
+
+    other = threading.Thread(target=wait)
+    other.start()
+    assert inside.wait(60)
+    compile_schema({"type": "null"})
+    assert not gc.isenabled()
+    done.set()
+    other.join(60)
+    assert gc.isenabled()
+
+
+def test_a_collector_that_was_at_rest_stays_so() -> None:
+    gc.disable()
+    try:
+        compile_schema({"type": "null"})
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
