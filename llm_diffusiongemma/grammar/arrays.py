@@ -29,6 +29,7 @@ from .language import (
     EMPTY_TEXT,
     MAX_STATES,
     NOTHING,
+    Branching,
     Embedded,
     Language,
     Literal,
@@ -38,7 +39,6 @@ from .language import (
     concatenate,
     drawn_dfa,
     embed,
-    minimal_dfa,
     optional,
     unite,
 )
@@ -68,7 +68,7 @@ class Contained:
 
 
 # Ways to keep items different (see `Distinct`), from the most to the least free.
-LEVELS = ((16, 8, 8), (8, 8, 8), (8, 8), (4, 4), (8,), (2, 2), (2,))
+LEVELS = ((16, 8, 8, 8), (16, 8, 8), (8, 8, 8), (8, 8), (4, 4), (8,), (2, 2), (2,))
 
 # For items of which one is an array or object at most, whatever the others are.
 MIXED_STATES = 4096
@@ -104,10 +104,8 @@ class Distinct:
     """
 
     levels: tuple[int, ...]
-    classes: Callable[[Language, int], Sequence[Language]]
-    """the texts of a language by their class, modulo a number"""
     listed: Sequence[Language] | None = None
-    """all values, if the schema lists them"""
+    """all values, each of a class of its own, if the schema lists them"""
 
     @property
     def most(self) -> int:
@@ -262,7 +260,8 @@ def _held_together(
                 raise
         raise refused("maxContains", "items that it counts can't be told from others", place)
 
-    def steps(state: _State) -> Iterator[tuple[Language, _State]]:
+    def steps(state: _State) -> Iterator[tuple[Language, _State | None]]:
+        """The next item and the state behind it; None if what follows is part of it."""
         index, counts, before = state
         if index == most:
             return
@@ -273,10 +272,23 @@ def _held_together(
             if distinct is None:
                 yield item, (*after, before)
                 continue
-            for number, members in enumerate(distinct.classes(item, distinct.modulus(before))):
-                following = distinct.follow(before, number)
-                if following is not None:
-                    yield members, (*after, following)
+            modulus = distinct.modulus(before)
+            following = [distinct.follow(before, number) for number in range(modulus)]
+            if distinct.listed is not None or modulus == 1:
+                members = [item] if distinct.listed is None else distinct.listed
+                for one, known_then in zip(members, following, strict=True):
+                    if known_then is not None:
+                        yield one, (*after, known_then)
+                continue
+            classes = classes_of(item, modulus)
+            exits = [
+                (ends, behind((*after, known_then)))
+                for ends, known_then in zip(classes.ends, following, strict=True)
+                if known_then is not None and ends
+            ]
+            exits = [each for each in exits if each[1] is not NOTHING]
+            if exits:
+                yield Branching(classes.dfa, tuple(exits)), None
 
     def end(state: _State) -> Language:
         done = state[0] >= least and all(
@@ -300,7 +312,13 @@ def _held_together(
                 known[state] = unite([end(state), concatenate(comma, others)])
                 return known[state]
             ways = list(steps(state))
-            others = unite([concatenate(item, behind(after)) for item, after in ways if after != state])
+            others = unite(
+                [
+                    item if after is None else concatenate(item, behind(after))
+                    for item, after in ways
+                    if after != state
+                ]
+            )
             again = unite([item for item, after in ways if after == state])
             rest = unite([end(state), concatenate(comma, others)])
             if again is not NOTHING:
@@ -311,7 +329,7 @@ def _held_together(
     start: _State = (0, (0,) * len(contained), (0, frozenset()))
 
     def content() -> Language:
-        return unite([concatenate(item, behind(after)) for item, after in steps(start)])
+        return unite([item if after is None else concatenate(item, behind(after)) for item, after in steps(start)])
 
     if distinct is None:
         return content()
@@ -320,10 +338,10 @@ def _held_together(
         made = in_order(0, 0)
     elif distinct.listed is not None and len(distinct.listed) <= FEW_VALUES:
         made = embed(drawn_dfa(content()))
-    elif distinct.classes is not classes_of:
+    elif distinct.listed is not None or distinct.levels == (1,):
         made = content()
     elif contained or items.fixed or items.language(0) is NOTHING:
-        made = embed(minimal_dfa(content()))
+        made = embed(drawn_dfa(content()))
     else:
         values = values_of_language(items.language(0))
         layout, level = compiler.layout, compiler.layout.level(place.nesting)
@@ -337,7 +355,7 @@ def _made(key: Any, content: Callable[[], Language]) -> Language:
     """The automaton of what is equal for equal keys: lists of tags come up again and again."""
     made = _MADE.get(key)
     if made is None:
-        made = embed(minimal_dfa(content()))
+        made = embed(drawn_dfa(content()))
         while len(_MADE) >= MAX_MADE:
             _MADE.pop(next(iter(_MADE)), None)
         _MADE[key] = made
@@ -360,7 +378,7 @@ def _distinct(
     if kinds <= {"array", "object"}:
         if kinds:
             compiler.lower("uniqueItems", wanted, 1, place)
-        return Distinct((1,), lambda language, _: (language,))
+        return Distinct((1,))
     if len(every) == 1 and not contained:
         members = _listed(compiler, every[0], alternatives, kinds)
         if members is not None:
@@ -368,7 +386,7 @@ def _distinct(
             wanted = count if asked is None else min(count, asked)
             free = _free_items(members, wanted, most_states)
             compiler.lower("uniqueItems", wanted, free, place)
-            return Distinct((count,) * free, lambda *_: members, members)
+            return Distinct((count,) * free, members)
     if kinds & {"array", "object"}:
         most_states = min(most_states, MIXED_STATES)
     lengths = [smallest_of(each, "maxLength", 0) for each in alternatives if "string" in types_of(each)]
@@ -385,7 +403,7 @@ def _distinct(
         return max((size_of_class(language, modulus) for language in languages), default=0)
 
     for levels in LEVELS:
-        distinct = Distinct(levels[:asked], classes_of)
+        distinct = Distinct(levels[:asked])
         if (
             least <= distinct.most
             and distinct.states(lambda _: smallest, least) <= most_states
@@ -396,7 +414,7 @@ def _distinct(
     if least > 1:
         raise refused("uniqueItems", f"{least} of its items can't be kept different", place, _FEWER)
     compiler.lower("uniqueItems", wanted, 1, place)
-    return Distinct((1,), lambda language, _: (language,))
+    return Distinct((1,))
 
 
 def _listed(

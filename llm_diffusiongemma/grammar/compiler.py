@@ -51,6 +51,8 @@ class Compiler:
         # How often recursion was cut, and the first place where nothing is possible.
         self.cuts = 0
         self.impossible: str | None = None
+        # Whether values of any kind were not allowed to nest any deeper.
+        self.too_deep = False
         self.lowered: dict[tuple[str, int, int], Lowered] = {}
         # By identity, of which the first value of each entry takes care: as long as it lives no other has it.
         self.known: dict[Any, tuple[Conjunction, list[tuple[Alternative, Place]], int]] = {}

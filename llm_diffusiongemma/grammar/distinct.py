@@ -8,6 +8,7 @@ end (`item1`, `item2`) does so last.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +17,6 @@ import numpy.typing as npt
 from .dfa import ByteDFA
 from .language import (
     ALL_BYTES,
-    Embedded,
     Language,
     Literal,
     OneByte,
@@ -44,6 +44,9 @@ LARGE = 100
 
 _FACTOR = 5
 
+# Bytes that stand for classes behind a value: none is in the text of one, which may be indented.
+_MARKS = bytes([*range(0x0A), *range(0x0B, 0x20), 0xFF])
+
 # What is in no string or number: the only values of their text. Arrays and objects may have many texts, and are of
 # one class.
 _FIRST_BYTES = {b"[": 0, b"{": 0, b"n": 1, b"t": 2, b"f": 3}
@@ -63,20 +66,41 @@ class _Values:
         return hash(self.key)
 
 
-def classes_of(language: Language, count: int) -> tuple[Language, ...]:
-    """The values of a language in `count` classes, a power of two. Values of two classes are never equal.
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """The values of a language in classes. Values of two classes are never equal.
+
+    - `dfa`: reads them; what it accepts is not told by itself;
+    - `ends`: the states in which a value of each class ends.
+    """
+
+    dfa: ByteDFA
+    ends: tuple[frozenset[int], ...]
+
+
+def classes_of(language: Language, count: int) -> Classes:
+    """The values of a language in `count` classes, a power of two up to 32.
 
     Numbers with an exponent or a fraction that ends in zero are left out. So are decimals of more than 15 digits.
     Raises `StateLimitError`.
     """
-    values = values_of_language(language)
-    return tuple(_class(values, count, number) for number in range(count))
+    return _classes(values_of_language(language), count)
+
+
+@lru_cache(maxsize=64)
+def _size_of_class(values: _Values, count: int) -> int:
+    classes = _classes(values, count)
+    sizes = []
+    for ends in classes.ends[:2]:
+        accepting = np.zeros(len(classes.dfa.accepting), np.bool_)
+        accepting[list(ends)] = True
+        sizes.append(intersection(replace(classes.dfa, accepting=accepting), values.dfa).dead)
+    return max(sizes)
 
 
 def size_of_class(language: Language, count: int) -> int:
     """About how many states a class of them has."""
-    sizes = (_class(values_of_language(language), count, number) for number in (0, 1))
-    return max((each.dfa.dead for each in sizes if isinstance(each, Embedded)), default=0)
+    return _size_of_class(values_of_language(language), count)
 
 
 def least_size(language: Language) -> int:
@@ -90,20 +114,25 @@ def values_of_language(language: Language) -> _Values:
     return _Values(intersection(minimal_dfa(language), _one_text_each()))
 
 
-@lru_cache(maxsize=256)
-def _class(values: _Values, count: int, number: int) -> Language:
-    return embed(intersection(values.dfa, _texts_of_class(count, _counted_length(values, count), number)))
-
-
 @lru_cache(maxsize=64)
-def _counted_length(values: _Values, count: int) -> int | None:
-    """On how many characters of a string its class hangs, so that classes are small."""
+def _classes(values: _Values, count: int) -> Classes:
+    marked = _marked(values, count, None)
     if values.dfa.dead > LARGE:
-        return COUNTED_LENGTH
-    whole, beginnings = (
-        intersection(values.dfa, _texts_of_class(count, longest, 1)).dead for longest in (None, COUNTED_LENGTH)
-    )
-    return None if whole <= beginnings else COUNTED_LENGTH
+        marked = _marked(values, count, COUNTED_LENGTH)
+    else:
+        shorter = _marked(values, count, COUNTED_LENGTH)
+        marked = marked if marked.dead <= shorter.dead else shorter
+    moves = marked.moves[:, marked.byte_kind]
+    marks = list(_MARKS[:count])
+    ends = tuple(frozenset(np.flatnonzero(moves[:, each] != marked.dead).tolist()) for each in marks)
+    moves[:, marks] = marked.dead
+    return Classes(ByteDFA.of(moves, np.arange(256), np.zeros_like(marked.accepting)), ends)
+
+
+def _marked(values: _Values, count: int, longest: int | None) -> ByteDFA:
+    """The values, each followed by the mark of its class."""
+    anything = concatenate(embed(values.dfa), OneByte(byte_set(_MARKS[:count])))
+    return intersection(minimal_dfa(anything), _texts_and_classes(count, longest))
 
 
 @lru_cache(maxsize=1)
@@ -128,13 +157,26 @@ def _one_text_each() -> ByteDFA:
     )
 
 
-@lru_cache(maxsize=128)
-def _texts_of_class(count: int, longest: int | None, number: int) -> ByteDFA:
-    """The texts of a class, which hangs on the first `longest` characters of a string, or on all. Not minimal."""
-    moves, (*ends, settled) = _polynomial(count, longest)
+@lru_cache(maxsize=16)
+def _texts_and_classes(count: int, longest: int | None) -> ByteDFA:
+    """All texts with the marks of their classes, which hang on `longest` characters of a string (None: on all).
+
+    Not minimal.
+    """
+    moves, ends = _polynomial(count, longest)
+    dead = len(moves) - 1
+    moves = np.concatenate([moves, np.full((1, 256), dead, np.int32)])
+    for end in ends:
+        for number in range(count):
+            moves[end + number, list(_MARKS)] = dead
+            moves[end + number, _MARKS[number]] = dead + 1
+    # The dead state comes last.
+    order = np.arange(dead + 2)
+    order[[dead, dead + 1]] = dead + 1, dead
+    moves[[dead, dead + 1]] = moves[[dead + 1, dead]]
     accepting = np.zeros(len(moves), np.bool_)
-    accepting[[each + number for each in (*ends, settled)]] = True
-    return ByteDFA.of(moves, np.arange(256), accepting)
+    accepting[dead] = True
+    return ByteDFA.of(order[moves].astype(np.int32), np.arange(256), accepting)
 
 
 @lru_cache(maxsize=16)

@@ -24,7 +24,7 @@ from .fitting import DOCUMENT, fit
 from .garbage import without_collecting
 from .language import MAX_STATES, StateLimitError, drawn_dfa, embed, unite
 from .layout import Layout
-from .places import Limits, Place
+from .places import LIMITS, Limits, Place
 from .records import Lowered
 from .samples import random_texts
 
@@ -34,16 +34,13 @@ LARGE_MINIMUM = 100
 # So many texts are checked before a model is asked for one.
 NUM_SAMPLES = 8
 
-# How many states an object may take for its properties to come in any order: what is tried, one after the other. A
-# document of more states than the first is not looked at, and one that would take more than the second has them in
-# the schema's order.
-ORDERS = (2048, 256)
-MOST_ORDERED_STATES = 8192
-MOST_REORDERED_STATES = 12_288
-
 # What takes more than this on one line is written on one line only: with what is indented it would be more than
 # twice as much, and every step of a reply pays for that.
 MOST_INDENTED_STATES = 6000
+
+# What is tried where that leaves room: how much deeper than elsewhere a value of any kind may nest, and how many
+# states an object may take for its properties to come in any order.
+FREER = ((1, 2048), (0, 2048), (0, 256))
 
 
 @dataclass(frozen=True)
@@ -81,24 +78,30 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
         raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
     if dfa.dead == 0:
         raise compiler.unsatisfiable()
-    dfa, limits = _in_any_order(dfa, validator, compiler.limits)
+    dfa, limits = _freer(dfa, compiler)
     dfa = _with_indented(dfa, validator, limits)
     _try_out(dfa, validator)
     return CompiledSchema(dfa, validator, tuple(compiler.lowered.values()))
 
 
-def _in_any_order(in_order: ByteDFA, validator: Any, limits: Limits) -> tuple[ByteDFA, Limits]:
-    """The documents whose smaller objects have their properties in any order, if there is room, and the limits.
+def _freer(kept: ByteDFA, compiler: Compiler) -> tuple[ByteDFA, Limits]:
+    """More documents than the limits keep, and what limits keep them, if there is room for both layouts.
 
-    All others have those of the schema's text.
+    Of smaller objects the properties come in any order, of all others in that of the schema's text.
     """
-    if len(in_order.accepting) <= MOST_ORDERED_STATES:
-        for states in ORDERS:
-            freer = replace(limits, order=states)
+    limits = compiler.limits
+    if len(kept.accepting) <= MOST_INDENTED_STATES:
+        for deeper, order in FREER:
+            if deeper and (not compiler.too_deep or limits.nesting < LIMITS[0].nesting):
+                continue
+            freer = replace(limits, nesting=limits.nesting + deeper, order=order)
             with contextlib.suppress(StateLimitError, ConstraintError):
-                language = Compiler(validator, freer, Layout.ONE_LINE).language(DOCUMENT, Place())
-                return drawn_dfa(language, MOST_REORDERED_STATES), freer
-    return in_order, limits
+                another = Compiler(compiler.validator, freer, Layout.ONE_LINE)
+                language = another.language(DOCUMENT, Place())
+                # What is larger may leave less room for what its items have to be told apart by.
+                if another.lowered == compiler.lowered:
+                    return drawn_dfa(language, MOST_INDENTED_STATES), freer
+    return kept, limits
 
 
 def _with_indented(on_one_line: ByteDFA, validator: Any, limits: Limits) -> ByteDFA:

@@ -34,6 +34,7 @@ def value_language(compiler: Compiler, parts: Alternative, place: Place) -> Lang
     types = types_of(parts)
     if place.free >= compiler.limits.nesting and types - SCALARS:
         types &= SCALARS
+        compiler.too_deep = True
         compiler.lower("nesting", LIMITS[0].nesting, compiler.limits.nesting, place)
     for part in parts:
         if NOT_POSSIBLE in part:

@@ -198,7 +198,7 @@ OBJECT = {"type": "object"}
 AB = {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
 
 KEYWORDS: list[tuple[str, Any, list[str], list[str]]] = [
-    ("true", True, ["1", '"a"', "[[[1]]]", '{"a": {"b": [1]}}'], ["[[[[1]]]]", "x", ""]),
+    ("true", True, ["1", '"a"', "[[[[1]]]]", '{"a": {"b": [1]}}'], ["[[[[[1]]]]]", "x", ""]),
     ("type", {"type": ["integer", "null"]}, ["1", "-5", "null"], ["1.0", "-0", "01", '"1"', "true"]),
     ("number", {"type": "number"}, ["1", "1.5", "-0.25e-7", "1E5"], [".5", "1.", "01", "+1", "1e400", "NaN"]),
     ("string", {"type": "string"}, ['"a\\n\\"é"', '""'], ['"\n"', '"\\x"', '"\\ud800"', '"', "a"]),
@@ -710,11 +710,11 @@ LONG = {"type": "string", "maxLength": 9000}
         ({"type": "array", "maxItems": 3, "items": {"enum": list("abcdefghij")}, "uniqueItems": True}, []),
         (
             {"type": "array", "items": {"type": "string", "maxLength": 100}, "uniqueItems": True},
-            [("maxLength", 100, 64, "$[]"), ("uniqueItems", 3, 2, "$")],
+            [("maxLength", 100, 64, "$[]"), ("uniqueItems", 4, 2, "$")],
         ),
         ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, []),
         # No two objects can be kept different, so there is one.
-        ({"type": "array", "items": {"type": "object"}, "uniqueItems": True}, [("uniqueItems", 3, 1, "$")]),
+        ({"type": "array", "items": {"type": "object"}, "uniqueItems": True}, [("uniqueItems", 4, 1, "$")]),
         ({"type": "array", "items": {"type": "object"}, "uniqueItems": True, "maxItems": 1}, []),
         # Nothing that can be written is lost.
         ({"type": "string", "maxLength": 1000}, []),
