@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from .dfa import ByteDFA, Row
 
-# Rounds of refinement that take several times as long as to look for what can be settled.
+# A round of refinement takes as long as to look whether so many states can be settled; that is done after so many
+# rounds at least.
+_STATES_OF_ROUND = 200
 _ROUNDS_TO_SETTLE = 12
 
 # States whose merging is verified at once.
@@ -178,43 +180,130 @@ def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> np
     return within
 
 
+class _Refinement:
+    """Moore's refinement, from what equivalent states must share: the length of the shortest accepted text and the
+    bytes that lead on.
+
+    Of a part that is split the largest piece keeps its number, as in Hopcroft's algorithm, and only what leads to
+    states with new numbers is looked at again.
+
+    - `parts` `[states]`: the number of the part of each state; -1 where nothing is accepted;
+    - `sizes`: how many states a part has, by its number;
+    - `changed`: the states that lead to others than when they were looked at last, if their part isn't their own.
+    """
+
+    def __init__(self, arcs: _Arcs, length: npt.NDArray[np.int64]) -> None:
+        random = np.random.default_rng(0)
+        class_weights = random.integers(1 << 63, size=arcs.num_classes, dtype=np.int64) | 1
+        # A set weighs as much as its classes together: it doesn't matter how a state's bytes are split into sets.
+        self._weights = _sums(class_weights[arcs.classes], arcs.first_class)[arcs.mask]
+        self._source = np.repeat(np.arange(len(length)), np.diff(arcs.first))
+        self._arcs_to = np.argsort(arcs.target, kind="stable")
+        self._first_to = np.searchsorted(arcs.target[self._arcs_to], np.arange(len(length) + 1))
+        self._alive = np.flatnonzero(length >= 0)
+        signatures = _scattered(length) * 3 + _sums(self._weights, arcs.first)
+        _, of_alive, sizes = np.unique(signatures[self._alive], return_inverse=True, return_counts=True)
+        self.parts = np.full(len(length), -1, np.int64)
+        self.parts[self._alive] = of_alive.reshape(-1)
+        self.num_parts = len(sizes)
+        # Every state can be given a number of its own by a split, and once more when it is settled.
+        self.sizes = np.zeros(self.num_parts + 2 * len(length), np.int64)
+        self.sizes[: self.num_parts] = sizes
+        # Within a part states are compared by a random hash modulo 2^64 ...
+        self._signatures = _sums(self._weights * _scattered(self.parts[arcs.target]), arcs.first)
+        self.changed = self.undecided(self._alive)
+
+    def undecided(self, states: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Those of the states which aren't alone in their part."""
+        return states[self.sizes[self.parts[states]] > 1]
+
+    def split(self) -> None:
+        """Split the parts of what has changed. What has not changed in them is a piece as well."""
+        parts = self.parts[self.changed]
+        order = np.lexsort((self._signatures[self.changed], parts))
+        states, parts = self.changed[order], parts[order]
+        signatures = self._signatures[states]
+        piece_begins = _changes(parts) | _changes(signatures)
+        first = np.flatnonzero(piece_begins)
+        pieces = np.diff(first, append=len(states))
+        part_of_piece = parts[first]
+        part_begins = _changes(part_of_piece)
+        first_piece = np.flatnonzero(part_begins)
+        split, counts = part_of_piece[first_piece], np.diff(first_piece, append=len(pieces))
+        unchanged = self.sizes[split] - np.add.reduceat(pieces, first_piece)
+        largest = np.maximum.reduceat(pieces, first_piece)
+        is_largest = np.flatnonzero(pieces == np.repeat(largest, counts))
+        keeping = is_largest[_changes(part_of_piece[is_largest])]
+        goes = np.ones(len(pieces), np.bool_)
+        goes[keeping[unchanged <= largest]] = False
+        numbers = np.zeros(len(pieces), np.int64)
+        numbers[goes] = self.num_parts + np.arange(int(goes.sum()))
+        fresh = self.num_parts + int(goes.sum())
+        each = np.repeat(goes, pieces)
+        moved, given = states[each], np.repeat(numbers, pieces)[each]
+        leaving = split[(unchanged <= largest) & (unchanged > 0)]
+        if len(leaving):
+            number_of = np.zeros(self.num_parts, np.int64)
+            number_of[leaving] = fresh + np.arange(len(leaving))
+            fresh += len(leaving)
+            left = self._alive[number_of[self.parts[self._alive]] > 0]
+            stays = np.ones(len(self.parts), np.bool_)
+            stays[states] = False
+            left = left[stays[left]]
+            moved, given = np.concatenate([moved, left]), np.concatenate([given, number_of[self.parts[left]]])
+        self.renumber(moved, given, fresh)
+
+    def renumber(self, states: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64], num_parts: int) -> None:
+        """Give states new numbers, and find what has changed by that."""
+        before = self.parts[states]
+        np.subtract.at(self.sizes, before, 1)
+        np.add.at(self.sizes, numbers, 1)
+        self.num_parts = num_parts
+        self.parts[states] = numbers
+        counts = self._first_to[states + 1] - self._first_to[states]
+        arcs = self._arcs_to[_ranges(self._first_to[states], counts)]
+        sources = self._source[arcs]
+        other = np.repeat(_scattered(numbers) - _scattered(before), counts)
+        np.add.at(self._signatures, sources, self._weights[arcs] * other)
+        self.changed = self.undecided(np.unique(sources))
+
+    def settle(self, states: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64], num_parts: int) -> None:
+        """Give states new numbers that are final."""
+        before, others = self.num_parts, self.changed
+        self.renumber(states, numbers, num_parts)
+        changed = self.undecided(np.union1d(others, self.changed))
+        self.changed = changed[self.parts[changed] < before]
+
+
+def _changes(values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether each value is another one than the one before it; the first one is."""
+    found = np.ones(len(values), np.bool_)
+    np.not_equal(values[1:], values[:-1], out=found[1:])
+    return found
+
+
 def _equivalent_states(rows: Sequence[Row], arcs: _Arcs, length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """A number for each state, `[states]`: the same where the same texts are accepted; -1 where none is.
 
-    Moore's refinement, from what equivalent states must share: the length of the shortest accepted text and the
-    bytes that lead on. It needs as many rounds as there are bytes to the nearest difference, thousands in a
-    counter. So now and then `_settle` goes through what doesn't depend on anything undecided any more.
+    Refinement needs as many rounds as there are bytes to the nearest difference, thousands in a counter. So now
+    and then `_settle` goes through what doesn't depend on anything undecided any more.
     """
-    random = np.random.default_rng(0)
-    class_weights = random.integers(1 << 63, size=arcs.num_classes, dtype=np.int64) | 1
-    # A set weighs as much as its classes together: it doesn't matter how a state's bytes are split into sets.
-    weights = _sums(class_weights[arcs.classes], arcs.first_class)[arcs.mask]
-    parts = np.full(len(length), -1, np.int64)
-    signatures = _scattered(length) * 3 + _sums(weights, arcs.first)
+    refinement = _Refinement(arcs, length)
     left = np.flatnonzero(length >= 0)
-    num_parts = before = rounds = work = 0
-    while len(left):
-        _, parts_left, sizes = np.unique(signatures[left], return_inverse=True, return_counts=True)
-        # New numbers for all that are left, which no state that is settled has.
-        parts[left] = num_parts + parts_left.reshape(-1)
-        num_parts += len(sizes)
-        if len(sizes) == before:
-            break
-        left = left[sizes[parts_left] > 1]
-        before = int((sizes > 1).sum())
-        work += len(left)
-        rounds += 1
-        if rounds >= _ROUNDS_TO_SETTLE and work > 2 * len(parts):
-            rounds = work = 0
-            num_parts = _settle(rows, arcs, parts, left, num_parts)
-            left = left[parts[left] < 0]
-            parts[left] = ~parts[left]
-            before = len(np.unique(parts[left]))
-        own, counts = arcs.of_states(left)
-        ends = np.concatenate([[0], np.cumsum(counts)])
-        following = _sums(weights[own] * _scattered(parts[arcs.target[own]]), ends)
-        # Signatures are compared by a random hash modulo 2^64 ...
-        signatures[left] = _scattered(parts[left]) * 3 + following
+    work, patience = 0, 1
+    while len(refinement.changed):
+        work += len(refinement.changed) // 4 + _STATES_OF_ROUND
+        if work > patience * (len(left) + _STATES_OF_ROUND * _ROUNDS_TO_SETTLE):
+            left = refinement.undecided(left)
+            numbers = refinement.parts.copy()
+            num_parts = _settle(rows, arcs, numbers, left, refinement.num_parts)
+            settled = numbers[left] >= 0
+            patience = 1 if settled.any() else 2 * patience
+            refinement.settle(left[settled], numbers[left[settled]], num_parts)
+            left = left[~settled]
+            work = 0
+        refinement.split()
+    parts = refinement.parts
     _, compact = np.unique(parts, return_inverse=True)
     parts = compact.reshape(-1) - int((length < 0).any())
     _verify(arcs, parts, length == 0)
