@@ -61,6 +61,8 @@ class Compiler:
         self.met: dict[int, tuple[Schema, frozenset[int]]] = {}
         self.met_behind: dict[str, frozenset[int]] = {}
         self.judges: dict[int, tuple[Schema, Any]] = {}
+        # Of scalars, by the schema's identity, which `judges` takes care of.
+        self.verdicts: dict[tuple[int, type, Any], bool] = {}
         # Likewise: the complement of a schema among objects of some properties, and the values of properties.
         self.complements: dict[tuple[int, tuple[str, ...]], tuple[Schema, list[Schema]]] = {}
         self.settled: dict[tuple[int, ...], tuple[Conjunction, list[Any] | None]] = {}
@@ -233,7 +235,15 @@ class Compiler:
 
     def is_valid(self, value: Any, parts: Sequence[Schema]) -> bool:
         """Whether a value fulfils all of these, by the judge of finished replies."""
-        return all(part in (True, {}) or self._judge(part).is_valid(value) for part in parts)
+        return all(part in (True, {}) or self._fulfils(value, part) for part in parts)
+
+    def _fulfils(self, value: Any, part: Schema) -> bool:
+        if isinstance(value, list | dict):
+            return bool(self._judge(part).is_valid(value))
+        key = id(part), type(value), value
+        if key not in self.verdicts:
+            self.verdicts[key] = bool(self._judge(part).is_valid(value))
+        return self.verdicts[key]
 
     def _judge(self, part: Schema) -> Any:
         known = self.judges.get(id(part))

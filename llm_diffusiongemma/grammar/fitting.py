@@ -17,13 +17,13 @@ from .dfa import ByteDFA
 from .dialects import objects
 from .formats import LONGEST_NAMES
 from .language import (
+    MAX_DRAWN_STATES,
     MAX_ESTIMATED_STATES,
     MAX_STATES,
     Drawn,
     Language,
     StateLimitError,
     estimated_states,
-    minimal_dfa,
 )
 from .layout import Layout
 from .places import LIMITS, Conjunction, Limits, Place
@@ -167,15 +167,24 @@ def fit(validator: Any) -> tuple[Compiler, ByteDFA]:
             found = _first_that_fits(tries)
         if found is None:
             # What is drawn may be more than what comes of it ...
-            if estimated_states(language) > MAX_ESTIMATED_STATES:
-                raise StateLimitError
+            _check_estimate(language)
             return compiler, tightest.dfa()
         found = _raised(tries, found)
     # ... or less.
     with contextlib.suppress(StateLimitError):
         return found.compiler, found.drawn.dfa()
     compiler, language = tries.compile(LIMITS[-1])
-    return compiler, minimal_dfa(language)
+    _check_estimate(language)
+    tightest = Drawn(language, MAX_DRAWN_STATES)
+    if tightest.num_states == found.drawn.num_states:
+        # Nothing is lowered any further, so it would fail in the same way.
+        raise StateLimitError
+    return compiler, tightest.dfa()
+
+
+def _check_estimate(language: Language) -> None:
+    if estimated_states(language) > MAX_ESTIMATED_STATES:
+        raise StateLimitError
 
 
 def _first_that_fits(tries: _Tries) -> _Found | None:

@@ -223,13 +223,11 @@ class _Refinement:
         order = np.lexsort((self._signatures[self.changed], parts))
         states, parts = self.changed[order], parts[order]
         signatures = self._signatures[states]
-        piece_begins = _changes(parts) | _changes(signatures)
-        first = np.flatnonzero(piece_begins)
-        pieces = np.diff(first, append=len(states))
+        first = np.flatnonzero(_changes(parts) | _changes(signatures))
+        pieces = _lengths(first, len(states))
         part_of_piece = parts[first]
-        part_begins = _changes(part_of_piece)
-        first_piece = np.flatnonzero(part_begins)
-        split, counts = part_of_piece[first_piece], np.diff(first_piece, append=len(pieces))
+        first_piece = np.flatnonzero(_changes(part_of_piece))
+        split, counts = part_of_piece[first_piece], _lengths(first_piece, len(pieces))
         unchanged = self.sizes[split] - np.add.reduceat(pieces, first_piece)
         largest = np.maximum.reduceat(pieces, first_piece)
         is_largest = np.flatnonzero(pieces == np.repeat(largest, counts))
@@ -282,6 +280,14 @@ def _changes(values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     return found
 
 
+def _lengths(first: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.int64]:
+    """How much lies from each place to the next one; behind the last one, to `total`."""
+    lengths = np.empty_like(first)
+    np.subtract(first[1:], first[:-1], out=lengths[:-1])
+    lengths[-1] = total - first[-1]
+    return lengths
+
+
 def _equivalent_states(rows: Sequence[Row], arcs: _Arcs, length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """A number for each state, `[states]`: the same where the same texts are accepted; -1 where none is.
 
@@ -293,16 +299,17 @@ def _equivalent_states(rows: Sequence[Row], arcs: _Arcs, length: npt.NDArray[np.
     work, patience = 0, 1
     while len(refinement.changed):
         work += len(refinement.changed) // 4 + _STATES_OF_ROUND
-        if work > patience * (len(left) + _STATES_OF_ROUND * _ROUNDS_TO_SETTLE):
-            left = refinement.undecided(left)
-            numbers = refinement.parts.copy()
-            num_parts = _settle(rows, arcs, numbers, left, refinement.num_parts)
-            settled = numbers[left] >= 0
-            patience = 1 if settled.any() else 2 * patience
-            refinement.settle(left[settled], numbers[left[settled]], num_parts)
-            left = left[~settled]
-            work = 0
-        refinement.split()
+        if work <= patience * (len(left) + _STATES_OF_ROUND * _ROUNDS_TO_SETTLE):
+            refinement.split()
+            continue
+        work = 0
+        left = refinement.undecided(left)
+        numbers = refinement.parts.copy()
+        num_parts = _settle(rows, arcs, numbers, left, refinement.num_parts)
+        settled = numbers[left] >= 0
+        patience = 1 if settled.any() else 2 * patience
+        refinement.settle(left[settled], numbers[left[settled]], num_parts)
+        left = left[~settled]
     parts = refinement.parts
     _, compact = np.unique(parts, return_inverse=True)
     parts = compact.reshape(-1) - int((length < 0).any())

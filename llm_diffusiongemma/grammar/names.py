@@ -34,10 +34,20 @@ def regions(names: ByteDFA, patterns: Collection[str], listed: Collection[str], 
     """
     for pattern in sorted(patterns):
         _search(pattern, place)
-    found = _regions(names, frozenset(patterns), frozenset(listed))
+    tables = names.moves.tobytes(), names.byte_kind.tobytes(), names.accepting.tobytes()
+    found = _regions(_of_tables(*tables), frozenset(patterns), frozenset(listed))
     if found is None:
         raise refused("patternProperties", "its patterns overlap in too many ways", place)
     return found
+
+
+@lru_cache(maxsize=64)
+def _of_tables(moves: bytes, byte_kind: bytes, accepting: bytes) -> ByteDFA:
+    """The automaton of these tables, which is the same one for the same names."""
+    accepts = np.frombuffer(accepting, np.bool_)
+    return ByteDFA(
+        np.frombuffer(moves, np.int32).reshape(len(accepts), -1), np.frombuffer(byte_kind, np.int32), accepts
+    )
 
 
 @lru_cache(maxsize=64)

@@ -38,9 +38,12 @@ NUM_SAMPLES = 8
 # twice as much, and every step of a reply pays for that.
 MOST_INDENTED_STATES = 6000
 
+# What took more places and choices to be looked at has no room for more documents.
+MOST_VISITS_OF_FREER = 300
+
 # What is tried where that leaves room: how much deeper than elsewhere a value of any kind may nest, and how many
 # states an object may take for its properties to come in any order.
-FREER = ((1, 2048), (0, 2048), (0, 256))
+FREER = ((1, 1024), (0, 1024), (0, 256))
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def _freer(kept: ByteDFA, compiler: Compiler) -> tuple[ByteDFA, Limits]:
     Of smaller objects the properties come in any order, of all others in that of the schema's text.
     """
     limits = compiler.limits
-    if len(kept.accepting) <= MOST_INDENTED_STATES:
+    if len(kept.accepting) <= MOST_INDENTED_STATES and compiler.visits <= MOST_VISITS_OF_FREER:
         for deeper, order in FREER:
             if deeper and (not compiler.too_deep or limits.nesting < LIMITS[0].nesting):
                 continue
