@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from llm_diffusiongemma.errors import ConstraintError
-from llm_diffusiongemma.grammar.characters import utf8
+from llm_diffusiongemma.grammar import minimal
+from llm_diffusiongemma.grammar.characters import json_string_character, utf8
 from llm_diffusiongemma.grammar.language import (
     MAX_STATES,
     NOTHING,
@@ -34,6 +35,7 @@ from llm_diffusiongemma.grammar.language import (
 )
 from llm_diffusiongemma.grammar.pattern import choices_language, regex_language, search_language
 from llm_diffusiongemma.grammar.samples import random_texts
+from llm_diffusiongemma.grammar.scalars import quoted
 from tests.grammar.walks import check_promises
 
 ENDS = [(b"a", b"\x00"), (b"b", b"\x01")]
@@ -124,6 +126,29 @@ def test_loops_and_embedded_automata_in_each_other() -> None:
             whole.append(minimal_dfa(concatenate(optional(loop), one, loop)))
         check_promises(whole[0])
         assert same_language(*map(embed, whole))
+
+
+def test_how_often_states_are_settled_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What refinement alone finds in a round for each byte, and what `_settle` finds."""
+    words = [regex_language(f"(?:a+b){{0,{count}}}c?[ab]?") for count in (9, 12)]
+    languages = [concatenate(*map(embed, words)), unite([concatenate(*map(embed, words)), Literal(b"aab")])]
+    found = []
+    for least in (0, 10**9):
+        monkeypatch.setattr(minimal, "_ROUNDS_TO_SETTLE", least)
+        monkeypatch.setattr(minimal, "_STATES_OF_ROUND", 1 if least else 10**6)
+        found.append([minimal_dfa(language) for language in languages])
+    for dfas in zip(*found, strict=True):
+        check_promises(dfas[0])
+        assert same_language(*map(embed, dfas))
+
+
+def test_quotes_around_an_automaton() -> None:
+    """Number for number what is made of the expression; a quote in the content stands behind a backslash."""
+    for pattern in ('^"*$', "^(?:a|b!){0,3}$", "x", "^$", "^[!#]? *$", '^"$', "(?=.*a)(?=.*b)", "^[^a]{2,}$"):
+        content = minimal_dfa(search_language(pattern, json_string_character))
+        quote = Literal(b'"')
+        expected = minimal_dfa(concatenate(quote, embed(content), quote))
+        assert same_language(embed(quoted(content)), embed(expected)), pattern
 
 
 def test_rows_say_what_the_moves_do() -> None:
