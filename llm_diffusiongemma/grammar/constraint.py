@@ -379,7 +379,7 @@ class TextConstraint:
         self._changed = np.zeros(len(block_max), np.bool_)
         for label in np.unique(path[path != self._lattice.tail]).tolist():
             positions, blocks = np.flatnonzero(path == label), self._label_blocks[label]
-            of_label = block_max[positions[:, None], blocks]
+            of_label = block_max[positions].take(blocks, axis=1)
             result[positions] = blocks[of_label.argmax(1)]
             self._changed[positions] = of_label.max(1) < block_max[positions].max(1)
         return result

@@ -1,7 +1,8 @@
 """The paths of an automaton through a canvas: the best one, and what all of them together look like.
 
 Works on log-weights of labels (see `automaton`), one row for each position of the canvas, on the host. Up to some
-hundreds of arcs it is done here, in fp64. Where there are more, `stretches` takes a fifth of the time.
+hundreds of arcs it is done here, in fp64. Where there are more, `stretches` takes a fifth of the time. From the
+second step of a canvas on `near` mostly takes a tenth of that.
 """
 
 from __future__ import annotations

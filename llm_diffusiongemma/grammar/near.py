@@ -35,6 +35,10 @@ LIGHTEST = -600.0
 SLACK = 1e-6
 
 
+# So many arcs out of sets of states are kept for the next position, and the next step, with the same set: 12 MiB.
+MOST_KEPT = 1 << 19
+
+
 class _Ways(NamedTuple):
     """The arcs that are gone through at a position, sorted by target, all `[arcs]`; and where they lead."""
 
@@ -113,6 +117,8 @@ class NearPaths:
         self._arcs, self._start, self._may_end = arcs, start, may_end
         self._outgoing = Outgoing(arcs.source, len(may_end))
         self._targets: dict[tuple[int, int], int] = {}
+        self._known_arcs: dict[bytes, tuple[Integers, Integers, Integers]] = {}
+        self._kept_arcs = 0
         self._known: _Known | None = None
 
     def weigh(
@@ -141,19 +147,16 @@ class NearPaths:
                     i += alone
                     states = path.states[i : i + 1]
                     continue
-            arcs, source = self._outgoing.of(states)
-            looked_at += len(arcs)
+            source, label, target = self._arcs_of(states)
+            looked_at += len(label)
             looked_for += 1
             # Rather early than with all of the work done in vain.
             if looked_at > most_arcs * (1 + 3 * (i + 1) / len(known)) / 4 or looked_for > most_positions:
                 return None
-            label = self._arcs.label[arcs]
             of_arcs = np.exp(np.maximum(totals[i], NEGLIGIBLE)).take(label)
             up_to, reached = weight[source] * of_arcs, best_up_to[source] + best[i].take(label)
             kept = np.flatnonzero((up_to >= bounds.lightest[i + 1]) | (reached >= bounds.worst[i + 1]))
-            targets = self._arcs.target[arcs[kept]]
-            order = targets.argsort(kind="stable")
-            kept, targets = kept[order], targets[order]
+            targets = target[kept]
             is_first = np.append(True, targets[1:] != targets[:-1])
             first = np.flatnonzero(is_first)
             step = _Ways(
@@ -174,6 +177,22 @@ class NearPaths:
         state = int(np.where(ends, best_up_to, -np.inf).argmax())
         labels, shares = self._go_back(steps, path, state, ends, totals.shape[1])
         return labels, math.log(float(weight[ends].sum())), shares
+
+    def _arcs_of(self, states: Integers) -> tuple[Integers, Integers, Integers]:
+        """The arcs out of `states`, sorted by target: which of `states` each comes from, its label, its target."""
+        key = states.tobytes()
+        if (known := self._known_arcs.get(key)) is not None:
+            return known
+        arcs, source = self._outgoing.of(states)
+        order = np.argsort(self._arcs.target[arcs], kind="stable")
+        arcs = arcs[order]
+        found = source[order], self._arcs.label[arcs], self._arcs.target[arcs]
+        self._kept_arcs += len(arcs)
+        if self._kept_arcs > MOST_KEPT:
+            self._known_arcs.clear()
+            self._kept_arcs = len(arcs)
+        self._known_arcs[key] = found
+        return found
 
     def _go_back(
         self, steps: list[_Ways | slice], known: _Known, state: int, ends: npt.NDArray[np.bool_], num_labels: int
