@@ -471,7 +471,10 @@ def _blanks(found: Mapping[str, Any]) -> str | None:
 def _lowered(found: Mapping[str, Any]) -> str | None:
     with suppress(TypeError, ValueError):
         told = [
-            Lowered(str(each["keyword"]), int(each["asked"]), int(each["given"]), "") for each in found["lowered"]
+            Lowered(
+                str(each["keyword"]), None if each["asked"] is None else int(each["asked"]), int(each["given"]), ""
+            )
+            for each in found["lowered"]
         ]
         return lowered_note(told) if told else None
     return None

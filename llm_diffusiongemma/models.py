@@ -182,10 +182,11 @@ def _end(
     response.set_usage(input=report.input_tokens, output=report.output_tokens, details=details)
     response.set_resolved_model(report.resolved_model)
     response.response_json = report.as_json()
-    if report.lowered and on_terminal():
+    lowered = [each for each in report.lowered if each.by_size]
+    if lowered and on_terminal():
         from .backends.form import lowered_note
 
-        click.echo(f"\n{lowered_note(report.lowered)}", err=True)
+        click.echo(f"\n{lowered_note(lowered)}", err=True)
     if report.choices is not None and on_terminal():
         from .backends.form import mass_note
 

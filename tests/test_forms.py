@@ -80,6 +80,10 @@ def test_what_was_lowered_is_in_the_report_and_on_the_terminal(
     monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
     note = "\nThe reply keeps to less than the schema allows: maxLength 9000 → 1024; maxItems 2000 → 128.\n"
     assert llm_command(*asked).stderr == note
+    # A nesting that is as deep as any is no news to who watches.
+    assert llm_command("-m", TINY, "--schema", '{"type": "object"}', UNSEEN, *FEW_STEPS).stderr == ""
+    ends = [{"keyword": "nesting", "asked": None, "given": 4, "at": "$.*[][][]"}]
+    assert llm_command.logs()[-1]["response_json"]["lowered"] == ends
     for held in (("--schema", PERSON), ("-o", "regex", "[ab]{3}"), ("-o", "choices", "a,b"), ()):
         assert llm_command("-m", TINY, *held, "name Ada, age 36", *FEW_STEPS).stderr == ""
         assert "lowered" not in llm_command.logs()[-1]["response_json"]
@@ -88,10 +92,10 @@ def test_what_was_lowered_is_in_the_report_and_on_the_terminal(
 def test_a_note_names_each_maximum_once() -> None:
     lowered = [
         Lowered("maxLength", 500, 32, "$.a"),
-        Lowered("recursion", 3, 1, "$.b"),
+        Lowered("recursion", None, 1, "$.b"),
         Lowered("maxLength", 280, 32, "$.c"),
     ]
-    assert lowered_note(lowered).endswith(": maxLength 280, 500 → 32; recursion 3 → 1.")
+    assert lowered_note(lowered).endswith(": maxLength 280, 500 → 32; recursion without end → 1.")
 
 
 def test_several_objects(llm_command: Llm) -> None:

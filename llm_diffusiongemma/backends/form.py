@@ -138,9 +138,10 @@ def lowered_note(lowered: Sequence[Lowered]) -> str:
     """For people: what a reply keeps to although its schema allows more."""
     asked: dict[tuple[str, int], list[int]] = {}
     for each in lowered:
-        asked.setdefault((each.keyword, each.given), []).append(each.asked)
+        asked.setdefault((each.keyword, each.given), []).extend([] if each.asked is None else [each.asked])
     changes = [
-        f"{keyword} {', '.join(map(str, sorted(values)))} → {given}" for (keyword, given), values in asked.items()
+        f"{keyword} {', '.join(map(str, sorted(values))) or 'without end'} → {given}"
+        for (keyword, given), values in asked.items()
     ]
     return f"The reply keeps to less than the schema allows: {'; '.join(changes)}."
 

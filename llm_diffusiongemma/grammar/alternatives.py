@@ -12,7 +12,7 @@ from .dialects import Part, Schema
 from .exclusion import contradicts, exclude, rivalry
 from .keywords import UNEVALUATED, declared_of, required_of, types_of, values_of
 from .negation import Negation, is_exact, lacks
-from .places import LIMITS, Alternative, Aside, Place
+from .places import Alternative, Aside, Place
 from .recursion import Passed
 from .references import resolve
 
@@ -169,7 +169,7 @@ def _follow(compiler: Compiler, reference: str, depth: int, place: Place) -> tup
         back = 0 if before is None else before.back + (rank.order <= before.order)
         if back >= depth:
             compiler.cuts += 1
-            compiler.lower("recursion", LIMITS[0].depth, compiler.limits.depth, place)
+            compiler.end("recursion", compiler.limits.depth, place)
             return None
         if reference not in place.here:
             # Of several that are followed at one place any one may lead on.

@@ -51,9 +51,9 @@ class Compiler:
         # How often recursion was cut, and the first place where nothing is possible.
         self.cuts = 0
         self.impossible: str | None = None
-        # Whether values of any kind were not allowed to nest any deeper.
-        self.too_deep = False
-        self.lowered: dict[tuple[str, int, int], Lowered] = {}
+        self.lowered: dict[tuple[str, int | None, int], Lowered] = {}
+        # What has no end in the schema and was given as much as anything is.
+        self.ended: dict[str, Lowered] = {}
         # By identity, of which the first value of each entry takes care: as long as it lives no other has it.
         self.known: dict[Any, tuple[Conjunction, list[tuple[Alternative, Place]], int]] = {}
         self.languages: dict[Any, tuple[Conjunction, Language]] = {}
@@ -98,6 +98,16 @@ class Compiler:
         """Note that a maximum is held to less than what the schema asks for."""
         if given < asked and not place.spare:
             self.lowered.setdefault((keyword, asked, given), Lowered(keyword, asked, given, place.path))
+
+    def end(self, keyword: str, given: int, place: Place) -> None:
+        """Note where what has no end in the schema is given one."""
+        end = Lowered(keyword, None, given, place.path)
+        if place.spare:
+            return
+        if end.by_size:
+            self.lowered.setdefault((keyword, None, given), end)
+        else:
+            self.ended.setdefault(keyword, end)
 
     def language(self, conjunction: Conjunction, place: Place) -> Language:
         """The texts of the values that fulfil all schemas of a conjunction."""
@@ -169,11 +179,11 @@ class Compiler:
         found: list[Language] = []
         refusals: list[tuple[ConstraintError, Alternative]] = []
         for parts, where in ways:
-            lowered = dict(self.lowered)
+            lowered, ended = dict(self.lowered), dict(self.ended)
             try:
                 found.append(value_language(self, parts, where))
             except ConstraintError as error:
-                self.lowered = lowered
+                self.lowered, self.ended = lowered, ended
                 refusals.append((error, parts))
         language = unite(found)
         if not refusals:

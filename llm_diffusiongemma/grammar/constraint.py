@@ -25,8 +25,9 @@ from ..errors import NotANumberError
 from .automaton import Segments, TokenAutomaton
 from .choices import ChoiceTexts
 from .exchange import Exchange
+from .groups import Groups, exponentials
 from .lattice import Lattice, Paths
-from .log_weights import LOG_ZERO, Floats, Integers, log_sums
+from .log_weights import LOG_ZERO, Floats, Integers, Singles
 from .records import ConstraintReport
 
 # A position behind the end of a text costs at most so many nats. A vague network is far from sure of an empty
@@ -127,9 +128,14 @@ class _Layout:
             axis=1,
         )
         """Of each block where it begins in `tokens`, and how far from there its last token is."""
-        self.blocks_by_class = np.argsort(block_class, kind="stable")
-        self.classes = Segments.of(block_class[self.blocks_by_class])
-        """Of the blocks in the order `blocks_by_class`; classes without tokens are not in it."""
+        sorted_blocks = np.argsort(block_class, kind="stable")
+        classes_of_blocks = Segments.of(block_class[sorted_blocks])
+        self.classes = classes_of_blocks.values
+        """Those that have tokens, ascending"""
+        of_classes = np.split(sorted_blocks, classes_of_blocks.starts[1:])
+        self.blocks_of_class = dict(zip(self.classes.tolist(), of_classes, strict=True))
+        self.blocks = Groups(of_classes)
+        """The blocks of each of `classes`"""
         self.common_only = torch.from_numpy(np.where(own.reshape(-1), 0, LOWEST)).float().to(device)
         """Added to the tokens of blocks in place it leaves those of the class."""
         self._within = torch.arange(BLOCK, device=device)
@@ -147,34 +153,31 @@ class _Layout:
 
 
 class _Measured:
-    """What the network says of the classes at each position. All fp64 `[L, C]`; nats, of the whole row."""
+    """What the network says of the classes at each position. All fp64 `[C, L]`; nats, of the whole row."""
 
-    def __init__(self, statistics: npt.NDArray[np.float32], layout: _Layout, num_classes: int) -> None:
+    def __init__(self, statistics: Singles, layout: _Layout, num_classes: int) -> None:
         """`statistics` fp32 `[2, L, blocks]`: of each block m = max z and sum exp(z - m)."""
-        block_max, block_sum = statistics[:, :, layout.blocks_by_class]
-        segments = layout.classes
-        maximum = np.maximum.reduceat(block_max, segments.starts, axis=1)
+        block_max, block_sum = statistics
+        blocks = layout.blocks
+        scaled = blocks.members_of(block_max.T)
+        maximum = blocks.maxima(scaled)
         # The blocks' sums relative to the maximum of the class: exp(z - M) = exp(z - m) exp(m - M).
-        scale = np.exp(block_max - np.repeat(maximum, segments.sizes, axis=1))
-        scale *= block_sum
-        sums = np.add.reduceat(scale, segments.starts, axis=1, dtype=np.float64)
-        maximum = maximum.astype(np.float64)
+        blocks.subtract(scaled, maximum)
+        scaled = exponentials(scaled)
+        scaled *= blocks.members_of(block_sum.T)
+        sums, maximum = blocks.in_order(blocks.sums(scaled)), blocks.in_order(maximum).astype(np.float64)
 
-        def of_all_classes(values: Floats, without_tokens: float) -> Floats:
-            result = np.full((len(values), num_classes), without_tokens)
-            result[:, segments.values] = values
-            return result
-
-        self.best_block: npt.NDArray[np.float32] = block_max
-        """max z of each block, the blocks sorted by class"""
-        row_max = maximum.max(1, keepdims=True)
-        row_sum = (sums * np.exp(maximum - row_max)).sum(1, keepdims=True)
+        row_max = maximum.max(0)
+        row_sum = (sums * exponentials(maximum - row_max)).sum(0)
         self.normaliser: Floats = row_max + np.log(row_sum)
-        """`[L, 1]`: log sum exp z over the whole vocabulary"""
-        self.best = of_all_classes(maximum - self.normaliser, LOG_ZERO)
+        """`[L]`: log sum exp z over the whole vocabulary"""
+        maximum -= self.normaliser
+        self.best: Floats = np.full((num_classes, len(block_max)), LOG_ZERO)
         """log-probability of the class's best token"""
-        self.total = of_all_classes(maximum + np.log(sums) - self.normaliser, LOG_ZERO)
+        self.best[layout.classes] = maximum
+        self.total: Floats = np.full_like(self.best, LOG_ZERO)
         """log-probability of the class"""
+        self.total[layout.classes] = maximum + np.log(sums)
 
 
 class TextConstraint:
@@ -212,18 +215,19 @@ class TextConstraint:
         self._picked = self._layout.order.long()
         token_class = torch.from_numpy(automaton.token_class).to(device)
         self._biased = token_class if self._layout.common is None else token_class[self._picked]
-        # Classes of all labels, once label by label and once class by class.
+        self._labels = Groups(automaton.label_classes)
+        """The classes of each label"""
+        # And the labels of each class that has any.
+        label_classes = np.concatenate(automaton.label_classes)
         sizes = [len(classes) for classes in automaton.label_classes]
-        self._label_classes = np.concatenate(automaton.label_classes)
-        self._labels = Segments.of(np.repeat(np.arange(len(sizes)), sizes))
-        self._by_class = np.argsort(self._label_classes, kind="stable")
-        self._label_of = np.repeat(np.arange(len(sizes)), sizes)[self._by_class]
-        self._classes = Segments.of(self._label_classes[self._by_class])
-        # Of each label the blocks of its classes, in the order of the blocks sorted by class.
-        blocks = np.split(np.arange(self._layout.num_blocks), self._layout.classes.starts[1:])
-        of_class = dict(zip(self._layout.classes.values.tolist(), blocks, strict=True))
+        by_class = np.argsort(label_classes, kind="stable")
+        classes = Segments.of(label_classes[by_class])
+        self._written, label = classes.values, np.repeat(np.arange(len(sizes)), sizes)[by_class]
+        self._classes = Groups(np.split(label, classes.starts[1:]))
+        # Of each label the blocks of its classes.
+        blocks = self._layout.blocks_of_class
         self._label_blocks = [
-            np.concatenate([of_class[token_class] for token_class in classes.tolist()])
+            np.concatenate([blocks[token_class] for token_class in classes.tolist()])
             for classes in automaton.label_classes
         ]
         self._device = device
@@ -291,26 +295,17 @@ class TextConstraint:
         if not np.isfinite(statistics).all():
             raise NotANumberError()
         measured = _Measured(statistics, self._layout, self._automaton.num_classes)
-        self._normaliser = measured.normaliser
-        tail = np.logaddexp(
-            measured.total[:, self._automaton.eos_class], measured.total[:, self._automaton.pad_class]
-        )
+        self._normaliser = measured.normaliser[:, None]
+        tail = np.logaddexp(measured.total[self._automaton.eos_class], measured.total[self._automaton.pad_class])
         tail_weight = np.maximum(tail, -self._tail_weight)
-        bests = np.maximum.reduceat(
-            measured.best[: self._positions, self._label_classes], self._labels.starts, axis=1
-        )
-        totals = log_sums(measured.total[: self._positions, self._label_classes], self._labels)
-        paths = self._canvas.weigh(_with_tail(bests, tail_weight), _with_tail(totals, tail_weight))
+        labels = self._labels
+        bests = labels.in_order(labels.maxima(labels.members_of(measured.best)))
+        totals = labels.log_sums(measured.total)
+        paths = self._canvas.weigh(self._rows(bests, tail_weight), self._rows(totals, tail_weight))
         self._log_total = paths.log_total + float(tail_weight[self._positions :].sum())
-        blocks = self._best_blocks(measured, paths)
-        shares = self._class_shares(measured, totals, paths, tail)
-
-        with np.errstate(divide="ignore"):
-            log_shares = np.log(shares)
         decision, classes = self._decision.on_host.numpy(), self._automaton.num_classes
-        # log q - log p for a token of the class, the row's normaliser included.
-        decision[:, :classes] = np.where(shares > 0, log_shares - measured.total - measured.normaliser, LOG_ZERO)
-        decision[:, classes:] = self._layout.spans[blocks]
+        decision[:, :classes] = (self._log_ratios(totals, paths, tail) - measured.normaliser).T
+        decision[:, classes:] = self._layout.spans[self._best_blocks(statistics[0], paths.best)]
 
         candidates = self._layout.tokens_of(self._decision.send()[:, classes:])
         nth = logits.gather(1, candidates).argmax(1, keepdim=True)
@@ -369,41 +364,41 @@ class TextConstraint:
                 rows = slice(start, start + rows_per_chunk)
                 _reduce_blocks(group.of(small[rows], skipped), statistics[:, rows, group.blocks])
 
-    def _best_blocks(self, measured: _Measured, paths: Paths) -> Integers:
+    def _rows(self, weights: Floats, tail_weight: Floats) -> Floats:
+        """Log-weights of the text's labels, `[labels, L]`, with those of the tail behind them, by position: to
+        `[positions, labels]`."""
+        rows = np.empty((self._positions, len(weights) + 1))
+        rows[:, :-1] = weights[:, : self._positions].T
+        rows[:, -1] = tail_weight[: self._positions]
+        return rows
+
+    def _best_blocks(self, block_max: Singles, path: Integers) -> Integers:
         """In which block the token of each position is, `[L]`, on the most probable canvas: of each label the
         block that has the best token. Notes where it differs from what the network prefers."""
-        path = paths.best
-        in_text = np.flatnonzero(path != self._lattice.tail)
-        blocks = np.array([self._best_block(measured.best_block[i], path[i]) for i in in_text], np.int64)
-        best_block = measured.best_block
-        self._changed = np.zeros(len(best_block), np.bool_)
-        self._changed[in_text] = best_block[in_text, blocks] < best_block[in_text].max(1)
-        result = np.full(len(best_block), self._layout.num_blocks)  # the filler's
-        result[in_text] = self._layout.blocks_by_class[blocks]
+        result = np.full(len(block_max), self._layout.num_blocks)  # the filler's
+        self._changed = np.zeros(len(block_max), np.bool_)
+        for label in np.unique(path[path != self._lattice.tail]).tolist():
+            positions, blocks = np.flatnonzero(path == label), self._label_blocks[label]
+            of_label = block_max[positions].take(blocks, axis=1)
+            result[positions] = blocks[of_label.argmax(1)]
+            self._changed[positions] = of_label.max(1) < block_max[positions].max(1)
         return result
 
-    def _best_block(self, best_of_blocks: npt.NDArray[np.float32], label: int) -> int:
-        """Where the best token of a label's classes is, among the blocks sorted by class."""
-        blocks = self._label_blocks[label]
-        return int(blocks[best_of_blocks[blocks].argmax()])
-
-    def _class_shares(self, measured: _Measured, totals: Floats, paths: Paths, tail: Floats) -> Floats:
-        """`[L, C]`: in what share of all canvases a token of the class stands there. `totals` are the labels'."""
-        # A label's share falls to its classes by their probabilities, and so does the tail's.
-        of_classes = measured.total[: self._positions, self._label_classes[self._by_class]]
-        parts = paths.shares[:, self._label_of] * np.exp(of_classes - totals[:, self._label_of])
-        shares = np.zeros_like(measured.total)
-        shares[: self._positions, self._classes.values] = np.add.reduceat(parts, self._classes.starts, axis=1)
-        in_tail = np.ones(len(shares))
-        in_tail[: self._positions] = paths.shares[:, self._lattice.tail]
+    def _log_ratios(self, totals: Floats, paths: Paths, tail: Floats) -> Floats:
+        """How much more probable a token of a class is among all canvases of the language than the network says,
+        nats: `[C, L]`. `totals` `[labels, L]`."""
+        # A label's share falls to its tokens by their probabilities, and so does the tail's.
+        ratios = np.full((self._automaton.num_classes, len(tail)), LOG_ZERO)
+        with np.errstate(divide="ignore"):
+            of_labels = np.log(paths.shares.T)
+        of_labels[:-1] -= totals[:, : self._positions]
+        np.maximum(of_labels, LOG_ZERO, out=of_labels)
+        ratios[self._written, : self._positions] = self._classes.log_sums(of_labels)
+        in_tail = -tail
+        in_tail[: self._positions] += of_labels[-1]
         for token_class in (self._automaton.eos_class, self._automaton.pad_class):
-            shares[:, token_class] += in_tail * np.exp(measured.total[:, token_class] - tail)
-        return shares
-
-
-def _with_tail(weights: Floats, tail_weight: Floats) -> Floats:
-    """Log-weights of the text's labels `[positions, labels]` with those of the tail behind them."""
-    return np.concatenate([weights, tail_weight[: len(weights), None]], axis=1)
+            ratios[token_class] = np.logaddexp(ratios[token_class], in_tail)
+        return ratios
 
 
 def _reduce_blocks(blocks: torch.Tensor, statistics: torch.Tensor) -> None:

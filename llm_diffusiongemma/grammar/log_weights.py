@@ -12,6 +12,7 @@ import numpy.typing as npt
 from .automaton import Segments
 
 Floats = npt.NDArray[np.float64]
+Singles = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 # Stands for log 0. Finite, so that sums and differences of it stay numbers, and far below all that the

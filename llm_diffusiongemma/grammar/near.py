@@ -1,10 +1,14 @@
-"""The paths of a large automaton through a canvas, by looking only at those near one that is known.
+"""The paths of an automaton through a canvas, by looking only at those near one that is known.
 
 From step to step the network changes its mind about a few positions. So the best path of the last step, weighed
-anew, is a good one, and a way that can't come near it with all that follows is not gone on with. No more follows
-than this: no path does better than the best labels, and all paths together weigh 1 at most behind any position,
-for labels that lead out of the same state have no token in common. That also makes logarithms unnecessary: of all
-that matters no part weighs less than the whole.
+anew, is a good one, and a way that can't come near it with all that follows is not gone on with. What follows is
+no more than this: no path does better than the best labels, and all paths together weigh 1 at most from any
+position on, for labels that lead out of the same state have no token in common; nor do they weigh more than all
+labels there are, which is less where the network is sure of what can't be. That also makes logarithms unnecessary:
+of all that matters no part weighs less than the whole.
+
+Where no way that could matter leaves the known path, and none that has is left, there is nothing to look at: that
+is nearly everywhere, once a network has made up its mind.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .automaton import Arcs, Outgoing
-from .log_weights import NEGLIGIBLE, Floats, Integers
+from .groups import exponentials
+from .log_weights import LOG_ZERO, NEGLIGIBLE, Floats, Integers
 
 # A way is not gone on with if it is by so many nats lighter than the known path. All of them together can't be
-# more than half a percent of a canvas of 256 positions with 200,000 arcs each; with random weights no share of a
-# label moved by a millionth.
+# more than half a percent of a canvas of 256 positions with 200,000 arcs each, or a hundredth of that with 1,500;
+# with random weights no share of a label moved by a millionth.
 MARGIN = 23.0
 
 # The known path must weigh more, nats, or what matters is not a number in fp64.
@@ -28,6 +33,10 @@ LIGHTEST = -600.0
 
 # What rounding does to a sum of 256 weights, and more.
 SLACK = 1e-6
+
+
+# So many arcs out of sets of states are kept for the next position, and the next step, with the same set: 12 MiB.
+MOST_KEPT = 1 << 19
 
 
 class _Ways(NamedTuple):
@@ -50,6 +59,56 @@ class _Ways(NamedTuple):
     """`[states behind it + 1]`: their first arcs, and the number of arcs"""
 
 
+class _Known(NamedTuple):
+    """A path through the canvas, and the arcs that leave it."""
+
+    labels: Integers
+    """`[positions]`"""
+    states: Integers
+    """`[positions + 1]`"""
+    position: Integers
+    """`[arcs]`: where each of those that leave it does, ascending"""
+    label: Integers
+    """`[arcs]`"""
+    first: Integers
+    """`[n]`: the first of each position that has some"""
+
+
+class _Bounds:
+    """What matters in a canvas with such weights. All logarithms, nats, but for `lightest`."""
+
+    def __init__(self, best: Floats, totals: Floats, known: _Known) -> None:
+        positions = np.arange(len(best))
+        weights = np.stack([totals[positions, known.labels], best[positions, known.labels]])
+        self.up_to = np.concatenate([np.zeros((2, 1)), weights.cumsum(1)], axis=1)
+        """`[2, positions + 1]`: of the known path up to each position, by `totals` and by `best`"""
+        top = totals.max(1)
+        all_labels = top + np.log(exponentials(totals - top[:, None]).sum(1, dtype=np.float64))
+        at_most = np.stack([np.minimum(all_labels, 0.0), best.max(1)])
+        follows = np.concatenate([at_most[:, ::-1].cumsum(1)[:, ::-1], np.zeros((2, 1))], axis=1)
+        needed = self.up_to[:, -1:] - [[MARGIN], [SLACK]] - follows
+        self.lightest = np.exp(np.minimum(needed[0], -NEGLIGIBLE))
+        """`[positions + 1]`: what a way up to there must weigh for the rest to make up for it"""
+        self.worst: list[float] = needed[1].tolist()
+        """... and the best way"""
+        self.leaving = np.full((2, len(best)), LOG_ZERO)
+        """`[2, positions]`: by how much the heaviest way that leaves the known path there weighs more than that"""
+        if len(known.first):
+            at, arcs = known.position[known.first], (known.position, known.label)
+            for leaving, of_labels in zip(self.leaving, (totals, best), strict=True):
+                leaving[at] = np.maximum.reduceat(of_labels[arcs], known.first)
+            self.leaving[:, at] += self.up_to[:, at] - needed[:, at + 1]
+
+    def alone(self, position: int, weight: float, best_up_to: float) -> int:
+        """For how many positions from there on, where all ways that matter have come to the known path, it is the
+        only one. They weigh `weight` together, and the best of them `best_up_to`, a logarithm."""
+        heavier, better = (self.up_to[:, position] - (math.log(weight), best_up_to)).tolist()
+        totals, best = self.leaving[:, position:]
+        matters = (totals >= heavier) | (best >= better)
+        first = int(matters.argmax())
+        return first if matters[first] else len(matters)
+
+
 class NearPaths:
     """The arcs of one canvas, laid out for going through some of them."""
 
@@ -57,39 +116,47 @@ class NearPaths:
         """`arcs` are sorted by source. The paths lead from `start` to a state that `may_end` `[states]` allows."""
         self._arcs, self._start, self._may_end = arcs, start, may_end
         self._outgoing = Outgoing(arcs.source, len(may_end))
+        self._targets: dict[tuple[int, int], int] = {}
+        self._known_arcs: dict[bytes, tuple[Integers, Integers, Integers]] = {}
+        self._kept_arcs = 0
+        self._known: _Known | None = None
 
     def weigh(
-        self, best: Floats, totals: Floats, known: Integers, most_arcs: int
+        self, best: Floats, totals: Floats, known: Integers, most_arcs: float, most_positions: int
     ) -> tuple[Integers, float, Floats] | None:
         """What `lattice.Paths` has. `known` `[positions]` are the labels of some path.
 
-        None if that path is no help: it is too light, or it would be more than `most_arcs` arcs to look at.
+        None if that path is no help: it is too light, or it would be more than `most_arcs` arcs to look at, or at
+        more than `most_positions`.
         """
-        positions = np.arange(len(known))
-        log_known = float(totals[positions, known].sum())
-        if log_known < LIGHTEST:
+        path = self._known_path(known)
+        bounds = _Bounds(best, totals, path)
+        if bounds.up_to[0, -1] < LIGHTEST or (bounds.leaving >= 0).any(0).sum() > most_positions:
             return None
-        lightest = math.exp(log_known - MARGIN)
-        # What the best way up to each position must weigh for the rest to make up for it.
-        follows = np.append(best.max(1)[::-1].cumsum()[::-1][1:], 0.0)
-        worst = (best[positions, known].sum() - follows - SLACK).tolist()
-        weights = np.exp(np.maximum(totals, NEGLIGIBLE))
-        looked_at = 0
-        steps: list[_Ways] = []
+        steps: list[_Ways | slice] = []
         states, weight, best_up_to = np.array([self._start]), np.ones(1), np.zeros(1)
-        for i in range(len(known)):
-            arcs, source = self._outgoing.of(states)
-            looked_at += len(arcs)
+        i = looked_at = looked_for = 0
+        while i < len(known):
+            # The known path is always among the ways.
+            if len(states) == 1:
+                alone = bounds.alone(i, float(weight[0]), float(best_up_to[0]))
+                if alone:
+                    gained, best_gained = (bounds.up_to[:, i + alone] - bounds.up_to[:, i]).tolist()
+                    weight, best_up_to = weight * math.exp(gained), best_up_to + best_gained
+                    steps.append(slice(i, i + alone))
+                    i += alone
+                    states = path.states[i : i + 1]
+                    continue
+            source, label, target = self._arcs_of(states)
+            looked_at += len(label)
+            looked_for += 1
             # Rather early than with all of the work done in vain.
-            if looked_at > most_arcs * (1 + 3 * (i + 1) / len(known)) / 4:
+            if looked_at > most_arcs * (1 + 3 * (i + 1) / len(known)) / 4 or looked_for > most_positions:
                 return None
-            label = self._arcs.label[arcs]
-            of_arcs = weights[i][label]
-            up_to, reached = weight[source] * of_arcs, best_up_to[source] + best[i][label]
-            kept = np.flatnonzero((up_to >= lightest) | (reached >= worst[i]))
-            targets = self._arcs.target[arcs[kept]]
-            order = np.argsort(targets, kind="stable")
-            kept, targets = kept[order], targets[order]
+            of_arcs = np.exp(np.maximum(totals[i], NEGLIGIBLE)).take(label)
+            up_to, reached = weight[source] * of_arcs, best_up_to[source] + best[i].take(label)
+            kept = np.flatnonzero((up_to >= bounds.lightest[i + 1]) | (reached >= bounds.worst[i + 1]))
+            targets = target[kept]
             is_first = np.append(True, targets[1:] != targets[:-1])
             first = np.flatnonzero(is_first)
             step = _Ways(
@@ -105,17 +172,72 @@ class NearPaths:
             steps.append(step)
             states, weight = targets[first], np.add.reduceat(step.weight_up_to, first)
             best_up_to = np.maximum.reduceat(step.best_up_to, first)
+            i += 1
         ends = self._may_end[states]
-        path = np.empty(len(known), np.int64)
-        shares = np.empty_like(totals)
         state = int(np.where(ends, best_up_to, -np.inf).argmax())
-        total, behind = float(weight[ends].sum()), ends.astype(np.float64)
-        for i in reversed(range(len(known))):
-            step = steps[i]
+        labels, shares = self._go_back(steps, path, state, ends, totals.shape[1])
+        return labels, math.log(float(weight[ends].sum())), shares
+
+    def _arcs_of(self, states: Integers) -> tuple[Integers, Integers, Integers]:
+        """The arcs out of `states`, sorted by target: which of `states` each comes from, its label, its target."""
+        key = states.tobytes()
+        if (known := self._known_arcs.get(key)) is not None:
+            return known
+        arcs, source = self._outgoing.of(states)
+        order = np.argsort(self._arcs.target[arcs], kind="stable")
+        arcs = arcs[order]
+        found = source[order], self._arcs.label[arcs], self._arcs.target[arcs]
+        self._kept_arcs += len(arcs)
+        if self._kept_arcs > MOST_KEPT:
+            self._known_arcs.clear()
+            self._kept_arcs = len(arcs)
+        self._known_arcs[key] = found
+        return found
+
+    def _go_back(
+        self, steps: list[_Ways | slice], known: _Known, state: int, ends: npt.NDArray[np.bool_], num_labels: int
+    ) -> tuple[Integers, Floats]:
+        """The best path, which comes to `state`, and the shares of labels; ways may end where `ends` says. Both
+        are of the last of `steps`, of which a slice is positions in which the known path is alone."""
+        i = len(known.labels)
+        labels: Integers = np.empty(i, np.int64)
+        shares, behind = np.zeros((i, num_labels)), ends.astype(np.float64)
+        for step in reversed(steps):
+            if isinstance(step, slice):
+                i = step.start
+                labels[step] = known.labels[step]
+                shares[np.arange(i, step.stop), known.labels[step]] = 1
+                continue
+            i -= 1
             arc = step.first[state] + int(step.best_up_to[step.first[state] : step.first[state + 1]].argmax())
-            path[i], state = step.label[arc], int(step.source[arc])
-            shares[i] = np.bincount(step.label, step.weight_up_to * behind[step.target], shares.shape[1])
-            behind = np.bincount(step.source, step.weight * behind[step.target], step.num_states)
+            labels[i], state = step.label[arc], int(step.source[arc])
+            shares[i] = np.bincount(step.label, step.weight_up_to * behind[step.target], num_labels)
+            of_states = np.bincount(step.source, step.weight * behind[step.target], step.num_states)
+            behind = of_states.astype(np.float64, copy=False)
         # Only rounding, and what has been left out, keep them from it.
         shares /= shares.sum(1, keepdims=True)
-        return path, math.log(total), shares
+        return labels, shares
+
+    def _known_path(self, labels: Integers) -> _Known:
+        if self._known is not None and np.array_equal(self._known.labels, labels):
+            return self._known
+        states = [self._start]
+        for label in labels.tolist():
+            states.append(self._target(states[-1], label))
+        path = np.array(states)
+        arcs, position = self._outgoing.of(path[:-1])
+        leaves = np.flatnonzero(self._arcs.label[arcs] != labels[position])
+        position = position[leaves]
+        first = np.flatnonzero(np.diff(position, prepend=-1))
+        self._known = _Known(labels, path, position, self._arcs.label[arcs[leaves]], first)
+        return self._known
+
+    def _target(self, state: int, label: int) -> int:
+        """Where a label leads to from a state."""
+        target = self._targets.get((state, label))
+        if target is None:
+            first = int(self._outgoing.first[state])
+            arcs = slice(first, first + int(self._outgoing.count[state]))
+            nth = int((self._arcs.label[arcs] == label).argmax())
+            target = self._targets[state, label] = int(self._arcs.target[arcs][nth])
+        return target

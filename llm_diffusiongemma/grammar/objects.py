@@ -39,6 +39,15 @@ if TYPE_CHECKING:
 LARGEST_MODULUS = 13
 MAX_DIFFERENT_STATES = 6000
 
+# What may forbid a property that isn't listed, or count it.
+_SAYS_OF_OTHERS = {
+    "additionalProperties",
+    "unevaluatedProperties",
+    "patternProperties",
+    "propertyNames",
+    "maxProperties",
+}
+
 # The names of a region, and the values that they may have.
 Entry = tuple[Region, Language]
 
@@ -91,7 +100,23 @@ def object_language(compiler: Compiler, parts: Alternative, place: Place) -> Lan
         content = Separated(tuple(members), rest, comma, max(least, 1), most, before, bool(others))
         if least <= 1 and most is None and _may_be_reordered(compiler, [language for language, _ in members]):
             content = unite([content, _in_any_order(members, rest, comma)])
-    return compiler.layout.enclosed(b"{}", content, place.nesting, least == 0 and not required)
+    may_be_empty = least == 0 and not required
+    if not others and most is None and _may_name_its_schema(compiler, parts, names, place):
+        named = concatenate(Literal(b'"$schema"'), compiler.layout.colon, scalars.string())
+        content = unite([content, concatenate(named, comma, content), named if may_be_empty else NOTHING])
+    return compiler.layout.enclosed(b"{}", content, place.nesting, may_be_empty)
+
+
+def _may_name_its_schema(compiler: Compiler, parts: Alternative, listed: Collection[str], place: Place) -> bool:
+    """Whether a document may begin with the `$schema` that editors know it by, which few schemas list: where the
+    schema is one of those that name their own."""
+    return (
+        not place.nesting
+        and isinstance(compiler.root, dict)
+        and "$schema" in compiler.root
+        and "$schema" not in listed
+        and not any(part.keys() & _SAYS_OF_OTHERS for part in parts)
+    )
 
 
 def _positions(compiler: Compiler, states: int, num_members: int, most: int | None) -> frozenset[int]:

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import ConstraintError
 from . import scalars
 from .dialects import Part, Schema, refuse
+from .records import USUAL_NESTING, USUAL_RECURSION
 from .recursion import Passed
 
 
@@ -52,7 +53,7 @@ class Limits:
 # From the most generous ones on, until the automaton is small enough: first what is far beyond use is lowered,
 # then recursion, then what people notice.
 LIMITS = (
-    Limits(5, 3, 1024, 512, scalars.LONGEST_NAME, 1500, 12_288),
+    Limits(USUAL_RECURSION, USUAL_NESTING, 1024, 512, scalars.LONGEST_NAME, 1500, 12_288),
     Limits(4, 3, 1024, 256, scalars.LONGEST_NAME, 1500, 8192),
     Limits(3, 3, 1024, 128, 127, 1500, 4096),
     Limits(3, 3, 768, 96, 63, 0, 4096),

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+# What has no end in a schema goes so deep, and hardly any deeper, however small the automaton is.
+USUAL_RECURSION = 5
+USUAL_NESTING = 3
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A maximum that made the automaton too large."""
+    """A maximum that made the automaton too large, or the end of what has none in the schema."""
 
     keyword: str
     """or `recursion`, or `nesting` of what the schema says nothing about"""
-    asked: int
+    asked: int | None
+    """None where the schema has no end"""
     given: int
     at: str
     """the first of the places in a document where it applies"""
+
+    @property
+    def by_size(self) -> bool:
+        """Whether more would have been given if the schema were smaller."""
+        return self.given < {"recursion": USUAL_RECURSION, "nesting": USUAL_NESTING}.get(self.keyword, math.inf)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .fitting import DOCUMENT, fit
 from .garbage import without_collecting
 from .language import MAX_STATES, StateLimitError, drawn_dfa, embed, unite
 from .layout import Layout
-from .places import LIMITS, Limits, Place
+from .places import Limits, Place
 from .records import Lowered
 from .samples import random_texts
 
@@ -81,21 +81,21 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
         raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
     if dfa.dead == 0:
         raise compiler.unsatisfiable()
-    dfa, limits = _freer(dfa, compiler)
-    dfa = _with_indented(dfa, validator, limits)
+    dfa, compiler = _freer(dfa, compiler)
+    dfa = _with_indented(dfa, validator, compiler.limits)
     _try_out(dfa, validator)
-    return CompiledSchema(dfa, validator, tuple(compiler.lowered.values()))
+    return CompiledSchema(dfa, validator, (*compiler.lowered.values(), *compiler.ended.values()))
 
 
-def _freer(kept: ByteDFA, compiler: Compiler) -> tuple[ByteDFA, Limits]:
-    """More documents than the limits keep, and what limits keep them, if there is room for both layouts.
+def _freer(kept: ByteDFA, compiler: Compiler) -> tuple[ByteDFA, Compiler]:
+    """More documents than the limits keep, and what compiles them, if there is room for both layouts.
 
     Of smaller objects the properties come in any order, of all others in that of the schema's text.
     """
     limits = compiler.limits
     if len(kept.accepting) <= MOST_INDENTED_STATES and compiler.visits <= MOST_VISITS_OF_FREER:
         for deeper, order in FREER:
-            if deeper and (not compiler.too_deep or limits.nesting < LIMITS[0].nesting):
+            if deeper and "nesting" not in compiler.ended:
                 continue
             freer = replace(limits, nesting=limits.nesting + deeper, order=order)
             with contextlib.suppress(StateLimitError, ConstraintError):
@@ -103,8 +103,8 @@ def _freer(kept: ByteDFA, compiler: Compiler) -> tuple[ByteDFA, Limits]:
                 language = another.language(DOCUMENT, Place())
                 # What is larger may leave less room for what its items have to be told apart by.
                 if another.lowered == compiler.lowered:
-                    return drawn_dfa(language, MOST_INDENTED_STATES), freer
-    return kept, limits
+                    return drawn_dfa(language, MOST_INDENTED_STATES), another
+    return kept, compiler
 
 
 def _with_indented(on_one_line: ByteDFA, validator: Any, limits: Limits) -> ByteDFA:

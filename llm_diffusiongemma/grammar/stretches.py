@@ -20,9 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .automaton import Arcs, Outgoing
-from .log_weights import LOG_ZERO, Floats, Integers
-
-Singles = npt.NDArray[np.float32]
+from .log_weights import LOG_ZERO, Floats, Integers, Singles
 
 # Next to nothing beside one in fp32. The exponential of less takes many times as long, for it underflows.
 NEGLIGIBLE = np.float32(-85.0)

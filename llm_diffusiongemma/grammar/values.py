@@ -14,7 +14,7 @@ from .keywords import SCALARS, bounds_of, judged, largest_of, smallest_of, types
 from .language import MAX_STATES, NOTHING, Embedded, Language, Literal, StateLimitError, same_language, unite
 from .negation import NOT_MULTIPLE, NOT_PATTERN, NOT_POSSIBLE, NOT_VALUES
 from .objects import object_language
-from .places import LIMITS, Alternative, Place, refused
+from .places import Alternative, Place, refused
 
 if TYPE_CHECKING:
     from .compiler import Compiler
@@ -34,8 +34,7 @@ def value_language(compiler: Compiler, parts: Alternative, place: Place) -> Lang
     types = types_of(parts)
     if place.free >= compiler.limits.nesting and types - SCALARS:
         types &= SCALARS
-        compiler.too_deep = True
-        compiler.lower("nesting", LIMITS[0].nesting, compiler.limits.nesting, place)
+        compiler.end("nesting", compiler.limits.nesting, place)
     for part in parts:
         if NOT_POSSIBLE in part:
             raise refused(

@@ -100,26 +100,33 @@ def test_many_arcs_are_what_few_are(scale: float, picking: float, monkeypatch: p
 
 
 def test_near_the_last_best_path_is_all_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Step by step, for a network that is vague at first and then changes its mind about a position or two."""
-    helped = 0
+    """Step by step, for a network that is vague at first and then changes its mind about a position or two. Where
+    it has made it up nothing is looked at. It is also sure, more or less, of what can't be."""
+    helped, alone = 0, []
     monkeypatch.setattr(lattice_module, "COST_OF_LOOKING", 0.5)
     for rng, automaton in automata(4):
         lattice = Lattice(automaton)
         few, many = all_arcs(lattice, monkeypatch, 0, 24, 3)
         logits = rng.normal(size=(24, 40))
         for _ in range(6):
-            best, totals = label_weights(automaton, logits)
-            exact = few.weigh(best, totals)
-            known = many._known
-            looked = None if known is None else many._near.weigh(best, totals, known, many._most_near)
+            impossible = rng.random((24, 1)) * 6
+            best, totals = (weights - impossible for weights in label_weights(automaton, logits))
+            exact, known = few._weigh_all(best, totals), many._known
+            looked = None if known is None else many._near.weigh(best, totals, known, many._most_near, 24)
             if looked is not None:
                 helped += 1
                 check_path(automaton, looked[0], 0, 3, lattice.tail)
                 check_same(Paths(*looked), exact, best, 1e-7)
+                alone.append(float((looked[2] == 1).any(1).mean()))
+            check_same(few.weigh(best, totals), exact, best, 1e-7)
             check_same(many.weigh(best, totals), exact, best, 1e-5)
             logits = logits * 1.7
             logits[rng.integers(24)] = rng.normal(size=40) * 9
+            for i, label in enumerate(exact.best.tolist()):
+                if label != lattice.tail and rng.random() < 0.9:
+                    logits[i, np.isin(automaton.token_class, automaton.label_classes[label])] += 12
     assert helped > 8
+    assert min(alone) < 0.2 < 0.7 < max(alone)
 
 
 @pytest.mark.parametrize("scale", [0.3, 40.0])
@@ -179,10 +186,10 @@ def test_the_best_path_may_be_next_to_impossible(monkeypatch: pytest.MonkeyPatch
     lattice._kinds = np.zeros(automaton.num_states, np.int64)
     few, many = all_arcs(lattice, monkeypatch, 0, 13, 0)
     logits = np.zeros((13, 1005))
-    logits[0, 4] = -20
+    logits[0, 4] = -30
     best, totals = label_weights(automaton, logits)
     letters, x, end, tail = range(4)
-    near_last = many._near.weigh(best, totals, np.array([*[letters] * 12, end]), 10**6)
+    near_last = many._near.weigh(best, totals, np.array([*[letters] * 12, end]), 10**6, 13)
     for looked in (near_last, many._coarse.weigh(best, totals)):
         assert looked is not None
         assert looked[0].tolist() == [x, end, *[tail] * 11]
@@ -196,11 +203,12 @@ def test_a_known_path_that_is_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
     _, many = all_arcs(Lattice(automaton), monkeypatch, 0, 24, 3)
     best, totals = label_weights(automaton, rng.normal(size=(24, 40)))
     known = many.weigh(best, totals).best
-    assert many._near.weigh(best, totals, known, 10**6) is not None
-    assert many._near.weigh(best, totals, known, 100) is None
+    assert many._near.weigh(best, totals, known, 10**6, 24) is not None
+    assert many._near.weigh(best, totals, known, 100, 24) is None
+    assert many._near.weigh(best, totals, known, 10**6, 6) is None
     best, totals = label_weights(automaton, rng.normal(size=(24, 40)) * 200)
     assert totals[np.arange(24), known].sum() < near.LIGHTEST
-    assert many._near.weigh(best, totals, known, 10**6) is None
+    assert many._near.weigh(best, totals, known, 10**6, 24) is None
 
 
 @pytest.mark.parametrize("seed", range(5))

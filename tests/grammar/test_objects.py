@@ -38,6 +38,26 @@ WRITTEN: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ['{"a": 1}', '{"a": 1, "b": ""}', '{"b": "", "a": 1}'],
         ['{"a": 1, "c": 1}', '{"b": ""}', '{"b": "", "a": 1, "b": ""}'],
     ),
+    "its schema in front, where that names its own": (
+        record(**{"$schema": DRAFT_2020}),
+        ['{"a": 1}', '{"$schema": "x", "a": 1}', '{"$schema": "x", "b": "", "a": 1}'],
+        ['{"$schema": 1, "a": 1}', '{"$schema": "x"}', '{"a": 1, "$schema": "x"}'],
+    ),
+    "its schema, where nothing is required": (
+        record(**{"$schema": DRAFT_2020, "required": []}),
+        ["{}", '{"$schema": "x"}', '{"$schema": "x", "b": ""}'],
+        ['{"$schema": "x", "$schema": "y"}'],
+    ),
+    "its schema, where it is spoken of or others are": (
+        record(**{"$schema": DRAFT_2020, "dependentRequired": {"$schema": ["b"]}, "propertyNames": True}),
+        ['{"a": 1}'],
+        ['{"$schema": "x", "a": 1}', '{"$schema": "x", "a": 1, "b": ""}'],
+    ),
+    "its schema, inside": (
+        {"$schema": DRAFT_2020, "type": "object", "properties": {"r": record()}},
+        ['{"$schema": "x", "r": {"a": 1}}'],
+        ['{"r": {"$schema": "x", "a": 1}}'],
+    ),
     "others of a schema, anywhere": (
         record(additionalProperties=NULL),
         ['{"a": 1}', '{"x": null, "a": 1, "ab": null, "b": "", "A": null, "é": null, "": null}'],

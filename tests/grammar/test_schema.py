@@ -668,7 +668,7 @@ def test_what_people_notice_is_kept_whole() -> None:
         (tree, branch),
     ):
         compiled = compile_schema(schema)
-        assert compiled.lowered == ()
+        assert not any(each.by_size for each in compiled.lowered)
         assert compiled.dfa.accepts(text_of(document))
 
 
@@ -700,7 +700,7 @@ LONG = {"type": "string", "maxLength": 9000}
                     **{f"b{n}": {"type": "string", "maxLength": 130} for n in range(20)},
                 },
             },
-            [("recursion", 5, 3, "$.a[][][]")],
+            [("recursion", None, 3, "$.a[][][]")],
         ),
         # So many values in any order, and those that follow as the schema has them.
         (
@@ -713,9 +713,15 @@ LONG = {"type": "string", "maxLength": 9000}
             [("maxLength", 100, 64, "$[]"), ("uniqueItems", 4, 2, "$")],
         ),
         ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, []),
-        # No two objects can be kept different, so there is one.
-        ({"type": "array", "items": {"type": "object"}, "uniqueItems": True}, [("uniqueItems", 4, 1, "$")]),
-        ({"type": "array", "items": {"type": "object"}, "uniqueItems": True, "maxItems": 1}, []),
+        # No two objects can be kept different, so there is one. And what has no end is given one.
+        (
+            {"type": "array", "items": {"type": "object"}, "uniqueItems": True},
+            [("uniqueItems", 4, 1, "$"), ("nesting", None, 4, "$[].*[][][]")],
+        ),
+        (
+            {"type": "array", "items": {"type": "object"}, "uniqueItems": True, "maxItems": 1},
+            [("nesting", None, 4, "$[].*[][][]")],
+        ),
         # Nothing that can be written is lost.
         ({"type": "string", "maxLength": 1000}, []),
         ({"type": "string"}, []),
@@ -726,11 +732,11 @@ LONG = {"type": "string", "maxLength": 9000}
         ({"type": "array", "maxItems": 100, "items": {"enum": [1, 2, 3]}, "uniqueItems": True}, []),
         ({"type": "array", "maxItems": 100, "prefixItems": [LONG | {"maxLength": 9}], "items": False}, []),
         ({"type": "object", "properties": {"a": {"type": "null"}}, "maxProperties": 100}, []),
-        ({"type": "array", "items": {"$ref": "#"}}, []),
-        ({}, []),
+        ({"type": "array", "items": {"$ref": "#"}}, [("recursion", None, 5, "$[][][][][]")]),
+        ({}, [("nesting", None, 4, "$[][][][]")]),
     ],
 )
-def test_what_was_lowered_is_told(schema: Any, lowered: list[tuple[str, int, int, str]]) -> None:
+def test_what_was_lowered_is_told(schema: Any, lowered: list[tuple[str, int | None, int, str]]) -> None:
     assert list(compile_schema(schema).lowered) == [Lowered(*each) for each in lowered]
 
 
