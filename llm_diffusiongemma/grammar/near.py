@@ -91,22 +91,24 @@ class _Bounds:
         """`[positions + 1]`: what a way up to there must weigh for the rest to make up for it"""
         self.worst: list[float] = needed[1].tolist()
         """... and the best way"""
-        self.leaving = np.full((2, len(best)), LOG_ZERO)
-        """`[2, positions]`: by how much the heaviest way that leaves the known path there weighs more than that"""
+        # By how much the heaviest way that leaves the known path at a position weighs more than that: `[2,
+        # positions]`. Where it is less than 0 that is so however much has come to the position: all ways that
+        # have go on from it alike.
+        leaving = np.full((2, len(best)), LOG_ZERO)
         if len(known.first):
             at, arcs = known.position[known.first], (known.position, known.label)
-            for leaving, of_labels in zip(self.leaving, (totals, best), strict=True):
-                leaving[at] = np.maximum.reduceat(of_labels[arcs], known.first)
-            self.leaving[:, at] += self.up_to[:, at] - needed[:, at + 1]
+            for each, of_labels in zip(leaving, (totals, best), strict=True):
+                each[at] = np.maximum.reduceat(of_labels[arcs], known.first)
+            leaving[:, at] += self.up_to[:, at] - needed[:, at + 1]
+        self.leaves = np.any(leaving >= 0, axis=0)
+        """`[positions]`: whether a way that matters can leave the known path there"""
 
-    def alone(self, position: int, weight: float, best_up_to: float) -> int:
-        """For how many positions from there on, where all ways that matter have come to the known path, it is the
-        only one. They weigh `weight` together, and the best of them `best_up_to`, a logarithm."""
-        heavier, better = (self.up_to[:, position] - (math.log(weight), best_up_to)).tolist()
-        totals, best = self.leaving[:, position:]
-        matters = (totals >= heavier) | (best >= better)
-        first = int(matters.argmax())
-        return first if matters[first] else len(matters)
+    def alone(self, position: int) -> int:
+        """For how many positions from there on the known path is the only way that matters, where all that do have
+        come to it."""
+        leaves = self.leaves[position:]
+        first = int(leaves.argmax())
+        return first if leaves[first] else len(leaves)
 
 
 class NearPaths:
@@ -131,7 +133,7 @@ class NearPaths:
         """
         path = self._known_path(known)
         bounds = _Bounds(best, totals, path)
-        if bounds.up_to[0, -1] < LIGHTEST or (bounds.leaving >= 0).any(0).sum() > most_positions:
+        if bounds.up_to[0, -1] < LIGHTEST or bounds.leaves.sum() > most_positions:
             return None
         steps: list[_Ways | slice] = []
         states, weight, best_up_to = np.array([self._start]), np.ones(1), np.zeros(1)
@@ -139,7 +141,7 @@ class NearPaths:
         while i < len(known):
             # The known path is always among the ways.
             if len(states) == 1:
-                alone = bounds.alone(i, float(weight[0]), float(best_up_to[0]))
+                alone = bounds.alone(i)
                 if alone:
                     gained, best_gained = (bounds.up_to[:, i + alone] - bounds.up_to[:, i]).tolist()
                     weight, best_up_to = weight * math.exp(gained), best_up_to + best_gained

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -47,6 +49,7 @@ def test_products_count_the_same_whatever_has_been_made_before() -> None:
 
 
 def test_the_collector_wakes_when_the_last_one_goes() -> None:
+    """In a forked process nobody is left."""
     inside, done = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -59,6 +62,12 @@ def test_the_collector_wakes_when_the_last_one_goes() -> None:
     assert inside.wait(60)
     compile_schema({"type": "null"})
     assert not gc.isenabled()
+    if hasattr(os, "fork"):
+        with warnings.catch_warnings(action="ignore"):  # from Python 3.12 on: there are other threads
+            child = os.fork()
+        if not child:
+            os._exit(gc.isenabled())
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     done.set()
     other.join(60)
     assert gc.isenabled()
