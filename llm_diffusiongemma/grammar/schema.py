@@ -72,6 +72,10 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
     validator = read_schema(schema)
     try:
         compiler, dfa = fit(validator)
+        if dfa.dead == 0:
+            raise compiler.unsatisfiable()
+        dfa, compiler = _freer(dfa, compiler)
+        dfa = _with_indented(dfa, validator, compiler.limits)
     except StateLimitError as error:
         raise ConstraintError(
             f"The schema takes {error}{_largest_minimum(schema)}. Use smaller bounds, fewer properties and "
@@ -79,10 +83,6 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
         ) from None
     except RecursionError:
         raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
-    if dfa.dead == 0:
-        raise compiler.unsatisfiable()
-    dfa, compiler = _freer(dfa, compiler)
-    dfa = _with_indented(dfa, validator, compiler.limits)
     _try_out(dfa, validator)
     return CompiledSchema(dfa, validator, (*compiler.lowered.values(), *compiler.ended.values()))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import datetime
 import functools
+import inspect
 import json
 import random
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -638,6 +641,28 @@ def test_what_cannot_be_done_is_said_soon(schema: Any, cause: str | None) -> Non
 def test_the_schema_of_schemas() -> None:
     """Forty properties, most of them recursive: only a recursion depth of 1 fits."""
     check_walks(dict(jsonschema.Draft7Validator.META_SCHEMA), 25)
+
+
+def test_where_more_is_tried_it_may_be_nested_too_deeply() -> None:
+    """Any order takes more of the stack than that of the schema's text."""
+    properties = {name: {"type": "integer"} for name in "abc"}
+
+    def is_refused(levels: int) -> bool:
+        schema: dict[str, Any] = {"type": "object", "properties": properties}
+        for _ in range(levels):
+            schema = {"type": "array", "items": schema}
+        try:
+            compile_schema(schema)
+        except ConstraintError:
+            return True
+        return False
+
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 350)  # so that it is soon reached
+    try:
+        assert 0 < bisect.bisect(range(100), False, key=is_refused) < 100
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_a_maximum_is_lowered_until_the_automaton_fits() -> None:
