@@ -45,6 +45,9 @@ MOST_VISITS_OF_FREER = 300
 # states an object may take for its properties to come in any order.
 FREER = ((1, 1024), (0, 1024), (0, 256))
 
+# What comes of trying more than what is known to fit. It takes more of the stack, too.
+TOO_MUCH = (StateLimitError, ConstraintError, RecursionError)
+
 
 @dataclass(frozen=True)
 class CompiledSchema:
@@ -72,10 +75,6 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
     validator = read_schema(schema)
     try:
         compiler, dfa = fit(validator)
-        if dfa.dead == 0:
-            raise compiler.unsatisfiable()
-        dfa, compiler = _freer(dfa, compiler)
-        dfa = _with_indented(dfa, validator, compiler.limits)
     except StateLimitError as error:
         raise ConstraintError(
             f"The schema takes {error}{_largest_minimum(schema)}. Use smaller bounds, fewer properties and "
@@ -83,6 +82,10 @@ def compile_schema(schema: dict[str, Any] | bool) -> CompiledSchema:
         ) from None
     except RecursionError:
         raise ConstraintError("The schema is nested too deeply. Make it flatter.") from None
+    if dfa.dead == 0:
+        raise compiler.unsatisfiable()
+    dfa, compiler = _freer(dfa, compiler)
+    dfa = _with_indented(dfa, validator, compiler.limits)
     _try_out(dfa, validator)
     return CompiledSchema(dfa, validator, (*compiler.lowered.values(), *compiler.ended.values()))
 
@@ -98,7 +101,7 @@ def _freer(kept: ByteDFA, compiler: Compiler) -> tuple[ByteDFA, Compiler]:
             if deeper and "nesting" not in compiler.ended:
                 continue
             freer = replace(limits, nesting=limits.nesting + deeper, order=order)
-            with contextlib.suppress(StateLimitError, ConstraintError):
+            with contextlib.suppress(*TOO_MUCH):
                 another = Compiler(compiler.validator, freer, Layout.ONE_LINE)
                 language = another.language(DOCUMENT, Place())
                 # What is larger may leave less room for what its items have to be told apart by.
@@ -114,7 +117,7 @@ def _with_indented(on_one_line: ByteDFA, validator: Any, limits: Limits) -> Byte
     try:
         indented = Compiler(validator, limits, Layout.INDENTED).language(DOCUMENT, Place())
         return drawn_dfa(unite([embed(on_one_line), indented]), MAX_STATES)
-    except (StateLimitError, ConstraintError):
+    except TOO_MUCH:
         # What fits on one line, properties kept different for one, may be too much indented.
         return on_one_line
 

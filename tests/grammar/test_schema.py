@@ -643,8 +643,8 @@ def test_the_schema_of_schemas() -> None:
     check_walks(dict(jsonschema.Draft7Validator.META_SCHEMA), 25)
 
 
-def test_where_more_is_tried_it_may_be_nested_too_deeply() -> None:
-    """Any order takes more of the stack than that of the schema's text."""
+def test_what_is_tried_besides_may_nest_too_deeply() -> None:
+    """Any order takes more of the stack than that of the schema's text, which is kept then."""
     properties = {name: {"type": "integer"} for name in "abc"}
 
     def is_refused(levels: int) -> bool:
