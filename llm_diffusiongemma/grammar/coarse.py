@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .automaton import Arcs, Outgoing, Segments
+from .automaton import Arcs, Segments
+from .departures import Departure, Departures
 from .log_weights import LOG_ZERO, NEGLIGIBLE, Floats, Integers
 from .stretches import stretches_of
 
@@ -37,9 +38,6 @@ MOST_LOST = 1e-3
 # The best path found is the best there is if none can be better by more than this share of its weight, which is
 # what fp32 does to the bounds; else those that can be are looked at, too.
 ROUNDING = 4e-6
-
-# So many arcs out of sets of states are kept for the next position, and the next step, with the same set: 16 MiB.
-MOST_KEPT = 1 << 19
 
 # Looking at so many arcs a position is still faster than working on all of them.
 MOST_ARCS = 4000
@@ -69,24 +67,10 @@ def kinds_of(arcs: Arcs, num_states: int, end: int) -> Integers:
         kinds, count = finer, finer_count
 
 
-class _Moves(NamedTuple):
-    """The arcs out of some states, sorted by target, all `[arcs]`; and where they lead."""
-
-    source: Integers
-    """which of the states"""
-    label: Integers
-    target: Integers
-    """which of `targets`"""
-    targets: Integers
-    """`[n]`: the states that they lead to, ascending"""
-    first: Integers
-    """`[n]`: the first arc to each"""
-
-
 class _Step(NamedTuple):
     """What was gone through at a position. `[arcs]` are those of `moves`."""
 
-    moves: _Moves
+    moves: Departure
     factor: Floats
     """`[arcs]`: how much of what the source can lead to goes this way, at most"""
     up_to: Floats
@@ -102,7 +86,7 @@ class CoarsePaths:
 
     def __init__(
         self,
-        arcs: Arcs,
+        departures: Departures,
         first: Integers,
         last: Integers,
         start: int,
@@ -110,12 +94,11 @@ class CoarsePaths:
         may_end: npt.NDArray[np.bool_],
         kinds: Integers,
     ) -> None:
-        """`arcs` are sorted by source, and matter at the positions from `first` to `last`, both `[arcs]`. The
-        paths lead from `start` to a state that `may_end` `[states]` allows. `kinds` `[states]` are numbers."""
-        self._arcs, self._start, self._may_end = arcs, start, may_end
-        self._outgoing = Outgoing(arcs.source, len(may_end))
-        self._known_moves: dict[bytes, _Moves] = {}
-        self._kept_arcs = 0
+        """The arcs matter at the positions from `first` to `last`, both `[arcs]`. The paths lead from `start` to a
+        state that `may_end` `[states]` allows. `kinds` `[states]` are numbers."""
+        self._departures, self._start, self._may_end = departures, start, may_end
+        self._arcs, self._outgoing = departures.arcs, departures.outgoing
+        arcs = departures.arcs
         num_kinds, num_labels = int(kinds.max()) + 1, int(arcs.label.max()) + 1
         each = (kinds[arcs.source] * num_labels + arcs.label) * num_kinds + kinds[arcs.target]
         order = np.argsort(each, kind="stable")
@@ -174,25 +157,6 @@ class CoarsePaths:
                 path[position], state = labels[chosen], int(targets[chosen])
         return path if self._may_end[state] else None
 
-    def _moves(self, states: Integers) -> _Moves:
-        """The arcs out of `states`, which are the same at many positions."""
-        key = states.tobytes()
-        if (known := self._known_moves.get(key)) is not None:
-            return known
-        arcs, source = self._outgoing.of(states)
-        targets = self._arcs.target[arcs]
-        order = np.argsort(targets, kind="stable")
-        by_target = Segments.of(targets[order])
-        numbers = np.repeat(np.arange(len(by_target.values)), by_target.sizes)
-        label = self._arcs.label[arcs[order]]
-        moves = _Moves(source[order], label, numbers, by_target.values, by_target.starts)
-        self._kept_arcs += len(arcs)
-        if self._kept_arcs > MOST_KEPT:
-            self._known_moves.clear()
-            self._kept_arcs = len(arcs)
-        self._known_moves[key] = moves
-        return moves
-
     def _go_on(self, best: Floats, totals: Floats, heaviest: float | None) -> list[_Step] | None:
         """From the start through all that can matter; also through what can be better than `heaviest`, if that is
         not known to be the best path. None if it is too much."""
@@ -202,17 +166,17 @@ class CoarsePaths:
         behind = float(sum(stretch.shifts[:, 0].sum(dtype=np.float64) for stretch in self._stretches))
         for stretch, places in zip(self._stretches, self._places, strict=True):
             for i, position in enumerate(stretch.positions):
-                moves = self._moves(states)
+                moves = self._departures.of(states)
                 looked_at += len(moves.label)
                 if looked_at > MOST_ARCS * (position + 16):
                     return None
                 there = places[moves.targets]
                 before = stretch.values[i, places[states], 1].astype(np.float64) + stretch.shifts[i, 1]
                 after = stretch.values[i + 1, there, 1].astype(np.float64)
-                factor = totals[position][moves.label] + after[moves.target] - before[moves.source]
+                factor = totals[position][moves.label] + after[moves.nth_target] - before[moves.source]
                 np.exp(np.maximum(factor, NEGLIGIBLE, out=factor), out=factor)
                 up_to = weight[moves.source] * factor
-                weight = np.bincount(moves.target, up_to, len(there)).astype(np.float64, copy=False)
+                weight = np.bincount(moves.nth_target, up_to, len(there)).astype(np.float64, copy=False)
                 hopeful = weight >= HOPELESS
                 reached: Floats | None = None
                 if heaviest is not None:
@@ -241,7 +205,7 @@ class CoarsePaths:
         behind[last.kept] = self._may_end[last.moves.targets[last.kept]]
         for i in reversed(range(len(steps))):
             moves, factor, up_to, _, _ = steps[i]
-            of_arcs = behind[moves.target]
+            of_arcs = behind[moves.nth_target]
             shares[i] = np.bincount(moves.label, up_to * of_arcs, totals.shape[1])
             if i:
                 before = steps[i - 1]

@@ -8,22 +8,19 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .log_weights import Floats, Integers, Singles
+from .log_weights import NEGLIGIBLE_SINGLE, Floats, Integers, Singles
 
 Number = TypeVar("Number", np.float32, np.float64)
-
-# The exponential of less underflows in fp32, which takes many times as long.
-NEGLIGIBLE = np.float32(-85.0)
 
 # So many members of a group are worked on together with those of others, the rest by itself.
 TOGETHER = 16
 
 
 def exponentials(values: npt.NDArray[np.floating[Any]]) -> Singles:
-    """exp of numbers up to 0, to seven digits, and of less than `NEGLIGIBLE` as of that. In fp64 it takes 15 times
-    as long."""
+    """exp of numbers up to 0, to seven digits, and of less than `NEGLIGIBLE_SINGLE` as of that. In fp64 it takes
+    15 times as long."""
     result = values.astype(np.float32)
-    np.maximum(result, NEGLIGIBLE, out=result)
+    np.maximum(result, NEGLIGIBLE_SINGLE, out=result)
     return np.exp(result, out=result)
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from .automaton import UNREACHABLE, Arcs, Outgoing, Segments, TokenAutomaton
 from .coarse import CoarsePaths, kinds_of
+from .departures import Departures
 from .log_weights import LOG_ZERO, NEGLIGIBLE, Floats, Integers
 from .near import NearPaths
 from .stretches import Stretch, stretches_of
@@ -105,7 +106,7 @@ class _FewArcs:
 
     def __init__(self, arcs: Arcs, num_labels: int, start: int, may_end: npt.NDArray[np.bool_]) -> None:
         """`arcs` are sorted by source."""
-        self._near = NearPaths(arcs, start, may_end)
+        self._near = NearPaths(Departures(arcs, len(may_end)), start, may_end)
         self._known: Integers | None = None
         states = np.unique(np.r_[arcs.source, arcs.target, start])
         number = np.zeros(len(may_end), np.int64)
@@ -211,8 +212,9 @@ class _ManyArcs:
         `[states]` are `coarse`'s."""
         self._arcs, self._first, self._last = arcs, first, last
         self._start, self._num_positions, self._may_end = start, positions, may_end
-        self._near = NearPaths(arcs, start, may_end)
-        self._coarse = CoarsePaths(arcs, first, last, start, positions, may_end, kinds)
+        departures = Departures(arcs, len(may_end))
+        self._near = NearPaths(departures, start, may_end)
+        self._coarse = CoarsePaths(departures, first, last, start, positions, may_end, kinds)
         self._most_near = int((last + 1 - first).sum() // COST_OF_LOOKING)
         if self._coarse.helps:
             self._most_near = min(self._most_near, MOST_NEAR * positions)

@@ -21,6 +21,8 @@ LOG_ZERO = -1e30
 
 # Nothing to be seen beside one in fp64. The exponential of less takes many times as long, for it underflows.
 NEGLIGIBLE = -700.0
+# The same in fp32.
+NEGLIGIBLE_SINGLE = np.float32(-85.0)
 
 
 def log_sums(values: Floats, segments: Segments) -> Floats:

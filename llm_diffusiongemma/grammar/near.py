@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .automaton import Arcs, Outgoing
+from .departures import Departures
 from .groups import exponentials
 from .log_weights import LOG_ZERO, NEGLIGIBLE, Floats, Integers
 
@@ -33,10 +33,6 @@ LIGHTEST = -600.0
 
 # What rounding does to a sum of 256 weights, and more.
 SLACK = 1e-6
-
-
-# So many arcs out of sets of states are kept for the next position, and the next step, with the same set: 12 MiB.
-MOST_KEPT = 1 << 19
 
 
 class _Ways(NamedTuple):
@@ -114,13 +110,11 @@ class _Bounds:
 class NearPaths:
     """The arcs of one canvas, laid out for going through some of them."""
 
-    def __init__(self, arcs: Arcs, start: int, may_end: npt.NDArray[np.bool_]) -> None:
-        """`arcs` are sorted by source. The paths lead from `start` to a state that `may_end` `[states]` allows."""
-        self._arcs, self._start, self._may_end = arcs, start, may_end
-        self._outgoing = Outgoing(arcs.source, len(may_end))
+    def __init__(self, departures: Departures, start: int, may_end: npt.NDArray[np.bool_]) -> None:
+        """The paths lead from `start` to a state that `may_end` `[states]` allows."""
+        self._departures, self._start, self._may_end = departures, start, may_end
+        self._arcs, self._outgoing = departures.arcs, departures.outgoing
         self._targets: dict[tuple[int, int], int] = {}
-        self._known_arcs: dict[bytes, tuple[Integers, Integers, Integers]] = {}
-        self._kept_arcs = 0
         self._known: _Known | None = None
 
     def weigh(
@@ -149,7 +143,8 @@ class NearPaths:
                     i += alone
                     states = path.states[i : i + 1]
                     continue
-            source, label, target = self._arcs_of(states)
+            moves = self._departures.of(states)
+            source, label = moves.source, moves.label
             looked_at += len(label)
             looked_for += 1
             # Rather early than with all of the work done in vain.
@@ -158,7 +153,7 @@ class NearPaths:
             of_arcs = np.exp(np.maximum(totals[i], NEGLIGIBLE)).take(label)
             up_to, reached = weight[source] * of_arcs, best_up_to[source] + best[i].take(label)
             kept = np.flatnonzero((up_to >= bounds.lightest[i + 1]) | (reached >= bounds.worst[i + 1]))
-            targets = target[kept]
+            targets = moves.target[kept]
             is_first = np.append(True, targets[1:] != targets[:-1])
             first = np.flatnonzero(is_first)
             step = _Ways(
@@ -179,22 +174,6 @@ class NearPaths:
         state = int(np.where(ends, best_up_to, -np.inf).argmax())
         labels, shares = self._go_back(steps, path, state, ends, totals.shape[1])
         return labels, math.log(float(weight[ends].sum())), shares
-
-    def _arcs_of(self, states: Integers) -> tuple[Integers, Integers, Integers]:
-        """The arcs out of `states`, sorted by target: which of `states` each comes from, its label, its target."""
-        key = states.tobytes()
-        if (known := self._known_arcs.get(key)) is not None:
-            return known
-        arcs, source = self._outgoing.of(states)
-        order = np.argsort(self._arcs.target[arcs], kind="stable")
-        arcs = arcs[order]
-        found = source[order], self._arcs.label[arcs], self._arcs.target[arcs]
-        self._kept_arcs += len(arcs)
-        if self._kept_arcs > MOST_KEPT:
-            self._known_arcs.clear()
-            self._kept_arcs = len(arcs)
-        self._known_arcs[key] = found
-        return found
 
     def _go_back(
         self, steps: list[_Ways | slice], known: _Known, state: int, ends: npt.NDArray[np.bool_], num_labels: int

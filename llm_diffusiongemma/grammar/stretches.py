@@ -20,10 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .automaton import Arcs, Outgoing
-from .log_weights import LOG_ZERO, Floats, Integers, Singles
-
-# Next to nothing beside one in fp32. The exponential of less takes many times as long, for it underflows.
-NEGLIGIBLE = np.float32(-85.0)
+from .log_weights import LOG_ZERO, NEGLIGIBLE_SINGLE, Floats, Integers, Singles
 
 # A state less probable than this at its position is not followed further. In a canvas of 256 positions through
 # 65,536 states that can't be more than two canvases in a thousand; of random weights it was one in a million.
@@ -203,7 +200,7 @@ class Stretch:
                 np.maximum(column.row_tops, column.sums, out=column.row_tops)
             for column in self._columns:
                 np.subtract(column.sums, column.row_tops, out=column.sums)
-            np.maximum(self._sums[:, 1], NEGLIGIBLE, out=self._scaled)
+            np.maximum(self._sums[:, 1], NEGLIGIBLE_SINGLE, out=self._scaled)
             np.exp(self._scaled, out=self._scaled)
             first.row_sums[:] = first.scaled
             for column in others:
@@ -231,7 +228,7 @@ class Stretch:
         if layout.rows_of_heavy.size:
             rows = self._tops[layout.rows_of_heavy]
             tops = rows.max(0)
-            tops[:, 1] += np.log(np.exp(np.maximum(rows[..., 1] - tops[:, 1], NEGLIGIBLE)).sum(0))
+            tops[:, 1] += np.log(np.exp(np.maximum(rows[..., 1] - tops[:, 1], NEGLIGIBLE_SINGLE)).sum(0))
             self._tops[layout.num_rows : -1] = tops
 
     def walk(self, place: int, path: Integers) -> int:
@@ -270,7 +267,7 @@ class Stretch:
         targets, labels = layout.targets_by_place[arcs], layout.labels_by_place[arcs]
         log_share = self._weights[i, labels, 1] + self.values[i + 1, targets, 1]
         log_share -= (self.values[i, places, 1] + self.shifts[i, 1])[nth]
-        return np.exp(np.maximum(log_share, NEGLIGIBLE)) * probabilities[nth], targets, labels
+        return np.exp(np.maximum(log_share, NEGLIGIBLE_SINGLE)) * probabilities[nth], targets, labels
 
     def _all_shares(self, i: int, places: Integers, probabilities: Floats) -> tuple[Floats, Integers, Integers]:
         """The same of all arcs."""
@@ -282,7 +279,7 @@ class Stretch:
         self._sum_up(i)
         for column in self._columns:
             np.subtract(column.sums[:, 1], values[: len(column.sums)], out=column.scaled)
-        np.maximum(self._scaled, NEGLIGIBLE, out=self._scaled)
+        np.maximum(self._scaled, NEGLIGIBLE_SINGLE, out=self._scaled)
         np.exp(self._scaled, out=self._scaled)
         for column in self._columns:
             np.multiply(column.scaled, of_row[: len(column.sums)], out=column.shares)
