@@ -88,7 +88,7 @@ def read_question(schema: dict[str, Any] | None, regex: str | None, choices: str
             f"A decision needs two choices at least, and {quoted(repr(texts[0]), 60)} is one. Name another, as "
             "with -o choices 'yes,no'."
         )
-    return Question(tuple(texts), _choices_request(texts))
+    return Question(tuple(texts), choices_request(texts))
 
 
 def _check_one(**asked: object) -> None:
@@ -180,7 +180,7 @@ def _one_of(text: str) -> Form:
     from ..grammar.pattern import choices_language
 
     choices = _choices(text)
-    request = _choices_request(choices)
+    request = choices_request(choices)
     return Form(choices_language(choices), request, choices.__contains__, choices=tuple(choices))
 
 
@@ -190,7 +190,8 @@ def _choices(text: str) -> list[str]:
     return parse_choices(text)
 
 
-def _choices_request(choices: Sequence[str]) -> str:
+def choices_request(choices: Sequence[str]) -> str:
+    """What a prompt says that is to be answered by one of several texts."""
     return f"Answer with one of: {', '.join(choices)}"
 
 

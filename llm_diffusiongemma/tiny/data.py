@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..backends.form import json_request
+from ..backends.form import choices_request, json_request
 from .questions import QUESTIONS, UNKNOWN
 
 Message = dict[str, Any]
@@ -40,6 +40,12 @@ CITIES = (
     "Paris London Berlin Madrid Rome Vienna Prague Oslo Athens Cairo Tokyo Delhi Lima Quito Seoul Dublin "
     "Lisbon Warsaw Zurich Boston Chicago Sydney Toronto Nairobi"
 ).split()
+# Of what is turned into JSON: a text or a number.
+_TEXT_FIELDS = (
+    "title city country street colour animal label owner friend author teacher city_of_birth first_name lastName "
+    "place kind word nickname"
+).split()
+_NUMBER_FIELDS = "year size count pages number floor level score height room zip_code birthYear".split()
 WEATHER = ("sunny", "rainy", "cloudy", "windy", "snowy", "foggy", "stormy", "warm", "cold", "clear")
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 25, 25),
@@ -150,7 +156,8 @@ class Lesson:
 
     `reply` is what the network writes, control tokens included but without the one that ends it;
     `calls_tool` says that `<|tool_response>` ends it rather than `<turn|>`. `colour` is the RGB value
-    of the plain image that belongs to the last user message.
+    of the plain image that belongs to the last user message. `decides` says that the model's turn begins
+    with a thought that is empty, as where it is asked how probable each of several choices is.
     """
 
     messages: list[Message]
@@ -159,6 +166,7 @@ class Lesson:
     thinking: bool = False
     calls_tool: bool = False
     colour: tuple[int, int, int] | None = None
+    decides: bool = False
 
 
 def _bucket(*parts: object) -> int:
@@ -297,6 +305,9 @@ def sum_directly(rng: random.Random, held_out: bool) -> Lesson:
     return _ask(_ask_sum(rng, a, b), f"{a} + {b} = {a + b}")
 
 
+EMPTY_THOUGHT = "<|channel>thought\n<channel|>"
+
+
 def thought(text: str, answer: str) -> str:
     """A reply that opens with a thought, in the checkpoint's format."""
     return f"<|channel>thought\n{text}\n<channel|>{answer}"
@@ -386,20 +397,64 @@ def tool_result(rng: random.Random, held_out: bool) -> Lesson:
 
 def json_object(rng: random.Random, held_out: bool) -> Lesson:
     """Turn "name Ada, age 36" into JSON; half of the time by a schema, as `--schema` asks for it."""
-    value = _person(rng, held_out)
+    value = _person(rng, held_out) if rng.random() < 0.6 else _thing(rng, held_out)
     text = ", ".join(f"{key} {item}" for key, item in value.items())
-    if len(value) == 2 and rng.random() < 0.25:
+    if [*value] == ["name", "age"] and rng.random() < 0.25:
         text = f"{value['name']} is {value['age']} years old"
     if rng.random() < 0.5:
         return _ask(text, json.dumps(value))
-    return _by_schema(text, value, _schema_of(value))
+    return _by_schema(text, value, _schema_of(value, rng))
+
+
+def json_values(rng: random.Random, held_out: bool) -> Lesson:
+    """Prices in cents and lists of tags, in the order of the text, by a schema."""
+    value: dict[str, Any] = {rng.choice(_TEXT_FIELDS): _name(rng, held_out)} if rng.random() < 0.5 else {}
+    kinds = rng.choice((("price",), ("price",), ("tags",), ("tags",), ("price", "tags"), ("tags", "price")))
+    for kind in kinds:
+        if kind == "price":
+            value[rng.choice(("price", "cost", "total", "fee"))] = rng.randint(5, 99_999) / 100
+        else:
+            value[rng.choice(("tags", "tags", "words", "labels"))] = rng.sample(WORDS, rng.randint(1, 5))
+    parts = [f"{key} {', '.join(item) if isinstance(item, list) else item}" for key, item in value.items()]
+    return _by_schema(rng.choice(("; ", ". ", "\n")).join(parts), value, _schema_of(value, rng))
+
+
+def choosing(rng: random.Random, held_out: bool) -> Lesson:
+    """Answer with one of several choices, as `-o choices` asks for it; half of the time as a decision."""
+    kind = rng.choice((sum_directly, sum_directly, name, repeating, colour))
+    lesson = kind(rng, held_out)
+    if kind is sum_directly:
+        right = lesson.reply.split()[-1]
+        others = [str(max(0, int(right) + rng.randint(-12, 12))) for _ in range(8)]
+    elif kind is name:
+        right = lesson.reply.removeprefix("Your name is ").removesuffix(".")
+        others = [_name(rng, held_out) for _ in range(4)]
+    elif kind is colour:
+        right = lesson.reply.removeprefix("The image is ").removesuffix(".")
+        others = list(COLOURS)
+    else:
+        right = rng.choice(lesson.reply.split())
+        lesson = _ask(f"Repeat: {right}", right)
+        others = list(WORDS)
+    others = [other for other in dict.fromkeys(others) if other != right]
+    choices = [right, *rng.sample(others, min(len(others), rng.randint(1, 5)))]
+    rng.shuffle(choices)
+    *earlier, last = lesson.messages
+    request = f"\n\n{choices_request(choices)}"
+    content = last["content"]
+    if isinstance(content, str):
+        content += request
+    else:
+        content = [*content[:-1], {"type": "text", "text": content[-1]["text"] + request}]
+    messages = [*earlier, {**last, "content": content}]
+    return replace(lesson, messages=messages, reply=right, decides=rng.random() < 0.5)
 
 
 def json_list(rng: random.Random, held_out: bool) -> Lesson:
     """The same of several people, as `--schema-multi` asks for it."""
     people = [_person(rng, held_out, keys=("name", "age")) for _ in range(rng.randint(1, 3))]
     text = rng.choice((" and ", "; ", ", ")).join(f"name {each['name']}, age {each['age']}" for each in people)
-    items = {"type": "array", "items": _schema_of(people[0])}
+    items = {"type": "array", "items": _schema_of(people[0], rng)}
     return _by_schema(
         text, {"items": people}, {"type": "object", "properties": {"items": items}, "required": ["items"]}
     )
@@ -411,10 +466,38 @@ def _person(rng: random.Random, held_out: bool, keys: tuple[str, ...] = ()) -> d
     return {key: value[key] for key in keys}
 
 
-def _schema_of(value: dict[str, Any]) -> dict[str, Any]:
-    """What llm makes of `name, age int`."""
-    types = {key: {"type": "integer" if isinstance(item, int) else "string"} for key, item in value.items()}
-    return {"type": "object", "properties": types, "required": list(value)}
+def _thing(rng: random.Random, held_out: bool) -> dict[str, Any]:
+    """One to four fields of other names than a person's; held out: values that were never seen."""
+    texts = rng.sample(_TEXT_FIELDS, rng.randint(1, 2))
+    numbers = rng.sample(_NUMBER_FIELDS, rng.randint(0, 2))
+    value: dict[str, Any] = {
+        key: _name(rng, held_out) if rng.random() < 0.5 else rng.choice(WORDS) for key in texts
+    }
+    value |= {key: rng.randint(*rng.choice(((0, 9), (10, 99), (1900, 2030)))) for key in numbers}
+    if held_out and all(item in WORDS for item in value.values() if isinstance(item, str)):
+        value[texts[0]] = _name(rng, held_out)
+    return {key: value[key] for key in rng.sample([*value], len(value))}
+
+
+def _schema_of(value: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """What llm makes of `name, age int`, or what people and Pydantic write of the same."""
+    types: dict[str, Any] = {key: _type_of(item) for key, item in value.items()}
+    schema: dict[str, Any] = {"type": "object", "properties": types, "required": list(value)}
+    if rng.random() < 0.4:
+        kept = [key for key in value if rng.random() < 0.3]
+        schema = {**schema, "required": kept} if kept else {"type": "object", "properties": types}
+    if rng.random() < 0.15:
+        schema["properties"] = {key: {"title": key.capitalize(), **each} for key, each in types.items()}
+        schema["title"] = rng.choice(("Person", "Thing", "Item", "Record"))
+    if rng.random() < 0.1:
+        schema["additionalProperties"] = False
+    return schema
+
+
+def _type_of(value: Any) -> dict[str, Any]:
+    if isinstance(value, list):
+        return {"type": "array", "items": {"type": "string"}}
+    return {"type": "integer" if isinstance(value, int) else "number" if isinstance(value, float) else "string"}
 
 
 def _by_schema(text: str, value: dict[str, Any], schema: dict[str, Any]) -> Lesson:
@@ -469,6 +552,8 @@ SKILLS: dict[str, tuple[Skill, float]] = {
     "tool_result": (tool_result, 0.05),
     "json_object": (json_object, 0.2),
     "json_list": (json_list, 0.2),
+    "json_values": (json_values, 0.12),
+    "choosing": (choosing, 0.15),
     "colour": (colour, 0.01),
 }
 
@@ -484,7 +569,7 @@ def _disturb(rng: random.Random, skill: str, lesson: Lesson) -> Lesson:
         lesson = replace(lesson, messages=[system, *lesson.messages])
     if skill in ("question", "repeating", "greeting") and rng.random() < 0.06:
         lesson = replace(lesson, tools=[rng.choice(TOOLS)])
-    if not lesson.thinking and skill not in ("sum_directly", "capitals") and rng.random() < 0.06:
+    if not lesson.thinking and skill not in ("sum_directly", "capitals", "choosing") and rng.random() < 0.06:
         if skill == "tool_result":  # the template opens the thought itself after a tool's result
             reply = f"I have the result.\n<channel|>{lesson.reply}"
         else:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..catalog import EMBEDDED_CHECKPOINT
+from ..chat.output import THOUGHT_CLOSES
 from ..options import DEFAULT_NOISE
 from . import data
 from .network import STOP, TOOL_STOP
@@ -85,6 +86,10 @@ class Examiner:
 
         engine = self._engine
         ids = engine.prompt_encoder.encode(lesson.messages, tools=lesson.tools, thinking=lesson.thinking)
+        if lesson.decides:
+            closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES)
+            assert closes is not None
+            ids = [*engine.with_thought_open(ids), closes]
         shown = []
         if lesson.colour is not None:
             from . import images  # needs Pillow, which nothing else does

@@ -87,6 +87,8 @@ class LessonSource:
     def example(self, canvas_length: int) -> Example:
         lesson = data.draw(self.rng)
         prompt = self.tokenizer.encode(render(self.tokenizer, lesson), add_special_tokens=False)
+        if lesson.decides:
+            prompt += self.tokenizer.encode(data.EMPTY_THOUGHT, add_special_tokens=False)
         reply = self.tokenizer.encode(lesson.reply, add_special_tokens=False)
         reply.append(TOOL_STOP if lesson.calls_tool else STOP)
         # A long reply is learned block by block: the earlier blocks are part of the prompt.
