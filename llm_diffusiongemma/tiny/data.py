@@ -482,6 +482,9 @@ def _thing(rng: random.Random, held_out: bool) -> dict[str, Any]:
 def _schema_of(value: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     """What llm makes of `name, age int`, or what people and Pydantic write of the same."""
     types: dict[str, Any] = {key: _type_of(item) for key, item in value.items()}
+    for each in types.values():
+        if each["type"] == "array" and rng.random() < 0.4:
+            each["uniqueItems"] = True
     schema: dict[str, Any] = {"type": "object", "properties": types, "required": list(value)}
     if rng.random() < 0.4:
         kept = [key for key in value if rng.random() < 0.3]
