@@ -40,12 +40,14 @@ CITIES = (
     "Paris London Berlin Madrid Rome Vienna Prague Oslo Athens Cairo Tokyo Delhi Lima Quito Seoul Dublin "
     "Lisbon Warsaw Zurich Boston Chicago Sydney Toronto Nairobi"
 ).split()
-# Of what is turned into JSON: a text or a number.
-_TEXT_FIELDS = (
-    "title city country street colour animal label owner friend author teacher city_of_birth first_name lastName "
-    "place kind word nickname"
+# What the members of JSON are called, by what they hold. Any of the words may stand there too.
+TEXT_FIELDS = (
+    "title city country street colour color animal label owner author teacher place kind language product email "
+    "status first_name last_name lastName"
 ).split()
-_NUMBER_FIELDS = "year size count pages number floor level score height room zip_code birthYear".split()
+NUMBER_FIELDS = "year size count pages number level score height width id quantity birth_year zip_code".split()
+PRICE_FIELDS = "price price price cost total amount".split()
+LIST_FIELDS = "tags tags tags words labels names colours".split()
 WEATHER = ("sunny", "rainy", "cloudy", "windy", "snowy", "foggy", "stormy", "warm", "cold", "clear")
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 25, 25),
@@ -398,7 +400,7 @@ def tool_result(rng: random.Random, held_out: bool) -> Lesson:
 def json_object(rng: random.Random, held_out: bool) -> Lesson:
     """Turn "name Ada, age 36" into JSON; half of the time by a schema, as `--schema` asks for it."""
     value = _person(rng, held_out) if rng.random() < 0.6 else _thing(rng, held_out)
-    text = ", ".join(f"{key} {item}" for key, item in value.items())
+    text = _as_text(rng, value)
     if [*value] == ["name", "age"] and rng.random() < 0.25:
         text = f"{value['name']} is {value['age']} years old"
     if rng.random() < 0.5:
@@ -408,15 +410,23 @@ def json_object(rng: random.Random, held_out: bool) -> Lesson:
 
 def json_values(rng: random.Random, held_out: bool) -> Lesson:
     """Prices in cents and lists of tags, in the order of the text, by a schema."""
-    value: dict[str, Any] = {rng.choice(_TEXT_FIELDS): _name(rng, held_out)} if rng.random() < 0.5 else {}
+    value: dict[str, Any] = {_field(rng, TEXT_FIELDS, held_out): _name(rng, held_out)} if rng.random() < 0.5 else {}
     kinds = rng.choice((("price",), ("price",), ("tags",), ("tags",), ("price", "tags"), ("tags", "price")))
     for kind in kinds:
         if kind == "price":
-            value[rng.choice(("price", "cost", "total", "fee"))] = rng.randint(5, 99_999) / 100
+            value[rng.choice(PRICE_FIELDS)] = rng.randint(5, 99_999) / 100
         else:
-            value[rng.choice(("tags", "tags", "words", "labels"))] = rng.sample(WORDS, rng.randint(1, 5))
-    parts = [f"{key} {', '.join(item) if isinstance(item, list) else item}" for key, item in value.items()]
-    return _by_schema(rng.choice(("; ", ". ", "\n")).join(parts), value, _schema_of(value, rng))
+            value[rng.choice(LIST_FIELDS)] = rng.sample(WORDS, rng.randint(1, 5))
+    return _by_schema(_as_text(rng, value), value, _schema_of(value, rng))
+
+
+def _as_text(rng: random.Random, value: dict[str, Any]) -> str:
+    """What people write of an object: each member's name and what it holds, one behind the other."""
+    lists = any(isinstance(item, list) for item in value.values())
+    between = rng.choice(("; ", ". ", "\n") if lists else (", ", ", ", ", ", "; ", "\n"))
+    colon = ":" if rng.random() < 0.2 else ""
+    parts = [f"{key}{colon} {', '.join(item) if isinstance(item, list) else item}" for key, item in value.items()]
+    return between.join(parts)
 
 
 def choosing(rng: random.Random, held_out: bool) -> Lesson:
@@ -467,16 +477,24 @@ def _person(rng: random.Random, held_out: bool, keys: tuple[str, ...] = ()) -> d
 
 
 def _thing(rng: random.Random, held_out: bool) -> dict[str, Any]:
-    """One to four fields of other names than a person's; held out: values that were never seen."""
-    texts = rng.sample(_TEXT_FIELDS, rng.randint(1, 2))
-    numbers = rng.sample(_NUMBER_FIELDS, rng.randint(0, 2))
+    """One to four members of other names than a person's; held out: values and names that were never seen."""
+    texts = [_field(rng, TEXT_FIELDS, held_out) for _ in range(rng.choice((1, 1, 2)))]
+    numbers = [_field(rng, NUMBER_FIELDS, held_out) for _ in range(rng.choice((0, 1, 1, 2)))]
     value: dict[str, Any] = {
-        key: _name(rng, held_out) if rng.random() < 0.5 else rng.choice(WORDS) for key in texts
+        key: _name(rng, held_out) if held_out or rng.random() < 0.5 else rng.choice(WORDS) for key in texts
     }
     value |= {key: rng.randint(*rng.choice(((0, 9), (10, 99), (1900, 2030)))) for key in numbers}
-    if held_out and all(item in WORDS for item in value.values() if isinstance(item, str)):
-        value[texts[0]] = _name(rng, held_out)
     return {key: value[key] for key in rng.sample([*value], len(value))}
+
+
+def _field(rng: random.Random, usual: list[str], held_out: bool) -> str:
+    """What a member of an object is called: as usual, or like any word; held out: a word that never was one."""
+    if rng.random() < 0.5:
+        return rng.choice(usual)
+    while True:
+        word = rng.choice(WORDS)
+        if (_bucket("field", word) == 0) == held_out:
+            return word
 
 
 def _schema_of(value: dict[str, Any], rng: random.Random) -> dict[str, Any]:
@@ -492,6 +510,7 @@ def _schema_of(value: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.15:
         schema["properties"] = {key: {"title": key.capitalize(), **each} for key, each in types.items()}
         schema["title"] = rng.choice(("Person", "Thing", "Item", "Record"))
+        schema = dict(sorted(schema.items()))
     if rng.random() < 0.1:
         schema["additionalProperties"] = False
     return schema
@@ -544,7 +563,7 @@ Skill = Callable[[random.Random, bool], Lesson]
 SKILLS: dict[str, tuple[Skill, float]] = {
     "question": (question, 0.16),
     "unknown": (unknown, 0.09),
-    "counting": (counting, 0.6),
+    "counting": (counting, 0.45),
     "repeating": (repeating, 0.13),
     "capitals": (capitals, 0.14),
     "name": (name, 0.03),
@@ -553,10 +572,10 @@ SKILLS: dict[str, tuple[Skill, float]] = {
     "sum_thinking": (sum_thinking, 0.05),
     "tool_call": (tool_call, 0.03),
     "tool_result": (tool_result, 0.05),
-    "json_object": (json_object, 0.2),
-    "json_list": (json_list, 0.2),
-    "json_values": (json_values, 0.12),
-    "choosing": (choosing, 0.15),
+    "json_object": (json_object, 0.3),
+    "json_list": (json_list, 0.16),
+    "json_values": (json_values, 0.2),
+    "choosing": (choosing, 0.12),
     "colour": (colour, 0.01),
 }
 

@@ -14,7 +14,7 @@ from .questions import QUESTIONS, UNKNOWN
 if TYPE_CHECKING:
     from transformers import DiffusionGemmaConfig, PreTrainedTokenizerFast
 
-VOCAB_SIZE = 2816
+VOCAB_SIZE = 3072
 # Gemma's control tokens. Those with an id below the vocabulary's end keep the id they have in the
 # real checkpoint, so that the EOS set [1, 106, 50] is the same; the image tokens (255999, 258880,
 # 258882 there) come right after.
@@ -112,6 +112,11 @@ _TEMPLATE_WORDS = (
     "user model system thought declaration description parameters properties required type response value call "
     "OBJECT STRING INTEGER city name age weather multiply llm_version llm_time"
 ).split()
+# Of schemas as people write them, and of what their members are often called.
+_JSON_WORDS = (
+    "object string integer number array items title uniqueItems additionalProperties false true null date time name "
+    "description url text type value user model version message category unit first last birth code phone state"
+).split()
 
 
 def _corpus() -> list[str]:
@@ -126,6 +131,8 @@ def _corpus() -> list[str]:
     lines += [f" {word.upper()}" for word in data.WORDS] * 30
     lines += [f'"{name}"' for name in [*data.NAMES, *data.CITIES]] * 60
     lines += _TEMPLATE_WORDS * 400
+    for field in [*data.TEXT_FIELDS, *data.NUMBER_FIELDS, *data.PRICE_FIELDS, *data.LIST_FIELDS, *_JSON_WORDS]:
+        lines += [f" {field}", f'"{field}": '] * 60
     for entry in QUESTIONS:
         lines += [*entry.phrasings, entry.answer] * 6 + [entry.answer.upper()] * 5
     lines += [UNKNOWN, UNKNOWN.upper()] * 10
@@ -210,6 +217,23 @@ def load_or_build_tokenizer(*folders: Path) -> PreTrainedTokenizerFast:
                 tokenizer.init_kwargs.pop(how_it_was_loaded, None)
             return tokenizer
     return build_tokenizer()
+
+
+def carry_embeddings(model: Any, old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> None:
+    """Give a network another vocabulary: a token that it knew keeps its embedding, another begins as the
+    mean of those that it was written with."""
+    import torch
+
+    known = old.get_vocab()
+    embeddings = model.get_input_embeddings().weight.detach().clone()  # [V, H]; the head's are the same
+    rows = torch.empty(len(new), embeddings.shape[1])
+    for token, token_id in new.get_vocab().items():
+        pieces = [known[token]] if token in known else old.encode(new.decode([token_id]), add_special_tokens=False)
+        rows[token_id] = embeddings[pieces].mean(0)
+    model.resize_token_embeddings(len(new), mean_resizing=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(rows)
+    model.config.text_config.vocab_size = len(new)
 
 
 def render(tokenizer: PreTrainedTokenizerFast, lesson: data.Lesson) -> str:

@@ -33,6 +33,8 @@ from .network import (
     STOP,
     TOOL_STOP,
     build_config,
+    build_tokenizer,
+    carry_embeddings,
     load_or_build_tokenizer,
     render,
     save_checkpoint,
@@ -283,20 +285,33 @@ def learning_rate(progress: float, peak: float) -> float:
 
 
 def train(
-    out: Path, minutes: float, peak: float, seed: int, short_share: float, start_from: Path | None = None
+    out: Path,
+    minutes: float,
+    peak: float,
+    seed: int,
+    short_share: float,
+    start_from: Path | None = None,
+    new_vocabulary: bool = False,
 ) -> None:
     """Train for `minutes` of wall time, saving to `out` on the way, and write the checkpoint there.
 
-    `start_from` is a checkpoint folder to start with instead of random weights, for new lessons.
+    `start_from` is a checkpoint folder to start with instead of random weights, for new lessons; with
+    `new_vocabulary` it is given one that is built from the words of these.
     """
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    tokenizer = load_or_build_tokenizer(out / "checkpoint")
+    folders = [out / "checkpoint"] if start_from is None else [out / "checkpoint", start_from]
+    tokenizer = load_or_build_tokenizer(*folders)
     if start_from is None:
         model = DiffusionGemmaForBlockDiffusion(build_config())
     else:
         model = DiffusionGemmaForBlockDiffusion.from_pretrained(start_from, dtype=torch.float32)
+        old = load_or_build_tokenizer(start_from)
+        if new_vocabulary and tokenizer.get_vocab() == old.get_vocab():
+            tokenizer = build_tokenizer()
+        if tokenizer.get_vocab() != old.get_vocab():
+            carry_embeddings(model, old, tokenizer)
     model.set_attn_implementation("eager")  # with heads of 32 and masks faster than the fused kernel on a CPU
     model.train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))  # type: ignore[no-untyped-call]
@@ -364,6 +379,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short-share", type=float, default=0.9, help="share of short canvases at the start")
     parser.add_argument("--start-from", type=Path, help="checkpoint folder to start with, for new lessons")
+    parser.add_argument("--new-vocabulary", action="store_true", help="build it anew from the lessons' words")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -374,6 +390,7 @@ def main() -> None:
         arguments.seed,
         arguments.short_share,
         arguments.start_from,
+        arguments.new_vocabulary,
     )
     print(f"Trained. To embed it, copy {arguments.out / 'checkpoint'} over {EMBEDDED_CHECKPOINT}.")
 
