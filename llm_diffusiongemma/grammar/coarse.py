@@ -16,12 +16,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .automaton import Arcs, Segments
 from .departures import Departure, Departures
 from .log_weights import LOG_ZERO, NEGLIGIBLE, Floats, Integers
-from .stretches import stretches_of
+from .stretches import CanvasArcs, stretches_of
 
 # Taken for one are states that are alike for as many tokens as makes at most so many of them.
 MOST_KINDS = 1000
@@ -84,21 +83,11 @@ class _Step(NamedTuple):
 class CoarsePaths:
     """The arcs of one canvas, laid out for going through some of them."""
 
-    def __init__(
-        self,
-        departures: Departures,
-        first: Integers,
-        last: Integers,
-        start: int,
-        positions: int,
-        may_end: npt.NDArray[np.bool_],
-        kinds: Integers,
-    ) -> None:
-        """The arcs matter at the positions from `first` to `last`, both `[arcs]`. The paths lead from `start` to a
-        state that `may_end` `[states]` allows. `kinds` `[states]` are numbers."""
-        self._departures, self._start, self._may_end = departures, start, may_end
+    def __init__(self, canvas: CanvasArcs, departures: Departures, kinds: Integers) -> None:
+        """`departures` are those of its arcs, `kinds` `[states]` those of `kinds_of`."""
+        self._departures, self._start, self._may_end = departures, canvas.start, canvas.may_end
         self._arcs, self._outgoing = departures.arcs, departures.outgoing
-        arcs = departures.arcs
+        arcs = canvas.arcs
         num_kinds, num_labels = int(kinds.max()) + 1, int(arcs.label.max()) + 1
         each = (kinds[arcs.source] * num_labels + arcs.label) * num_kinds + kinds[arcs.target]
         order = np.argsort(each, kind="stable")
@@ -109,11 +98,18 @@ class CoarsePaths:
         if not self.helps:
             return
         coarse = Arcs(source, target, alike.values // num_kinds % num_labels)
-        begins = np.minimum.reduceat(first[order], alike.starts)
-        ends = np.maximum.reduceat(last[order], alike.starts)
         coarse_end = np.zeros(num_kinds, np.bool_)
-        coarse_end[kinds[may_end]] = True
-        self._stretches = stretches_of(coarse, begins, ends, positions, coarse_end)
+        coarse_end[kinds[canvas.may_end]] = True
+        self._stretches = stretches_of(
+            CanvasArcs(
+                coarse,
+                np.minimum.reduceat(canvas.first[order], alike.starts),
+                np.maximum.reduceat(canvas.last[order], alike.starts),
+                int(kinds[canvas.start]),
+                canvas.positions,
+                coarse_end,
+            )
+        )
         self._places = [stretch.places(kinds) for stretch in self._stretches]
 
     def weigh(self, best: Floats, totals: Floats) -> tuple[Integers, float, Floats] | None:

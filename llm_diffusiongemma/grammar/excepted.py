@@ -7,10 +7,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from . import scalars
-from .dfa import ByteDFA
 from .language import (
     ALL_BYTES,
     Language,
@@ -27,7 +24,7 @@ from .language import (
     optional,
     unite,
 )
-from .numbers import EXACT_DIGITS
+from .numbers import EXACT_DIGITS, multiples
 
 _ANYTHING = Repetition(OneByte(ALL_BYTES), 0, None)
 _ZEROS = Repetition(Literal(b"0"), 0, None)
@@ -69,7 +66,7 @@ def numbers_but(numbers: Language, factors: Sequence[int], values: Sequence[Any]
 def _numbers_but(numbers: Language, factors: frozenset[int], values: frozenset[Decimal]) -> Language:
     dfa = difference(minimal_dfa(numbers), minimal_dfa(_spelled_oddly()))
     for factor in sorted(factors):
-        dfa = difference(dfa, _multiples(factor))
+        dfa = difference(dfa, multiples(factor))
     if values:
         dfa = difference(dfa, minimal_dfa(unite([_spellings(value) for value in sorted(values)])))
     return embed(dfa)
@@ -96,20 +93,3 @@ def _spellings(value: Decimal) -> Language:
     if value == 0:
         return concatenate(optional(Literal(b"-")), Literal(b"0"), _NO_FRACTION)
     return concatenate(Literal(text.encode()), _ZEROS if "." in text else _NO_FRACTION)
-
-
-def _multiples(factor: int) -> ByteDFA:
-    """The numerals of a number's multiples, with a fraction of 0 or none."""
-    # State 0 is before the first digit, state 1 + r has read a numeral of remainder r; then come the point and
-    # the zeros behind it.
-    point, zeros, dead = factor + 1, factor + 2, factor + 3
-    transitions = np.full((factor + 4, 256), dead, np.int32)
-    transitions[0, ord("-")] = 0
-    for digit in range(10):
-        transitions[0, ord("0") + digit] = 1 + digit % factor
-        transitions[1:point, ord("0") + digit] = 1 + (10 * np.arange(factor) + digit) % factor
-    transitions[1, ord(".")] = point
-    transitions[point : zeros + 1, ord("0")] = zeros
-    accepting = np.zeros(factor + 4, np.bool_)
-    accepting[[1, zeros]] = True
-    return ByteDFA.of(transitions, np.arange(256), accepting)

@@ -19,7 +19,7 @@ from .coarse import CoarsePaths, kinds_of
 from .departures import Departures
 from .log_weights import LOG_ZERO, NEGLIGIBLE, Floats, Integers
 from .near import NearPaths
-from .stretches import Stretch, stretches_of
+from .stretches import CanvasArcs, Stretch, stretches_of
 
 # So many positions at a time, where each takes a number for every arc.
 ROWS_PER_CHUNK = 32
@@ -80,7 +80,8 @@ class Lattice:
         matters = np.flatnonzero(first <= last)
         if len(matters) <= FEW_ARCS:
             return _FewArcs(arcs.of(matters), self.tail + 1, start, may_end)
-        return _ManyArcs(arcs.of(matters), first[matters], last[matters], start, positions, may_end, self._kinds)
+        canvas = CanvasArcs(arcs.of(matters), first[matters], last[matters], start, positions, may_end)
+        return _ManyArcs(canvas, self._kinds)
 
     @cached_property
     def _kinds(self) -> Integers:
@@ -198,26 +199,15 @@ class _ManyArcs:
     """Works at each position on the arcs near the best path of the last step, or if that is no help, or there is
     none, on those that a smaller automaton lets hope, or if that is none either on all that matter thereabouts."""
 
-    def __init__(
-        self,
-        arcs: Arcs,
-        first: Integers,
-        last: Integers,
-        start: int,
-        positions: int,
-        may_end: npt.NDArray[np.bool_],
-        kinds: Integers,
-    ) -> None:
-        """`arcs` are sorted by source, and matter at the positions from `first` to `last`, both `[arcs]`. `kinds`
-        `[states]` are `coarse`'s."""
-        self._arcs, self._first, self._last = arcs, first, last
-        self._start, self._num_positions, self._may_end = start, positions, may_end
-        departures = Departures(arcs, len(may_end))
-        self._near = NearPaths(departures, start, may_end)
-        self._coarse = CoarsePaths(departures, first, last, start, positions, may_end, kinds)
-        self._most_near = int((last + 1 - first).sum() // COST_OF_LOOKING)
+    def __init__(self, canvas: CanvasArcs, kinds: Integers) -> None:
+        """`kinds` `[states]` are `coarse`'s."""
+        self._canvas = canvas
+        departures = Departures(canvas.arcs, len(canvas.may_end))
+        self._near = NearPaths(departures, canvas.start, canvas.may_end)
+        self._coarse = CoarsePaths(canvas, departures, kinds)
+        self._most_near = int((canvas.last + 1 - canvas.first).sum() // COST_OF_LOOKING)
         if self._coarse.helps:
-            self._most_near = min(self._most_near, MOST_NEAR * positions)
+            self._most_near = min(self._most_near, MOST_NEAR * canvas.positions)
         self._known: Integers | None = None
 
     def weigh(self, best: Floats, totals: Floats) -> Paths:
@@ -235,12 +225,12 @@ class _ManyArcs:
     @cached_property
     def _stretches(self) -> list[Stretch]:
         """For all arcs: most canvases do without."""
-        return stretches_of(self._arcs, self._first, self._last, self._num_positions, self._may_end)
+        return stretches_of(self._canvas)
 
     def _weigh_all(self, best: Floats, totals: Floats) -> Paths:
         weights = np.stack([best, totals], axis=-1).astype(np.float32)
         shift = sum(stretch.go_back(weights) for stretch in reversed(self._stretches))
-        place = self._stretches[0].place(self._start)
+        place = self._stretches[0].place(self._canvas.start)
         log_total = self._stretches[0].log_total(place) + shift
         assert log_total > LOG_ZERO / 2, "no path"
         path, shares = np.empty(len(best), np.int64), np.empty_like(totals)

@@ -342,7 +342,7 @@ def integer(bounds: Bounds = Bounds(), factor: int = 1) -> Language:
     positive = _integers(max(low or 0, 0), high, longest)
     negative = _integers(max(1, -high if high is not None else 1), None if low is None else -low, longest)
     found = minimal_dfa(unite([positive, concatenate(_MINUS, negative)]))
-    return embed(found if factor == 1 else intersection(found, _multiples(factor, 0)))
+    return embed(found if factor == 1 else intersection(found, multiples(factor)))
 
 
 def _integers(least: int, most: int | None, longest: int) -> Language:
@@ -382,7 +382,7 @@ def multiple(bounds: Bounds, factor: Fraction) -> Language:
     if low is None or high is None:
         digits = min(digits, longest_multiple(factor))
     decimals = partial(_between, _Numerals(digits, max(places, 1), has_point=True))
-    found = intersection(minimal_dfa(_signed(decimals, low, high)), _multiples(numerator, places))
+    found = intersection(minimal_dfa(_signed(decimals, low, high)), multiples(numerator, places))
     return embed(minimal_dfa(unite([integer(bounds, factor.numerator), embed(found)])))
 
 
@@ -394,7 +394,7 @@ def longest_multiple(factor: Fraction | int) -> int:
     if factor == 1:
         return DIGITS
     numerator, places = _scaled(Fraction(factor))
-    states = _multiples(numerator, places).dead
+    states = multiples(numerator, places).dead
     return min(DIGITS, max(len(str(int(factor))) + 1, MAX_MULTIPLES // states))
 
 
@@ -407,10 +407,11 @@ def _scaled(factor: Fraction) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=64)
-def _multiples(numerator: int, places: int) -> ByteDFA:
-    """The numerals, signed or not, of the multiples of numerator / 10^places; with `places` 0 also followed by .0.
+def multiples(numerator: int, places: int = 0) -> ByteDFA:
+    """The numerals, signed or not, of the multiples of numerator / 10^places; with `places` 0 also followed by a
+    point and zeros.
 
-    They have at most `places` digits behind the point. Raises `StateLimitError`.
+    Else they have at most `places` digits behind the point. Raises `StateLimitError`.
     """
     if numerator * (places + 2) > MAX_REMAINDERS:
         raise StateLimitError
@@ -431,7 +432,8 @@ def _multiples(numerator: int, places: int) -> ByteDFA:
             transitions[first : first + numerator, ord("0") + digit] = target + following
     if places == 0:
         first = 1 + numerator
-        transitions[first : first + numerator, ord("0")] = first + numerator + remainders
+        for block in (first, first + numerator):
+            transitions[block : block + numerator, ord("0")] = first + numerator + remainders
     accepting = np.zeros(dead + 1, np.bool_)
     for block in {*range(blocks)} - {1}:
         missing = 10 ** max(places - max(block - 1, 0), 0)

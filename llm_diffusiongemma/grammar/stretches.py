@@ -57,6 +57,21 @@ def in_stretches(first: Integers, last: Integers, positions: int) -> Iterator[ra
     yield range(start, positions)
 
 
+class CanvasArcs(NamedTuple):
+    """Those that matter in one canvas, sorted by source, and where its paths lead."""
+
+    arcs: Arcs
+    first: Integers
+    """`[arcs]`: the first position at which each matters"""
+    last: Integers
+    """`[arcs]`: and the last"""
+    start: int
+    """the state that paths lead from"""
+    positions: int
+    may_end: npt.NDArray[np.bool_]
+    """`[states]`: those that they may lead to"""
+
+
 class _Layout:
     """Arcs in columns. Each row has those of a state, or up to `WIDEST_ROW` of them. The widest rows come first,
     so a column is one piece: the arcs of the first so many rows.
@@ -286,15 +301,13 @@ class Stretch:
         return self._shares, layout.targets, layout.labels
 
 
-def stretches_of(
-    arcs: Arcs, first: Integers, last: Integers, positions: int, may_end: npt.NDArray[np.bool_]
-) -> list[Stretch]:
-    """All positions of a canvas. `arcs` are sorted by source, and matter at the positions from `first` to `last`,
-    both `[arcs]`."""
+def stretches_of(canvas: CanvasArcs) -> list[Stretch]:
+    """All positions of a canvas."""
+    first, last = canvas.first, canvas.last
     stretches: list[Stretch] = []
     behind: Stretch | None = None
-    for stretch in reversed(list(in_stretches(first, last, positions))):
+    for stretch in reversed(list(in_stretches(first, last, canvas.positions))):
         matters = np.flatnonzero((first < stretch.stop) & (last >= stretch.start))
-        behind = Stretch(stretch, arcs.of(matters), may_end, behind)
+        behind = Stretch(stretch, canvas.arcs.of(matters), canvas.may_end, behind)
         stretches.append(behind)
     return stretches[::-1]

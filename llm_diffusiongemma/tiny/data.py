@@ -410,7 +410,9 @@ def json_object(rng: random.Random, held_out: bool) -> Lesson:
 
 def json_values(rng: random.Random, held_out: bool) -> Lesson:
     """Prices in cents and lists of tags, in the order of the text, by a schema."""
-    value: dict[str, Any] = {_field(rng, TEXT_FIELDS, held_out): _name(rng, held_out)} if rng.random() < 0.5 else {}
+    value: dict[str, Any] = {}
+    if rng.random() < 0.5:
+        value[_field(rng, TEXT_FIELDS, held_out)] = _name(rng, held_out)
     kinds = rng.choice((("price",), ("price",), ("tags",), ("tags",), ("price", "tags"), ("tags", "price")))
     for kind in kinds:
         if kind == "price":

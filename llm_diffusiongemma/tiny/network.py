@@ -114,8 +114,9 @@ _TEMPLATE_WORDS = (
 ).split()
 # Of schemas as people write them, and of what their members are often called.
 _JSON_WORDS = (
-    "object string integer number array items title uniqueItems additionalProperties false true null date time name "
-    "description url text type value user model version message category unit first last birth code phone state"
+    "object string integer number array items title uniqueItems additionalProperties false true null date "
+    "time name description url text type value user model version message category unit first last birth code "
+    "phone state"
 ).split()
 
 
