@@ -19,7 +19,7 @@ from llm_diffusiongemma.chat.tokenizer import ChatTokenizer
 
 # What the configs of the embedded checkpoint say.
 EMBEDDED_TOKENS = NetworkTokens(
-    vocab_size=2816, bos_token_id=2, image_tokens=(107, 108, 109), eos_token_ids=(1, 106, 50)
+    vocab_size=3072, bos_token_id=2, image_tokens=(107, 108, 109), eos_token_ids=(1, 106, 50)
 )
 KINDS = ("byte level", "sentencepiece")
 

@@ -7,9 +7,8 @@ end (`item1`, `item2`) does so last.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -30,19 +29,18 @@ from .language import (
     optional,
     unite,
 )
+from .minimal import minimal
 
-# The class of a number hangs on this many of its first characters, and so does that of a string whose characters
-# are counted: what is counted is counted beside every class.
-NUMERAL_LENGTH = 5
-COUNTED_LENGTH = 8
+# How far from its beginning, bytes, the class of a value may hang on what is read (None: up to its end). Where
+# characters are counted, each class counts them for itself up to there.
+REACHES = (None, 96, 48, 24, 12, 8)
+
+# Odd, so that each byte tells classes apart. Of the factors it is one by which neighbouring integers, multiples of
+# 5, tens and hundreds, dates and versions seldom fall together.
+_FACTOR = 13
 
 # Decimals of so many digits in all are of different doubles, and if they have a fraction, of no integer's.
 _DECIMAL_DIGITS = 15
-
-# A language of so many states counts something.
-LARGE = 100
-
-_FACTOR = 5
 
 # Bytes that stand for classes behind a value: none is in the text of one, which may be indented.
 _MARKS = bytes([*range(0x0A), *range(0x0B, 0x20), 0xFF])
@@ -51,19 +49,66 @@ _MARKS = bytes([*range(0x0A), *range(0x0B, 0x20), 0xFF])
 # one class.
 _FIRST_BYTES = {b"[": 0, b"{": 0, b"n": 1, b"t": 2, b"f": 3}
 
+# Behind these the class of a text doesn't change any more: escapes, and the first bytes of characters of which not
+# all have bytes like those of most. They would cost three times as many states as all others.
+_RARE = np.zeros(256, np.bool_)
+_RARE[[*range(0x20), ord("\\"), 0xE0, 0xED, *range(0xF0, 0x100)]] = True
 
-class _Values:
-    """An automaton that can be looked up: equal languages come up again in each try of a schema."""
 
-    def __init__(self, dfa: ByteDFA) -> None:
-        self.dfa = dfa
-        self.key = tuple(table.tobytes() for table in (dfa.moves, dfa.byte_kind, dfa.accepting))
+class Values:
+    """The values of an array's items, and one text for each. Equal ones come up again in each try of a schema."""
+
+    def __init__(self, language: Language) -> None:
+        """Numbers with an exponent or a fraction that ends in zero are left out. So are decimals of more than 15
+        digits. Raises `StateLimitError`."""
+        self.dfa = intersection(minimal_dfa(language), _one_text_each())
+        self._key = tuple(table.tobytes() for table in (self.dfa.moves, self.dfa.byte_kind, self.dfa.accepting))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Values) and self.key == other.key
+        return isinstance(other, Values) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self.key)
+        return hash(self._key)
+
+    @cached_property
+    def distance(self) -> npt.NDArray[np.int64]:
+        """`[states]`: the fewest bytes of a string or a number from the start to there, none of them rare; -1
+        where none lead."""
+        moves = self.dfa.moves[:, np.unique(self.dfa.byte_kind[~_RARE])]
+        states = self.dfa.moves[0, self.dfa.byte_kind[list(b'"-0123456789')]]
+        found, bytes_read = np.full(len(moves), -1), 0
+        while len(states := np.unique(states[(found[states] < 0) & (states != self.dfa.dead)])):
+            bytes_read += 1
+            found[states] = bytes_read
+            states = moves[states].ravel()
+        return found
+
+    def within(self, reach: int | None) -> npt.NDArray[np.bool_]:
+        """`[states]`: where a text's class still changes."""
+        return (self.distance >= 0) & (True if reach is None else self.distance <= reach)
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """Which class a value is of: of `values` that differ, by what they have up to `reach`."""
+
+    values: Values
+    reach: int | None
+
+    def classes(self, language: Language, count: int) -> Classes:
+        """The values of a language that are among `values`, in `count` classes, a power of two up to 32.
+
+        That of half as many classes is this one's modulo that. Raises `StateLimitError`.
+        """
+        return _classes(self, Values(language), count)
+
+    def most_of_class(self, count: int) -> int:
+        """A class has no more states than this, but mostly half of it and more."""
+        return int(self.values.within(self.reach).sum()) * count + self.values.dfa.dead
+
+    def size_of_class(self, count: int) -> int:
+        """About how many states a class has."""
+        return _size_of_class(self, count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,61 +123,85 @@ class Classes:
     ends: tuple[frozenset[int], ...]
 
 
-def classes_of(language: Language, count: int) -> Classes:
-    """The values of a language in `count` classes, a power of two up to 32.
-
-    Numbers with an exponent or a fraction that ends in zero are left out. So are decimals of more than 15 digits.
-    Raises `StateLimitError`.
-    """
-    return _classes(values_of_language(language), count)
-
-
 @lru_cache(maxsize=64)
-def _size_of_class(values: _Values, count: int) -> int:
-    classes = _classes(values, count)
+def _classes(checksum: Checksum, values: Values, count: int) -> Classes:
+    marked = _marked(checksum, count)
+    if values != checksum.values:
+        marks = OneByte(byte_set(_MARKS[:count]))
+        marked = intersection(minimal_dfa(concatenate(embed(values.dfa), marks)), marked)
+    moves = marked.moves[:, marked.byte_kind]
+    marks_read = list(_MARKS[:count])
+    ends = tuple(frozenset(np.flatnonzero(moves[:, each] != marked.dead).tolist()) for each in marks_read)
+    moves[:, marks_read] = marked.dead
+    return Classes(ByteDFA.of(moves, np.arange(256), np.zeros_like(marked.accepting)), ends)
+
+
+@lru_cache(maxsize=256)
+def _size_of_class(checksum: Checksum, count: int) -> int:
+    classes = _classes(checksum, checksum.values, count)
     sizes = []
     for ends in classes.ends[:2]:
         accepting = np.zeros(len(classes.dfa.accepting), np.bool_)
         accepting[list(ends)] = True
-        sizes.append(intersection(replace(classes.dfa, accepting=accepting), values.dfa).dead)
+        sizes.append(minimal(classes.dfa.rows, accepting[:-1].tolist()).dead)
     return max(sizes)
 
 
-def size_of_class(language: Language, count: int) -> int:
-    """About how many states a class of them has."""
-    return _size_of_class(values_of_language(language), count)
-
-
-def least_size(language: Language) -> int:
-    """No class of them is much smaller than this."""
-    return values_of_language(language).dfa.dead
-
-
 @lru_cache(maxsize=64)
-def values_of_language(language: Language) -> _Values:
-    """What is equal for equal languages, where of each value one text is left."""
-    return _Values(intersection(minimal_dfa(language), _one_text_each()))
-
-
-@lru_cache(maxsize=64)
-def _classes(values: _Values, count: int) -> Classes:
-    marked = _marked(values, count, None)
-    if values.dfa.dead > LARGE:
-        marked = _marked(values, count, COUNTED_LENGTH)
-    else:
-        shorter = _marked(values, count, COUNTED_LENGTH)
-        marked = marked if marked.dead <= shorter.dead else shorter
-    moves = marked.moves[:, marked.byte_kind]
-    marks = list(_MARKS[:count])
-    ends = tuple(frozenset(np.flatnonzero(moves[:, each] != marked.dead).tolist()) for each in marks)
-    moves[:, marks] = marked.dead
-    return Classes(ByteDFA.of(moves, np.arange(256), np.zeros_like(marked.accepting)), ends)
-
-
-def _marked(values: _Values, count: int, longest: int | None) -> ByteDFA:
+def _marked(checksum: Checksum, count: int) -> ByteDFA:
     """The values, each followed by the mark of its class."""
-    anything = concatenate(embed(values.dfa), OneByte(byte_set(_MARKS[:count])))
-    return intersection(minimal_dfa(anything), _texts_and_classes(count, longest))
+    dfa, changes = checksum.values.dfa, checksum.values.within(checksum.reach)
+    # States come `count` at a time, one for each class: those in which it changes, and then all as they are where
+    # it does so no more. Behind them the start, the end and the dead one.
+    nth = np.full(len(changes), -1)
+    nth[changes] = np.arange(changes.sum())
+    settled = int(changes.sum()) * count
+    start = settled + len(changes) * count
+    end, dead = start + 1, start + 2
+    moves = np.full((start + 3, 256), dead, np.int32)
+    numbers, read = np.arange(count)[:, None], np.arange(256)
+    following = (_FACTOR * numbers + read) % count  # [count, 256]
+    targets = dfa.moves[:, dfa.byte_kind]
+    goes_on = changes[targets] & ~_RARE
+    for state in range(dfa.dead):
+        to = targets[state]
+        alive = to != dfa.dead
+        same = np.where(alive, settled + to * count + numbers, dead)
+        first = settled + state * count
+        moves[first : first + count] = same
+        if changes[state]:
+            then = np.where(goes_on[state], nth[to] * count + following, settled + to * count + following)
+            first = int(nth[state]) * count
+            moves[first : first + count] = np.where(alive, then, dead)
+    for first, rows in ((0, np.flatnonzero(changes)), (settled, np.arange(len(changes)))):
+        accepting = np.flatnonzero(dfa.accepting[rows])
+        for number in range(count):
+            moves[first + accepting * count + number, _MARKS[number]] = end
+    # The first byte says what kind of value it is.
+    for byte in np.flatnonzero(targets[0] != dfa.dead).tolist():
+        to = int(targets[0, byte])
+        of_kind = _FIRST_BYTES.get(bytes([byte]))
+        if of_kind is not None or not changes[to]:
+            moves[start, byte] = settled + to * count + (of_kind or 0) % count
+        else:
+            moves[start, byte] = nth[to] * count + (byte % count if chr(byte).isdigit() else 0)
+    return _minimal_from(start, moves, end)
+
+
+def _minimal_from(start: int, moves: npt.NDArray[np.int32], end: int) -> ByteDFA:
+    """The minimal automaton of what leads from one state to another, by `[states, 256]`; the last one is dead."""
+    reached = np.zeros(len(moves), np.bool_)
+    states = np.array([start])
+    while len(states):
+        reached[states] = True
+        states = np.unique(moves[states])
+        states = states[~reached[states]]
+    dead = len(moves) - 1
+    order = np.concatenate([[start], np.setdiff1d(np.flatnonzero(reached), [start, dead]), [dead]])
+    numbers = np.zeros(len(moves), np.int32)
+    numbers[order] = np.arange(len(order))
+    dfa = ByteDFA.of(numbers[moves[order]], np.arange(256), order == end)
+    return minimal(dfa.rows, dfa.accepting[:-1].tolist())
 
 
 @lru_cache(maxsize=1)
@@ -155,65 +224,3 @@ def _one_text_each() -> ByteDFA:
             ]
         )
     )
-
-
-@lru_cache(maxsize=16)
-def _texts_and_classes(count: int, longest: int | None) -> ByteDFA:
-    """All texts with the marks of their classes, which hang on `longest` characters of a string (None: on all).
-
-    Not minimal.
-    """
-    moves, ends = _polynomial(count, longest)
-    dead = len(moves) - 1
-    moves = np.concatenate([moves, np.full((1, 256), dead, np.int32)])
-    for end in ends:
-        for number in range(count):
-            moves[end + number, list(_MARKS)] = dead
-            moves[end + number, _MARKS[number]] = dead + 1
-    # The dead state comes last.
-    order = np.arange(dead + 2)
-    order[[dead, dead + 1]] = dead + 1, dead
-    moves[[dead, dead + 1]] = moves[[dead + 1, dead]]
-    accepting = np.zeros(len(moves), np.bool_)
-    accepting[dead] = True
-    return ByteDFA.of(order[moves].astype(np.int32), np.arange(256), accepting)
-
-
-@lru_cache(maxsize=16)
-def _polynomial(count: int, longest: int | None) -> tuple[npt.NDArray[np.int32], list[int]]:
-    """Moves `[states, 256]`, and where a text of class 0 can end; those of the others follow one by one."""
-    # By class: after so many characters of a string, or within one, two and one bytes before its end, after so
-    # many of a number, and where the rest makes no difference. State 0 is the start, the last one is dead.
-    rounds = longest or 1
-    starts = iter(range(1, 1 << 30, count))
-    string, two, one = ([next(starts) for _ in range(rounds)] for _ in range(3))
-    numeral = [next(starts) for _ in range(NUMERAL_LENGTH)]
-    settled = next(starts)
-    dead = settled + count
-    moves = np.full((dead + 1, 256), dead, np.int32)
-
-    def read(source: int, target: int, read_bytes: Iterable[int]) -> None:
-        for byte in read_bytes:
-            for number in range(count):
-                moves[source + number, byte] = target + (_FACTOR * number + byte) % count
-
-    for index, source in enumerate(string):
-        following = string[0] if longest is None else [*string, settled][index + 1]
-        read(source, settled, range(256))
-        read(source, following, set(range(0x20, 0x80)) - set(b'"\\'))
-        # The first bytes of all characters whose other bytes are just any.
-        read(source, one[index], range(0xC2, 0xE0))
-        read(source, two[index], {*range(0xE1, 0xF0)} - {0xED})
-        read(two[index], one[index], range(0x80, 0xC0))
-        read(one[index], following, range(0x80, 0xC0))
-    for source, target in zip(numeral, [*numeral[1:], settled], strict=True):
-        read(source, target, b".0123456789")
-    for number in range(count):
-        moves[settled + number] = settled + number
-    moves[0, ord('"')] = string[0]
-    moves[0, ord("-")] = numeral[0]
-    for byte in b"0123456789":
-        moves[0, byte] = moves[numeral[0], byte]
-    for first, number in _FIRST_BYTES.items():
-        moves[0, ord(first)] = settled + number % count
-    return moves, [*numeral[1:], settled]

@@ -260,6 +260,8 @@ def save_checkpoint(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path
 
     folder.mkdir(parents=True, exist_ok=True)
     copied = copy.deepcopy(model).to(torch.bfloat16).eval()
+    for part in (copied.config.text_config, copied.config.vision_config):
+        part.dtype = torch.bfloat16  # not what it was trained in
     copied.save_pretrained(folder)
     # transformers writes its own defaults; the real checkpoint's file has only what is set.
     (folder / "generation_config.json").write_text(json.dumps(GENERATION_CONFIG, indent=2) + "\n")

@@ -43,7 +43,7 @@ EARLIER = "b62c9e6"
 OUR_TOKENIZER = """
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT
 from llm_diffusiongemma.chat.checkpoint import NetworkTokens, load_tokenizer
-load_tokenizer(EMBEDDED_CHECKPOINT, NetworkTokens(2816, 2, (107, 108, 109), (1, 106, 50)))
+load_tokenizer(EMBEDDED_CHECKPOINT, NetworkTokens(3072, 2, (107, 108, 109), (1, 106, 50)))
 """
 THEIR_TOKENIZER = """
 from llm_diffusiongemma.catalog import EMBEDDED_CHECKPOINT

@@ -112,8 +112,8 @@ DISAGREE = "not of one checkpoint"
         ("tokenizer.json", lowercase, CHANGED),
         ("tokenizer.json", strip, CHANGED),
         ("tokenizer.json", no_decoder, CHANGED),
-        ("tokenizer_config.json", lambda c: c.update(mask_token="<mask>"), "and the network 2,816"),
-        ("tokenizer.json", one_token_more, "has 2,817 tokens and the network 2,816"),
+        ("tokenizer_config.json", lambda c: c.update(mask_token="<mask>"), "and the network 3,072"),
+        ("tokenizer.json", one_token_more, "has 3,073 tokens and the network 3,072"),
         ("tokenizer.json", without("<|turn>"), r"writes <\|turn>, which its tokenizer doesn't know"),
         ("tokenizer_config.json", lambda c: c.pop("bos_token"), "writes bos_token, which its tokenizer"),
         ("tokenizer_config.json", lambda c: c.update(bos_token="<eos>"), DISAGREE),
@@ -183,7 +183,7 @@ def test_an_added_token_behind_a_vocabulary_with_a_hole(key: str, folder: Path) 
 
     change(folder / "tokenizer.json", dig)
     change(folder / "tokenizer_config.json", lambda c: c.update({key: ["<more>"]}))
-    assert_refused(folder, EMBEDDED_TOKENS, "has 2,817 tokens and the network 2,816")
+    assert_refused(folder, EMBEDDED_TOKENS, "has 3,073 tokens and the network 3,072")
 
 
 def test_a_panic_of_the_library_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def assert_refused(folder: Path, network: NetworkTokens, words: str) -> None:
 
 
 def test_a_network_that_does_not_say(folder: Path) -> None:
-    assert load(folder, NetworkTokens(2816, None, (None, None, None), ()))
+    assert load(folder, NetworkTokens(3072, None, (None, None, None), ()))
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,8 @@ def test_an_added_token_stands_for_what_it_says() -> None:
     """It is no spelling of bytes."""
     tokenizer = load("byte level")
     tokenizer.backend.add_tokens(["☃ Ġ"])
-    assert tokenizer.decode([2816]) == "☃ Ġ"
-    assert token_bytes(tokenizer)[2816] == "☃ Ġ".encode()
+    assert tokenizer.decode([3072]) == "☃ Ġ"
+    assert token_bytes(tokenizer)[3072] == "☃ Ġ".encode()
 
 
 def test_a_character_over_several_tokens_is_read_as_one(tokenizer: ChatTokenizer) -> None:

@@ -63,7 +63,7 @@ def spoiled(file: str, place: str, value: Any, folder: Path) -> Path:
         ("text_config.vocab_size", 10**12, "vocab_size is 1000000000000"),
         ("text_config.vocab_size", 0, "vocab_size is 0"),
         ("text_config.vocab_size", 100, "_token_id 10[789] must be below vocab_size"),
-        ("text_config.pad_token_id", 2816, "pad_token_id must be below vocab_size"),
+        ("text_config.pad_token_id", 3072, "pad_token_id must be below vocab_size"),
         ("text_config.bos_token_id", -1, "bos_token_id is -1"),
         ("text_config.hidden_size", 128.0, "hidden_size is 128.0"),
         ("text_config.hidden_size", "128", "hidden_size is '128'"),
@@ -110,7 +110,7 @@ def spoiled(file: str, place: str, value: Any, folder: Path) -> Path:
         ("boi_token_id", 2**63, "boi_token_id is 9223372036854775808"),
         ("boi_token_id", REMOVED, "boi_token_id 255999 must be below vocab_size"),
         ("image_token_id", None, "image_token_id is null"),
-        ("eoi_token_id", 2816, "eoi_token_id 2816 must be below vocab_size"),
+        ("eoi_token_id", 3072, "eoi_token_id 3072 must be below vocab_size"),
         ("canvas_length", 0, "canvas_length is 0"),
         ("canvas_length", 10**9, "canvas_length is 1000000000"),
         ("dtype", "int8", "dtype is 'int8'"),
@@ -258,7 +258,7 @@ def test_every_field_that_transformers_knows_is_known() -> None:
         ("eos_token_id", [], "names no end-of-sequence tokens"),
         ("eos_token_id", -1, r"eos_token_id\.0 is -1"),
         ("eos_token_id", [1, None], r"eos_token_id\.1 is null"),
-        ("eos_token_id", [1, 2816], "names a token 2816, and the network of .*config.json has 2,816"),
+        ("eos_token_id", [1, 3072], "names a token 3072, and the network of .*config.json has 3,072"),
         ("eos_token_id", True, r"eos_token_id\.0 is true"),
         ("eos_token_id", {"a": 1}, "eos_token_id is {'a': 1}"),
         ("pad_token_id", 9999, "names a token 9999"),
@@ -276,7 +276,7 @@ def test_every_field_that_transformers_knows_is_known() -> None:
 )
 def test_generation_settings_that_are_refused(place: str, value: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=words):
-        read_generation_settings(spoiled("generation_config.json", place, value, tmp_path), 2816)
+        read_generation_settings(spoiled("generation_config.json", place, value, tmp_path), 3072)
 
 
 @pytest.mark.parametrize(
@@ -293,4 +293,4 @@ def test_generation_settings_that_are_refused(place: str, value: Any, words: str
 def test_generation_settings_that_are_taken(
     place: str, value: Any, check: Callable[[Any], bool], tmp_path: Path
 ) -> None:
-    assert check(read_generation_settings(spoiled("generation_config.json", place, value, tmp_path), 2816))
+    assert check(read_generation_settings(spoiled("generation_config.json", place, value, tmp_path), 3072))

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from llm_diffusiongemma.errors import ConstraintError
-from llm_diffusiongemma.grammar.distinct import classes_of
+from llm_diffusiongemma.grammar.distinct import REACHES, Checksum, Values
 from llm_diffusiongemma.grammar.language import Branching, Literal, minimal_dfa
 from llm_diffusiongemma.grammar.numbers import number
 from llm_diffusiongemma.grammar.samples import random_texts
@@ -57,6 +57,7 @@ CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ),
     (unique({"enum": [1, 1.0, 2]}), [[2, 1], [1, 2]], [[1, 1.0]]),
     (unique(STRINGS, prefixItems=[INTEGERS]), [[1, "b", "a"]], [["b"], [1, "a", "a"]]),
+    (unique(STRINGS, prefixItems=[STRINGS | {"maxLength": 3}]), [["a", "b"]], [["a", "a"], ["b", "a", "b"]]),
     (unique(STRINGS, contains={"const": "x"}), [["a", "x"], ["x"]], [["a"], ["x", "x"]]),
     (unique({"type": ["string", "object"]}), [["a", {}], [{}, "a"]], [[{}, {}], ["a", "a"]]),
     (containing({"const": 7}, items=INTEGERS), [[7], [1, 2, 7, 3], [7, 7]], [[], [1, 2]]),
@@ -125,8 +126,9 @@ def test_all_arrays_of_a_few_values(seed: int) -> None:
 
 
 def test_classes_have_no_value_in_common() -> None:
-    for language in (string(), string(maximum=12), number()):
-        classes = classes_of(language, 8)
+    languages = (string(), string(maximum=12), number(), string(formats=frozenset({"uri"})))
+    for language, reach in itertools.product(languages, (REACHES[0], REACHES[-1])):
+        classes = Checksum(Values(language), reach).classes(language, 8)
         members = [minimal_dfa(Branching(classes.dfa, ((ends, Literal(b"")),))) for ends in classes.ends]
         for mine, member in enumerate(members):
             for text in random_texts(member, 10, soft_length=15):
@@ -135,6 +137,26 @@ def test_classes_have_no_value_in_common() -> None:
                     found = [each.accepts(other.encode()) for each in members]
                     assert sum(found) <= 1
                     assert found[mine] or not any(found)
+
+
+LATE: dict[str, tuple[Any, list[Any]]] = {
+    "addresses": (STRINGS | {"format": "uri"}, [f"https://example.org/docs/{n}.html" for n in range(100, 120)]),
+    "paths": (
+        STRINGS | {"maxLength": 50},
+        [f"/usr/local/share/{name}" for name in "ant bee cat dog elk fox".split()],
+    ),
+    "dates": (STRINGS | {"maxLength": 20}, [f"2026-11-{day}" for day in range(10, 31)]),
+    "numbers": (INTEGERS, list(range(2_026_100, 2_026_120))),
+    "fives": (INTEGERS, list(range(5, 100, 5))),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_what_differs_late_can_be_written_as_well(name: str) -> None:
+    items, values = LATE[name]
+    dfa = compile_schema(unique(items)).dfa
+    pairs = list(itertools.permutations(values, 2))
+    assert sum(dfa.accepts(json.dumps(pair).encode()) for pair in pairs) > 0.6 * len(pairs)
 
 
 def test_two_words_can_nearly_always_be_written() -> None:
