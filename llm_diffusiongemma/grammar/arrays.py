@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConstraintError
 from . import numbers, scalars
 from .dialects import Schema
-from .distinct import REACHES, Checksum, Values
+from .distinct import REACHES, Checksum, Values, values_of_language
 from .keywords import (
     bounds_of,
     frozen,
@@ -123,23 +124,20 @@ class Distinct:
     """all values, each of a class of its own, if the schema lists them"""
     checksum: Checksum | None = None
     """else what their classes hang on"""
+    parts: tuple[Values, ...] = ()
+    """and what may stand in one place or another"""
 
     @property
     def most(self) -> int:
         """More items than this are never kept different."""
         return len(self.levels) - 1 + self.levels[-1]
 
-    def most_states(self, least: int) -> int:
-        """More than these don't keep `least` items different."""
-        assert self.checksum is not None
-        return self._states(self.checksum.most_of_class, least)
+    def states(self, size_of_class: Callable[[Values, int], int], least: int) -> int:
+        """About how many keep `least` items different, by how many those of a class of some values have."""
 
-    def states(self, least: int) -> int:
-        """About how many do."""
-        assert self.checksum is not None
-        return self._states(self.checksum.size_of_class, least)
+        def size(count: int) -> int:
+            return max((size_of_class(part, count) for part in self.parts), default=0)
 
-    def _states(self, size: Callable[[int], int], least: int) -> int:
         *free, last = self.levels
         known = [sum(math.comb(each, items) for items in range(1, k + 1)) for k, each in enumerate(free, 1)]
         in_order = last * max(1, least - len(free))
@@ -148,10 +146,10 @@ class Distinct:
         )
 
     def written(self) -> float:
-        """The share of lists that can be written, of items of random classes: half of them pairs, a third threes,
-        the rest fours."""
+        """The share of lists that can be written, of items of random classes: six in ten of them pairs, three
+        threes, one fours."""
         total, shares = 0.0, {(0, frozenset[int]()): 1.0}
-        for weight in (0, 1 / 2, 1 / 3, 1 / 6):
+        for weight in (0.0, 0.6, 0.3, 0.1):
             following: dict[Known, float] = {}
             for known, share in shares.items():
                 modulus = self.modulus(known)
@@ -441,21 +439,15 @@ def _distinct(
         items.every = ({"maxLength": given},)
         for length in sorted(set(lengths)):
             compiler.lower("maxLength", length, given, place.inside("[]", every[-1]))
-    values = Values(unite([items.language(index) for index in range(items.fixed + 1)]))
-    differ = TEXTS_DIFFER if "string" in kinds else NUMBERS_DIFFER
-    ways = [
-        (share * _written(levels[:asked]), Distinct(levels[:asked], None, Checksum(values, reach)))
-        for reach, share in zip(REACHES, differ, strict=True)
-        for levels in LEVELS
-    ]
     room, looks = ROOM_OF_CLASSES * most_states, 0
-    for _, distinct in sorted(ways, key=lambda way: -way[0]):
+    for distinct in _ways_to_tell_apart(_languages(items, contained), "string" in kinds, asked):
+        assert distinct.checksum is not None
         if least > distinct.most:
             continue
-        states = distinct.most_states(least)
+        states = distinct.states(distinct.checksum.most_of_class, least)
         if room < states <= HOPED * room and looks < MOST_LOOKS:
             looks += 1
-            states = distinct.states(least)
+            states = distinct.states(distinct.checksum.size_of_class, least)
         if states <= room:
             compiler.lower("uniqueItems", wanted, len(distinct.levels), place)
             return distinct
@@ -463,6 +455,34 @@ def _distinct(
         raise refused("uniqueItems", f"{least} of its items can't be kept different", place, _FEWER)
     compiler.lower("uniqueItems", wanted, 1, place)
     return Distinct((1,))
+
+
+def _languages(items: _Items, contained: list[Contained]) -> list[Language]:
+    """All that an item can be, by where it stands and by what it counts for."""
+    found: list[Language] = []
+    for index, ways in itertools.product(
+        range(items.fixed + 1), itertools.product(*((each.missed, each.fulfilled) for each in contained))
+    ):
+        # One that can't be guaranteed is refused where it is needed.
+        with suppress(ConstraintError):
+            found.append(items.language(index, sum(ways, ())))
+    return list(dict.fromkeys(each for each in found if each is not NOTHING))
+
+
+def _ways_to_tell_apart(languages: list[Language], texts: bool, asked: int | None) -> list[Distinct]:
+    """From the one on that lets most lists be written."""
+    try:
+        values = values_of_language(unite(languages))
+        parts = tuple(dict.fromkeys(map(values_of_language, languages)))
+    except StateLimitError:
+        return []
+    ways: dict[tuple[int, tuple[int, ...]], tuple[float, Distinct]] = {}
+    for reach, share in zip(REACHES, TEXTS_DIFFER if texts else NUMBERS_DIFFER, strict=True):
+        for levels in LEVELS:
+            way = share * _written(levels[:asked]), Distinct(levels[:asked], None, Checksum(values, reach), parts)
+            # Where a reach has all that a further one has, it is the same.
+            ways.setdefault((int(values.within(reach).sum()), levels[:asked]), way)
+    return [distinct for _, distinct in sorted(ways.values(), key=lambda way: -way[0])]
 
 
 def _listed(

@@ -31,13 +31,14 @@ from .language import (
 )
 from .minimal import minimal
 
-# How far from its beginning, bytes, the class of a value may hang on what is read (None: up to its end). Where
-# characters are counted, each class counts them for itself up to there.
+# How far from the beginning, bytes by the shortest way, a state may be in which a value's class still changes;
+# None is any. Where characters are counted, each class counts them for itself up to there; where none are, the
+# states of loops are near, and the class hangs on all that is read.
 REACHES = (None, 96, 48, 24, 12, 8)
 
-# Odd, so that each byte tells classes apart. Of the factors it is one by which neighbouring integers, multiples of
-# 5, tens and hundreds, dates and versions seldom fall together.
-_FACTOR = 13
+# Odd, so that each byte tells classes apart, and 3 modulo 4, so that in four classes the order of two bytes does.
+# Neighbouring integers, tens, hundreds, dates and versions seldom fall together by it.
+_FACTOR = 7
 
 # Decimals of so many digits in all are of different doubles, and if they have a fraction, of no integer's.
 _DECIMAL_DIGITS = 15
@@ -49,14 +50,18 @@ _MARKS = bytes([*range(0x0A), *range(0x0B, 0x20), 0xFF])
 # one class.
 _FIRST_BYTES = {b"[": 0, b"{": 0, b"n": 1, b"t": 2, b"f": 3}
 
-# Behind these the class of a text doesn't change any more: escapes, and the first bytes of characters of which not
-# all have bytes like those of most. They would cost three times as many states as all others.
+# Behind these the class of a text doesn't change any more: escapes, and the first bytes of characters beyond the
+# emoji. Each kind of first byte costs a state for every class; so where a language is so large that it counts
+# something, and pays for each character, all first bytes of which not all have bytes like those of most are rare.
 _RARE = np.zeros(256, np.bool_)
-_RARE[[*range(0x20), ord("\\"), 0xE0, 0xED, *range(0xF0, 0x100)]] = True
+_RARE[[*range(0x20), ord("\\"), *range(0xF1, 0x100)]] = True
+_RARE_IN_LARGE = _RARE.copy()
+_RARE_IN_LARGE[[0xE0, 0xED, 0xF0]] = True
+LARGE = 100
 
 
 class Values:
-    """The values of an array's items, and one text for each. Equal ones come up again in each try of a schema."""
+    """The values of an array's items; of numbers one text each. They come up again in each try of a schema."""
 
     def __init__(self, language: Language) -> None:
         """Numbers with an exponent or a fraction that ends in zero are left out. So are decimals of more than 15
@@ -70,11 +75,16 @@ class Values:
     def __hash__(self) -> int:
         return hash(self._key)
 
+    @property
+    def rare(self) -> npt.NDArray[np.bool_]:
+        """`[256]`: the bytes behind which a class doesn't change"""
+        return _RARE_IN_LARGE if self.dfa.dead > LARGE else _RARE
+
     @cached_property
     def distance(self) -> npt.NDArray[np.int64]:
         """`[states]`: the fewest bytes of a string or a number from the start to there, none of them rare; -1
         where none lead."""
-        moves = self.dfa.moves[:, np.unique(self.dfa.byte_kind[~_RARE])]
+        moves = self.dfa.moves[:, np.unique(self.dfa.byte_kind[~self.rare])]
         states = self.dfa.moves[0, self.dfa.byte_kind[list(b'"-0123456789')]]
         found, bytes_read = np.full(len(moves), -1), 0
         while len(states := np.unique(states[(found[states] < 0) & (states != self.dfa.dead)])):
@@ -88,27 +98,37 @@ class Values:
         return (self.distance >= 0) & (True if reach is None else self.distance <= reach)
 
 
+@lru_cache(maxsize=64)
+def values_of_language(language: Language) -> Values:
+    """Raises `StateLimitError`."""
+    return Values(language)
+
+
 @dataclass(frozen=True)
 class Checksum:
-    """Which class a value is of: of `values` that differ, by what they have up to `reach`."""
+    """Which class each of some values is of. Where these are all that an array may hold, equal items are of one
+    class, whatever language each of them is read by."""
 
     values: Values
     reach: int | None
+    """one of `REACHES`"""
 
     def classes(self, language: Language, count: int) -> Classes:
-        """The values of a language that are among `values`, in `count` classes, a power of two up to 32.
+        """Those of them that belong to a language, in `count` classes, a power of two up to 32.
 
-        That of half as many classes is this one's modulo that. Raises `StateLimitError`.
+        If there are half as many classes a value's is what it was modulo that. Raises `StateLimitError`.
         """
-        return _classes(self, Values(language), count)
+        return _classes(self, values_of_language(language), count)
 
-    def most_of_class(self, count: int) -> int:
-        """A class has no more states than this, but mostly half of it and more."""
-        return int(self.values.within(self.reach).sum()) * count + self.values.dfa.dead
+    def most_of_class(self, part: Values, count: int) -> int:
+        """A class of `part` has hardly more states than this, and mostly half of it and more."""
+        if part == self.values:
+            return int(part.within(self.reach).sum()) * count + part.dfa.dead
+        return part.dfa.dead * (count + 1)
 
-    def size_of_class(self, count: int) -> int:
-        """About how many states a class has."""
-        return _size_of_class(self, count)
+    def size_of_class(self, part: Values, count: int) -> int:
+        """About how many it has. Raises `StateLimitError`."""
+        return _size_of_class(self, part, count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +157,8 @@ def _classes(checksum: Checksum, values: Values, count: int) -> Classes:
 
 
 @lru_cache(maxsize=256)
-def _size_of_class(checksum: Checksum, count: int) -> int:
-    classes = _classes(checksum, checksum.values, count)
+def _size_of_class(checksum: Checksum, part: Values, count: int) -> int:
+    classes = _classes(checksum, part, count)
     sizes = []
     for ends in classes.ends[:2]:
         accepting = np.zeros(len(classes.dfa.accepting), np.bool_)
@@ -162,7 +182,7 @@ def _marked(checksum: Checksum, count: int) -> ByteDFA:
     numbers, read = np.arange(count)[:, None], np.arange(256)
     following = (_FACTOR * numbers + read) % count  # [count, 256]
     targets = dfa.moves[:, dfa.byte_kind]
-    goes_on = changes[targets] & ~_RARE
+    goes_on = changes[targets] & ~checksum.values.rare
     for state in range(dfa.dead):
         to = targets[state]
         alive = to != dfa.dead

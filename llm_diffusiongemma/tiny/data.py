@@ -411,7 +411,7 @@ def json_object(rng: random.Random, held_out: bool) -> Lesson:
 def json_values(rng: random.Random, held_out: bool) -> Lesson:
     """Prices in cents and lists of tags, in the order of the text, by a schema."""
     value: dict[str, Any] = {}
-    if rng.random() < 0.5:
+    if held_out or rng.random() < 0.5:
         value[_field(rng, TEXT_FIELDS, held_out)] = _name(rng, held_out)
     kinds = rng.choice((("price",), ("price",), ("tags",), ("tags",), ("price", "tags"), ("tags", "price")))
     for kind in kinds:
@@ -445,7 +445,7 @@ def choosing(rng: random.Random, held_out: bool) -> Lesson:
         right = lesson.reply.removeprefix("The image is ").removesuffix(".")
         others = list(COLOURS)
     else:
-        right = rng.choice(lesson.reply.split())
+        right = _name(rng, held_out) if held_out else rng.choice(lesson.reply.split())
         lesson = _ask(f"Repeat: {right}", right)
         others = list(WORDS)
     others = [other for other in dict.fromkeys(others) if other != right]

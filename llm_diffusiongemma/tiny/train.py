@@ -301,23 +301,21 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    folders = [out / "checkpoint"] if start_from is None else [out / "checkpoint", start_from]
-    tokenizer = load_or_build_tokenizer(*folders)
+    state_file = out / "training.pt"
     if start_from is None:
+        tokenizer = load_or_build_tokenizer(out / "checkpoint")
         model = DiffusionGemmaForBlockDiffusion(build_config())
     else:
         model = DiffusionGemmaForBlockDiffusion.from_pretrained(start_from, dtype=torch.float32)
-        old = load_or_build_tokenizer(start_from)
-        if new_vocabulary and tokenizer.get_vocab() == old.get_vocab():
-            tokenizer = build_tokenizer()
-        if tokenizer.get_vocab() != old.get_vocab():
+        tokenizer = old = load_or_build_tokenizer(start_from)
+        if new_vocabulary:
+            tokenizer = load_or_build_tokenizer(out / "checkpoint") if state_file.exists() else build_tokenizer()
             carry_embeddings(model, old, tokenizer)
     model.set_attn_implementation("eager")  # with heads of 32 and masks faster than the fused kernel on a CPU
     model.train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))  # type: ignore[no-untyped-call]
     optimizer_list = optimizers(model)
     source = LessonSource(tokenizer, rng, model.config.image_token_id)
-    state_file = out / "training.pt"
     step, spent = 0, 0.0
     if state_file.exists():
         state = torch.load(state_file, weights_only=False)
@@ -382,6 +380,8 @@ def main() -> None:
     parser.add_argument("--new-vocabulary", action="store_true", help="build it anew from the lessons' words")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.new_vocabulary and arguments.start_from is None:
+        parser.error("--new-vocabulary takes a checkpoint to start from; without one it is new anyway")
     torch.set_num_threads(arguments.threads)
     train(
         arguments.out,

@@ -11,8 +11,9 @@ import jsonschema
 import pytest
 
 from llm_diffusiongemma.errors import ConstraintError
-from llm_diffusiongemma.grammar.distinct import REACHES, Checksum, Values
-from llm_diffusiongemma.grammar.language import Branching, Literal, minimal_dfa
+from llm_diffusiongemma.grammar.dfa import ByteDFA
+from llm_diffusiongemma.grammar.distinct import REACHES, Checksum, values_of_language
+from llm_diffusiongemma.grammar.language import Branching, Language, Literal, minimal_dfa, unite
 from llm_diffusiongemma.grammar.numbers import number
 from llm_diffusiongemma.grammar.samples import random_texts
 from llm_diffusiongemma.grammar.scalars import string
@@ -56,8 +57,18 @@ CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
         [["value1", "value1"]],
     ),
     (unique({"enum": [1, 1.0, 2]}), [[2, 1], [1, 2]], [[1, 1.0]]),
-    (unique(STRINGS, prefixItems=[INTEGERS]), [[1, "b", "a"]], [["b"], [1, "a", "a"]]),
+    (unique(STRINGS, prefixItems=[INTEGERS]), [[1, "c", "b"]], [["b"], [1, "a", "a"]]),
     (unique(STRINGS, prefixItems=[STRINGS | {"maxLength": 3}]), [["a", "b"]], [["a", "a"], ["b", "a", "b"]]),
+    (
+        unique(STRINGS, contains={"const": "\x01"}, maxItems=2),
+        [["\x01"], ["\x01", "b"]],
+        [["b"], ["\x01", "\x01"]],
+    ),
+    (
+        unique(INTEGERS | {"multipleOf": 337}, prefixItems=[INTEGERS | {"multipleOf": 331}], maxItems=2),
+        [[331]],
+        [[337], [331 * 337, 331 * 337]],
+    ),
     (unique(STRINGS, contains={"const": "x"}), [["a", "x"], ["x"]], [["a"], ["x", "x"]]),
     (unique({"type": ["string", "object"]}), [["a", {}], [{}, "a"]], [[{}, {}], ["a", "a"]]),
     (containing({"const": 7}, items=INTEGERS), [[7], [1, 2, 7, 3], [7, 7]], [[], [1, 2]]),
@@ -125,11 +136,32 @@ def test_all_arrays_of_a_few_values(seed: int) -> None:
             assert accepted == judge.is_valid(list(values)), (schema, values)
 
 
+def members_of(checksum: Checksum, language: Language, count: int) -> list[ByteDFA]:
+    classes = checksum.classes(language, count)
+    return [minimal_dfa(Branching(classes.dfa, ((ends, Literal(b"")),))) for ends in classes.ends]
+
+
+@pytest.mark.parametrize("reach", [REACHES[0], REACHES[-1]])
+def test_a_value_is_of_one_class_whatever_it_is_read_by(reach: int | None) -> None:
+    """And of that modulo half as many."""
+    part = string(maximum=9)
+    whole = unite([part, string(formats=frozenset({"date", "email"})), number(), string(maximum=30)])
+    checksum = Checksum(values_of_language(whole), reach)
+    of_whole, of_half, of_part = (members_of(checksum, *each) for each in ((whole, 8), (whole, 4), (part, 8)))
+    texts = [text for member in of_whole for text in random_texts(member, 20, soft_length=20)]
+    texts += [text for member in of_part for text in random_texts(member, 20, soft_length=8)]
+    assert len(texts) > 200
+    for text in texts:
+        (number_of_whole,) = (number for number, member in enumerate(of_whole) if member.accepts(text))
+        (number_of_half,) = (number for number, member in enumerate(of_half) if member.accepts(text))
+        assert number_of_half == number_of_whole % 4
+        assert [number for number, member in enumerate(of_part) if member.accepts(text)] in ([], [number_of_whole])
+
+
 def test_classes_have_no_value_in_common() -> None:
     languages = (string(), string(maximum=12), number(), string(formats=frozenset({"uri"})))
     for language, reach in itertools.product(languages, (REACHES[0], REACHES[-1])):
-        classes = Checksum(Values(language), reach).classes(language, 8)
-        members = [minimal_dfa(Branching(classes.dfa, ((ends, Literal(b"")),))) for ends in classes.ends]
+        members = members_of(Checksum(values_of_language(language), reach), language, 8)
         for mine, member in enumerate(members):
             for text in random_texts(member, 10, soft_length=15):
                 value = json.loads(text)
