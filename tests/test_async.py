@@ -53,9 +53,9 @@ async def engine_is_free() -> None:
 
 
 async def test_same_reply_as_sync() -> None:
-    asynchronous = llm.get_async_model(TINY).prompt("Count from 1 to 320", seed=3, max_tokens=300)
+    asynchronous = llm.get_async_model(TINY).prompt("Count from 1 to 400", seed=3, max_tokens=300)
     chunks = [chunk async for chunk in asynchronous]
-    synchronous = llm.get_model(TINY).prompt("Count from 1 to 320", seed=3, max_tokens=300)
+    synchronous = llm.get_model(TINY).prompt("Count from 1 to 400", seed=3, max_tokens=300)
     assert chunks == list(synchronous)
     assert len(chunks) == 2
     ours, theirs = asynchronous.response_json, synchronous.response_json

@@ -75,11 +75,11 @@ def test_async_conversation_uses_the_cache_too() -> None:
 
 def test_a_thought_that_is_stripped_costs_only_its_turn(llm_command: Llm) -> None:
     forget()
-    lines = "What is 7 + 12?\nWhat is 8 + 3?\nexit\n"
+    lines = "What is 7 + 12?\nWhat is 20 + 7?\nexit\n"
     llm_command.ok("chat", "-m", TINY, "-o", "thinking", "true", input=lines)
     first, second = llm_command.logs()
     assert cached_tokens(second) >= first["input_tokens"] - len("<|turn>model\n")
-    assert "11" in second["response"]  # the second question's, if not as written on every processor
+    assert "27" in second["response"]  # the second question's, if not as written on every processor
 
 
 THINKING = ("-m", TINY, "-o", "thinking", "true")

@@ -50,8 +50,8 @@ def test_the_prompt_shows_the_text() -> None:
 
 def test_a_greeting_which_the_next_turn_knows_of(llm_command: Llm) -> None:
     fill = ("-o", "fill", "Nice to meet you, {name}!")
-    assert llm_command.ok("-m", TINY, *fill, "My name is Grace.") == "Nice to meet you, Grace!"
-    assert llm_command.ok("-c", "What is my name?") == "Your name is Grace."
+    assert llm_command.ok("-m", TINY, *fill, "My name is Ada.") == "Nice to meet you, Ada!"
+    assert llm_command.ok("-c", "What is my name?") == "Your name is Ada."
     assert "blanks" not in llm_command.logs()[-1]["response_json"]
 
 

@@ -179,7 +179,7 @@ def test_what_the_host_has_set_changes_nothing_and_stays(
 
 def count_to_300(model: llm.Model | llm.AsyncModel) -> Any:
     """Two blocks."""
-    return model.prompt("Count from 1 to 320", seed=3, max_tokens=257)
+    return model.prompt("Count from 1 to 400", seed=3, max_tokens=257)
 
 
 def test_between_two_blocks_the_host_has_its_own_settings() -> None:
@@ -473,7 +473,7 @@ end(holder)
 say("the parent", texts[1] == expected and reply() == expected)
 
 # Between two blocks of a reply.
-chunks = iter(model.prompt("Count from 1 to 320", seed=3, max_denoising_steps=8, max_tokens=257))
+chunks = iter(model.prompt("Count from 1 to 400", seed=3, max_denoising_steps=8, max_tokens=257))
 first = next(chunks)
 rest = in_child(lambda: first + "".join(chunks))
 say("between two blocks", (rest == first + "".join(chunks), len(first) < len(rest)))

@@ -330,7 +330,7 @@ def test_choices_and_blanks(llm_command: Llm) -> None:
     text, found = told(llm_command), last(llm_command)
     assert row(text, "blanks").startswith(f"name: {blanks['name']}; rest: ")
     assert (found["constraint"], found["blanks"]) == ("fill", 2)
-    assert blanks["name"] not in json.dumps(found)
+    assert json.dumps(blanks["name"]) not in json.dumps(found)
     assert row(text, "constraint").startswith("fill Name: {name}. {rest...}; ")
 
 

@@ -210,7 +210,7 @@ def test_an_empty_first_canvas_is_drawn_again(
 def test_a_canvas_may_stop_where_its_text_ends(llm_command: Llm) -> None:
     def asked(*options: str) -> list[tuple[str, int]]:
         for seed in ("1", "2", "3"):
-            llm_command.ok("-m", TINY, "Count from 1 to 20", "-o", "seed", seed, *options)
+            llm_command.ok("-m", TINY, "Count from 1 to 100", "-o", "seed", seed, *options)
         turns = llm_command.logs()[-3:]
         return [(turn["response"], turn["response_json"]["blocks"][0]["denoising_steps"]) for turn in turns]
 

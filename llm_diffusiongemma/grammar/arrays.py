@@ -439,6 +439,8 @@ def _distinct(
         items.every = ({"maxLength": given},)
         for length in sorted(set(lengths)):
             compiler.lower("maxLength", length, given, place.inside("[]", every[-1]))
+    if items.fixed and items.language(items.fixed) is NOTHING:
+        asked = items.fixed if asked is None else min(asked, items.fixed)
     room, looks = ROOM_OF_CLASSES * most_states, 0
     for distinct in _ways_to_tell_apart(_languages(items, contained), "string" in kinds, asked):
         assert distinct.checksum is not None

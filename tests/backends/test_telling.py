@@ -13,7 +13,7 @@ from llm_diffusiongemma.view.records import Likely, Reading, Snapshot, Watch
 from ..tokenizers import ours
 
 TOKENIZER = ours()
-A, B, C, D = TOKENIZER.encode("abcd")
+A, B, C, D = (TOKENIZER.encode(letter)[0] for letter in "abcd")
 TURN = TOKENIZER.backend.token_to_id("<turn|>")
 
 

@@ -29,6 +29,8 @@ LEAST_RIGHT: dict[str, int] = {
     "tool_result": 1,
     "json_object": 2,
     "json_list": 1,
+    "json_values": 1,
+    "choosing": 1,
     "colour": 3,
 }
 
