@@ -173,13 +173,8 @@ def test_classes_have_no_value_in_common() -> None:
 
 LATE: dict[str, tuple[Any, list[Any]]] = {
     "addresses": (STRINGS | {"format": "uri"}, [f"https://example.org/docs/{n}.html" for n in range(100, 120)]),
-    "paths": (
-        STRINGS | {"maxLength": 50},
-        [f"/usr/local/share/{name}" for name in "ant bee cat dog elk fox".split()],
-    ),
     "dates": (STRINGS | {"maxLength": 20}, [f"2026-11-{day}" for day in range(10, 31)]),
     "numbers": (INTEGERS, list(range(2_026_100, 2_026_120))),
-    "fives": (INTEGERS, list(range(5, 100, 5))),
 }
 
 

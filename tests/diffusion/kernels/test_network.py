@@ -98,7 +98,7 @@ QUESTION = [2, 105, 636, 217, 407, 389, 288, 547, 34, 106, 217, 105, 1208, 217]
 def reply(network: Network) -> tuple[list[Draft], Block]:
     """A canvas, step by step, and what it became."""
     pipeline = BlockDiffusionPipeline(network, eos_token_ids=[], pad_token_id=None)
-    settings = SamplerSettings(4, 0.1, 0.4, 0.8, 0.005, 1)
+    settings = SamplerSettings(2, 0.1, 0.4, 0.8, 0.005, 1)
     request = Request(Prompt(QUESTION), settings, network.config.canvas_length)
     randomness = GeneratorRandomness(torch.Generator().manual_seed(3))
     records: list[Any] = list(pipeline.generate(request, randomness=randomness, drafts=True))
