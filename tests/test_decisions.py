@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from llm_diffusiongemma.backends import form
-from llm_diffusiongemma.backends.deciding import DECIMALS, _behind_a_thought, _canvas_length, as_text
+from llm_diffusiongemma.backends.deciding import DECIMALS, _canvas_length, as_text, behind_a_thought
 from llm_diffusiongemma.backends.engine import Engine, get_engine
 from llm_diffusiongemma.backends.form import LEAST_LOG_MASS, mass_note
 from llm_diffusiongemma.backends.local import LocalReply
@@ -244,7 +244,7 @@ def test_an_empty_thought_is_there_once(written: str, then: str) -> None:
     for piece in filter(None, encoder._control.split(written) and re.split(r"(<\|?[a-z]+\|?>)", written)):
         control = encoder.control_id(piece)
         ids += encoder._tokenizer.encode(piece) if control is None else [control]
-    found = _behind_a_thought(engine(), Prompt(ids))
+    found = behind_a_thought(engine(), Prompt(ids))
     assert engine().decode(list(found.token_ids)) == written + then
 
 

@@ -70,7 +70,7 @@ class Decision:
         self._choices = question.choices
         with indicate("Spelling the choices in tokens"):
             self._texts = engine.choice_texts(question.choices)
-        prompt = _behind_a_thought(engine, prompt)
+        prompt = behind_a_thought(engine, prompt)
         self.input_tokens = len(prompt.token_ids)
         length = _canvas_length(options.canvas_length, self._texts.fewest_positions, engine.pipeline.canvas_length)
         self._records = engine.pipeline.read(
@@ -134,7 +134,7 @@ class Decision:
         return [StreamEvent("text", self.text)]
 
 
-def _behind_a_thought(engine: Engine, prompt: Prompt) -> Prompt:
+def behind_a_thought(engine: Engine, prompt: Prompt) -> Prompt:
     """Where the checkpoint's format has thoughts, a prompt whose model's turn begins with one that is empty.
 
     A model that may think begins its replies so, and a canvas of a choice alone would leave no room for it.

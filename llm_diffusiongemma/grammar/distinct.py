@@ -7,7 +7,7 @@ end (`item1`, `item2`) does so last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -29,7 +29,7 @@ from .language import (
     optional,
     unite,
 )
-from .minimal import minimal
+from .minimal import minimised
 
 # How far from the beginning, bytes by the shortest way, a state may be in which a value's class still changes;
 # None is any. Where characters are counted, each class counts them for itself up to there; where none are, the
@@ -163,7 +163,7 @@ def _size_of_class(checksum: Checksum, part: Values, count: int) -> int:
     for ends in classes.ends[:2]:
         accepting = np.zeros(len(classes.dfa.accepting), np.bool_)
         accepting[list(ends)] = True
-        sizes.append(minimal(classes.dfa.rows, accepting[:-1].tolist()).dead)
+        sizes.append(minimised(replace(classes.dfa, accepting=accepting)).dead)
     return max(sizes)
 
 
@@ -220,8 +220,7 @@ def _minimal_from(start: int, moves: npt.NDArray[np.int32], end: int) -> ByteDFA
     order = np.concatenate([[start], np.setdiff1d(np.flatnonzero(reached), [start, dead]), [dead]])
     numbers = np.zeros(len(moves), np.int32)
     numbers[order] = np.arange(len(order))
-    dfa = ByteDFA.of(numbers[moves[order]], np.arange(256), order == end)
-    return minimal(dfa.rows, dfa.accepting[:-1].tolist())
+    return minimised(ByteDFA.of(numbers[moves[order]], np.arange(256), order == end))
 
 
 @lru_cache(maxsize=1)

@@ -44,6 +44,11 @@ def minimal(rows: Sequence[Row], accepting: Sequence[bool]) -> ByteDFA:
     return ByteDFA.of(moves, merged.byte_class, accepts)
 
 
+def minimised(dfa: ByteDFA) -> ByteDFA:
+    """The same language's minimal automaton, of one that may have unreachable and equivalent states."""
+    return minimal(dfa.rows, dfa.accepting[:-1].tolist())
+
+
 def shortest_accepted(rows: Sequence[Row], accepting: Sequence[bool]) -> npt.NDArray[np.int64]:
     """The bytes of the shortest text that is accepted from each state, `[states]`; -1 where none is."""
     sources = np.repeat(np.arange(len(rows)), [len(row) for row in rows])

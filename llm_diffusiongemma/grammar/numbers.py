@@ -35,6 +35,7 @@ from .language import (
     optional,
     unite,
 )
+from .minimal import minimised
 
 # Of an integer, and before and behind a point. Identifiers of 64 bits have 20, and so has the longest fraction of
 # a double that is written without an exponent. A bound of more digits allows more of an integer.
@@ -248,12 +249,7 @@ def _between(shape: _Numerals, least: Decimal | None, most: Decimal | None) -> L
     moves[:-1, :-1] = np.where(np.array(rows) < 0, len(states), rows)
     symbol_of = np.full(256, len(_SYMBOLS))
     symbol_of[[ord(symbol) for symbol in _SYMBOLS]] = np.arange(len(_SYMBOLS))
-    return embed(_minimal(ByteDFA.of(moves, symbol_of, np.array([*accepting, False]))))
-
-
-def _minimal(dfa: ByteDFA) -> ByteDFA:
-    # Its product with itself is the same language, minimised.
-    return intersection(dfa, dfa)
+    return embed(minimised(ByteDFA.of(moves, symbol_of, np.array([*accepting, False]))))
 
 
 Between = Callable[[Decimal | None, Decimal | None], Language]
@@ -439,7 +435,7 @@ def multiples(numerator: int, places: int = 0) -> ByteDFA:
         missing = 10 ** max(places - max(block - 1, 0), 0)
         first = 1 + block * numerator
         accepting[first : first + numerator] = remainders * missing % numerator == 0
-    return _minimal(ByteDFA.of(transitions, np.arange(256), accepting))
+    return minimised(ByteDFA.of(transitions, np.arange(256), accepting))
 
 
 def common_multiple(factors: Sequence[Fraction]) -> Fraction:

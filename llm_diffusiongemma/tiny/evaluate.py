@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..catalog import EMBEDDED_CHECKPOINT
-from ..chat.output import THOUGHT_CLOSES
 from ..options import DEFAULT_NOISE
 from . import data
 from .network import STOP, TOOL_STOP
@@ -80,28 +79,27 @@ class Examiner:
         `draft` it begins as that text, so much of which is noise."""
         import torch
 
+        from ..backends.deciding import behind_a_thought
         from ..diffusion.pipeline import Block
         from ..diffusion.request import Prompt, Request, Text
         from ..diffusion.sampler import GeneratorRandomness
 
         engine = self._engine
         ids = engine.prompt_encoder.encode(lesson.messages, tools=lesson.tools, thinking=lesson.thinking)
-        if lesson.decides:
-            closes = engine.prompt_encoder.control_id(THOUGHT_CLOSES)
-            assert closes is not None
-            ids = [*engine.with_thought_open(ids), closes]
         shown = []
         if lesson.colour is not None:
             from . import images  # needs Pillow, which nothing else does
 
             shown.append(engine.image_reader.cut(images.plain(lesson.colour, random.Random(seed)), None))
-        ids, placed = engine.image_reader.place(ids, shown)
+        prompt = Prompt(*engine.image_reader.place(ids, shown))
+        if lesson.decides:
+            prompt = behind_a_thought(engine, prompt)
         text = Text(None if draft is None else engine.drafted(draft, noise))
         tokens: list[int] = []
         blocks = steps = 0
         end = None
         for block in engine.pipeline.generate(
-            Request(Prompt(ids, placed), self.settings, max_tokens=1024, parts=(text,)),
+            Request(prompt, self.settings, max_tokens=1024, parts=(text,)),
             randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
         ):
             assert isinstance(block, Block)
