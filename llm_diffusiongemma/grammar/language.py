@@ -181,6 +181,8 @@ def same_language(one: Language, other: Language) -> bool:
 
 def minimal_dfa(language: Language) -> ByteDFA:
     """The language's minimal automaton; of one dead state if the language is empty. Raises `StateLimitError`."""
+    if isinstance(language, Embedded):
+        return language.dfa
     if estimated_states(language) > MAX_ESTIMATED_STATES:
         raise StateLimitError
     return drawn_dfa(language)
@@ -550,35 +552,67 @@ def _product(
     `beyond_second`: whether texts count for which only the second one is dead already.
     """
     rows: list[Row] = []
-    one, two = (*first.rows, ()), (*second.rows, ())
-    width = len(two)
+    one, two = _Sides(first), _Sides(second)
+    width = second.dead + 1
     pairs = [0]
     numbers = {0: 0}
     work = 0
+    # How two rows meet hangs on their sets of bytes alone, and of those there are few.
+    meetings: dict[tuple[int, int], list[tuple[Mask, int, int]]] = {}
     for pair in pairs:
-        left, right = one[pair // width], two[pair % width]
-        row: list[tuple[Mask, int]] = []
-        work += len(left) * (len(right) + 1)
+        left, right = divmod(pair, width)
+        kinds = one.kind[left], two.kind[right]
+        meeting = meetings.get(kinds)
+        if meeting is None:
+            meeting = meetings[kinds] = _meeting(one.masks[kinds[0]], two.masks[kinds[1]], beyond_second)
+        targets, others = one.targets[left], two.targets[right]
+        work += len(targets) * len(others)
         if work > MAX_SET_SIZES:
             raise StateLimitError
-        for mask, target in left:
-            base = target * width
-            found = [(mask & other, base + reached) for other, reached in right if mask & other]
-            if beyond_second:
-                beyond = reduce(lambda rest, arc: rest & ~arc[0], found, mask)
-                if beyond:
-                    found.append((beyond, base + second.dead))
-            for common, reached in found:
-                number = numbers.get(reached)
-                if number is None:
-                    number = numbers[reached] = len(pairs)
-                    if number > MAX_UNMERGED_STATES:
-                        raise StateLimitError
-                    pairs.append(reached)
-                row.append((common, number))
+        row: list[tuple[Mask, int]] = []
+        for common, arc, other in meeting:
+            reached = targets[arc] * width + others[other]
+            number = numbers.get(reached)
+            if number is None:
+                number = numbers[reached] = len(pairs)
+                if number > MAX_UNMERGED_STATES:
+                    raise StateLimitError
+                pairs.append(reached)
+            row.append((common, number))
         rows.append(row)
     accepting_one, accepting_two = first.accepting.tolist(), second.accepting.tolist()
     return _limited(rows, [accepts(accepting_one[pair // width], accepting_two[pair % width]) for pair in pairs])
+
+
+class _Sides:
+    """An automaton as one side of a product, by states, the dead one included.
+
+    - `kind`: the number of the sets of bytes that lead on from it, which `masks` has;
+    - `targets`: where they lead, and the dead state behind them.
+    """
+
+    def __init__(self, dfa: ByteDFA) -> None:
+        known: dict[tuple[Mask, ...], int] = {}
+        rows = (*dfa.rows, ())
+        self.kind = [known.setdefault(tuple([mask for mask, _ in row]), len(known)) for row in rows]
+        self.masks = list(known)
+        self.targets = [[*[target for _, target in row], dfa.dead] for row in rows]
+
+
+def _meeting(
+    masks: tuple[Mask, ...], others: tuple[Mask, ...], beyond_others: bool
+) -> list[tuple[Mask, int, int]]:
+    """The bytes that some of `masks` and some of `others` have in common, and the places of both.
+
+    `beyond_others`: also what none of the others has, with -1 for its place.
+    """
+    found = []
+    for place, mask in enumerate(masks):
+        found += [(mask & other, place, beside) for beside, other in enumerate(others) if mask & other]
+        beyond = reduce(lambda rest, other: rest & ~other, others, mask)
+        if beyond_others and beyond:
+            found.append((beyond, place, -1))
+    return found
 
 
 def _limited(rows: Sequence[Row], accepting: Sequence[bool]) -> ByteDFA:

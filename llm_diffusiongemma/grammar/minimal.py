@@ -301,7 +301,7 @@ def _equivalent_states(rows: Sequence[Row], arcs: _Arcs, length: npt.NDArray[np.
     """
     refinement = _Refinement(arcs, length)
     left = np.flatnonzero(length >= 0)
-    work, patience = 0, 1
+    work, patience = 1 << 40, 1
     while len(refinement.changed):
         work += len(refinement.changed) // 4 + _STATES_OF_ROUND
         if work <= patience * (len(left) + _STATES_OF_ROUND * _ROUNDS_TO_SETTLE):

@@ -82,11 +82,11 @@ def string(
         return text if minimum or maximum else embed(minimal_dfa(text))
     if ends:
         maximum = None
-    if minimum > 0 or maximum is not None:
-        contents.append(_counted(minimum, maximum))
     content = contents[0]
     for other in contents[1:]:
         content = intersection(content, other)
+    if maximum is not None or minimum > (0 if content.accepting[0] else 1):
+        content = intersection(content, _counted(minimum, maximum))
     return embed(quoted(content))
 
 
