@@ -85,7 +85,7 @@ EMBEDDED = (
     Question("My name is Ada.", "Nice to meet you, Ada!"),
     Question("Repeat: green apple", "green apple"),
     Question("What is 12 + 15?", "27", {"thinking": True}),
-    Question("What is 3 + 4?", "7", {"choices": "3 + 4 = 7,3 + 4 = 8"}),
+    Question("What is 5 + 6?", "11", {"choices": "5 + 6 = 12,5 + 6 = 11"}),
     Question("What is the weather in Oslo?", OSLO, tool=WEATHER),
     Question("What colour is this image?", "red", has_picture=True),
 )

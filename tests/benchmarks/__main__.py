@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -208,6 +208,14 @@ def constraint(device: torch.device, repeats: int, sizes: Sizes) -> None:
         repeats,
         sizes,
     )
+    print_constrained(
+        f"all but the layers as large as the real network's, {sizes.steps} steps",
+        networks.real_surroundings(device, sizes).network,
+        vocabulary,
+        repeats,
+        sizes,
+        constrained.FEW,
+    )
     tiny = networks.embedded_checkpoint(device).network
     print_constrained(
         f"the embedded checkpoint, {sizes.steps} steps",
@@ -218,9 +226,16 @@ def constraint(device: torch.device, repeats: int, sizes: Sizes) -> None:
     )
 
 
-def print_constrained(title: str, network: Network, vocabulary: Vocabulary, repeats: int, sizes: Sizes) -> None:
+def print_constrained(
+    title: str,
+    network: Network,
+    vocabulary: Vocabulary,
+    repeats: int,
+    sizes: Sizes,
+    names: Collection[str] | None = None,
+) -> None:
     task = Task(list(range(200, 200 + sizes.prompt_tokens)), canvases=1, steps=sizes.steps)
-    costs = compare(constrained.replies(network, vocabulary, task), repeats, network.device)
+    costs = compare(constrained.replies(network, vocabulary, task, names), repeats, network.device)
     free = costs[constrained.FREE]
     print(
         f"\nA canvas held to it: {title}\n\n| | Seconds | Against free | Peak memory |\n| --- | --- | --- | --- |"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,11 @@ LANGUAGES = {
     ),
     "a price list": r'\{ ?"items": ?\[(' + _PRODUCT + r"(, ?" + _PRODUCT + r')*)?\], ?"note": ?' + _STRING + r"\}",
 }
-# Of 4,400, 16,000 and 64,000 states, as large as an automaton may get.
+# Of 8,000, 13,000 and 53,000 states; an automaton may get 65,536.
 ROOMS = (5, 18, 72)
+
+# Where a step takes half a minute.
+FEW = ("an article", *(f"a house of {rooms} rooms" for rooms in ROOMS[1:]))
 
 
 @dataclass(frozen=True)
@@ -150,11 +153,15 @@ def _seconds(dfa: ByteDFA, vocabulary: Vocabulary, folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def replies(network: Network, vocabulary: Vocabulary, task: Task) -> dict[str, Callable[[], object]]:
-    """A reply of one canvas, free and held to each of the languages; the automata are in hand."""
+def replies(
+    network: Network, vocabulary: Vocabulary, task: Task, names: Collection[str] | None = None
+) -> dict[str, Callable[[], object]]:
+    """A reply of one canvas, free and held to each of these languages (None: to all); the automata are in hand."""
     with tempfile.TemporaryDirectory() as folder:
         automata: dict[str, TokenAutomaton | None] = {
-            name: load_or_build(dfa, vocabulary, Path(folder)) for name, dfa in languages().items()
+            name: load_or_build(dfa, vocabulary, Path(folder))
+            for name, dfa in languages().items()
+            if names is None or name in names
         }
 
     def action(automaton: TokenAutomaton | None) -> Callable[[], None]:

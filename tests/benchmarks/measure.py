@@ -26,6 +26,7 @@ class Sizes:
     turns: int = 20
     question_tokens: int = 100
     hidden: int = 768
+    real_hidden: int = 2816
     long_context: int = 8000
     questions: int = 20
 

@@ -53,6 +53,11 @@ def small_body(device: torch.device, sizes: Sizes) -> Twins:
     return random_twins(device, vocab_size=sizes.vocabulary, hidden_size=64)
 
 
+def real_surroundings(device: torch.device, sizes: Sizes) -> Twins:
+    """Random: what surrounds the layers is as large as the real network's, and the layers are next to nothing."""
+    return random_twins(device, vocab_size=sizes.vocabulary, hidden_size=sizes.real_hidden)
+
+
 def wide_body(device: torch.device, sizes: Sizes) -> Twins:
     """Random and wide, with a small vocabulary: reading the prompt dominates, as it does at real sizes."""
     return random_twins(

@@ -22,6 +22,7 @@ SMALLEST = Sizes(
     turns=2,
     question_tokens=4,
     hidden=32,
+    real_hidden=32,
     long_context=600,
     questions=1,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,7 +41,7 @@ def outcomes(report: CheckReport) -> dict[str, str]:
 def test_the_embedded_checkpoint_passes_all_that_can_be_looked_at(llm_command: Llm) -> None:
     page = llm_command.ok("diffusiongemma", "check", TINY)
     assert "4 passed, 0 failed, 1 skipped" in page
-    assert re.search("1[12] of 12 replies", page)  # the network may slip once
+    assert "12 of 12 replies" in page
     assert "ms a step" in page
     assert "\n- kernels: none in use\n" in page
 
