@@ -63,18 +63,19 @@ def _regions(names: ByteDFA, patterns: frozenset[str], listed: frozenset[str]) -
     found = [Region(frozenset(), names)] if names.dead else []
     for pattern in sorted(patterns):
         matching = scalars.containing(pattern)
-        found = [
-            Region(matched, dfa)
-            for region in found
-            for matched, dfa in (
-                (region.matched, difference(region.dfa, matching)),
-                (region.matched | {pattern}, intersection(region.dfa, matching)),
-            )
-            if dfa.dead
-        ]
+        found = [part for region in found for part in _split(region, pattern, matching)]
         if len(found) > MAX_REGIONS:
             return None
     return tuple(found)
+
+
+def _split(region: Region, pattern: str, matching: ByteDFA) -> list[Region]:
+    """A region by whether a pattern is found in its names: one part or two."""
+    both = intersection(region.dfa, matching)
+    if both.dead == 0:
+        return [region]
+    parts = [Region(region.matched, difference(region.dfa, matching)), Region(region.matched | {pattern}, both)]
+    return [part for part in parts if part.dfa.dead]
 
 
 @lru_cache(maxsize=1)
