@@ -29,6 +29,7 @@ from .language import (
     optional,
     unite,
 )
+from .minimal import minimised
 from .pattern import pattern_language
 
 # RFC 3339. The year 0 and leap seconds are left out: hardly a program has them.
@@ -288,6 +289,4 @@ def _host(longest: int) -> Language:
     for number, symbols in enumerate((string.ascii_letters, string.digits, "-", ".")):
         byte_class[list(symbols.encode())] = number
     accepting = [has_letter and before in ("a", "0") for _, _, has_letter, before in states]
-    dfa = ByteDFA.of(moves, byte_class, np.array([*accepting, False]))
-    # Its product with itself is the same language, minimised.
-    return embed(intersection(dfa, dfa))
+    return embed(minimised(ByteDFA.of(moves, byte_class, np.array([*accepting, False]))))
