@@ -75,6 +75,11 @@ class ByteDFA:
         return tuple(tuple(arcs[begin:end]) for begin, end in itertools.pairwise(ends))
 
     @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The states behind which nothing follows."""
+        return tuple(state for state, row in enumerate(self.rows) if not row)
+
+    @cached_property
     def transitions(self) -> npt.NDArray[np.int32]:
         """`[states, 256]`: where each byte leads. A hundred megabytes for a hundred thousand states."""
         return self.moves[:, self.byte_kind]

@@ -11,6 +11,7 @@ nothing bounds its memory. Here every construction stops at a number of states.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -272,9 +273,12 @@ class _Drawing:
     Every state is drawn with what follows it, so that equal ones are the same state from the beginning: literals
     share their ends, and a language that stands in several places with the same sequel is drawn once.
 
-    A state is a number. It is either a *node*, whose bytes lead on as its row in `rows` says (no two ways on for
-    one byte), or a set of several nodes (`sets`), or what stands for another state: the head of a loop (`loops`),
+    A state is a number. It is either a *node*, whose bytes lead on as its `_row` says (no two ways on for one
+    byte), or a set of several nodes (`sets`), or what stands for another state: the head of a loop (`loops`),
     or what is behind an anchor (`anchors`). These may be elements of sets, and are resolved by `_closed`.
+
+    The states of an automaton that is a part are numbered one after the other, and get their rows when these are
+    asked for: much of what is drawn turns out to be too much.
     """
 
     def __init__(self, most_states: int = MAX_DRAWN_STATES) -> None:
@@ -285,7 +289,10 @@ class _Drawing:
         self.anchors: dict[int, tuple[Anchor, int]] = {}
         # Loops and anchors: what a state that can be told by its nodes has none of.
         self.signposts: set[int] = set()
-        self.num_states = 2
+        # Of each automaton: the number of its start, and by that its rows and where states lead if not to nodes.
+        self.starts: list[int] = []
+        self.automata: list[tuple[Sequence[Row], dict[int, int]]] = []
+        self.num_states = self.next_number = 2
         self.work = 0
         self.set_numbers: dict[frozenset[int], int] = {frozenset(): _NOWHERE}
         self.readers: dict[tuple[Mask, int], int] = {}
@@ -332,14 +339,20 @@ class _Drawing:
                 state = self._new_state()
                 self.signposts.add(state)
                 self.anchors[state] = (language, following)
+                self.rows[state] = ()
                 return state
 
     def _new_state(self) -> int:
         self._take(1)
-        return self.num_states - 1
+        return self._numbers(1)
+
+    def _numbers(self, count: int) -> int:
+        """The first of so many numbers for states."""
+        self.next_number += count
+        return self.next_number - count
 
     def _take(self, count: int) -> None:
-        """So many numbers more are of states."""
+        """There are so many states more."""
         self.num_states += count
         if self.num_states > self.most_states:
             raise StateLimitError
@@ -444,23 +457,32 @@ class _Drawing:
 
     def _embed(self, dfa: ByteDFA, leading: dict[int, int]) -> int:
         """An automaton's start, where some of its states lead on to those outside."""
-        nodes: list[int] = []
-        free = self.num_states
-        for row in dfa.rows:
-            nodes.append(free if row else _NOWHERE)
-            free += bool(row)
-        self._take(free - self.num_states)
-        states = nodes.copy()
+        start = self._numbers(dfa.dead)
+        self._take(dfa.dead - len(dfa.ends))
+        instead = dict.fromkeys(dfa.ends, _NOWHERE)
         for state, following in leading.items():
-            states[state] = self._either(nodes[state], following)
-        for node, row in zip(nodes, dfa.rows, strict=True):
-            if row:
-                self.rows[node] = [(mask, states[target]) for mask, target in row]
-        return states[0]
+            instead[state] = following if state in instead else self._either(start + state, following)
+        self.starts.append(start)
+        self.automata.append((dfa.rows, instead))
+        return instead.get(0, start)
+
+    def _row(self, node: int) -> Row:
+        """Where a node's bytes lead."""
+        row = self.rows.get(node)
+        if row is None:
+            place = bisect.bisect(self.starts, node) - 1
+            start, (rows, instead) = self.starts[place], self.automata[place]
+            row = self.rows[node] = [
+                (mask, instead.get(target, start + target)) for mask, target in rows[node - start]
+            ]
+        return row
+
+    def _is_node(self, state: int) -> bool:
+        return state not in self.sets and state not in self.signposts
 
     def _closed(self, state: int, *anchors: Anchor) -> int:
         """The nodes that can be reached without reading a byte, and anchors that the text's end may open."""
-        if state in self.rows or (state in self.sets and self.signposts.isdisjoint(self.sets[state])):
+        if state not in self.signposts and self.signposts.isdisjoint(self.sets.get(state, ())):
             return state
         seen: set[int] = set()
         stack = [state]
@@ -475,7 +497,7 @@ class _Drawing:
                 stack.append(self.loops[each])
             elif each in self.anchors and self.anchors[each][0] in anchors:
                 stack.append(self.anchors[each][1])
-        return self._set(frozenset(each for each in seen if each in self.rows or self._is_end(each)))
+        return self._set(frozenset(each for each in seen if self._is_node(each) or self._is_end(each)))
 
     def _is_end(self, state: int) -> bool:
         return state in self.anchors and self.anchors[state][0] is Anchor.END
@@ -494,7 +516,7 @@ class _Drawing:
         rows: list[Row] = []
         for state in states:
             row: list[tuple[Mask, int]] = []
-            for mask, target in self.rows.get(state) or self._merged_row(state):
+            for mask, target in self._merged_row(self.sets[state]) if state in self.sets else self._row(state):
                 number = numbers.get(target)
                 if number is None:
                     closed = self._closed(target)
@@ -511,11 +533,11 @@ class _Drawing:
             rows.append(row)
         return rows, accepting
 
-    def _merged_row(self, state: int) -> Row:
+    def _merged_row(self, nodes: frozenset[int]) -> Row:
         """The row of a set of nodes: wherever one of them leads."""
         targets: dict[Mask, list[int]] = {}
-        for node in self.sets.get(state, ()):
-            for mask, target in self.rows.get(node, ()):
+        for node in nodes:
+            for mask, target in self._row(node):
                 if mask in targets:
                     targets[mask].append(target)
                 else:

@@ -28,10 +28,12 @@ def minimal(rows: Sequence[Row], accepting: Sequence[bool]) -> ByteDFA:
 
     State 0 is the start. The sets of a row have no byte in common; a byte in none of them is the end of all hope.
     """
-    length = shortest_accepted(rows, accepting)
+    counts = np.fromiter(map(len, rows), np.int64, len(rows))
+    targets = np.array([target for row in rows for _, target in row], np.int64)
+    length = shortest_ways(np.repeat(np.arange(len(rows)), counts), targets, accepting)
     if length[0] < 0:
         return ByteDFA(np.zeros((1, 1), np.int32), np.zeros(256, np.int32), np.zeros(1, np.bool_))
-    arcs = _Arcs.of(rows, length)
+    arcs = _Arcs.of(rows, counts, targets, length)
     parts = _equivalent_states(rows, arcs, length)
     merged = arcs.merged(parts)
     order = merged.order(int(parts[0]))
@@ -49,17 +51,13 @@ def minimised(dfa: ByteDFA) -> ByteDFA:
     return minimal(dfa.rows, dfa.accepting[:-1].tolist())
 
 
-def shortest_accepted(rows: Sequence[Row], accepting: Sequence[bool]) -> npt.NDArray[np.int64]:
-    """The bytes of the shortest text that is accepted from each state, `[states]`; -1 where none is."""
-    sources = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-    targets = np.array([target for row in rows for _, target in row], np.int64)
-    return shortest_ways(sources, targets, accepting)
-
-
 def shortest_ways(
     sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], accepting: Sequence[bool]
 ) -> npt.NDArray[np.int64]:
-    """The same by where each arc, `[arcs]`, comes from and leads."""
+    """The bytes of the shortest text that is accepted from each state, `[states]`; -1 where none is.
+
+    `sources` and `targets`, `[arcs]`, are where the moves come from and lead.
+    """
     order = np.argsort(targets, kind="stable")
     before = sources[order].tolist()
     first = np.searchsorted(targets[order], np.arange(len(accepting) + 1)).tolist()
@@ -96,10 +94,14 @@ class _Arcs:
     representative: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Sequence[Row], length: npt.NDArray[np.int64]) -> _Arcs:
+    def of(
+        cls,
+        rows: Sequence[Row],
+        counts: npt.NDArray[np.int64],
+        target: npt.NDArray[np.int64],
+        length: npt.NDArray[np.int64],
+    ) -> _Arcs:
         """Without what leads to states from which nothing is accepted."""
-        counts = np.array([len(row) for row in rows], np.int64)
-        target = np.array([target for row in rows for _, target in row], np.int64)
         known: dict[int, int] = {}
         mask = np.array([known.setdefault(mask, len(known)) for row in rows for mask, _ in row], np.int64)
         alive = length[target] >= 0
@@ -301,7 +303,8 @@ def _equivalent_states(rows: Sequence[Row], arcs: _Arcs, length: npt.NDArray[np.
     """
     refinement = _Refinement(arcs, length)
     left = np.flatnonzero(length >= 0)
-    work, patience = 1 << 40, 1
+    # Without patience at first: of what has an end much is settled at once.
+    work = patience = 0
     while len(refinement.changed):
         work += len(refinement.changed) // 4 + _STATES_OF_ROUND
         if work <= patience * (len(left) + _STATES_OF_ROUND * _ROUNDS_TO_SETTLE):
@@ -312,7 +315,7 @@ def _equivalent_states(rows: Sequence[Row], arcs: _Arcs, length: npt.NDArray[np.
         numbers = refinement.parts.copy()
         num_parts = _settle(rows, arcs, numbers, left, refinement.num_parts)
         settled = numbers[left] >= 0
-        patience = 1 if settled.any() else 2 * patience
+        patience = 1 if settled.any() else max(1, 2 * patience)
         refinement.settle(left[settled], numbers[left[settled]], num_parts)
         left = left[~settled]
     parts = refinement.parts

@@ -40,8 +40,10 @@ def random_texts(dfa: ByteDFA, count: int, seed: int = 0, soft_length: int = 60)
 
 
 def _arcs(dfa: ByteDFA) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where each move comes from and leads that is not to the dead state."""
-    states, kinds = np.nonzero(dfa.moves != dfa.dead)
+    """Where moves come from and lead that are not to the dead state; not all that lead alike."""
+    wanted = dfa.moves != dfa.dead
+    wanted[:, 1:] &= dfa.moves[:, 1:] != dfa.moves[:, :-1]
+    states, kinds = np.nonzero(wanted)
     return states, dfa.moves[states, kinds].astype(np.int64)
 
 
