@@ -154,7 +154,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler_module, "CHUNK_BYTES_CPU", 1)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     rows=st.integers(1, 40),
     vocab_size=st.sampled_from([2, 7, 96, 512, 513, 1000, 1024, 2816]),
@@ -367,7 +367,7 @@ def test_a_token_without_probability_is_never_drawn(
     assert drawn[2] == vocab_size - 2
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     vocab_size=st.sampled_from([2, 33, 96, 1024, 1537]),
     uniform=st.floats(0, 1, exclude_max=True),

@@ -103,16 +103,17 @@ def test_a_reply(completions: Any) -> None:
 
 
 def test_a_stream_of_several_canvases(completions: Any) -> None:
-    alone = llm.get_model(TINY).prompt(COUNT, seed=1, max_tokens=300)
+    alone = llm.get_model(TINY).prompt(COUNT, seed=1, max_tokens=100, canvas_length=64)
     blocks = list(alone)
+    short = {"diffusiongemma": {"canvas_length": 64}}
     stream = completions.create(
-        **asked(COUNT, max_tokens=300, stream=True, stream_options={"include_usage": True})
+        **asked(COUNT, max_tokens=100, stream=True, stream_options={"include_usage": True}, extra_body=short)
     )
     role, *chunks, end, usage = list(stream)
     assert role.choices[0].delta.role == "assistant"
     assert [chunk.choices[0].delta.content for chunk in chunks] == blocks
     assert end.choices[0].finish_reason == "length"
-    assert usage.usage.completion_tokens == 300
+    assert usage.usage.completion_tokens == 100
 
 
 async def test_an_async_stream_with_a_thought(running: Running) -> None:
