@@ -53,9 +53,10 @@ async def engine_is_free() -> None:
 
 
 async def test_same_reply_as_sync() -> None:
-    asynchronous = llm.get_async_model(TINY).prompt("Count from 1 to 400", seed=3, canvas_length=64, max_tokens=100)
+    asked: dict[str, Any] = {"seed": 3, "canvas_length": 64, "max_tokens": 100}
+    asynchronous = llm.get_async_model(TINY).prompt("Count from 1 to 400", **asked)
     chunks = [chunk async for chunk in asynchronous]
-    synchronous = llm.get_model(TINY).prompt("Count from 1 to 400", seed=3, canvas_length=64, max_tokens=100)
+    synchronous = llm.get_model(TINY).prompt("Count from 1 to 400", **asked)
     assert chunks == list(synchronous)
     assert len(chunks) == 2
     ours, theirs = asynchronous.response_json, synchronous.response_json
