@@ -46,6 +46,8 @@ PATIENCE_SECONDS = 120
 DEFAULT_OPTIONS = {TINY: {"seed": 1}}
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "LLM_LOAD_PLUGINS": "llm-diffusiongemma"}
 
+# Whatever who runs them has set: or each worker would rewrite the asserts of all tests in each run, four seconds.
+sys.dont_write_bytecode = False
 
 # Examples that are the same in every run: none fails by an odd draw.
 hypothesis.settings.register_profile("fixed", derandomize=True)

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import llm
 import pytest
@@ -53,15 +54,16 @@ async def engine_is_free() -> None:
 
 
 async def test_same_reply_as_sync() -> None:
-    asynchronous = llm.get_async_model(TINY).prompt("Count from 1 to 400", seed=3, max_tokens=300)
+    asked: dict[str, Any] = {"seed": 3, "canvas_length": 64, "max_tokens": 100}
+    asynchronous = llm.get_async_model(TINY).prompt("Count from 1 to 400", **asked)
     chunks = [chunk async for chunk in asynchronous]
-    synchronous = llm.get_model(TINY).prompt("Count from 1 to 400", seed=3, max_tokens=300)
+    synchronous = llm.get_model(TINY).prompt("Count from 1 to 400", **asked)
     assert chunks == list(synchronous)
     assert len(chunks) == 2
     ours, theirs = asynchronous.response_json, synchronous.response_json
     assert ours["finish_reason"] == theirs["finish_reason"] == "length"
     assert [b["denoising_steps"] for b in ours["blocks"]] == [b["denoising_steps"] for b in theirs["blocks"]]
-    assert (await asynchronous.usage()).output == 300
+    assert (await asynchronous.usage()).output == 100
 
 
 async def test_one_engine_for_sync_and_async() -> None:
@@ -72,7 +74,7 @@ async def test_one_engine_for_sync_and_async() -> None:
 async def test_two_prompts_at_once_queue(forwards: Forwards) -> None:
     model = llm.get_async_model(TINY)
     prompts = ["Count from 1 to 300", "Count from 500 to 820"]
-    asked = {"seed": 3, "max_tokens": 300, "max_denoising_steps": 8}
+    asked = {"seed": 3, "canvas_length": 64, "max_tokens": 100, "max_denoising_steps": 8}
     together = await asyncio.gather(*(model.prompt(prompt, **asked).text() for prompt in prompts))
     # All of one reply, then all of the other.
     assert len(list(itertools.groupby(forwards.threads))) == 2

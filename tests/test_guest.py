@@ -49,7 +49,7 @@ def picture() -> llm.Attachment:
 
 def reply(model: llm.Model, **asked: Any) -> tuple[str, object]:
     """The text and, where it is held to a form, how probable that was to the last bit."""
-    response = model.prompt("What colour is it?", seed=3, max_denoising_steps=2, **asked)
+    response = model.prompt("What colour is it?", seed=3, max_denoising_steps=2, canvas_length=64, **asked)
     return response.text(), response.response_json["blocks"][0].get("constraint")
 
 
@@ -177,18 +177,18 @@ def test_what_the_host_has_set_changes_nothing_and_stays(
     assert after == before
 
 
-def count_to_300(model: llm.Model | llm.AsyncModel) -> Any:
+def count(model: llm.Model | llm.AsyncModel) -> Any:
     """Two blocks."""
-    return model.prompt("Count from 1 to 400", seed=3, max_tokens=257)
+    return model.prompt("Count from 1 to 400", seed=3, canvas_length=64, max_tokens=65)
 
 
 def test_between_two_blocks_the_host_has_its_own_settings() -> None:
     """What is set for a step must not stay set where the reply waits for its reader."""
-    expected = list(count_to_300(llm.get_model(TINY)))
+    expected = list(count(llm.get_model(TINY)))
     with torch.device("meta"), torch.inference_mode(), torch.autocast("cpu"), np.errstate(all="raise"):
         before = state()
         chunks = []
-        for chunk in count_to_300(llm.get_model(TINY)):
+        for chunk in count(llm.get_model(TINY)):
             chunks.append(chunk)
             assert state() == before
     assert len(chunks) == 2
@@ -197,7 +197,7 @@ def test_between_two_blocks_the_host_has_its_own_settings() -> None:
 
 def test_the_async_model_in_a_host_of_its_own() -> None:
     """Its thread shares the default dtype with the program, which goes on meanwhile."""
-    expected = list(count_to_300(llm.get_model(TINY)))
+    expected = list(count(llm.get_model(TINY)))
     seen = []
     engine = get_engine(llm.get_model(TINY).entry).engine
 
@@ -205,7 +205,7 @@ def test_the_async_model_in_a_host_of_its_own() -> None:
         seen.append((torch.get_default_dtype(), torch.get_default_device().type))
 
     async def run() -> list[str]:
-        return [chunk async for chunk in count_to_300(llm.get_async_model(TINY))]
+        return [chunk async for chunk in count(llm.get_async_model(TINY))]
 
     with (
         after_each_forward(engine, see),
@@ -317,7 +317,7 @@ def test_what_a_fork_makes_of_cuda_is_a_sentence(monkeypatch: pytest.MonkeyPatch
 
 def test_a_model_on_a_gpu_is_lost_by_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = get_engine(llm.get_model(TINY).entry).engine
-    blocks = iter(count_to_300(llm.get_model(TINY)))
+    blocks = iter(count(llm.get_model(TINY)))
     next(blocks)
     monkeypatch.setattr(engine, "loaded", SimpleNamespace(**vars(engine.loaded), device=torch.device("mps")))
     engine.check_process()
@@ -369,7 +369,7 @@ def say(name, answer):
     print(f"{name}: {answer}", flush=True)
 
 model = llm.get_model("diffusiongemma-tiny")
-asked = dict(seed=3, max_denoising_steps=2, max_tokens=40)
+asked = dict(seed=3, max_denoising_steps=2, max_tokens=40, canvas_length=64)
 
 def reply(**more):
     return model.prompt("Count from 1 to 320", **asked, **more).text()
@@ -473,7 +473,7 @@ end(holder)
 say("the parent", texts[1] == expected and reply() == expected)
 
 # Between two blocks of a reply.
-chunks = iter(model.prompt("Count from 1 to 400", seed=3, max_denoising_steps=8, max_tokens=257))
+chunks = iter(model.prompt("Count from 1 to 400", seed=3, max_denoising_steps=8, canvas_length=64, max_tokens=65))
 first = next(chunks)
 rest = in_child(lambda: first + "".join(chunks))
 say("between two blocks", (rest == first + "".join(chunks), len(first) < len(rest)))

@@ -15,6 +15,7 @@ from .conftest import TINY, Llm
 
 COLOURS = {"red": (220, 25, 25), "green": (25, 160, 45), "blue": (30, 60, 215)}
 QUESTION = "What colour is this image?"
+QUICK = ("-o", "max_denoising_steps", "2")
 
 
 @pytest.fixture
@@ -81,8 +82,8 @@ def test_on_a_second_turn(llm_command: Llm, files: dict[str, str]) -> None:
 
 
 def test_an_image_of_an_earlier_turn_stays_in_the_prompt(llm_command: Llm, files: dict[str, str]) -> None:
-    llm_command.ok("-m", TINY, QUESTION, "-a", files["red"])
-    llm_command.ok("-c", "What is entropy?")
+    llm_command.ok("-m", TINY, QUESTION, "-a", files["red"], *QUICK)
+    llm_command.ok("-c", "What is entropy?", *QUICK)
     first, second = llm_command.logs()
     assert second["input_tokens"] > first["input_tokens"] > 70
 
@@ -145,8 +146,8 @@ def test_a_budget_that_there_is_not(llm_command: Llm, files: dict[str, str]) -> 
 
 def test_text_that_spells_the_image_token_is_no_image(llm_command: Llm, files: dict[str, str]) -> None:
     """It would break the count of images."""
-    llm_command.ok("-m", TINY, "What is <|image|>?")
-    llm_command.ok("-m", TINY, "What is <|image|>?", "-a", files["red"])
+    llm_command.ok("-m", TINY, "What is <|image|>?", *QUICK)
+    llm_command.ok("-m", TINY, "What is <|image|>?", "-a", files["red"], *QUICK)
 
 
 def test_a_video(llm_command: Llm, tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ def test_examples_run_as_printed(
     monkeypatch.setattr(replies, "Options", partial(replies.Options, max_denoising_steps=2))  # of a measurement
     monkeypatch.setenv(DECIDES_VARIABLE, "")  # an example sets it
     # What it says is no matter here.
-    llm_command.ok("models", "options", "set", TINY, "max_denoising_steps", "6")
+    llm_command.ok("models", "options", "set", TINY, "max_denoising_steps", "2")
+    llm_command.ok("models", "options", "set", TINY, "canvas_length", "64")
     for example in run_on_its_page()[page]:
         if example.language == "python":
             exec(compile(example.code, page.name, "exec", dont_inherit=True), {"__name__": "__main__"})

@@ -19,6 +19,7 @@ from .layouts import synthetic
 from .layouts.writer import COMMIT, REPOSITORIES, Layout, write_to_cache
 
 QUESTION = ("What is a canvas?", "-o", "seed", "1")
+QUICK = tuple("-o max_tokens 40 -o max_denoising_steps 2 -o canvas_length 64".split())
 NAMED: dict[str, Layout] = {"bf16": "google bf16", "fp8": "redhat fp8", "nvfp4": "nvidia nvfp4"}
 
 
@@ -63,7 +64,7 @@ def test_each_answers_and_says_on_what(
     line = f"{model}: {representation} weights ({repository}) on cpu.\n"
     assert first.stderr == ("" if representation == "bf16" else line)
     engine._engines.clear()
-    assert llm_command("-m", model, *QUESTION).stderr == ""  # said once, though it is loaded again
+    assert llm_command("-m", model, *QUESTION, *QUICK).stderr == ""  # said once, though it is loaded again
     (turn, _) = llm_command.logs()
     assert turn["resolved_model"] == f"{repository}@{COMMIT}"
     report = turn["response_json"]
@@ -121,7 +122,7 @@ def test_a_limit_changes_weights_and_places_but_not_the_answer(
         ("diffusiongemma", nvfp4 - 1024, "nvfp4", 3),
     ):
         monkeypatch.setenv(MEMORY_VARIABLE, f"{limit // 1024}KiB")
-        result = llm_command("-m", model, *QUESTION, "-o", "max_tokens", "40", "-o", "max_denoising_steps", "2")
+        result = llm_command("-m", model, *QUESTION, *QUICK)
         turn = llm_command.logs()[-1]
         report = turn["response_json"]
         assert report["representation"] == representation

@@ -101,7 +101,7 @@ def red(tmp_path: Path) -> llm.Attachment:
 
 
 CASES: dict[str, Callable[..., Turn]] = {
-    "several canvases": lambda _: turn_of("Count from 1 to 400"),
+    "several canvases": lambda _: turn_of("Count from 1 to 100", canvas_length=64),
     "a budget": lambda _: turn_of("Count from 1 to 400", max_tokens=21),
     "a thought": lambda _: turn_of("What is 17 + 25?", thinking=True),
     "a call": lambda _: turn_of("What is the weather in Rome?", tools=[WEATHER]),
@@ -135,7 +135,7 @@ def test_watching_changes_no_reply_and_tells_how_it_comes_to_be(case: str, red: 
         assert {each.tokens_before for each in canvas} == {tokens_before}
         tokens_before += block.tokens
         for before, each in itertools.pairwise([None, *canvas]):
-            check(before, each)
+            check(before, each, turn.options.canvas_length or 256)
         done = canvas[-1]
         for kind, piece in zip(done.kinds[: done.end], done.pieces[: done.end], strict=True):
             text[kind] += piece
@@ -145,10 +145,10 @@ def test_watching_changes_no_reply_and_tells_how_it_comes_to_be(case: str, red: 
     assert bool(text[CALL]) == (case == "a call")
 
 
-def check(before: Snapshot | None, snapshot: Snapshot) -> None:
+def check(before: Snapshot | None, snapshot: Snapshot, length: int) -> None:
     """A canvas after a step, and the one before it."""
     assert snapshot.max_steps == 48
-    assert len(snapshot.pieces) == len(snapshot.kinds) == len(snapshot.states) == 256
+    assert len(snapshot.pieces) == len(snapshot.kinds) == len(snapshot.states) == length
     assert set(snapshot.states) <= {NOISE, ACCEPTED, SETTLED}
     for position, state in enumerate(snapshot.states):
         if state == SETTLED:
@@ -156,7 +156,7 @@ def check(before: Snapshot | None, snapshot: Snapshot) -> None:
             assert before.states[position] != NOISE
             assert before.pieces[position] == snapshot.pieces[position]
     assert snapshot.likely is not None
-    assert len(snapshot.likely.entropies) == len(snapshot.likely.candidates) == 256
+    assert len(snapshot.likely.entropies) == len(snapshot.likely.candidates) == length
     for candidates in snapshot.likely.candidates:
         shares = [share for _, share in candidates]
         assert 1 <= len(shares) <= 5

@@ -508,16 +508,16 @@ def test_what_is_no_reply(server: ScriptedServer, name: str) -> None:
 
 
 ENDLESS = {
-    "an answer": Answer(b"x" * 1_000_000, JSON, 500),
-    "a line": Answer(b"x" * 1_000_000),
-    "an event": Answer(b"data: {}\n" * 100_000),
+    "an answer": Answer(b"x" * 500_000, JSON, 500),
+    "a line": Answer(b"x" * 500_000),
+    "an event": Answer(b"data: {}\n" * 50_000),
 }
 
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_what_never_ends(server: ScriptedServer, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream may, but no event of it."""
-    most = 200_000  # comes in several pieces
+    most = 100_000  # comes in several pieces
     monkeypatch.setattr(connection, "MAX_EVENT_BYTES", most)
     monkeypatch.setattr(connection, "MAX_ANSWER_BYTES", most)
     server.reply = replace(ENDLESS[name], body=b"data: {}\n\n" * (most // 10) + ENDLESS[name].body)

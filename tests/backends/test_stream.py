@@ -46,7 +46,7 @@ CHUNK = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(like(CHUNK), max_size=3), st.sampled_from(["ours", "vllm"]))
 def test_nothing_but_a_sentence(chunks: list[Any], kind: Any) -> None:
     reply = ReplyStream(Served(ADDRESS, kind), has_tools=True)

@@ -106,7 +106,7 @@ STRANGE = st.sampled_from(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.sampled_from([READING, DRAFT, WATCHED]), st.data())
 def test_nothing_but_a_record_or_nothing(seen: Reading | Snapshot | None, data: st.DataObject) -> None:
     """A whole one with something else in one or two of its places."""

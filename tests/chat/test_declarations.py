@@ -991,7 +991,7 @@ def schemas(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 SCHEMAS = st.recursive(st.booleans() | st.fixed_dictionaries({"type": TYPES}), schemas, max_leaves=12)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(NAMES, SCHEMAS, max_size=5), st.dictionaries(st.sampled_from("AB"), SCHEMAS), SCHEMAS)
 def test_any_schema_is_shown_well_formed(properties: Schema, definitions: Schema, rest: Any) -> None:
     schema = {**(rest if isinstance(rest, dict) else {}), "$defs": definitions, "properties": properties}
@@ -1006,7 +1006,7 @@ def test_any_schema_is_shown_well_formed(properties: Schema, definitions: Schema
         assert len(shown) < 20_000 + 6 * len(json.dumps(schema))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(SCHEMAS | JUNK)
 def test_no_keyword_is_shown_that_templates_do_not_know(schema: Any) -> None:
     waiting = [simplify(schema)]

@@ -360,7 +360,7 @@ HOSTILE = st.lists(st.sampled_from([*MARKERS, "<", "|", ">", "a", " ", "\n", "tu
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(user=HOSTILE, system=HOSTILE, answer=HOSTILE)
 def test_text_never_becomes_a_control_token(user: str, system: str, answer: str) -> None:
     """Whatever text says, the control tokens are those of harmless text, and the text comes through."""

@@ -222,7 +222,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     text=st.lists(st.sampled_from(PIECES), max_size=10).map("".join)
     | st.text(alphabet=st.sampled_from("aé☃🚀 \n<|>thoug"), max_size=30),

@@ -549,7 +549,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     reply=st.lists(st.sampled_from(PIECES), max_size=12).map("".join),
     lost=st.integers(0, 15),
@@ -564,7 +564,7 @@ def test_a_well_formed_call_runs_whatever_stands_before_it(reply: str, lost: int
     assert said[-1][0].startswith("tool_call_args")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(reply=st.lists(st.sampled_from([*PIECES, WEATHER]), max_size=8).map("".join), length=st.integers(0, 120))
 def test_a_reply_that_is_cut_runs_no_other_calls(reply: str, length: int) -> None:
     ids = encode(reply)
@@ -577,7 +577,7 @@ def test_a_reply_that_is_cut_runs_no_other_calls(reply: str, length: int) -> Non
 SPELLED = st.text(alphabet=st.sampled_from("abn1.0-+:=,{}[]'\"\\ |\n’“"), max_size=25)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(inside=SPELLED)
 @example(inside="a:'\\|'")
 def test_whatever_is_parsed_is_json_of_the_declared_types(inside: str) -> None:
@@ -594,7 +594,7 @@ def test_whatever_is_parsed_is_json_of_the_declared_types(inside: str) -> None:
     assert quoted or isinstance(arguments.get("n"), int | float | None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     reply=st.lists(st.sampled_from(PIECES), max_size=12).map("".join),
     cuts=st.lists(st.integers(0, 120), max_size=6),

@@ -117,7 +117,7 @@ def test_every_reply_belongs_to_the_language(pattern: str) -> None:
             continue
         model = nonsense(seed, sharpness=(2.0, 40.0)[seed])
         result = reply(
-            pipeline_of(model), TextConstraint(automaton, CPU), max_tokens=max_tokens, seed=seed, steps=3
+            pipeline_of(model), TextConstraint(automaton, CPU), max_tokens=max_tokens, seed=seed, steps=2
         )
         assert dfa.accepts(result.text), (seed, max_tokens, result.text)
         assert len(result.tokens) <= max_tokens

@@ -107,7 +107,7 @@ STEPS = st.lists(
 @pytest.mark.parametrize("window", WINDOWS)
 @hypothesis.given(steps=STEPS)
 @hypothesis.settings(
-    max_examples=40, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=20, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], deadline=None
 )
 def test_it_holds_what_a_naive_one_holds(window: int | None, steps: list[tuple[str, Any]]) -> None:
     checked, marked = Checked(window), 0

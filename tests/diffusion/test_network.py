@@ -146,7 +146,7 @@ def pairs(
     network: Network,
     chunks: Sequence[int],
     spans: Sequence[range] = (),
-    steps: int = 3,
+    steps: int = 2,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Our logits and theirs, of the steps of a canvas behind each chunk. Each is conditioned by its own."""
     ours, theirs = Conversation(network), Reference(model)

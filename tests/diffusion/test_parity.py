@@ -141,7 +141,7 @@ class Case:
     finish_reasons: set[str]
     eos_token_id: int | list[int] = NEVER
     settings: SamplerSettings = SETTINGS
-    seeds: range = range(3)
+    seeds: range = range(2)
     model: dict[str, Any] = field(default_factory=dict)
 
 
@@ -177,6 +177,7 @@ CASES = {
         finish_reasons={"stop", "length"},
         eos_token_id=23,
         settings=replace(SETTINGS, stability_threshold=0),
+        seeds=range(3),
     ),
     "a vocabulary of odd size, never sure": Case(
         prompt_length=17,
@@ -247,7 +248,7 @@ def test_a_canvas_that_begins_as_a_draft_goes_on_as_theirs(noise: float, steps: 
     """Theirs is given the canvas that ours begins with, and the rest of the schedule."""
     model = tiny_model(sharpness=14.0)
     results = []
-    for seed in range(3):
+    for seed in range(2):
         drafted = DraftedText(prompt_of(9, seed=9), noise, 5)
         settings = replace(SETTINGS, max_denoising_steps=20)
         draft = (drafted, steps)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 CANVAS = 16
 CONTEXT = 128
 PROMPT = prompt_of(20)
-SETTINGS = SamplerSettings(20, 0.1, 0.4, 0.8, 0.005, 1)
+SETTINGS = SamplerSettings(8, 0.1, 0.4, 0.8, 0.005, 1)
+PATIENT = replace(SETTINGS, max_denoising_steps=20)
+"""Of these some canvases converge."""
 
 
 @functools.cache
@@ -51,10 +54,11 @@ def start(
     eos: Sequence[int] = (NEVER,),
     pad: int | None = 0,
     parts: tuple[Part, ...] | None = None,
+    settings: SamplerSettings = SETTINGS,
 ) -> Generator[Reading | Draft | Block, None, None]:
     pipeline = BlockDiffusionPipeline(network or shared_network(), eos_token_ids=eos, pad_token_id=pad)
     return pipeline.generate(
-        Request(Prompt(prompt), SETTINGS, max_tokens, parts or (Text(),)),
+        Request(Prompt(prompt), settings, max_tokens, parts or (Text(),)),
         randomness=GeneratorRandomness(torch.Generator().manual_seed(seed)),
         drafts=drafts,
         candidates=candidates,
@@ -217,7 +221,7 @@ def test_nothing_but_padding_ends_the_reply() -> None:
 
 def test_says_whether_a_canvas_converged_and_in_how_many_steps() -> None:
     with calls_of("denoise") as denoiser_calls:
-        blocks = [block for seed in range(3) for block in blocks_of(seed=seed)]
+        blocks = [block for seed in range(3) for block in blocks_of(seed=seed, settings=PATIENT)]
     assert {block.converged for block in blocks} == {True, False}
     assert all(block.converged or block.denoising_steps == 20 for block in blocks)
     assert {block.denoising_steps for block in blocks if block.converged} - {20}
@@ -241,7 +245,7 @@ def test_the_prompt_matters() -> None:
 
 
 def test_drafts_come_after_every_step_and_the_last_one_is_committed() -> None:
-    records = list(start(drafts=True))
+    records = list(start(drafts=True, settings=PATIENT))
     blocks = [record for record in records if isinstance(record, Block)]
     expected = [
         (block.index, step) for block in blocks for step in [*range(1, block.denoising_steps + 1), "block"]

@@ -98,7 +98,7 @@ class Bench:
     def ms(self, call: Callable[[], object], repeats: int = 10, warmup: int = 2) -> float:
         """Median milliseconds of a call. Without a card it is to run at all, and soon."""
         if not self.on_card:
-            repeats, warmup = 2, 1
+            repeats, warmup = 1, 0
         for _ in range(warmup):
             call()
         self.wait()

@@ -215,7 +215,7 @@ class Step:
 def steps(bench: Bench) -> Result:
     """The project's own loop: milliseconds a step, time to the first block, prefill, memory."""
     found: Result = {"first reply of all, 2 steps, s": round(reply(bench.network, [5] * 16, 2)[0], 3)}
-    for length in (16, 128, 512) if bench.is_tiny else (64, 1024, 8192):
+    for length in (16, 128) if bench.is_tiny else (64, 1024, 8192):
         found[f"{length} tokens"] = figures(bench, bench.network, length, bench.steps)
     return found
 

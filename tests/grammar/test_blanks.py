@@ -120,7 +120,7 @@ def brute_force(blanks: BlankText, text: str) -> dict[str, str] | None:
 
 
 @given(fillings(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_language_is_what_can_be_read_back(drawn: tuple[str, str], data: st.DataObject) -> None:
     text, filled = drawn
     blanks = parse_blanks(text)

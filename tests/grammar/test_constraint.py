@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -128,7 +127,7 @@ def test_it_is_exact(
     monkeypatch.setattr(constraint_module, "BLOCK", block)
     monkeypatch.setattr(lattice_module, "FEW_ARCS", few_arcs)
     compared = 0
-    for rng, automaton, size in random_cases(12):
+    for rng, automaton, size in random_cases(6):
         length = int(rng.integers(1, 5))
         logits = torch.from_numpy(rng.normal(size=(length, size)) * scale).float()
         for state in range(automaton.num_states):
@@ -155,7 +154,7 @@ def test_it_is_exact(
                 )
                 assert torch.isfinite(log_q).all()
                 compared += 1
-    assert compared > 100
+    assert compared > 50
 
 
 def test_what_is_impossible_is_never_drawn_whatever_the_format() -> None:
@@ -317,6 +316,8 @@ def test_output_that_is_no_number_is_refused(value: float) -> None:
 
 
 def test_drawn_tokens_follow_the_constrained_marginals() -> None:
+    from scipy import stats
+
     draws, length = 4000, 4
     for rng, automaton, size in random_cases(3):
         logits = torch.from_numpy(rng.normal(size=(length, size))).float()
@@ -336,7 +337,7 @@ def test_drawn_tokens_follow_the_constrained_marginals() -> None:
                 often = expected >= 5  # what the test asks for; the rest is one bin
                 observed = np.append(counts[possible][often], counts[possible][~often].sum())
                 expected = np.append(expected[often], expected[~often].sum() + 1e-9)
-                assert scipy.stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-4
+                assert stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-4
 
 
 # --- on a card ---------------------------------------------------------------------------------------------

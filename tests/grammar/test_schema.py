@@ -54,7 +54,7 @@ def text_of(value: Any) -> bytes:
 def test_real_world_schemas_are_sound(name: str) -> None:
     dfa = check_walks(SCHEMAS[name], 8)
     assert len(dfa.accepting) <= MAX_STATES
-    if len(dfa.accepting) < 1000:
+    if len(dfa.accepting) < 200:
         check_promises(dfa)
 
 
@@ -167,7 +167,7 @@ def random_case(rng: random.Random, depth: int) -> tuple[dict[str, Any], Maker]:
     )
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(30))
 def test_random_schemas_are_sound_and_accept_their_instances(seed: int) -> None:
     rng = random.Random(seed)
     schema, make = random_case(rng, depth=seed % 3)
@@ -505,7 +505,7 @@ KEYWORDS: list[tuple[str, Any, list[str], list[str]]] = [
     ("schema", "inside", "outside"), [case[1:] for case in KEYWORDS], ids=[c[0] for c in KEYWORDS]
 )
 def test_keywords(schema: Any, inside: list[str], outside: list[str]) -> None:
-    dfa = check_walks(schema, 40)
+    dfa = check_walks(schema, 20)
     assert [text for text in inside if not dfa.accepts(text.encode())] == []
     assert [text for text in outside if dfa.accepts(text.encode())] == []
 
@@ -526,7 +526,7 @@ def test_keywords(schema: Any, inside: list[str], outside: list[str]) -> None:
     ],
 )
 def test_bounds_and_differences_hold_after_parsing(schema: Any) -> None:
-    check_walks(schema, 100, soft_length=20)
+    check_walks(schema, 50, soft_length=20)
 
 
 @functools.cache

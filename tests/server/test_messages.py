@@ -99,7 +99,7 @@ CONVERSATIONS = st.lists(MESSAGES, max_size=6).flatmap(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(CONVERSATIONS)
 def test_what_a_server_reads_is_what_this_process_would(messages: list[Message]) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -358,7 +358,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return [place for key, item in items for place in [(value, key), *places(item)]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_whatever_is_sent_is_asked_or_refused(data: st.DataObject) -> None:
     """A whole request with something else in one or two of its places."""

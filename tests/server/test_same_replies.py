@@ -124,7 +124,7 @@ CONVERSATIONS: dict[str, list[Asked]] = {
     "short canvases that stop at the end": [
         Asked("Count from 1 to 60", {"canvas_length": 64, "stop_at_end": True, "max_tokens": 150})
     ],
-    "a reply that stays empty": [Asked("x" * 1500, SURE)],
+    "a reply that stays empty": [Asked("x" * 1500, {**SURE, "canvas_length": 64})],
     # Without any of them it would be another reply: the network is sure of nothing here.
     "every other option": [
         Asked(

@@ -7,7 +7,7 @@ import unicodedata
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -226,6 +226,7 @@ def test_a_terminal_that_has_not_all_characters() -> None:
     assert texts(seen, encoding="latin-1") == ["<é?\\b", "canvas 1 . step 1 of 48 . 66 % settled"]
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.text(max_size=8), st.sampled_from("trcx"), st.sampled_from("nas")), max_size=40),
     st.integers(1, 20),

@@ -32,7 +32,7 @@ from .test_canvas import snapshot
 if sys.platform == "win32":
     pytest.skip("no pseudo-terminals", allow_module_level=True)
 
-COUNT = ("-m", TINY, "Count from 1 to 150", "-o", "seed", "3")
+COUNT = ("-m", TINY, "Count from 1 to 40", "-o", "seed", "3")
 
 
 class Command:
@@ -175,10 +175,10 @@ def test_a_program_that_asks_for_it(command: Command, monkeypatch: pytest.Monkey
 
     def text(**options: Any) -> str:
         if not is_async:
-            return llm.get_model(TINY).prompt("Count from 1 to 150", seed=3, **options).text()
+            return llm.get_model(TINY).prompt("Count from 1 to 40", seed=3, **options).text()
 
         async def run() -> str:
-            return await llm.get_async_model(TINY).prompt("Count from 1 to 150", seed=3, **options).text()
+            return await llm.get_async_model(TINY).prompt("Count from 1 to 40", seed=3, **options).text()
 
         return asyncio.run(run())
 

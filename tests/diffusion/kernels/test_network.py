@@ -108,7 +108,7 @@ def reply(network: Network) -> tuple[list[Draft], Block]:
 def test_a_reply_of_the_embedded_checkpoint_is_the_same_token_for_token(device: torch.device) -> None:
     """Of a short canvas, as it would take the interpreter long to denoise a whole one."""
     network = load_whole(EMBEDDED_CHECKPOINT, device).network
-    network.config = replace(network.config, canvas_length=8)
+    network.config = replace(network.config, canvas_length=4)
     plain_drafts, plain_block = reply(network)
     give_kernels(network)
     drafts, block = reply(network)
