@@ -17,7 +17,7 @@ from ..errors import DeviceMemoryError
 from ..wording import gib
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ..catalog import Representation
     from .sizes import Sizes
@@ -204,29 +204,37 @@ class _Plan:
     """Of a captured step, if there is to be one."""
 
     def needed(self, number: int, layers: Sequence[int], context: int) -> int:
-        """What some layers take on a device with a context of so many tokens."""
+        """What one layer or several take on a device with a context of so many tokens."""
+        *_, total = self._growing(number, layers, context)
+        return total
+
+    def _growing(self, number: int, layers: Iterable[int], context: int) -> Iterator[int]:
+        """The same with the first of the layers, with the first two, and so on."""
         sizes, kind = self.sizes, self.devices[number].device.partition(":")[0]
         total = sizes.working_bytes(kind, context)
         if number == 0:
             total += sizes.ends_bytes + sizes.sampler_bytes(kind) + self.vision_bytes + self.graph_bytes
-        total += sum(sizes.layer_bytes(layer, context) for layer in layers)
-        num_streamed = sum(layer in self.streamed for layer in layers)
-        experts = len(layers) - num_streamed + (BUFFERS if num_streamed else 0)
-        return total + experts * sizes.experts_bytes
+        has_buffers = False
+        for layer in layers:
+            total += sizes.layer_bytes(layer, context)
+            if layer not in self.streamed:
+                total += sizes.experts_bytes
+            elif not has_buffers:
+                has_buffers = True
+                total += BUFFERS * sizes.experts_bytes
+            yield total
 
     def pack(self, context: int) -> list[int] | None:
         """The number of the device that each layer is on: as many on the first as fit, and so on. None if layers
         are left over, or the first device, where the embedding is, has room for none."""
         homes: list[int] = []
         for number, device in enumerate(self.devices):
-            layers: list[int] = []
-            for layer in range(len(homes), self.sizes.num_layers):
-                if self.needed(number, [*layers, layer], context) > device.total_bytes:
+            for total in self._growing(number, range(len(homes), self.sizes.num_layers), context):
+                if total > device.total_bytes:
                     break
-                layers.append(layer)
-            if number == 0 and not layers:
+                homes.append(number)
+            if not homes:
                 return None
-            homes += [number] * len(layers)
         return homes if len(homes) == self.sizes.num_layers else None
 
     def longest_context(self, least: int) -> int:
