@@ -23,6 +23,7 @@ import llm.cli
 import pytest
 import sqlite_utils
 import torch
+from huggingface_hub.utils import detect_agent
 from llm.migrations import migrate
 from safetensors.torch import load_file, save_file
 
@@ -335,6 +336,8 @@ def in_processes(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch,
 @pytest.fixture
 def in_process(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for this process, where huggingface_hub has read the environment long ago."""
+    # It asks the Hub once a process who may have started it: still offline, not the one that is served here.
+    detect_agent()
     point_to(hub.url, monkeypatch)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

@@ -69,7 +69,7 @@ class Asked:
 
     def settings(self) -> dict[str, Any]:
         # What it says matters to none of these, but where a tool is to be called.
-        options = {"seed": 3, "max_denoising_steps": 2, **self.options}
+        options = {"seed": 3, "max_denoising_steps": 2, "canvas_length": 64, **self.options}
         return {"attachments": list(self.attach()), "options": options, **self.more}
 
 
@@ -82,8 +82,8 @@ SURE = {"max_denoising_steps": None}
 """To call a tool."""
 
 CONVERSATIONS: dict[str, list[Asked]] = {
-    "text": [Asked("What is a canvas?")],
-    "several canvases, and cut": [Asked("Count from 1 to 320", {"max_tokens": 300})],
+    "text": [Asked("What is a canvas?", {"canvas_length": None})],
+    "several canvases, and cut": [Asked("Count from 1 to 320", {"max_tokens": 100})],
     "cut before there is anything": [Asked("What is 7 + 12?", {"max_tokens": 2, "thinking": True})],
     "a conversation with thoughts": [
         Asked("My name is Ada.", more={"system": "Be brief."}),
@@ -121,10 +121,8 @@ CONVERSATIONS: dict[str, list[Asked]] = {
     "blanks as JSON": [Asked("name Ada, age 36", {"fill": "{name} is {age}.", "fill_json": True}), Asked("Why?")],
     "a draft": [Asked("What is a canvas?", {"draft": "A canvas is a block of text.", "noise": 0.2})],
     "a draft held to a form": [Asked("When?", {"draft": "2026-01-01", "regex": r"\d{4}-\d\d-\d\d"})],
-    "short canvases that stop at the end": [
-        Asked("Count from 1 to 60", {"canvas_length": 64, "stop_at_end": True, "max_tokens": 150})
-    ],
-    "a reply that stays empty": [Asked("x" * 1500, {**SURE, "canvas_length": 64})],
+    "short canvases that stop at the end": [Asked("Count from 1 to 60", {"stop_at_end": True, "max_tokens": 150})],
+    "a reply that stays empty": [Asked("x" * 1500, SURE)],
     # Without any of them it would be another reply: the network is sure of nothing here.
     "every other option": [
         Asked(
