@@ -537,7 +537,7 @@ class _Drawing:
         """The row of a set of nodes: wherever one of them leads."""
         targets: dict[Mask, list[int]] = {}
         for node in nodes:
-            for mask, target in self._row(node):
+            for mask, target in self.rows.get(node) or self._row(node):
                 if mask in targets:
                     targets[mask].append(target)
                 else:
