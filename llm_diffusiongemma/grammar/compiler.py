@@ -68,6 +68,7 @@ class Compiler:
         self.settled: dict[tuple[int, ...], tuple[Conjunction, list[Any] | None]] = {}
         # What has been made of automata and counted.
         self.paid: set[Any] = set()
+        self.both: dict[tuple[ByteDFA, ByteDFA], ByteDFA] = {}
         # The first place where each branch of a oneOf is part of the others.
         self.exhausted: Place | None = None
         self.obeyed = READ_BESIDE | set(validator.VALIDATORS)
@@ -201,7 +202,10 @@ class Compiler:
         return dfa
 
     def _in_both(self, first: ByteDFA, second: ByteDFA) -> ByteDFA:
-        both = intersection(first, second)
+        # Strings of the same pattern are the same automaton, in whatever place.
+        if (first, second) not in self.both:
+            self.both[first, second] = intersection(first, second)
+        both = self.both[first, second]
         self.made(both, both.dead)
         return both
 

@@ -15,7 +15,7 @@ import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import reduce
+from functools import lru_cache, reduce
 
 import numpy as np
 
@@ -457,6 +457,8 @@ class _Drawing:
 
     def _embed(self, dfa: ByteDFA, leading: dict[int, int]) -> int:
         """An automaton's start, where some of its states lead on to those outside."""
+        if dfa.dead == 0:
+            return _NOWHERE
         start = self._numbers(dfa.dead)
         self._take(dfa.dead - len(dfa.ends))
         instead = dict.fromkeys(dfa.ends, _NOWHERE)
@@ -574,7 +576,7 @@ def _product(
     `beyond_second`: whether texts count for which only the second one is dead already.
     """
     rows: list[Row] = []
-    one, two = _Sides(first), _Sides(second)
+    one, two = _sides(first), _sides(second)
     width = second.dead + 1
     pairs = [0]
     numbers = {0: 0}
@@ -588,7 +590,7 @@ def _product(
         if meeting is None:
             meeting = meetings[kinds] = _meeting(one.masks[kinds[0]], two.masks[kinds[1]], beyond_second)
         targets, others = one.targets[left], two.targets[right]
-        work += len(targets) * len(others)
+        work += (len(targets) - 1) * len(others)
         if work > MAX_SET_SIZES:
             raise StateLimitError
         row: list[tuple[Mask, int]] = []
@@ -621,6 +623,10 @@ class _Sides:
         self.targets = [[*[target for _, target in row], dfa.dead] for row in rows]
 
 
+# One is often a side of several products, one after the other.
+_sides = lru_cache(maxsize=4)(_Sides)
+
+
 def _meeting(
     masks: tuple[Mask, ...], others: tuple[Mask, ...], beyond_others: bool
 ) -> list[tuple[Mask, int, int]]:
@@ -631,8 +637,7 @@ def _meeting(
     found = []
     for place, mask in enumerate(masks):
         found += [(mask & other, place, beside) for beside, other in enumerate(others) if mask & other]
-        beyond = reduce(lambda rest, other: rest & ~other, others, mask)
-        if beyond_others and beyond:
+        if beyond_others and (beyond := reduce(lambda rest, other: rest & ~other, others, mask)):
             found.append((beyond, place, -1))
     return found
 

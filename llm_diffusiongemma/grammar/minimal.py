@@ -37,7 +37,7 @@ def minimal(rows: Sequence[Row], accepting: Sequence[bool]) -> ByteDFA:
     parts = _equivalent_states(rows, arcs, length)
     merged = arcs.merged(parts)
     order = merged.order(int(parts[0]))
-    numbers = np.zeros(len(order), np.int32)
+    numbers = np.zeros(len(merged.representative), np.int32)  # those that nothing leads to have none
     numbers[order] = np.arange(len(order), dtype=np.int32)
     moves = np.full((len(order) + 1, merged.num_classes), len(order), np.int32)
     merged.fill(moves, order, numbers)

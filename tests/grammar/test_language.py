@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from llm_diffusiongemma.errors import ConstraintError
+from llm_diffusiongemma.grammar import language as languages
 from llm_diffusiongemma.grammar import minimal
 from llm_diffusiongemma.grammar.characters import json_string_character, utf8
+from llm_diffusiongemma.grammar.dfa import ByteDFA
 from llm_diffusiongemma.grammar.language import (
+    ALL_BYTES,
     MAX_STATES,
     NOTHING,
     Language,
@@ -214,6 +217,33 @@ def test_nothing_has_one_dead_state() -> None:
         assert len(dfa.accepting) == 1
         assert not dfa.accepts(b"")
     assert minimal_dfa(Repetition(NOTHING, 0, None)).accepts(b"")
+
+
+def test_a_product_may_take_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each pair that is met: the moves of one, by those of the other and one."""
+    chain, loop = minimal_dfa(Literal(b"a" * 100)), minimal_dfa(Repetition(OneByte(ALL_BYTES), 0, None))
+    monkeypatch.setattr(languages, "MAX_SET_SIZES", 200)
+    assert intersection(chain, loop).dead == 101
+    monkeypatch.setattr(languages, "MAX_SET_SIZES", 199)
+    with pytest.raises(StateLimitError):
+        intersection(chain, loop)
+
+
+def test_what_nothing_leads_to_is_left_out() -> None:
+    """Of states that accept as well, whatever numbers they have."""
+    rng = random.Random(0)
+    for _ in range(300):
+        states = rng.randint(2, 12)
+        moves = np.array([[rng.randrange(states + 1) for _ in "ab"] for _ in range(states)] + [[states] * 2])
+        byte_kind = np.array([min(abs(byte - ord("a")), 2) for byte in range(256)]) % 2
+        accepting = np.array([rng.random() < 0.4 for _ in range(states)] + [False])
+        one = ByteDFA.of(moves.astype(np.int32), byte_kind, accepting)
+        other = minimal.minimised(one)
+        if other.dead:
+            check_promises(other)
+        for length in range(4):
+            for text in itertools.product(b"ab", repeat=length):
+                assert other.accepts(bytes(text)) == one.accepts(bytes(text))
 
 
 def test_a_language_too_large() -> None:

@@ -17,6 +17,7 @@ import jsonschema
 import pytest
 
 from llm_diffusiongemma.errors import ConstraintError
+from llm_diffusiongemma.grammar import compiler
 from llm_diffusiongemma.grammar.dfa import ByteDFA
 from llm_diffusiongemma.grammar.language import MAX_STATES
 from llm_diffusiongemma.grammar.places import LIMITS
@@ -676,6 +677,28 @@ def test_a_maximum_is_lowered_until_the_automaton_fits() -> None:
     assert lowered.given >= 500
     for length, right in ((lowered.given, True), (lowered.given + 1, False)):
         assert compiled.dfa.accepts(text_of({"a": "x", "f": "😀" * length})) == right
+
+
+def test_the_same_text_in_many_places_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it has to be of two languages that are too many ways to be taken one by one."""
+    made = []
+    product = compiler.intersection
+    monkeypatch.setattr(compiler, "intersection", lambda *both: made.append(both) or product(*both))
+
+    def either(pattern: str) -> dict[str, Any]:
+        return {"anyOf": [{"pattern": pattern}, *({"type": "integer", "minimum": each} for each in range(2))]}
+
+    def text() -> dict[str, Any]:
+        return {"type": "string", "allOf": [either("^(a{11})*x$"), either("^[a-x]*$")]}
+
+    counts = set()
+    for places in (1, 6):
+        made.clear()
+        dfa = schema_language({"type": "object", "properties": {f"p{each}": text() for each in range(places)}})
+        assert dfa.accepts(b'{"p0": "aaaaaaaaaaax"}')
+        counts.add(len(made))
+    (count,) = counts
+    assert count > 0
 
 
 def test_what_people_notice_is_kept_whole() -> None:
