@@ -247,6 +247,8 @@ def test_fields_are_right_as_often_as_without_the_constraint() -> None:
     ("arguments", "cause"),
     [
         (("--schema", '{"type": "nonsense"}'), "invalid"),
+        (("--schema", '{"type": "object", "properties":'), "cut or has a slip"),
+        (("--schema-multi", "[1, 2]"), "cut or has a slip"),
         (("--schema", '{"type": "integer", "minimum": 5, "maximum": 4}'), "contradict each other"),
         (("--schema", '{"type": "array", "not": {"uniqueItems": true}}'), "uniqueItems"),
         (("--schema", '{"$ref": "#"}'), "ref"),

@@ -25,7 +25,7 @@ import referencing
 
 from ..errors import ConstraintError
 from ..wording import quoted
-from .habits import check_says_something, read_habits, unwrapped
+from .habits import check_no_json_was_cut, check_says_something, read_habits, unwrapped
 from .pattern import check_pattern, is_found
 from .references import References, parts_of, resolve, steps, subschemas
 
@@ -94,6 +94,7 @@ def read_schema(schema: Any) -> Any:
         draft = _DEFAULT_DRAFT
         if isinstance(schema, dict):
             check_says_something(schema, wrapped=schema is not given)
+            check_no_json_was_cut(schema)
             if "$schema" in schema:
                 draft = _draft(schema["$schema"])
             else:

@@ -78,6 +78,27 @@ def check_says_something(schema: Part, wrapped: bool) -> None:
     )
 
 
+def check_no_json_was_cut(schema: Part) -> None:
+    """Raises `ConstraintError` for JSON with a slip in it, which `llm` takes for fields in its short form.
+
+    Their names are what stands between commas, so the first one begins as JSON does.
+    """
+    fields = schema.get("properties")
+    if isinstance(fields, dict) and fields.keys() == {"items"} and isinstance(fields["items"], dict):
+        # Of `--schema-multi`.
+        inner = fields["items"].get("items")
+        schema = inner if isinstance(inner, dict) else {}
+        fields = schema.get("properties")
+    if not isinstance(fields, dict) or schema != {"type": "object", "properties": fields, "required": [*fields]}:
+        return
+    name = next(iter(fields), "")
+    if name.startswith(("{", "[")):
+        raise ConstraintError(
+            f"The schema looks like JSON that is cut or has a slip in it: it asks for a field named "
+            f"{quoted(repr(name), 60)}. Look at its quotes, commas and brackets, or put it into a file."
+        )
+
+
 def _looks_like_schema(value: Any) -> bool:
     return isinstance(value, dict) and bool(value.keys() & _ASSERTIONS)
 
