@@ -105,10 +105,11 @@ class _Layout:
         """`[states]`: the place of each; the last one is of those without arcs"""
         self.place[self.states] = places
         self.place_of_row = places[state]
-        rows_of = np.full((int(num_rows.max()), len(degree)), nowhere)
-        rows_of[nth_row[in_part], state[in_part]] = np.flatnonzero(in_part)
-        self.rows_of_heavy = rows_of[:, heavy]
-        """`[most rows, states that have several]`: which rows, and the last place where there are no more"""
+        rows = np.flatnonzero(in_part)
+        self.rows_of_heavy = rows[np.argsort(state[rows], kind="stable")]
+        """of the states that have several, one state after the other: some have hundreds, most have two"""
+        self.num_rows_of_heavy = num_rows[heavy]
+        self.first_of_heavy = self.num_rows_of_heavy.cumsum() - self.num_rows_of_heavy
 
         self.columns: list[int] = [n for n in (width > np.arange(WIDEST_ROW)[:, None]).sum(1).tolist() if n]
         """of each column how many rows it goes through"""
@@ -242,8 +243,9 @@ class Stretch:
         layout = self._layout
         if layout.rows_of_heavy.size:
             rows = self._tops[layout.rows_of_heavy]
-            tops = rows.max(0)
-            tops[:, 1] += np.log(np.exp(np.maximum(rows[..., 1] - tops[:, 1], NEGLIGIBLE_SINGLE)).sum(0))
+            tops = np.maximum.reduceat(rows, layout.first_of_heavy)
+            scaled = np.maximum(rows[:, 1] - tops[:, 1].repeat(layout.num_rows_of_heavy), NEGLIGIBLE_SINGLE)
+            tops[:, 1] += np.log(np.add.reduceat(np.exp(scaled), layout.first_of_heavy))
             self._tops[layout.num_rows : -1] = tops
 
     def walk(self, place: int, path: Integers) -> int:
