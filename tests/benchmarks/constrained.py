@@ -45,7 +45,7 @@ LANGUAGES = {
 # Of 8,000, 13,000 and 53,000 states; an automaton may get 65,536.
 ROOMS = (5, 18, 72)
 
-# Where a step takes half a minute.
+# Where a step takes seconds.
 FEW = ("an article", *(f"a house of {rooms} rooms" for rooms in ROOMS[1:]))
 
 
