@@ -33,6 +33,9 @@ COST_OF_LOOKING = 16
 # To look at the few arcs near a known path at a position takes so many times as long as to work on all of few.
 COST_OF_LOOKING_CLOSE = 2
 
+# Where a smaller automaton was no help it isn't asked again for so many steps: the network is still as vague.
+PAUSE = 4
+
 # So many of them a position take as long as a look at what a smaller automaton lets hope.
 MOST_NEAR = 2000
 
@@ -209,6 +212,7 @@ class _ManyArcs:
         if self._coarse.helps:
             self._most_near = min(self._most_near, MOST_NEAR * canvas.positions)
         self._known: Integers | None = None
+        self._steps_to_pause = 0
 
     def weigh(self, best: Floats, totals: Floats) -> Paths:
         near = (
@@ -216,8 +220,12 @@ class _ManyArcs:
             if self._known is None
             else self._near.weigh(best, totals, self._known, self._most_near, len(best))
         )
-        if near is None and self._coarse.helps:
+        if self._steps_to_pause:
+            self._steps_to_pause -= 1
+        elif near is None and self._coarse.helps:
             near = self._coarse.weigh(best, totals)
+            if near is None:
+                self._steps_to_pause = PAUSE
         paths = self._weigh_all(best, totals) if near is None else Paths(*near)
         self._known = paths.best
         return paths

@@ -6,9 +6,9 @@ The latter turns the weights of a state's arcs into the probabilities of going o
 forward, follows probabilities and drops what has next to none: of tens of thousands of arcs a position some
 hundreds remain, unless the network is vague about everything.
 
-So it is the first sweep that costs. It works in fp32, on both weights at once, and on arcs laid out in columns
-(`_Layout`): numpy's `reduceat` takes ten times as long. Where a canvas begins, an automaton that has not been in
-most of its states yet is laid out without them (`in_stretches`).
+So it is mostly the first sweep that costs. It works in fp32, on both weights at once, and on arcs laid out in
+tables (`_Layout`): numpy's `reduceat` takes ten times as long where states have few arcs. Where a canvas begins,
+an automaton that has not been in most of its states yet is laid out without them (`in_stretches`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .automaton import Arcs, Outgoing
+from .automaton import Arcs, Outgoing, Segments
 from .log_weights import LOG_ZERO, NEGLIGIBLE_SINGLE, Floats, Integers, Singles
 
 # A state less probable than this at its position is not followed further. In a canvas of 256 positions through
@@ -35,10 +35,13 @@ WASTE, FREE_WASTE = 1.25, 2048
 SHIFTED_EVERY = 4
 
 # To pick an arc out costs so many times what it costs to work on it among all others.
-COST_OF_PICKING = 2.5
+COST_OF_PICKING = 8
 
-# A state with more arcs is split into several rows.
-WIDEST_ROW = 8
+# A table costs as much as so many arcs, whatever is in it: numpy's calls.
+COST_OF_TABLE = 1500
+
+# Lines of tables have so many arcs, or a table has one line.
+SHORTEST_LINE = 32
 
 
 def in_stretches(first: Integers, last: Integers, positions: int) -> Iterator[range]:
@@ -73,11 +76,12 @@ class CanvasArcs(NamedTuple):
 
 
 class _Layout:
-    """Arcs in columns. Each row has those of a state, or up to `WIDEST_ROW` of them. The widest rows come first,
-    so a column is one piece: the arcs of the first so many rows.
+    """Arcs in tables: those of states with about as many of them stand together, the states side by side, of each
+    its arcs one below the other. What is short of the highest is filled up with arcs to nowhere.
 
-    A state's *place* is where its value is found: that of its row, or one behind all rows if it has several. The
-    last place is of no state, and its value is `LOG_ZERO`.
+    A state's *place* is where its value is found. Those with the most arcs come first, so the states of a table
+    are one piece of the places. Then come those without arcs, and the last place is of no state: its value is
+    `LOG_ZERO`.
     """
 
     def __init__(self, arcs: Arcs, num_states: int) -> None:
@@ -85,60 +89,132 @@ class _Layout:
         degree = np.bincount(arcs.source, minlength=num_states)
         present = degree > 0
         present[arcs.target] = True
-        self.states = np.flatnonzero(present)
+        states = np.flatnonzero(present)
+        self.states: Integers = states[np.argsort(-degree[states], kind="stable")]
+        """by place"""
         degree = degree[self.states]
-        num_rows = np.maximum(-(-degree // WIDEST_ROW), 1)
-        state = np.repeat(np.arange(len(degree)), num_rows)  # of each row, as an index of `states`
-        nth_row = np.arange(len(state)) - np.repeat(num_rows.cumsum() - num_rows, num_rows)
-        width = np.minimum(degree[state] - nth_row * WIDEST_ROW, WIDEST_ROW)
-        order = np.argsort(-width, kind="stable")
-        state, nth_row, width = state[order], nth_row[order], width[order]
-
-        several = num_rows > 1
-        in_part, heavy = several[state], np.flatnonzero(several)
-        self.num_rows, self.num_places = len(state), len(state) + len(heavy) + 1
+        self.num_places = len(self.states) + 1
         nowhere = self.num_places - 1
-        places = np.empty(len(degree), np.int64)
-        places[state[~in_part]] = np.flatnonzero(~in_part)
-        places[heavy] = self.num_rows + np.arange(len(heavy))
         self.place = np.full(num_states, nowhere)
         """`[states]`: the place of each; the last one is of those without arcs"""
-        self.place[self.states] = places
-        self.place_of_row = places[state]
-        rows = np.flatnonzero(in_part)
-        self.rows_of_heavy = rows[np.argsort(state[rows], kind="stable")]
-        """of the states that have several, one state after the other: some have hundreds, most have two"""
-        self.num_rows_of_heavy = num_rows[heavy]
-        self.first_of_heavy = self.num_rows_of_heavy.cumsum() - self.num_rows_of_heavy
+        self.place[self.states] = np.arange(nowhere)
 
-        self.columns: list[int] = [n for n in (width > np.arange(WIDEST_ROW)[:, None]).sum(1).tolist() if n]
-        """of each column how many rows it goes through"""
-        first_arc = (degree.cumsum() - degree)[state] + nth_row * WIDEST_ROW
-        in_columns = np.concatenate([first_arc[:n] + nth for nth, n in enumerate(self.columns)])
-        targets = self.place[arcs.target]
-        self.targets, self.labels = targets[in_columns], arcs.label[in_columns]
-        """of the arcs column by column; a target is a place"""
-
-        # And by place, for sweeps that come to few of them.
+        # Arcs by place, for sweeps that come to few of them.
         sources = self.place[arcs.source]
         by_place = np.argsort(sources, kind="stable")
         self.outgoing = Outgoing(sources[by_place], self.num_places)
-        self.targets_by_place, self.labels_by_place = targets[by_place], arcs.label[by_place]
+        self.targets_by_place, self.labels_by_place = self.place[arcs.target][by_place], arcs.label[by_place]
+
+        self.shapes: list[_Shape] = []
+        which = []
+        for places in _of_a_height(degree):
+            shape = _Shape.of(places, int(degree[places.start]))
+            nth = np.arange(shape.height * shape.folds)[:, None]
+            arcs_of_table = np.where(nth < degree[places], self.outgoing.first[places] + nth, len(arcs))
+            self.shapes.append(shape)
+            which.append(arcs_of_table.ravel())
+        in_tables = np.concatenate(which)
+        self.targets = np.append(self.targets_by_place, nowhere)[in_tables]
+        """of the arcs table by table; a target is a place"""
+        self.labels = np.append(self.labels_by_place, 0)[in_tables]
 
 
-class _Column(NamedTuple):
-    """What belongs to a column of n arcs, or to the rows that it goes through. All are pieces of larger arrays."""
+class _Shape(NamedTuple):
+    """Of a table. One of few states is folded: below its first arcs of all states stand further ones in the same
+    line, for numpy takes as long for a short line as for a longer one."""
 
-    sums: Singles
-    """`[n, 2]`"""
-    scaled: Singles
-    """`[n]`"""
-    shares: Floats
-    """`[n]`"""
-    row_tops: Singles
-    """`[n, 2]`"""
-    row_sums: Singles
-    """`[n]`"""
+    places: slice
+    height: int
+    """lines"""
+    folds: int
+    """how many arcs a state has in a line"""
+
+    @classmethod
+    def of(cls, places: slice, most_arcs: int) -> _Shape:
+        """Of states with up to so many arcs."""
+        folds = min(-(-SHORTEST_LINE // (places.stop - places.start)), most_arcs)
+        return cls(places, -(-most_arcs // folds), folds)
+
+    @property
+    def num_arcs(self) -> int:
+        """with those that fill it up"""
+        states: int = self.places.stop - self.places.start
+        return self.height * self.folds * states
+
+
+def _of_a_height(degree: Integers) -> list[slice]:
+    """The states in pieces, each worth a table of its own: `degree` `[states]`, descending, are their arcs. Those
+    without any are left out."""
+    alike = Segments.of(degree[degree > 0])
+    ends = (alike.starts + alike.sizes).tolist()
+    # The least cost up to each change of degree, and where the last table then begins.
+    costs, begins = np.zeros(len(ends) + 1), []
+    for nth, end in enumerate(ends):
+        with_table = costs[: nth + 1] + COST_OF_TABLE + alike.values[: nth + 1] * (end - alike.starts[: nth + 1])
+        begins.append(int(with_table.argmin()))
+        costs[nth + 1] = with_table[begins[-1]]
+    pieces, nth = [], len(ends)
+    while nth:
+        begin = begins[nth - 1]
+        pieces.append(slice(int(alike.starts[begin]), ends[nth - 1]))
+        nth = begin
+    return pieces[::-1]
+
+
+class _Table:
+    """What the sweeps do with the arcs of a table. They go from one table to the next with all that is to be done
+    there: so much is in the processor's cache."""
+
+    def __init__(self, shape: _Shape, layout: _Layout, arcs: slice, scratch: Singles, tops: Singles) -> None:
+        """`arcs` are where the layout has its arcs. `scratch` `[5, n]`, n at least as many, is what it works in;
+        what it finds is put into `tops` `[places, 2]`, of the best way and of all ways."""
+        self._targets, self._labels, self._places = layout.targets[arcs], layout.labels[arcs], shape.places
+        self._folds, num_arcs = shape.folds, shape.num_arcs
+        sums, weights = scratch[:2].reshape(-1)[: 2 * num_arcs], scratch[2:4].reshape(-1)[: 2 * num_arcs]
+        self._sums, self._weights = sums.reshape(-1, 2), weights.reshape(-1, 2)
+        self._scaled = scratch[4, :num_arcs]
+        # Two numbers as one, which is taken in the time of one.
+        self._pairs, self._weight_pairs = sums.view(np.float64), weights.view(np.float64)
+        self._sums_by_line = self._sums.reshape(shape.height, -1, 2)
+        self._by_line = self._scaled.reshape(shape.height, -1)
+        self._tops = tops[shape.places]
+        self._totals = np.empty(len(self._tops), np.float32)
+        self._line_tops, self._line_totals = self._tops, self._totals
+        if self._folds > 1:
+            line = self._by_line.shape[1]
+            self._line_tops, self._line_totals = np.empty((line, 2), np.float32), np.empty(line, np.float32)
+
+    def go_back(self, values: Floats, weights: Floats) -> None:
+        """Of the states the log-weights of the ways to the end, by those of where the arcs lead and their own."""
+        self._sum_up(values, weights)
+        sums, tops, totals = self._sums_by_line, self._line_tops, self._line_totals
+        np.maximum.reduce(sums, axis=0, out=tops)
+        if self._folds > 1:
+            folded = tops.reshape(self._folds, -1, 2)
+            np.maximum.reduce(folded, axis=0, out=self._tops)
+            folded[:] = self._tops
+        np.subtract(sums, tops, out=sums)
+        np.maximum(self._sums[:, 1], NEGLIGIBLE_SINGLE, out=self._scaled)
+        np.exp(self._scaled, out=self._scaled)
+        np.add.reduce(self._by_line, axis=0, out=totals)
+        if self._folds > 1:
+            np.add.reduce(totals.reshape(self._folds, -1), axis=0, out=self._totals)
+        self._tops[:, 1] += np.log(self._totals, out=self._totals)
+
+    def shares(self, values: Floats, weights: Floats, log_share: Singles, shares: Floats) -> None:
+        """Write the probabilities of going on by the arcs into `shares`. `log_share` `[places]` is what comes to
+        where they begin, less its value."""
+        self._sum_up(values, weights)
+        of_line = np.tile(log_share[self._places], self._folds)
+        np.add(self._sums_by_line[..., 1], of_line, out=self._by_line)
+        np.maximum(self._scaled, NEGLIGIBLE_SINGLE, out=self._scaled)
+        shares[:] = np.exp(self._scaled, out=self._scaled)
+
+    def _sum_up(self, values: Floats, weights: Floats) -> None:
+        # Any index is in range: that is the mode in which numpy copies nothing twice.
+        values.take(self._targets, out=self._pairs, mode="clip")
+        weights.take(self._labels, out=self._weight_pairs, mode="clip")
+        self._sums += self._weights
 
 
 class Stretch:
@@ -157,7 +233,7 @@ class Stretch:
         self._layout = layout = _Layout(arcs, len(may_end))
         self.num_arcs = num_arcs = len(layout.targets)
         num_places = layout.num_places
-        places = layout.place[layout.states]
+        places = np.arange(len(layout.states))
         self.values: Singles = np.full((len(positions) + 1, num_places, 2), LOG_ZERO, np.float32)
         """`[positions + 1, places, 2]`: log-weights of the best way and of all ways from there to the end of the
         canvas. Both are shifted at each position by numbers of its own."""
@@ -170,22 +246,17 @@ class Stretch:
         else:
             self._places_behind[:] = behind._layout.num_places - 1
             self._places_behind[places] = behind._layout.place[layout.states]
-        # What a position is worked out in, and pieces of it: to make them each time costs as much as to use them.
         self._weights: Singles = np.empty((0, 0, 2), np.float32)  # [positions, labels, 2]
-        self._sums, self._arc_weights = np.empty((2, num_arcs, 2), np.float32)
-        self._scaled, self._shares = np.empty(num_arcs, np.float32), np.empty(num_arcs)
+        # What a position is worked out in: to make it each time costs as much as to use it.
         self._tops = np.full((num_places, 2), LOG_ZERO, np.float32)
-        self._row_sums = np.empty(layout.columns[0], np.float32)
-        self._columns = [
-            _Column(
-                self._sums[stop - n : stop],
-                self._scaled[stop - n : stop],
-                self._shares[stop - n : stop],
-                self._tops[:n],
-                self._row_sums[:n],
-            )
-            for n, stop in zip(layout.columns, np.cumsum(layout.columns).tolist(), strict=True)
-        ]
+        self._shares = np.empty(num_arcs)
+        stops = np.cumsum([shape.num_arcs for shape in layout.shapes]).tolist()
+        scratch = np.empty((5, max(shape.num_arcs for shape in layout.shapes)), np.float32)
+        self._tables = []
+        for shape, stop in zip(layout.shapes, stops, strict=True):
+            arcs_of_table = slice(stop - shape.num_arcs, stop)
+            table = _Table(shape, layout, arcs_of_table, scratch, self._tops)
+            self._tables.append((table, self._shares[arcs_of_table]))
 
     def place(self, state: int) -> int:
         """Under which number the sweeps know a state."""
@@ -208,45 +279,18 @@ class Stretch:
         if self._behind is not None:
             self.values[-1] = self._behind.values[0][self._places_behind]
         self._weights = weights[self.positions.start : self.positions.stop]
-        (first, *others), of_rows = self._columns, self._tops[: len(self._row_sums), 1]
         for i in reversed(range(len(self._weights))):
-            self._sum_up(i)
-            first.row_tops[:] = first.sums
-            for column in others:
-                np.maximum(column.row_tops, column.sums, out=column.row_tops)
-            for column in self._columns:
-                np.subtract(column.sums, column.row_tops, out=column.sums)
-            np.maximum(self._sums[:, 1], NEGLIGIBLE_SINGLE, out=self._scaled)
-            np.exp(self._scaled, out=self._scaled)
-            first.row_sums[:] = first.scaled
-            for column in others:
-                np.add(column.row_sums, column.scaled, out=column.row_sums)
-            np.log(self._row_sums, out=self._row_sums)
-            of_rows += self._row_sums
-            self._unite_rows()
+            behind, weights_here = self._pairs_at(i)
+            for table, _ in self._tables:
+                table.go_back(behind, weights_here)
             if i % SHIFTED_EVERY == 0:
                 self.shifts[i] = self._tops[:, 0].max(), self._tops[:, 1].max()
             np.subtract(self._tops, self.shifts[i], out=self.values[i])
         return float(self.shifts[:, 1].sum(dtype=np.float64))
 
-    def _sum_up(self, i: int) -> None:
-        """Of each arc at the i-th position its weights and the values behind it together, into `_sums`."""
-        # Two numbers as one, which is taken in the time of one. Any index is in range: that is the mode in which
-        # numpy copies nothing twice.
-        values, weights = self.values[i + 1].view(np.float64), self._weights[i].view(np.float64)
-        values[:, 0].take(self._layout.targets, out=self._sums.view(np.float64)[:, 0], mode="clip")
-        weights[:, 0].take(self._layout.labels, out=self._arc_weights.view(np.float64)[:, 0], mode="clip")
-        self._sums += self._arc_weights
-
-    def _unite_rows(self) -> None:
-        """From the rows of states that have several to the states."""
-        layout = self._layout
-        if layout.rows_of_heavy.size:
-            rows = self._tops[layout.rows_of_heavy]
-            tops = np.maximum.reduceat(rows, layout.first_of_heavy)
-            scaled = np.maximum(rows[:, 1] - tops[:, 1].repeat(layout.num_rows_of_heavy), NEGLIGIBLE_SINGLE)
-            tops[:, 1] += np.log(np.add.reduceat(np.exp(scaled), layout.first_of_heavy))
-            self._tops[layout.num_rows : -1] = tops
+    def _pairs_at(self, i: int) -> tuple[Floats, Floats]:
+        """The values behind the i-th position, and the weights at it, two fp32 as one fp64."""
+        return self.values[i + 1].view(np.float64)[:, 0], self._weights[i].view(np.float64)[:, 0]
 
     def walk(self, place: int, path: Integers) -> int:
         """Write the labels of the best path from `place` on into `path`, and return where it comes to behind."""
@@ -269,10 +313,11 @@ class Stretch:
             few = outgoing.count[places].sum() * COST_OF_PICKING < self.num_arcs
             share_of = self._some_shares if few else self._all_shares
             share, targets, labels = share_of(i, places, probabilities)
-            # Only rounding, and what has been dropped, keep them from it.
-            share /= share.sum()
             shares[position] = np.bincount(labels, share, shares.shape[1])
-            of_places = np.bincount(targets, share, self._layout.num_places).astype(np.float64, copy=False)
+            # Only rounding, and what has been dropped, keep them from it.
+            total = shares[position].sum()
+            shares[position] /= total
+            of_places = np.bincount(targets, share, self._layout.num_places) / total
             places = np.flatnonzero(of_places > IMPROBABLE)
             probabilities = of_places[places]
         return (places if self._behind is None else self._places_behind[places]), probabilities
@@ -289,17 +334,11 @@ class Stretch:
     def _all_shares(self, i: int, places: Integers, probabilities: Floats) -> tuple[Floats, Integers, Integers]:
         """The same of all arcs."""
         layout = self._layout
-        of_place = np.zeros(layout.num_places)
-        of_place[places] = probabilities
-        of_row = of_place[layout.place_of_row]
-        values = (self.values[i, :, 1] + self.shifts[i, 1])[layout.place_of_row]
-        self._sum_up(i)
-        for column in self._columns:
-            np.subtract(column.sums[:, 1], values[: len(column.sums)], out=column.scaled)
-        np.maximum(self._scaled, NEGLIGIBLE_SINGLE, out=self._scaled)
-        np.exp(self._scaled, out=self._scaled)
-        for column in self._columns:
-            np.multiply(column.scaled, of_row[: len(column.sums)], out=column.shares)
+        log_share = np.full(layout.num_places, LOG_ZERO, np.float32)
+        log_share[places] = np.log(probabilities) - (self.values[i, places, 1] + self.shifts[i, 1])
+        behind, weights = self._pairs_at(i)
+        for table, shares in self._tables:
+            table.shares(behind, weights, log_share, shares)
         return self._shares, layout.targets, layout.labels
 
 

@@ -44,9 +44,18 @@ LANGUAGES = {
 }
 # Of 8,000, 13,000 and 53,000 states; an automaton may get 65,536.
 ROOMS = (5, 18, 72)
+# Of some 8,000, from most of which many others can be reached by a token.
+TAGGED = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string"},
+        "tags": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+    },
+    "required": ["title", "tags"],
+}
 
 # Where a step takes seconds.
-FEW = ("an article", *(f"a house of {rooms} rooms" for rooms in ROOMS[1:]))
+FEW = ("an article", "unique tags", *(f"a house of {rooms} rooms" for rooms in ROOMS[1:]))
 
 
 @dataclass(frozen=True)
@@ -82,9 +91,10 @@ def house(rooms: int) -> dict[str, Any]:
 
 
 def languages() -> dict[str, ByteDFA]:
-    """By name: patterns, and schemas of houses."""
+    """By name: patterns, a schema with a list of unique texts, and schemas of houses."""
     patterns = {name: regex_language(pattern) for name, pattern in LANGUAGES.items()}
-    return {**patterns, **{f"a house of {rooms} rooms": schema_language(house(rooms)) for rooms in ROOMS}}
+    houses = {f"a house of {rooms} rooms": schema_language(house(rooms)) for rooms in ROOMS}
+    return {**patterns, "unique tags": schema_language(TAGGED), **houses}
 
 
 def gemma_like_tokens(sizes: Sizes) -> list[bytes | None]:

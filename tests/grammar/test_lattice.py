@@ -78,9 +78,10 @@ def check_same(paths: Paths, exact: Paths, best: np.ndarray, tolerance: float) -
 @pytest.mark.parametrize("scale", [0.3, 4.0, 40.0])
 @pytest.mark.parametrize("picking", [0.0, 1e9])
 def test_many_arcs_are_what_few_are(scale: float, picking: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From any state, with any budget, in many stretches, with states that have several rows; shares by picking
+    """From any state, with any budget, in many stretches, in tables of which some are folded; shares by picking
     arcs and by working on all."""
-    monkeypatch.setattr(stretches, "WIDEST_ROW", 3)
+    monkeypatch.setattr(stretches, "COST_OF_TABLE", 20)
+    monkeypatch.setattr(stretches, "SHORTEST_LINE", 3)
     monkeypatch.setattr(stretches, "FREE_WASTE", 0)
     monkeypatch.setattr(stretches, "COST_OF_PICKING", picking)
     most_stretches = 0
@@ -176,6 +177,26 @@ def test_copies_of_the_same_are_taken_for_one(monkeypatch: pytest.MonkeyPatch) -
         assert looked is not None
         check_path(automaton, looked[0], 0, 30, lattice.tail)
         check_same(Paths(*looked), few.weigh(best, totals), best, 1e-6)
+
+
+def test_a_smaller_automaton_that_is_no_help_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coarse, "LEAST_GAIN", 0)
+    monkeypatch.setattr(coarse, "MOST_ARCS", 0)
+    rng, automaton = next(automata(1))
+    few, many = all_arcs(Lattice(automaton), monkeypatch, 0, 24, 3)
+    many._most_near = 0
+    asked: list[int] = []
+    weigh = many._coarse.weigh
+
+    def noted(best: np.ndarray, totals: np.ndarray) -> object:
+        asked.append(step)
+        return weigh(best, totals)
+
+    monkeypatch.setattr(many._coarse, "weigh", noted)
+    for step in range(2 * lattice_module.PAUSE):  # noqa: B007
+        best, totals = label_weights(automaton, rng.normal(size=(24, 40)))
+        check_same(many.weigh(best, totals), few._weigh_all(best, totals), best, 1e-5)
+    assert asked == [0, lattice_module.PAUSE + 1]
 
 
 def test_the_best_path_may_be_next_to_impossible(monkeypatch: pytest.MonkeyPatch) -> None:
