@@ -43,6 +43,9 @@ USEFUL = Limits(depth=3, nesting=3, length=1024, count=128, name=63, others=1500
 # Where strings are this short already, the schema itself is what is large.
 SHORT = 128
 
+# What holds so many schemas is rather too large, so the tightest limits, under which that is seen, come first.
+LARGE = 200
+
 # States drawn in all tries together, and places looked at, each for so many, before no more is raised again.
 MAX_STATES_OF_TRIES = 3 << 16
 STATES_OF_VISIT = 50
@@ -157,14 +160,15 @@ def _most_states(limits: Limits) -> int:
 def fit(validator: Any) -> tuple[Compiler, ByteDFA]:
     """The largest part of a schema's language that has an automaton. Raises `StateLimitError` if none has."""
     tries = _Tries(validator)
-    found = tries.fit(LIMITS[0])
+    is_large = sum(1 for _ in objects(validator.schema)) >= LARGE
+    found = None if is_large else tries.fit(LIMITS[0])
     if found is None:
         # What is hopeless under the tightest limits is so under all others. Merging seldom takes half of it away.
         compiler, language = tries.compile(LIMITS[-1])
         tightest = Drawn(language, 2 * MAX_STATES)
         tries.least = tightest.num_states
         if tries.least <= MAX_STATES:
-            found = _first_that_fits(tries)
+            found = (tries.fit(LIMITS[0]) if is_large else None) or _first_that_fits(tries)
         if found is None:
             # What is drawn may be more than what comes of it ...
             _check_estimate(language)

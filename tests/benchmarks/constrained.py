@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import torch
 
 from llm_diffusiongemma.chat.tokenizer import token_bytes
 from llm_diffusiongemma.diffusion.network import Network
@@ -53,6 +57,9 @@ TAGGED = {
     },
     "required": ["title", "tags"],
 }
+
+# Positions of a canvas, and how many of them a network is in doubt about that is sure of the others, nats.
+CANVAS, DOUBTFUL, SURE = 256, 0.07, 40.0
 
 # Where a step takes seconds.
 FEW = ("an article", "unique tags", *(f"a house of {rooms} rooms" for rooms in ROOMS[1:]))
@@ -161,6 +168,50 @@ def _seconds(dfa: ByteDFA, vocabulary: Vocabulary, folder: Path) -> float:
     started = time.perf_counter()
     load_or_build(dfa, vocabulary, folder)
     return time.perf_counter() - started
+
+
+def host_costs(vocabulary: Vocabulary, repeats: int) -> dict[str, tuple[float, float]]:
+    """Of each language, seconds of the host in a step: for a network that is vague about everything, and behind
+    two steps for one that is sure of 93 positions in 100. Medians; the numbers are made up."""
+    generator = torch.Generator().manual_seed(0)
+    vague = torch.randn(CANVAS, vocabulary.size, generator=generator) * 2
+    doubtful = torch.rand(CANVAS, generator=generator) < DOUBTFUL
+    costs = {}
+    for name, dfa in languages().items():
+        with tempfile.TemporaryDirectory() as folder:
+            constraint = TextConstraint(load_or_build(dfa, vocabulary, Path(folder)), vague.device)
+        at_first, later = [], []
+        for _ in range(repeats):
+            constraint.start_canvas(CANVAS, tokens_left=4 * CANVAS)
+            seconds, canvas = _host_seconds(constraint, vague)
+            at_first.append(seconds)
+            sure = vague.scatter_add(1, canvas[:, None], torch.where(doubtful, 0.0, SURE)[:, None])
+            for _ in range(2):
+                seconds, canvas = _host_seconds(constraint, sure)
+            later.append(seconds)
+        costs[name] = statistics.median(at_first), statistics.median(later)
+    return costs
+
+
+def _host_seconds(constraint: TextConstraint, logits: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Of a step how long the device waits for the host, and the step's canvas."""
+    constraint.observe(slice(0, len(logits)), logits)
+    marks = []
+
+    def fetch(fetched: Callable[[], torch.Tensor] = constraint._statistics.fetch) -> torch.Tensor:
+        result = fetched()
+        marks.append(time.perf_counter())
+        return result
+
+    def send(sent: Callable[[], torch.Tensor] = constraint._decision.send) -> torch.Tensor:
+        marks.append(time.perf_counter())
+        return sent()
+
+    with mock.patch.object(constraint._statistics, "fetch", fetch), mock.patch.object(
+        constraint._decision, "send", send
+    ):  # fmt: skip
+        canvas = constraint.decide(logits)
+    return marks[1] - marks[0], canvas
 
 
 def replies(
