@@ -153,7 +153,7 @@ class _Layout:
 
 
 class _Measured:
-    """What the network says of the classes at each position. All fp64 `[C, L]`; nats, of the whole row."""
+    """What the network says of the classes at each position, `[C, L]`; nats, of the whole row."""
 
     def __init__(self, statistics: Singles, layout: _Layout, num_classes: int) -> None:
         """`statistics` fp32 `[2, L, blocks]`: of each block m = max z and sum exp(z - m)."""
@@ -171,13 +171,12 @@ class _Measured:
         row_sum = (sums * exponentials(maximum - row_max)).sum(0)
         self.normaliser: Floats = row_max + np.log(row_sum)
         """`[L]`: log sum exp z over the whole vocabulary"""
-        maximum -= self.normaliser
-        self.best: Floats = np.full((num_classes, len(block_max)), LOG_ZERO)
-        """log-probability of the class's best token"""
+        self.best: Singles = np.full((num_classes, len(block_max)), LOG_ZERO, np.float32)
+        """z of the class's best token"""
         self.best[layout.classes] = maximum
-        self.total: Floats = np.full_like(self.best, LOG_ZERO)
+        self.total: Floats = np.full(self.best.shape, LOG_ZERO)
         """log-probability of the class"""
-        self.total[layout.classes] = maximum + np.log(sums)
+        self.total[layout.classes] = maximum + np.log(sums) - self.normaliser
 
 
 class TextConstraint:
@@ -299,7 +298,7 @@ class TextConstraint:
         tail = np.logaddexp(measured.total[self._automaton.eos_class], measured.total[self._automaton.pad_class])
         tail_weight = np.maximum(tail, -self._tail_weight)
         labels = self._labels
-        bests = labels.in_order(labels.maxima(labels.members_of(measured.best)))
+        bests = labels.in_order(labels.maxima(labels.members_of(measured.best))) - measured.normaliser
         totals = labels.log_sums(measured.total)
         paths = self._canvas.weigh(self._rows(bests, tail_weight), self._rows(totals, tail_weight))
         self._log_total = paths.log_total + float(tail_weight[self._positions :].sum())

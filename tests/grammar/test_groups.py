@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from llm_diffusiongemma.grammar import groups as groups_module
 from llm_diffusiongemma.grammar.groups import TOGETHER, Groups, exponentials
+from llm_diffusiongemma.grammar.log_weights import LOG_ZERO
 
 
 def test_groups_of_any_size_are_what_each_is_by_itself() -> None:
@@ -21,6 +24,27 @@ def test_groups_of_any_size_are_what_each_is_by_itself() -> None:
     )
     groups.subtract(taken, largest)
     np.testing.assert_array_equal(groups.maxima(taken), 0)
+
+
+@pytest.mark.parametrize(("scale", "by_matrix"), [(1.0, True), (100.0, True), (300.0, False)])
+def test_sums_by_a_matrix_are_those_one_by_one(
+    scale: float, by_matrix: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where numbers are too far from each other for it there is none. What can't be stays so."""
+    rng = np.random.default_rng(1)
+    rows = rng.uniform(-3, 0, size=(30, 5)) * scale
+    rows[rng.random((30, 5)) < 0.2] = LOG_ZERO
+    rows[:4], rows[4, 3:] = LOG_ZERO, LOG_ZERO
+    members = [np.arange(4), np.arange(30), *(rng.permutation(30)[:size] for size in rng.integers(1, 12, size=20))]
+    groups = Groups(members)
+    found = groups.log_sums(rows)
+    assert (groups._matrix is not None) == by_matrix
+    monkeypatch.setattr(groups_module, "LARGEST_MATRIX", 0)
+    exact = Groups(members).log_sums(rows)
+    assert (found[0] <= LOG_ZERO).all()
+    is_something = exact > LOG_ZERO / 2
+    np.testing.assert_array_equal(found > LOG_ZERO / 2, is_something)
+    np.testing.assert_allclose(found[is_something], exact[is_something], rtol=1e-6, atol=1e-6)
 
 
 def test_exponentials_do_not_underflow() -> None:
