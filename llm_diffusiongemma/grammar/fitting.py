@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import fields, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
+from ..errors import ConstraintError
 from .compiler import MAX_VISITS, MAX_VISITS_OF_TRY, Compiler
 from .dfa import ByteDFA
 from .dialects import objects
@@ -43,7 +45,7 @@ USEFUL = Limits(depth=3, nesting=3, length=1024, count=128, name=63, others=1500
 # Where strings are this short already, the schema itself is what is large.
 SHORT = 128
 
-# What holds so many schemas is rather too large, so the tightest limits, under which that is seen, come first.
+# What holds so many schemas is rather too large than not, so that is looked at first.
 LARGE = 200
 
 # States drawn in all tries together, and places looked at, each for so many, before no more is raised again.
@@ -76,8 +78,19 @@ class _Tries:
         self.most = _most_that_matters(validator.schema)
         self.compiled: dict[Limits, tuple[Compiler, Language]] = {}
         self.failed: list[tuple[Limits, int]] = []
-        # As many states are drawn under the tightest limits.
+        # As many states are drawn under the tightest limits, if that is known.
         self.least = 0
+
+    @cached_property
+    def tightest(self) -> tuple[Compiler, Language, Drawn]:
+        """What is hopeless under the tightest limits is so under all others. Merging seldom takes half of it away.
+
+        Raises `StateLimitError`.
+        """
+        compiler, language = self.compile(LIMITS[-1])
+        drawn = Drawn(language, 2 * MAX_STATES)
+        self.least = drawn.num_states
+        return compiler, language, drawn
 
     def compile(self, limits: Limits) -> tuple[Compiler, Language]:
         """Raises `StateLimitError`."""
@@ -160,15 +173,14 @@ def _most_states(limits: Limits) -> int:
 def fit(validator: Any) -> tuple[Compiler, ByteDFA]:
     """The largest part of a schema's language that has an automaton. Raises `StateLimitError` if none has."""
     tries = _Tries(validator)
-    is_large = sum(1 for _ in objects(validator.schema)) >= LARGE
-    found = None if is_large else tries.fit(LIMITS[0])
+    if sum(1 for _ in objects(validator.schema)) >= LARGE:
+        with contextlib.suppress(ConstraintError):  # others may have room for what the tightest refuse
+            _ = tries.tightest
+    found = tries.fit(LIMITS[0])
     if found is None:
-        # What is hopeless under the tightest limits is so under all others. Merging seldom takes half of it away.
-        compiler, language = tries.compile(LIMITS[-1])
-        tightest = Drawn(language, 2 * MAX_STATES)
-        tries.least = tightest.num_states
+        compiler, language, tightest = tries.tightest
         if tries.least <= MAX_STATES:
-            found = (tries.fit(LIMITS[0]) if is_large else None) or _first_that_fits(tries)
+            found = _first_that_fits(tries)
         if found is None:
             # What is drawn may be more than what comes of it ...
             _check_estimate(language)

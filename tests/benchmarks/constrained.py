@@ -207,9 +207,10 @@ def _host_seconds(constraint: TextConstraint, logits: torch.Tensor) -> tuple[flo
         marks.append(time.perf_counter())
         return sent()
 
-    with mock.patch.object(constraint._statistics, "fetch", fetch), mock.patch.object(
-        constraint._decision, "send", send
-    ):  # fmt: skip
+    with (
+        mock.patch.object(constraint._statistics, "fetch", fetch),
+        mock.patch.object(constraint._decision, "send", send),
+    ):
         canvas = constraint.decide(logits)
     return marks[1] - marks[0], canvas
 

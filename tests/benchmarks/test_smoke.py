@@ -67,6 +67,7 @@ def test_it_runs(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setattr(data, "SKILLS", {"name": data.SKILLS["name"]})
     monkeypatch.setattr(constrained, "LANGUAGES", {"a date": constrained.LANGUAGES["a date"]})
     monkeypatch.setattr(constrained, "ROOMS", (1,))
+    monkeypatch.setattr(constrained, "TAGGED", {"type": "boolean"})
     monkeypatch.setattr(constrained, "FEW", ("a date",))
     monkeypatch.setattr(drafts, "SKILLS", ("name",))
     monkeypatch.setattr(drafts, "DAMAGED", drafts.DAMAGED[:2])

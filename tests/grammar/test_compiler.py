@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from llm_diffusiongemma.errors import ConstraintError
+from llm_diffusiongemma.grammar import fitting
 from llm_diffusiongemma.grammar.compiler import MADE_STATES_OF_VISIT, MAX_VISITS, Compiler
 from llm_diffusiongemma.grammar.dialects import read_schema
 from llm_diffusiongemma.grammar.fitting import DOCUMENT
@@ -46,6 +48,22 @@ def test_products_count_the_same_whatever_has_been_made_before() -> None:
     first = visits(product)
     assert first == visits(product) > visits(counted)
     assert visits(twice) < 2 * first
+
+
+def test_that_a_large_schema_is_looked_at_first_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that fit as they are, or though the tightest limits refuse them, or if they are lowered."""
+    nine = {"type": "array", "items": {"type": "string"}, "uniqueItems": True, "minItems": 9}
+    with pytest.raises(ConstraintError, match="kept different"):
+        compiler_of(nine).language(DOCUMENT, Place())
+    texts = {f"p{number}": {"type": "string", "maxLength": 600} for number in range(14)}
+    for schema in ({"type": "boolean"}, nine, {"type": "object", "properties": texts}):
+        found = []
+        for large in (0, 1 << 30):
+            monkeypatch.setattr(fitting, "LARGE", large)
+            compiled = compile_schema(schema)
+            found.append((compiled.dfa.moves.tobytes(), compiled.dfa.accepting.tobytes(), compiled.lowered))
+        assert found[0] == found[1]
+    assert found[0][2]
 
 
 def test_the_collector_wakes_when_the_last_one_goes() -> None:
