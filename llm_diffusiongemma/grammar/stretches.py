@@ -165,9 +165,11 @@ class _Table:
     """What the sweeps do with the arcs of a table. They go from one table to the next with all that is to be done
     there: so much is in the processor's cache."""
 
-    def __init__(self, shape: _Shape, layout: _Layout, arcs: slice, scratch: Singles, tops: Singles) -> None:
+    def __init__(
+        self, shape: _Shape, layout: _Layout, arcs: slice, scratch: Singles, tops: Singles, shares: Floats
+    ) -> None:
         """`arcs` are where the layout has its arcs. `scratch` `[5, n]`, n at least as many, is what it works in;
-        what it finds is put into `tops` `[places, 2]`, of the best way and of all ways."""
+        what it finds is put into `tops` `[places, 2]`, of the best way and of all ways, and `shares` `[arcs]`."""
         self._targets, self._labels, self._places = layout.targets[arcs], layout.labels[arcs], shape.places
         self._folds, num_arcs = shape.folds, shape.num_arcs
         sums, weights = scratch[:2].reshape(-1)[: 2 * num_arcs], scratch[2:4].reshape(-1)[: 2 * num_arcs]
@@ -177,7 +179,7 @@ class _Table:
         self._pairs, self._weight_pairs = sums.view(np.float64), weights.view(np.float64)
         self._sums_by_line = self._sums.reshape(shape.height, -1, 2)
         self._by_line = self._scaled.reshape(shape.height, -1)
-        self._tops = tops[shape.places]
+        self._tops, self._shares = tops[shape.places], shares[arcs]
         self._totals = np.empty(len(self._tops), np.float32)
         self._line_tops, self._line_totals = self._tops, self._totals
         if self._folds > 1:
@@ -201,20 +203,27 @@ class _Table:
             np.add.reduce(totals.reshape(self._folds, -1), axis=0, out=self._totals)
         self._tops[:, 1] += np.log(self._totals, out=self._totals)
 
-    def shares(self, values: Floats, weights: Floats, log_share: Singles, shares: Floats) -> None:
-        """Write the probabilities of going on by the arcs into `shares`. `log_share` `[places]` is what comes to
-        where they begin, less its value."""
+    def go_on(self, values: Floats, weights: Floats, log_share: Singles) -> None:
+        """Find the probabilities of going on by the arcs. `log_share` `[places]` is what comes to where they
+        begin, less its value."""
         self._sum_up(values, weights)
         of_line = np.tile(log_share[self._places], self._folds)
         np.add(self._sums_by_line[..., 1], of_line, out=self._by_line)
-        np.maximum(self._scaled, NEGLIGIBLE_SINGLE, out=self._scaled)
-        shares[:] = np.exp(self._scaled, out=self._scaled)
+        self._shares[:] = _probabilities(self._scaled)
 
     def _sum_up(self, values: Floats, weights: Floats) -> None:
         # Any index is in range: that is the mode in which numpy copies nothing twice.
         values.take(self._targets, out=self._pairs, mode="clip")
         weights.take(self._labels, out=self._weight_pairs, mode="clip")
         self._sums += self._weights
+
+
+def _probabilities(logarithms: Singles) -> Singles:
+    """Next to nothing is nothing: what can't be must not come out of it as what hardly is."""
+    probabilities: Singles = np.maximum(logarithms, NEGLIGIBLE_SINGLE)
+    np.exp(probabilities, out=probabilities)
+    probabilities *= logarithms > NEGLIGIBLE_SINGLE
+    return probabilities
 
 
 class Stretch:
@@ -254,9 +263,8 @@ class Stretch:
         scratch = np.empty((5, max(shape.num_arcs for shape in layout.shapes)), np.float32)
         self._tables = []
         for shape, stop in zip(layout.shapes, stops, strict=True):
-            arcs_of_table = slice(stop - shape.num_arcs, stop)
-            table = _Table(shape, layout, arcs_of_table, scratch, self._tops)
-            self._tables.append((table, self._shares[arcs_of_table]))
+            in_layout = slice(stop - shape.num_arcs, stop)
+            self._tables.append(_Table(shape, layout, in_layout, scratch, self._tops, self._shares))
 
     def place(self, state: int) -> int:
         """Under which number the sweeps know a state."""
@@ -281,7 +289,7 @@ class Stretch:
         self._weights = weights[self.positions.start : self.positions.stop]
         for i in reversed(range(len(self._weights))):
             behind, weights_here = self._pairs_at(i)
-            for table, _ in self._tables:
+            for table in self._tables:
                 table.go_back(behind, weights_here)
             if i % SHIFTED_EVERY == 0:
                 self.shifts[i] = self._tops[:, 0].max(), self._tops[:, 1].max()
@@ -329,7 +337,7 @@ class Stretch:
         targets, labels = layout.targets_by_place[arcs], layout.labels_by_place[arcs]
         log_share = self._weights[i, labels, 1] + self.values[i + 1, targets, 1]
         log_share -= (self.values[i, places, 1] + self.shifts[i, 1])[nth]
-        return np.exp(np.maximum(log_share, NEGLIGIBLE_SINGLE)) * probabilities[nth], targets, labels
+        return _probabilities(log_share) * probabilities[nth], targets, labels
 
     def _all_shares(self, i: int, places: Integers, probabilities: Floats) -> tuple[Floats, Integers, Integers]:
         """The same of all arcs."""
@@ -337,8 +345,8 @@ class Stretch:
         log_share = np.full(layout.num_places, LOG_ZERO, np.float32)
         log_share[places] = np.log(probabilities) - (self.values[i, places, 1] + self.shifts[i, 1])
         behind, weights = self._pairs_at(i)
-        for table, shares in self._tables:
-            table.shares(behind, weights, log_share, shares)
+        for table in self._tables:
+            table.go_on(behind, weights, log_share)
         return self._shares, layout.targets, layout.labels
 
 

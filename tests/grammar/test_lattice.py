@@ -96,6 +96,7 @@ def test_many_arcs_are_what_few_are(scale: float, picking: float, monkeypatch: p
                 exact, paths = few.weigh(best, totals), many.weigh(best, totals)
                 check_path(automaton, paths.best, start, behind, lattice.tail)
                 check_same(paths, exact, best, 1e-5 * max(1, scale))
+                assert not paths.shares[exact.shares < 1e-250].any(), "what can't be has a share"
                 most_stretches = max(most_stretches, len(many._stretches))
     assert most_stretches > 2
 
@@ -179,9 +180,16 @@ def test_copies_of_the_same_are_taken_for_one(monkeypatch: pytest.MonkeyPatch) -
         check_same(Paths(*looked), few.weigh(best, totals), best, 1e-6)
 
 
-def test_a_smaller_automaton_that_is_no_help_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("most_arcs", "asked_in"), [(0, [0, lattice_module.PAUSE + 1]), (10**9, list(range(2 * lattice_module.PAUSE)))]
+)
+def test_a_smaller_automaton_that_is_no_help_is_left_alone_for_a_while(
+    most_arcs: int, asked_in: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is helps in every step."""
     monkeypatch.setattr(coarse, "LEAST_GAIN", 0)
-    monkeypatch.setattr(coarse, "MOST_ARCS", 0)
+    monkeypatch.setattr(coarse, "HOPELESS", 0.0)
+    monkeypatch.setattr(coarse, "MOST_ARCS", most_arcs)
     rng, automaton = next(automata(1))
     few, many = all_arcs(Lattice(automaton), monkeypatch, 0, 24, 3)
     many._most_near = 0
@@ -196,7 +204,7 @@ def test_a_smaller_automaton_that_is_no_help_is_left_alone_for_a_while(monkeypat
     for step in range(2 * lattice_module.PAUSE):  # noqa: B007
         best, totals = label_weights(automaton, rng.normal(size=(24, 40)))
         check_same(many.weigh(best, totals), few._weigh_all(best, totals), best, 1e-5)
-    assert asked == [0, lattice_module.PAUSE + 1]
+    assert asked == asked_in
 
 
 def test_the_best_path_may_be_next_to_impossible(monkeypatch: pytest.MonkeyPatch) -> None:
